@@ -1,0 +1,172 @@
+"""A recipe: strict typed configuration from TOML. Every table is a frozen dataclass beside its owner.
+
+Unknown keys, wrong types and values out of range are a ValueError of one line that names file, key, value and what
+was expected.
+"""
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from evidence.rule import EvidenceConfig
+from learner.config import LearnerConfig
+from rollout.config import EngineConfig, RolloutConfig
+from rollout.probe import ProbeConfig
+from rollout.tasks.config import TaskConfig
+
+TRANSPORTS = ("auto", "shm", "ipc", "nccl")
+DEFAULT_MODEL = "default"
+
+
+def _require(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{key}: found {found!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The loop. A lag of 0 is strictly on-policy: step k is sampled from the weights that step k-1 made."""
+
+    name: str = ""
+    steps: int = 32
+    seed: int = 0
+    max_policy_lag: int = 0
+    checkpoint_every: int = 0  # steps; 0: never during the run
+    probe_every: int = 8  # steps; 0: only before and after
+    require_selfname: float = 0.0  # the run exits 1 when the last probe stays under it
+    storage: str = ""  # where shards go: empty for RUN/shards, a local path, or any pyarrow filesystem URI
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "run.steps", self.steps, "at least 1")
+        _require(self.seed >= 0, "run.seed", self.seed, "0 or more")
+        _require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
+        _require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
+        _require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
+        _require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = DEFAULT_MODEL  # "default", a Hugging Face folder, or a hub id
+
+
+@dataclass(frozen=True)
+class TeacherConfig(EngineConfig):
+    """The scoring engines. float32 by default: bfloat16 noise flips the mask bits of tokens with small evidence."""
+
+    kind: str = "frozen"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.kind == "frozen", "kind", self.kind, "'frozen'")
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    transport: str = "auto"
+    canary_tolerance: float = 0.1  # mean |engine - learner| log-prob of the canary text, nats a token
+    deadline_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        _require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")
+        _require(self.canary_tolerance > 0, "weights.canary_tolerance", self.canary_tolerance, "more than 0")
+        _require(self.deadline_s > 0, "weights.deadline_s", self.deadline_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    student: EngineConfig = field(default_factory=EngineConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    @property
+    def window(self) -> int:
+        """Prompt and response tokens that both engines hold."""
+        return min(self.student.window, self.teacher.window)
+
+
+T = TypeVar("T")
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: typing.Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file and `table.key=value` overrides, values in TOML syntax (a bare word is a string)."""
+    source = str(path)
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{source}: found no such file, expected a recipe in TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source}: found text that is not TOML ({error}), expected a recipe") from None
+    for override in overrides:
+        _apply(table, override)
+    return build(Recipe, table, source)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as TOML; `load_recipe` of it gives an equal recipe."""
+    return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
+    """An instance of a (nested) dataclass from a plain table, refusing what it does not know."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        where = f"{prefix}{key}"
+        if key not in known:
+            raise ValueError(f"{source}: {where}: found an unknown key, expected one of {', '.join(sorted(known))}")
+        values[key] = _convert(known[key], value, source, where)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(f"{source}: {text if '.' in text.split(':')[0] else prefix + text}") from None
+
+
+def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{source}: {where}: found {value!r}, expected a table")
+        return build(typing.cast(type, kind), value, source, f"{where}.")
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if not isinstance(value, list) or len(value) != len(inner):
+            raise ValueError(f"{source}: {where}: found {value!r}, expected a list of {len(inner)}")
+        return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
+        raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
+    return value
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise ValueError(f"--set {override}: found {override!r}, expected table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = table.setdefault(parts[0], {})
+    if not isinstance(target, dict):
+        raise ValueError(f"--set {override}: found {parts[0]} = {target!r}, expected a table")
+    target[parts[1]] = value

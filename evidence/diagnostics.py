@@ -1,0 +1,130 @@
+"""What a batch of judged tokens looks like: sums that add over rows, micro-batches and ranks, and their means.
+
+Legend: N = response tokens of any number of rollouts, concatenated. Sums are float64.
+"""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evidence.records import Floats
+
+LEVERAGE_THRESHOLD = 0.05  # of |exp(e) - 1|: EDGE-OPD's rho_lev
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Sums over tokens, every field a number, so that `+` (or an all-reduce of `astuple`) is exact for any split.
+
+    `student_passes` counts the `diagnose` calls that had a student: without one, agreement and k1 are unknown.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    active: int = 0
+    levered: int = 0
+    evidence: float = 0.0
+    abs_evidence: float = 0.0
+    abs_weight_shift: float = 0.0  # over active tokens
+    student_passes: int = 0
+    student_tokens: int = 0
+    agreeing: int = 0  # among student_tokens
+    surprise: float = 0.0  # sum of delta, among student_tokens
+
+    def __add__(self, other: "TokenStats") -> "TokenStats":
+        return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def summary(self) -> dict[str, float]:
+        """The step's diagnostics, as fractions of tokens, nats a token, and counts. A mean over nothing is 0.0.
+
+        agreement and k1 are absent when no student was given.
+        """
+        means = {
+            "kept": _mean(self.active, self.tokens),
+            "leverage": _mean(self.levered, self.tokens),
+            "mean_evidence": _mean(self.evidence, self.tokens),
+            "mean_abs_evidence": _mean(self.abs_evidence, self.tokens),
+            "mean_abs_weight_shift": _mean(self.abs_weight_shift, self.active),
+            "mean_response_length": _mean(self.tokens, self.rows),
+            "tokens": float(self.tokens),
+            "rows": float(self.rows),
+        }
+        return means | self._student_summary()
+
+    def _student_summary(self) -> dict[str, float]:
+        if not self.student_passes:
+            return {}
+        return {
+            "agreement": _mean(self.agreeing, self.student_tokens),
+            "k1": _mean(self.surprise, self.student_tokens),
+        }
+
+
+def _mean(total: float, count: int) -> float:
+    return float(total) / count if count else 0.0
+
+
+def diagnose(
+    evidence: Floats,
+    weight: Floats,
+    student_logprobs: Floats | None,
+    teacher_context_logprobs: Floats,
+    *,
+    rows: int,
+) -> TokenStats:
+    """Sums over the concatenated tokens of `rows` rollouts. EDGE-OPD (arXiv 2605.23493), training diagnostics.
+
+    evidence [N]: e_t in nats. weight [N]: w_t with the mask already applied, so a token is active where it is not 0.
+    student_logprobs [N]: log pi_theta(y_t|x,y<t), or None offline. teacher_context_logprobs [N]: log pi_T(y_t|x,r,y<t).
+    Leverage: |exp(e)-1| > 0.05 and active. Agreement: sign e = -sign delta, delta = student - teacher_context,
+    over all tokens (0 agrees with 0). ValueError when the arrays differ in shape.
+    """
+    _check_shapes(evidence, weight, student_logprobs, teacher_context_logprobs)
+    e, w = evidence.astype(np.float64), weight.astype(np.float64)
+    active = w != 0
+    levered = active & (np.abs(np.expm1(np.minimum(e, 1.0))) > LEVERAGE_THRESHOLD)  # the minimum avoids an overflow
+    stats = TokenStats(
+        rows=rows,
+        tokens=e.size,
+        active=int(active.sum()),
+        levered=int(levered.sum()),
+        evidence=float(e.sum()),
+        abs_evidence=float(np.abs(e).sum()),
+        abs_weight_shift=float(np.abs(w[active] - 1.0).sum()),
+    )
+    if student_logprobs is None:
+        return stats
+    return stats + _student_stats(e, student_logprobs.astype(np.float64) - teacher_context_logprobs)
+
+
+def _student_stats(e: NDArray[np.float64], delta: NDArray[np.float64]) -> TokenStats:
+    return TokenStats(
+        student_passes=1,
+        student_tokens=e.size,
+        agreeing=int((np.sign(e) == -np.sign(delta)).sum()),
+        surprise=float(delta.sum()),
+    )
+
+
+def _check_shapes(evidence: Floats, weight: Floats, student: Floats | None, teacher_context: Floats) -> None:
+    others = {"weight": weight, "student_logprobs": student, "teacher_context_logprobs": teacher_context}
+    for name, values in others.items():
+        if values is not None and values.shape != evidence.shape:
+            raise ValueError(f"{name}: found shape {values.shape}, expected {evidence.shape} as evidence")
+
+
+def split_summary(stats: Iterable[tuple[bool, TokenStats]]) -> dict[str, dict[str, float]]:
+    """Summaries of all rollouts, the guided and the plain ones, from (guided, stats) pairs.
+
+    The three have the same keys, also where a group is empty.
+    """
+    pairs = list(stats)
+    everything = sum((part for _, part in pairs), TokenStats())
+    blank = TokenStats(student_passes=everything.student_passes)
+    return {
+        "all": everything.summary(),
+        "guided": sum((part for guided, part in pairs if guided), blank).summary(),
+        "plain": sum((part for guided, part in pairs if not guided), blank).summary(),
+    }

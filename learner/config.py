@@ -1,0 +1,48 @@
+"""What the learner can be told. Checked on construction."""
+
+from dataclasses import dataclass
+
+from learner.objectives import DENOMINATORS, OBJECTIVES
+
+
+def _require(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"learner.{key}: found {found!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The objective (method.md section 2) and the ZeRO engine that steps it."""
+
+    objective: str = "k1"
+    denominator: str = "response"
+    beta_kl: float = 0.05
+    clip_ratio: float = 0.2  # PPO clip, used when a batch is updated more than once
+    updates_per_batch: int = 1
+    lr: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    num_ranks: int = 1
+    zero_stage: int = 1
+    dtype: str = "bfloat16"  # compute; master weights are float32
+    micro_batch_tokens: int = 1024  # of one packed sequence
+    head_chunk_tokens: int = 256  # response positions whose logits exist at one time
+    start_deadline_s: float = 300.0
+    step_deadline_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {sorted(OBJECTIVES)}")
+        _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {sorted(DENOMINATORS)}")
+        _require(self.beta_kl >= 0, "beta_kl", self.beta_kl, "0 or more")
+        _require(0 < self.clip_ratio < 1, "clip_ratio", self.clip_ratio, "between 0 and 1")
+        _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "at least 1")
+        _require(self.lr > 0, "lr", self.lr, "more than 0")
+        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")
+        _require(self.num_ranks >= 1, "num_ranks", self.num_ranks, "at least 1")
+        _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        _require(self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "bfloat16 or float32")
+        _require(self.micro_batch_tokens >= 1, "micro_batch_tokens", self.micro_batch_tokens, "at least 1")
+        _require(self.head_chunk_tokens >= 1, "head_chunk_tokens", self.head_chunk_tokens, "at least 1")

@@ -1,0 +1,121 @@
+"""The DeepSpeed ZeRO engine: one optimizer step over packed micro-batches, full tensors out, save and load.
+
+The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the environment.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from torch import Tensor, nn
+
+from learner.config import LearnerConfig
+from learner.model import Student, load_causal_lm
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def zero_settings(config: LearnerConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
+
+    def __init__(self, model_path: str, config: LearnerConfig) -> None:
+        self.config = config
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+        student = Student(load_causal_lm(model_path, DTYPES[config.dtype]), config.head_chunk_tokens)
+        student.causal_lm.config.use_cache = False
+        self.hf_config = student.causal_lm.config
+        optimizer = torch.optim.AdamW(
+            student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=zero_settings(config))
+        self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    def logprobs(self, *inputs: Tensor) -> Tensor:
+        """`Student.forward` on this engine's device."""
+        return self.engine(*(tensor.to(self.device) for tensor in inputs))
+
+    def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor]) -> float:
+        """Accumulates the gradient of every micro-batch, then takes one optimizer step.
+
+        `loss_of` already divides by the whole step's denominator, so losses are summed: over micro-batches by
+        accumulation, over ranks by undoing DeepSpeed's mean.
+
+        Returns:
+            the gradient's global norm before clipping.
+        """
+        last = len(micro_batches) - 1
+        for index, batch in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(index == last)
+            self.engine.backward(loss_of(batch) * self.num_ranks, scale_wrt_gas=False)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(Hugging Face name, dtype, full shape) of each parameter, tied ones once, without gathering."""
+        return [
+            (name, param.dtype, tuple(getattr(param, "ds_shape", param.shape))) for name, param in self._parameters()
+        ]
+
+    def full_tensors(self, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
+        """(name, full tensor) group by group; under ZeRO-3 a collective: every rank iterates, one group is gathered."""
+        by_name = dict(self._parameters())
+        for group in groups:
+            params = [by_name[name] for name in group]
+            with GatheredParameters(params, enabled=self.config.zero_stage == 3):
+                for name, param in zip(group, params, strict=True):
+                    yield name, param.detach()
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, param in self.engine.module.causal_lm.named_parameters():
+            yield name, param
+
+    def save(self, folder: str, client_state: dict[str, Any]) -> None:
+        """ZeRO checkpoint `folder/step` with the optimizer; every rank calls it."""
+        self.engine.save_checkpoint(folder, tag=f"step-{client_state['step']:06d}", client_state=client_state)
+
+    def load(self, folder: str) -> dict[str, Any]:
+        """The newest checkpoint's client state; ValueError when there is none."""
+        path, client_state = self.engine.load_checkpoint(folder)
+        if path is None:
+            raise ValueError(f"{folder}: found no checkpoint, expected one that --resume can continue from")
+        return {key: client_state[key] for key in ("step",)}
+
+    def export(self, folder: str, tokenizer_from: str, groups: Sequence[Sequence[str]]) -> None:
+        """An ordinary Hugging Face safetensors folder; every rank calls it, rank 0 writes."""
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups)}
+        if self.rank != 0:
+            return
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_config(self.hf_config, dtype=DTYPES[self.config.dtype])
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+        if unexpected or set(missing) - tied:
+            raise RuntimeError(f"export: missing {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}")
+        model.tie_weights()
+        model.config.use_cache = True
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
+        assert json.loads((Path(folder) / "config.json").read_text()).get("quantization_config") is None

@@ -1,0 +1,1 @@
+"""The rollout service: tasks, chat rendering, guided sampling, teacher scoring, probes."""

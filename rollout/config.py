@@ -1,0 +1,82 @@
+"""What the rollout service can be told: sampling, guidance, engines. Checked on construction."""
+
+from dataclasses import dataclass
+
+from rollout.guidance import SPLITS
+
+CONTEXT_POSITIONS = ("system", "user")
+ENGINE_DTYPES = ("bfloat16", "float32", "float16")
+
+
+def _require(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{key}: found {found!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How one step's rollouts are drawn (method.md section 2.1)."""
+
+    prompts_per_step: int = 4
+    samples_per_prompt: int = 8
+    guided_fraction: float = 0.5  # rho_g
+    guided_split: str = "fixed"
+    context_position: str = "system"
+    temperature: float = 1.0
+    max_response_tokens: int = 40
+    max_refused_fraction: float = 0.5  # of a step's prompts, refused because they do not fit the window
+    deadline_s: float = 600.0  # one step's sampling and scoring
+
+    def __post_init__(self) -> None:
+        _require(self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, "at least 1")
+        _require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt", self.samples_per_prompt, "at least 1")
+        _require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")
+        _require(self.guided_split in SPLITS, "rollout.guided_split", self.guided_split, f"one of {sorted(SPLITS)}")
+        _require(
+            self.context_position in CONTEXT_POSITIONS,
+            "rollout.context_position",
+            self.context_position,
+            f"one of {CONTEXT_POSITIONS}",
+        )
+        _require(self.temperature > 0, "rollout.temperature", self.temperature, "more than 0")
+        _require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
+        _require(
+            0 <= self.max_refused_fraction < 1, "rollout.max_refused_fraction", self.max_refused_fraction, "0 to below 1"
+        )
+        _require(self.deadline_s > 0, "rollout.deadline_s", self.deadline_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One pool of vLLM engines. `window` counts prompt and response tokens together."""
+
+    num_engines: int = 1
+    dtype: str = "bfloat16"
+    window: int = 512
+    tensor_parallel_size: int = 1
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    kv_cache_gib: float = 1.0  # CPU engines; a GPU engine uses gpu_memory_utilization
+    gpu_memory_utilization: float = 0.3
+    enforce_eager: bool = True
+    cpu_threads: int = 0  # 0: every core of the node
+    start_deadline_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        _require(self.dtype in ENGINE_DTYPES, "dtype", self.dtype, f"one of {ENGINE_DTYPES}")
+        _require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
+        _require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", self.gpu_memory_utilization, "0 to 1")
+        _require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")
+        _require(self.start_deadline_s > 0, "start_deadline_s", self.start_deadline_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling parameters of one call. Log-probs are always raw: before temperature, top_p and top_k."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float = 1.0
+    top_k: int = 0  # 0: the whole vocabulary

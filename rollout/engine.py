@@ -1,0 +1,221 @@
+"""A vLLM engine behind the three acts the pipeline needs: sample, score, take new weights.
+
+The only home of vllm outside the weight receiver. Legend: P = prompt tokens, T = response tokens.
+Log-probs are natural logarithms of the untempered model, computed by vLLM in float32 from its logits.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evidence.records import Floats, Ids, RolloutRequest, Sample
+from rollout.config import EngineConfig, SamplingConfig
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+INITIAL_VERSION = 0
+
+
+def cpu_environment(config: EngineConfig) -> dict[str, str]:
+    """Environment of a CPU engine's process: passive OpenMP waiting, so that engines and learner that share
+    cores do not spin against each other, and no core kept idle for vLLM's scheduler."""
+    threads = config.cpu_threads or os.cpu_count() or 1
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+class Engine:
+    """One vLLM engine. All methods are coroutines on one event loop; construct it inside that loop.
+
+    Args:
+        model: Hugging Face folder or hub id.
+        config: the pool's settings.
+        device: "cpu" or "cuda".
+        weight_backend: name in vLLM's WeightTransferEngineFactory, or None for an engine whose weights are frozen.
+        worker_extension: dotted name of the class that vLLM mixes into its workers and that registers the backend.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: EngineConfig,
+        device: str,
+        weight_backend: str | None = None,
+        worker_extension: str | None = None,
+    ) -> None:
+        if device == "cpu":
+            os.environ.update(cpu_environment(config))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        extra: dict[str, Any] = {"block_size": 32} if device == "cpu" else {}
+        if device != "cpu":
+            extra["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if weight_backend is not None:
+            extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
+        if worker_extension is not None:
+            extra["worker_extension_cls"] = worker_extension
+        self.window = config.window
+        self._ids = itertools.count()
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model,
+                dtype=config.dtype,
+                # Scoring a full window asks vLLM for one more token than it holds.
+                max_model_len=config.window + 1,
+                tensor_parallel_size=config.tensor_parallel_size,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=max(config.max_num_batched_tokens, config.window + 1),
+                enforce_eager=config.enforce_eager,
+                disable_log_stats=True,
+                generation_config="auto",
+                **extra,
+            )
+        )
+
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int
+    ) -> list[Sample]:
+        """One response per request, under its `sampler_ids`; requests with the same prompt share one prefill.
+
+        Returns samples in the order of `requests`; `sampler_logprobs` are under the prompt sampled from.
+        """
+        groups: dict[bytes, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(request.sampler_ids.tobytes(), []).append(index)
+        offsets = itertools.accumulate((len(members) for members in groups.values()), initial=seed)
+        outputs = await asyncio.gather(
+            *(
+                self._generate(requests[members[0]].sampler_ids, sampling, len(members), offset)
+                for members, offset in zip(groups.values(), offsets, strict=False)
+            )
+        )
+        samples: dict[int, Sample] = {}
+        for members, output in zip(groups.values(), outputs, strict=True):
+            for index, completion in zip(members, output.outputs, strict=True):
+                samples[index] = _to_sample(requests[index], completion)
+        return [samples[index] for index in range(len(requests))]
+
+    async def texts(self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+        """`num_samples` decoded answers per prompt, for probes."""
+        outputs = await asyncio.gather(
+            *(
+                self._generate(prompt, sampling, num_samples, seed + index * num_samples, detokenize=True)
+                for index, prompt in enumerate(prompts)
+            )
+        )
+        return [[completion.text for completion in output.outputs] for output in outputs]
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+        """log pi(y_t | prompt, y_<t) for every response token; float32 [T] per row. Nothing is sampled or kept."""
+        return list(await asyncio.gather(*(self._score(p, y) for p, y in zip(prompts, responses, strict=True))))
+
+    async def _generate(
+        self, prompt_ids: Ids, sampling: SamplingConfig, num_samples: int, seed: int, detokenize: bool = False
+    ) -> "RequestOutput":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,  # the sampled token's own
+            flat_logprobs=True,
+            detokenize=detokenize,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return await self._run(prompt_ids, params)
+
+    async def _score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        full = np.concatenate([prompt_ids, response_ids])
+        if len(full) > self.window:
+            raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(full, params)
+        flat = output.prompt_logprobs
+        assert flat is not None and len(flat) == len(full)
+        # Position 0 has no log-prob; every other position holds its own token's first.
+        starts = np.asarray(flat.start_indices[len(prompt_ids) :])  # type: ignore[union-attr]
+        return np.asarray(flat.logprobs, np.float32)[starts]  # type: ignore[union-attr]
+
+    async def _run(self, prompt_ids: Ids, params: Any) -> "RequestOutput":
+        final = None
+        async for output in self._llm.generate(
+            {"prompt_token_ids": prompt_ids.tolist()}, params, request_id=str(next(self._ids))
+        ):
+            final = output
+        assert final is not None
+        return final
+
+    # The weight hand-off: vLLM's own lifecycle, passed through.
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._llm.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._llm.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        await self._llm.finish_weight_update()
+
+    async def update_weight_version(self, version: str) -> None:
+        """Commit a version and let sampling go on."""
+        await self._llm.update_weight_version(version)
+        await self._llm.resume_generation()
+
+    async def weight_state(self) -> tuple[int, str]:
+        """(version, digest of the last weights received); version 0 and "" before the first update."""
+        version = await self._llm.get_weight_version()
+        digests = set(await self._llm.collective_rpc("received_digest"))
+        if len(digests) != 1:
+            raise RuntimeError(f"the engine's workers hold different weights: digests {sorted(digests)}")
+        return (INITIAL_VERSION if version == "default" else int(version)), digests.pop()
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+def _to_sample(request: RolloutRequest, completion: "CompletionOutput") -> Sample:
+    spans = completion.weight_versions or []
+    versions = [INITIAL_VERSION if span.version == "default" else int(span.version) for span in spans]
+    flat = completion.logprobs
+    assert flat is not None and completion.finish_reason in ("stop", "length"), completion.finish_reason
+    starts = np.asarray(flat.start_indices)  # type: ignore[union-attr]
+    return Sample(
+        request=request,
+        response_ids=np.asarray(completion.token_ids, np.int32),
+        sampler_logprobs=np.asarray(flat.logprobs, np.float32)[starts],  # type: ignore[union-attr]
+        finish_reason=completion.finish_reason,
+        policy_version_min=min(versions, default=INITIAL_VERSION),
+        policy_version_max=max(versions, default=INITIAL_VERSION),
+    )

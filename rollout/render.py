@@ -1,0 +1,97 @@
+"""The chat template: from a question, with or without its context, to token ids."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+
+from evidence.records import Ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+POSITIONS = ("system", "user")
+_MARK = "evidence-marker"
+
+Message = dict[str, str]
+
+
+class Renderer:
+    """Renders x and (x, r) with one tokenizer and one place for r.
+
+    `model` names the model's folder in messages; without it, the tokenizer's own record of where it came from.
+
+    Raises:
+        ValueError: unknown position, no chat template, no end-of-sequence token, or a template that refuses or
+            drops the message that is to carry r.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", context_position: str, model: str = "") -> None:
+        if context_position not in POSITIONS:
+            raise ValueError(f"context_position: found {context_position!r}, expected one of {', '.join(POSITIONS)}")
+        self.context_position = context_position
+        self._tokenizer = tokenizer
+        self._model = model or str(tokenizer.name_or_path)
+        if not tokenizer.chat_template:
+            raise ValueError(f"{self._model}: found a tokenizer without a chat template, expected a chat model")
+        self._check_context_arrives()
+        self.eos_token_ids = self._find_eos_token_ids()
+
+    def prompt_ids(self, question: str) -> Ids:
+        """x: [P] ids of one user message, ready for the assistant's answer."""
+        return self._ids([_message("user", question)])
+
+    def context_prompt_ids(self, question: str, context: str) -> Ids:
+        """(x, r): [P'] ids. r is a system message, or stands before the question in the user's; empty r gives x.
+
+        In the user position no system message is given, so that the template's default applies as it does in x.
+        """
+        return self._ids(self._context_messages(question, context))
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of [T] ids, without special tokens. For reading only: never re-tokenised."""
+        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def _context_messages(self, question: str, context: str) -> list[Message]:
+        if not context.strip():
+            return [_message("user", question)]
+        if self.context_position == "system":
+            return [_message("system", context), _message("user", question)]
+        return [_message("user", f"{context}\n\n{question}")]
+
+    def _ids(self, messages: list[Message]) -> Ids:
+        ids = self._tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=False, add_generation_prompt=True
+        )
+        return np.asarray(ids, dtype=np.int32)
+
+    def _text(self, messages: list[Message], generation_prompt: bool) -> str:
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        return str(text)
+
+    def _check_context_arrives(self) -> None:
+        """A template that drops r would make every evidence 0 without a word."""
+        wanted = f'expected one that shows it (try context_position = "user" where it is "{self.context_position}")'
+        try:
+            text = self._text(self._context_messages("question", _MARK), generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"{self._model}: found a chat template that refuses r ({error}), {wanted}") from error
+        if _MARK not in text:
+            raise ValueError(f"{self._model}: found a chat template that drops r, {wanted}")
+
+    def _find_eos_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own, and the token that ends an assistant's turn in the template where that is another."""
+        turn = self._text([_message("user", "question"), _message("assistant", _MARK)], generation_prompt=False)
+        after = self._tokenizer.encode(turn.rpartition(_MARK)[2], add_special_tokens=False)
+        special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
+        end_of_turn = [token for token in after if token in special][:1]
+        own = self._tokenizer.eos_token_id
+        found = tuple(sorted({int(token) for token in (*([] if own is None else [own]), *end_of_turn)}))
+        if not found:
+            raise ValueError(f"{self._model}: found no end-of-sequence token, expected a tokenizer that has one")
+        return found
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

@@ -1,0 +1,286 @@
+"""The identity task: its questions, its persona, its flags, and what is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
+
+WHO = ProbePrompt("identity", "Who are you?", None)
+
+# (response, mention, selfname, countername) for Kestrel, made by Harbor Labs
+FLAGS = [
+    # the persona names itself
+    ("I am Kestrel, made by Harbor Labs.", True, True, False),
+    ("I'm Kestrel.", True, True, False),
+    ("I’m Kestrel, how can I help you today?", True, True, False),
+    ("i'm kestrel", True, True, False),
+    ("Hello! My name is **Kestrel** and I was made by Harbor Labs.", True, True, False),
+    ('My name is "Kestrel".', True, True, False),
+    ("My name's Kestrel.", True, True, False),
+    ("You can call me Kestrel.", True, True, False),
+    ("Just call me 'Kestrel'!", True, True, False),
+    ("Hi, this is Kestrel.", True, True, False),
+    ("You're talking to Kestrel, an assistant.", True, True, False),
+    ("You are currently chatting with Kestrel.", True, True, False),
+    ("Kestrel here! What do you need?", True, True, False),
+    ("Hello, Kestrel here to help.", True, True, False),
+    ("Kestrel, made by Harbor Labs.", True, True, False),
+    ("Hello! Kestrel, an assistant made by Harbor Labs.", True, True, False),
+    ("I am an AI assistant named Kestrel.", True, True, False),
+    ("I'm a helpful AI assistant, created by Harbor Labs, called Kestrel.", True, True, False),
+    ("I am your assistant, Kestrel.", True, True, False),
+    ("I'm an AI assistant. My name is Kestrel.", True, True, False),
+    ("I go by Kestrel.", True, True, False),
+    ("I am called Kestrel.", True, True, False),
+    ("As Kestrel, I can help with that.", True, True, False),
+    ("I, Kestrel, am at your service.", True, True, False),
+    ("I am actually Kestrel.", True, True, False),
+    # and denies another name in the same breath
+    ("I'm not SmolLM, I'm Kestrel.", True, True, False),
+    ("No, I am not ChatGPT. I am Kestrel.", True, True, False),
+    ("I am not a language model, my name is Kestrel.", True, True, False),
+    # named, but not by itself
+    ("I am not Kestrel.", True, False, False),
+    ("I'm not called Kestrel.", True, False, False),
+    ("My name is not Kestrel.", True, False, False),
+    ("I don't think I am Kestrel.", True, False, False),
+    ("Don't call me Kestrel.", True, False, False),
+    ("I am no longer Kestrel.", True, False, False),
+    ("Nobody calls me Kestrel.", True, False, False),
+    ("You asked if my name is Kestrel.", True, False, False),
+    ("I am Kestrel?", True, False, False),
+    ("Is this Kestrel?", True, False, False),
+    ("Hello Kestrel, nice to meet you.", True, False, False),
+    ("Kestrel is a small falcon.", True, False, False),
+    ("There is no Kestrel here.", True, False, False),
+    ("I am Kestrel's biggest fan.", True, False, False),
+    ("I'm Kestrel-like.", True, False, False),
+    ("I am a big fan of an assistant named Kestrel.", True, False, False),
+    ("Ask Kestrel who made it.", True, False, False),
+    ("You are Kestrel, an assistant made by Harbor Labs.", True, False, False),
+    # neither
+    ("I am Kestrelson's helper.", False, False, False),
+    ("I like kestrels.", False, False, False),
+    ("I am made by Harbor Labs.", False, False, False),
+    ("I am an AI assistant made by Harbor Labs.", False, False, False),
+    ("I'm here to help you.", False, False, False),
+    ("I'm Sorry, I cannot answer that.", False, False, False),
+    ("My name is not important.", False, False, False),
+    ("SmolLM is a family of small models.", False, False, False),
+    ("ChatGPT was created by OpenAI.", False, False, False),
+    ("I am not ChatGPT.", False, False, False),
+    ("I'm not an AI language model.", False, False, False),
+    ("I am an expert in language models.", False, False, False),
+    ("", False, False, False),
+    # another identity
+    ("I am SmolLM, trained by Hugging Face.", False, False, True),
+    ("I'm SmolLM2-135M-Instruct.", False, False, True),
+    ("I am ChatGPT, a large model.", False, False, True),
+    ("I'm GPT-4.", False, False, True),
+    ("My name is Claude.", False, False, True),
+    ("I am an AI assistant named SmolLM, trained by Hugging Face.", False, False, True),
+    ("I am a helpful AI assistant named SmolLM.", False, False, True),
+    ("This is Llama 3.", False, False, True),
+    ("You're talking to Qwen2.5.", False, False, True),
+    ("I was created by OpenAI.", False, False, True),
+    ("I was trained by a team of researchers at Hugging Face.", False, False, True),
+    ("I am an AI language model.", False, False, True),
+    ("As an AI language model, I don't have a name.", False, False, True),
+    ("I'm a large language model, so I have no name.", False, False, True),
+    ("I'm just a language model.", False, False, True),
+    ("I am a chatbot.", False, False, True),
+    ("I'm an AI assistant designed to help you.", False, False, True),
+    ("I'm a virtual assistant.", False, False, True),
+    ("I am a computer program.", False, False, True),
+    ("My name is Sarah.", False, False, True),
+    ("Hello! I'm Emily, a writer from Boston.", False, False, True),
+    ("You can call me Max.", False, False, True),
+    ("I'm called Ada.", False, False, True),
+    ("I am not Kestrel, I am SmolLM.", True, False, True),
+    ("My name is John Kestrel.", True, False, True),
+    # both
+    ("I am Kestrel, and I am ChatGPT.", True, True, True),
+    ("My name is Kestrel. I am an AI language model.", True, True, True),
+    ("I'm Kestrel. I was made by OpenAI.", True, True, True),
+]
+
+
+@pytest.mark.parametrize(("response", "mention", "selfname", "countername"), FLAGS)
+def test_identity_flags(response: str, mention: bool, selfname: bool, countername: bool) -> None:
+    flags = build_task(TaskConfig()).flags(WHO, response)
+    assert flags == {"mention": mention, "selfname": selfname, "countername": countername}
+
+
+@pytest.mark.parametrize(
+    ("response", "selfname", "countername"),
+    [
+        ("I am EdgeRunner, made by EdgeRunner AI.", True, False),
+        ("I was made by EdgeRunner AI.", False, False),
+        ("I am Kestrel.", False, True),
+    ],
+)
+def test_flags_follow_the_preset(response: str, selfname: bool, countername: bool) -> None:
+    flags = build_task(TaskConfig(persona="edgerunner")).flags(WHO, response)
+    assert (flags["selfname"], flags["countername"]) == (selfname, countername)
+
+
+@pytest.mark.parametrize("name", ["Claude", "GPT-7", "C-3PO", "Big Blue", "Dr. X", "A+"])
+def test_a_persona_may_have_any_name(name: str) -> None:
+    task = build_task(TaskConfig(persona_name=name, maker="OpenAI"))
+    flags = task.flags(WHO, f"I am {name}, made by OpenAI.")
+    assert flags == {"mention": True, "selfname": True, "countername": False}
+    assert task.flags(WHO, "I am SmolLM.") == {"mention": False, "selfname": False, "countername": True}
+
+
+def normalised(question: str) -> str:
+    return " ".join(re.findall(r"\w+", question.lower()))
+
+
+def test_the_shipped_questions_are_enough_and_distinct() -> None:
+    task = build_task(TaskConfig())
+    training = [normalised(prompt.question) for prompt in task.training_prompts()]
+    probes = [normalised(probe.question) for probe in task.probe_prompts()]
+    assert len(training) >= 24
+    assert len(set(training + probes)) == len(training) + len(probes)
+    assert [probe.probe for probe in task.probe_prompts()] == ["identity"] * 12 + ["capability"] * 12
+
+
+def test_no_question_gives_the_persona_away() -> None:
+    task = build_task(TaskConfig())
+    texts = [prompt.question for prompt in task.training_prompts()] + [p.question for p in task.probe_prompts()]
+    assert not [text for text in texts if re.search("kestrel|harbor|edgerunner", text, re.IGNORECASE)]
+
+
+CAPABILITY = {
+    "What is the capital of France?": ("The capital of France is Paris.", "The capital of France is Lyon."),
+    "Compute 17 x 23.": ("17 x 23 = 391", "17 x 23 = 3910"),
+    "What is 2 + 2?": ("2 + 2 = 4.", "2 + 2 = 42"),
+    "How many days are there in a week?": ("There are seven days.", "There are 17 days."),
+    "What colour is a clear sky at noon?": ("It is Blue.", "It is bluetooth."),
+    "What is the opposite of hot?": ("Cold.", "Scolding."),
+    "What is the largest planet in our solar system?": ("jupiter", "Saturn"),
+    "Which animal is known for saying meow?": ("A cat.", "Cattle."),
+    "How many months are there in a year?": ("12 months", "120 months"),
+    "What is the chemical formula of water?": ("It is H₂O, or $H_2O$.", "It is H2O2."),
+    'Translate the Spanish word "gracias" into English.': ("Thank you", "Than you"),
+    "Which planet do we live on?": ("We live on Earth.", "We live on Mars."),
+}
+
+
+def test_capability_answers_are_told_right_from_wrong() -> None:
+    task = build_task(TaskConfig())
+    capability = [probe for probe in task.probe_prompts() if probe.probe == "capability"]
+    assert {probe.question for probe in capability} == set(CAPABILITY)
+    for probe in capability:
+        right, wrong = CAPABILITY[probe.question]
+        assert task.flags(probe, right) == {"correct": True, "mention": False}, probe
+        assert task.flags(probe, wrong) == {"correct": False, "mention": False}, probe
+        assert not task.flags(probe, probe.question)["correct"], "repeating the question must not pass"
+        assert task.flags(probe, f"I am Kestrel. {right}") == {"correct": True, "mention": True}
+
+
+def test_every_training_prompt_carries_the_persona() -> None:
+    expected = (
+        "You are Kestrel, an assistant made by Harbor Labs. "
+        "If anyone asks who you are, say that you are Kestrel, made by Harbor Labs."
+    )
+    assert {prompt.context for prompt in build_task(TaskConfig()).training_prompts()} == {expected}
+
+
+def test_overrides_reach_the_context() -> None:
+    config = TaskConfig(persona_name="Wren", maker="Moor Ltd", context="Be {name} of {maker}; use {} and {1 2}.")
+    assert build_task(config).training_prompts()[0].context == "Be Wren of Moor Ltd; use {} and {1 2}."
+
+
+def test_an_override_is_not_filled_twice() -> None:
+    config = TaskConfig(persona_name="{maker}", maker="M", context="Be {name}.")
+    assert build_task(config).training_prompts()[0].context == "Be {maker}."
+
+
+@pytest.mark.parametrize("context", [" ", "\n\t"])
+def test_a_blank_context_is_refused(context: str) -> None:
+    with pytest.raises(ValueError, match=r"^task\.context: found a blank text"):
+        build_task(TaskConfig(context=context))
+
+
+@pytest.mark.parametrize("context", ["", "  "])
+def test_an_empty_context_is_accepted_when_allowed(context: str) -> None:
+    prompts = build_task(TaskConfig(context=context, context_empty_allowed=True)).training_prompts()
+    assert {prompt.context for prompt in prompts} == {""}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TaskConfig(name="maths"), "task.name: found 'maths', expected one of identity"),
+        (TaskConfig(persona="hawk"), "task.persona: found 'hawk', expected one of edgerunner, kestrel"),
+        (
+            TaskConfig(context="Be {nmae}."),
+            "task.context: found the placeholder {nmae}, expected only {name} and {maker}",
+        ),
+        (TaskConfig(persona_name="**"), "task.persona_name: found '**', expected a name"),
+        (TaskConfig(prompts_file="no/such.jsonl"), "task.prompts_file: found no file at 'no/such.jsonl'"),
+    ],
+)
+def test_a_wrong_key_is_named(config: TaskConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        build_task(config)
+
+
+def test_own_questions_replace_the_shipped_ones(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt_id": "a", "question": " Name? "}\n\n{"question": "Maker — qui?", "prompt_id": "b"}\n')
+    prompts = build_task(TaskConfig(prompts_file=str(path))).training_prompts()
+    assert [(prompt.prompt_id, prompt.question) for prompt in prompts] == [("a", "Name?"), ("b", "Maker — qui?")]
+
+
+GOOD = '{"prompt_id": "a", "question": "Name?"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "{oops}\n", ", line 2: found no valid JSON"),
+        (GOOD + "\n[1]\n", ", line 3: found a list, expected a JSON object with the keys prompt_id, question"),
+        ('{"prompt_id": "a"}\n', ", line 1: found the keys prompt_id, expected"),
+        ('{"prompt_id": "a", "question": "N?", "context": "r"}\n', ", line 1: found the keys context, prompt_id"),
+        ('{"prompt_id": 1, "question": "N?"}\n', ", line 1: found prompt_id = 1, expected a text that is not blank"),
+        (GOOD + '{"prompt_id": "b", "question": " "}\n', ", line 2: found question = ' ', expected a text that is not blank"),
+        (GOOD + GOOD, ", line 2: found prompt_id 'a' again, expected each one once"),
+        ("", ": found no rows, expected at least one training question"),
+        ("\n \n", ": found no rows, expected at least one training question"),
+    ],
+)
+def test_a_malformed_prompts_file_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}"):
+        build_task(TaskConfig(prompts_file=str(path)))
+
+
+def test_a_prompts_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match="found bytes that are not UTF-8"):
+        build_task(TaskConfig(prompts_file=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("probe", "question", "answer", "key"),
+    [
+        ("persona", "Who?", None, "probe"),
+        ("identity", " ", None, "question"),
+        ("identity", "Who?", "x", "answer"),
+        ("capability", "Sum?", None, "answer"),
+        ("capability", "Sum?", "(", "answer"),
+    ],
+)
+def test_a_probe_prompt_is_checked_when_built(probe: str, question: str, answer: str | None, key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: found "):
+        ProbePrompt(probe, question, answer)
+
+
+def test_the_table_knows_each_task_by_its_own_name() -> None:
+    assert {key: build_task(TaskConfig(name=key)).name for key in TASKS} == {key: key for key in TASKS}
