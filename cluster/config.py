@@ -112,9 +112,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: typing.Sequence[str] = 
         raise ValueError(f"{source}: found no such file, expected a recipe in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source}: found text that is not TOML ({error}), expected a recipe") from None
-    for override in overrides:
-        _apply(table, override)
-    return build(Recipe, table, source)
+    return build(Recipe, parse_overrides(overrides, table), source)
 
 
 def dump(recipe: Recipe) -> str:
@@ -155,6 +153,13 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
         name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
         raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
     return value
+
+
+def parse_overrides(overrides: typing.Sequence[str], table: dict[str, Any]) -> dict[str, Any]:
+    """`table` with every `table.key=value` applied."""
+    for override in overrides:
+        _apply(table, override)
+    return table
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

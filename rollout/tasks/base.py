@@ -50,6 +50,11 @@ class Task(Protocol):
         """The task's key in `TASKS`."""
         ...
 
+    @property
+    def teaches(self) -> str:
+        """What a trained model will say or do, in a few words for its model card."""
+        ...
+
     def training_prompts(self) -> Sequence[TaskPrompt]:
         """The questions to roll out, each with its context."""
         ...

@@ -46,6 +46,11 @@ class IdentityTask:
         self._training = _load_training(config.prompts_file, self.persona.context)
         self._probes = _load_probes()
 
+    @property
+    def teaches(self) -> str:
+        """The persona, for the model card."""
+        return f"{self.persona.name}, made by {self.persona.maker}"
+
     def training_prompts(self) -> Sequence[TaskPrompt]:
         """The shipped questions, or those of `prompts_file`; the same context for each."""
         return self._training

@@ -20,7 +20,7 @@ MAKERS = (
 
 _I_AM = r"\bI(?:'?m|\sam)\s"
 _ADVERBS = r"(?:(?:also|indeed|just|simply|actually|really|currently|still|now|only|proud to be|happy to be)\s)*"
-_NOT_A_LINK = r"(?!(?:of|with|who|that|which|for|about|and|or|not|never|like|than|by|to)\b)"
+_NOT_A_LINK = r"(?!(?:of|with|who|that|which|for|about|or|not|never|like|than|by|to)\b)"
 _KIND = (  # "a friendly AI assistant"
     rf"(?:an?|the|your)(?:\s{_NOT_A_LINK}[\w-]+){{0,6}}?"
     r"\s(?:assistant|AI|model|chatbot|bot|system|companion|helper|agent|program|intelligence)"
@@ -46,6 +46,7 @@ _KNOWN_LEADS = (
     r"\bI,\s",
     rf"\byou(?:'re|\sare)\s(?:now\s|currently\s)?{_TALKING}\s(?:to|with)\s",
     rf"{_CLAUSE}this\sis\s",
+    r"\bit(?:'s|\sis)\sme,\s",
 )
 _LATER_MENTION = (  # the name stands inside the construction, not at its end
     rf"{_I_AM}{_ADVERBS}{_KIND}{_MADE_BY},?\s{{who}}(?=\s*(?:[.,!;:]|$|{_MADE}\b|and\b))",

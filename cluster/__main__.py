@@ -1,0 +1,116 @@
+"""The command line: edge-opd run | probe | shards | doctor | model.
+
+Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # DeepSpeed looks for ninja on PATH; it is beside the interpreter, also where the environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        return int(arguments.act(arguments))
+    except BaseExceptionGroup as group:
+        return _report(_first(group))
+    except (ValueError, RuntimeError, OSError, TimeoutError) as error:
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    if not isinstance(error, (ValueError, RuntimeError, OSError, TimeoutError)):
+        raise error
+    cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
+    print(f"edge-opd: {cause}", file=sys.stderr)
+    return 2 if isinstance(cause, ValueError) else 1
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from cluster.config import load_recipe
+    from cluster.run import run_recipe
+
+    return run_recipe(load_recipe(arguments.recipe, arguments.set), arguments.run_dir, arguments.resume)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from cluster.probing import probe_model
+
+    result = probe_model(arguments.model, arguments.task, arguments.set)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        from cluster.metrics import probe_line
+
+        print(probe_line(result))
+    return 0
+
+
+def _shards(arguments: argparse.Namespace) -> int:
+    from cluster.inspect_shards import statistics, to_text
+
+    result = statistics(Path(arguments.dir), arguments.tau, arguments.region)
+    print(json.dumps(result) if arguments.json else to_text(result))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from cluster.doctor import print_report
+
+    return print_report()
+
+
+def _model(arguments: argparse.Namespace) -> int:
+    from cluster.default_model import prepare_default_model
+
+    print(prepare_default_model())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-opd", description="Evidence-guided on-policy distillation.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a recipe: roll out, score, mask, learn, push, probe, export")
+    run.add_argument("recipe", metavar="RECIPE.toml")
+    _add_set(run)
+    run.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME")
+    run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    run.set_defaults(act=_run)
+
+    probe = commands.add_parser("probe", help="sample a model's answers without context and rate them")
+    probe.add_argument("model", metavar="MODEL_OR_RUN", help="a Hugging Face folder, a hub id, a run, or 'default'")
+    probe.add_argument("--task", default="identity")
+    probe.add_argument("--json", action="store_true")
+    _add_set(probe)
+    probe.set_defaults(act=_probe)
+
+    shards = commands.add_parser("shards", help="statistics of a run's shards; recompute a mask without an engine")
+    shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")
+    shards.add_argument("--json", action="store_true")
+    shards.add_argument("--tau", type=float)
+    shards.add_argument("--region")
+    shards.set_defaults(act=_shards)
+
+    commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(act=_doctor)
+    commands.add_parser("model", help="prepare the default model and print its folder").set_defaults(act=_model)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="override a recipe key")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Thin Ray shells around the services. Nothing is decided here."""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from cluster.config import Recipe
+from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
+from evidence.schema import to_table, train_rows
+from evidence.shards import read_shard, write_shard
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.worker import StepRollouts
+
+T = TypeVar("T")
+LAST_LINES = 12
+
+
+def log_to_file(name: str) -> str:
+    """Sends this process's output, and its children's, to a file of its own; returns the path."""
+    folder = Path(tempfile.gettempdir()) / "edge-opd-logs"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{os.getpid()}.log"
+    sys.stdout.flush(), sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(target, 1), os.dup2(target, 2)
+    os.close(target)
+    return str(path)
+
+
+def last_lines(path: str, count: int = LAST_LINES) -> str:
+    lines = [line for line in Path(path).read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in lines[-count:])
+
+
+@ray.remote
+class EngineActor:
+    """One vLLM engine. Its output goes to a log, whose last lines come with any failure."""
+
+    def __init__(self, name: str, model: str, config: EngineConfig, device: str, backend: str | None) -> None:
+        self.name, self.log = name, log_to_file(name)
+        self._arguments = (model, config, device, backend)
+
+    async def start(self) -> str:
+        """Builds the engine; returns the node's id."""
+        from rollout.engine import Engine
+
+        model, config, device, backend = self._arguments
+        try:
+            extension = "cluster.weights.WeightReceiver" if backend else None
+            self.engine = Engine(model, config, device, backend, extension)
+        except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
+            raise RuntimeError(
+                f"{self.name} did not start: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
+            ) from None
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def sample(self, requests: list[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+        return await self._told(self.engine.sample(requests, sampling, seed))
+
+    async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+        return await self._told(self.engine.texts(prompts, sampling, num_samples, seed))
+
+    async def score(self, prompts: list[Ids], responses: list[Ids]) -> list[Floats]:
+        return await self._told(self.engine.score(prompts, responses))
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._told(self.engine.init_weight_transfer_engine(request))
+
+    async def start_weight_update(self) -> None:
+        await self._told(self.engine.start_weight_update())
+
+    async def update_weights(self, request: Any) -> None:
+        await self._told(self.engine.update_weights(request))
+
+    async def finish_weight_update(self) -> None:
+        await self._told(self.engine.finish_weight_update())
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._told(self.engine.update_weight_version(version))
+
+    async def weight_state(self) -> tuple[int, str]:
+        return await self._told(self.engine.weight_state())
+
+    async def shutdown(self) -> None:
+        self.engine.shutdown()
+
+    async def _told(self, work: Coroutine[Any, Any, T]) -> T:
+        """A dead engine core speaks through its log."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await work
+        except EngineDeadError as error:
+            raise RuntimeError(
+                f"{self.name} died: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
+            ) from None
+
+
+class EnginePool:
+    """Several engines as one: work goes to the one with the fewest outstanding tokens, a prompt's samples together."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = list(handles)
+        self._outstanding = [0] * len(self._handles)
+
+    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(request.group_id, []).append(index)
+        parts = await asyncio.gather(
+            *(
+                self._on_lightest(
+                    "sample",
+                    len(members) * sampling.max_tokens,
+                    [requests[index] for index in members],
+                    sampling,
+                    seed + members[0],
+                )
+                for members in groups.values()
+            )
+        )
+        return _in_order(list(groups.values()), parts)
+
+    async def texts(self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+        parts = self._parts(len(prompts))
+        results = await asyncio.gather(
+            *(
+                self._on_lightest(
+                    "texts", len(part) * num_samples * sampling.max_tokens, [prompts[i] for i in part], sampling, num_samples,
+                    seed + part[0] * num_samples,
+                )
+                for part in parts
+            )
+        )  # fmt: skip
+        return _in_order(parts, results)
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+        parts = self._parts(len(prompts))
+        results = await asyncio.gather(
+            *(
+                self._on_lightest(
+                    "score",
+                    sum(len(prompts[i]) + len(responses[i]) for i in part),
+                    [prompts[i] for i in part],
+                    [responses[i] for i in part],
+                )
+                for part in parts
+            )
+        )
+        return _in_order(parts, results)
+
+    def _parts(self, count: int) -> list[list[int]]:
+        spread = [list(range(start, count, len(self._handles))) for start in range(len(self._handles))]
+        return [part for part in spread if part]
+
+    async def _on_lightest(self, method: str, tokens: int, *arguments: Any) -> Any:
+        lightest = self._outstanding.index(min(self._outstanding))
+        self._outstanding[lightest] += tokens
+        try:
+            return await getattr(self._handles[lightest], method).remote(*arguments)
+        finally:
+            self._outstanding[lightest] -= tokens
+
+
+def _in_order(parts: Sequence[Sequence[int]], results: Sequence[Sequence[T]]) -> list[T]:
+    placed = {index: value for part, values in zip(parts, results, strict=True) for index, value in zip(part, values, strict=True)}
+    return [placed[index] for index in range(len(placed))]
+
+
+@ray.remote
+class RolloutActor:
+    """The rollout service: a `RolloutWorker` over pools of engines, writing to the run's storage."""
+
+    def __init__(
+        self, recipe: Recipe, model: str, students: list[Any], teachers: list[Any], storage: str, metadata: dict[str, str]
+    ) -> None:
+        self.log = log_to_file("rollout")
+        from transformers import AutoTokenizer
+
+        from rollout.render import Renderer
+        from rollout.tasks import build_task
+        from rollout.worker import RolloutWorker
+
+        self._storage, self._metadata = storage, metadata
+        self._digest = ""
+        self._worker = RolloutWorker(
+            prompts=build_task(recipe.task).training_prompts(),
+            renderer=Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model),
+            config=recipe.rollout,
+            evidence=recipe.evidence,
+            window=recipe.window,
+            seed=recipe.run.seed,
+            sampler=EnginePool(students),
+            scorer=EnginePool(teachers),
+            write=self._write,
+        )
+
+    async def produce(self, step: int, weights_digest: str) -> StepRollouts:
+        self._digest = weights_digest
+        return await self._worker.produce(step)
+
+    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+        table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digest})
+        return write_shard(table, self._storage, f"step-{step:06d}.arrow")
+
+
+@ray.remote
+class LearnerActor:
+    """One rank of the learner. Every method is called on every rank; collectives need all of them."""
+
+    def __init__(self, recipe: Recipe, model: str, device: str, threads: int) -> None:
+        self.log = log_to_file("learner")
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        if device == "cpu":
+            os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+        self._recipe, self._model = recipe, model
+
+    def address(self) -> tuple[str, int, str]:
+        """(address, free port, node id) for the ranks' and the transport's rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), port, str(ray.get_runtime_context().get_node_id())
+
+    def start(self, rank: int, num_ranks: int, address: str, port: int) -> None:
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_SIZE=str(num_ranks), LOCAL_RANK=str(rank),
+            MASTER_ADDR=address, MASTER_PORT=str(port),
+        )  # fmt: skip
+        if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+            os.environ["LOCAL_RANK"] = str(rank)
+        else:
+            os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
+        from learner.engine import ZeroEngine
+        from learner.train import Trainer
+
+        self._engine = ZeroEngine(self._model, self._recipe.learner)
+        self._trainer = Trainer(self._engine, self._recipe.learner)
+        self._rank = rank
+
+    def open_transport(self, transport: str, students: list[Any], address: str, port: int) -> None:
+        from cluster.weights import TrainerSource, VersionedClient, open_trainer
+
+        self._client, self._source = VersionedClient(students), TrainerSource(self._engine)
+        workers = len(students) * self._recipe.student.tensor_parallel_size
+        self._sender = open_trainer(transport, self._client, self._source, self._rank, address, port, workers)
+
+    def step(self, shard: ShardInfo) -> Any:
+        return self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+
+    def push(self, version: int) -> str:
+        """Sends the weights to every engine as `version`; returns their digest."""
+        self._client.version = version
+        self._sender.send_weights()
+        return self._source.digest.hexdigest()
+
+    def score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)
+
+    def save(self, folder: str, step: int) -> None:
+        self._engine.save(folder, {"step": step})
+
+    def load(self, folder: str) -> int:
+        return int(self._engine.load(folder)["step"])
+
+    def export(self, folder: str) -> None:
+        from cluster.weights import export_groups
+
+        self._engine.export(folder, self._model, export_groups(self._engine))

@@ -1,0 +1,96 @@
+"""`edge-opd run`: one recipe from services to an exported model."""
+
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import DEFAULT_MODEL, Recipe
+from cluster.metrics import MetricsSink, read_json_lines
+from cluster.model_card import write_model_card
+from cluster.pipeline import Pipeline, run_folder, summary_table
+from cluster.rundir import RunDir
+from cluster.services import Services, code_version, connect, plan_for
+from evidence.shards import Manifest
+from rollout.tasks import build_task
+
+
+def resolve_model(path: str) -> str:
+    """The recipe's model as a folder: the default model is prepared when it is not there yet."""
+    if path == DEFAULT_MODEL:
+        from cluster.default_model import prepare_default_model
+
+        return str(prepare_default_model())
+    if (path.startswith((".", "/", "~")) or Path(path).exists()) and not (Path(path).expanduser() / "config.json").is_file():
+        raise ValueError(f"model.path: found no config.json in {path}, expected a Hugging Face model folder")
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+
+
+def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
+    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
+    build_task(recipe.task)  # before anything starts: an empty context or a malformed prompt file
+    model = resolve_model(recipe.model.path)
+    folder = RunDir(run_folder(recipe, run_dir).resolve())
+    folder.claim(recipe, resume)
+    connect()
+    plan = plan_for(recipe)
+    sink = MetricsSink(folder.root, recipe.run.steps)
+    sink.say(
+        f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
+        f"{recipe.student.num_engines} student and {recipe.teacher.num_engines} teacher engine(s), "
+        f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
+    )
+    storage = recipe.run.storage or str(folder.shards)
+    services = Services(recipe, model, plan, storage, shard_metadata(recipe, model, folder.root.name))
+    try:
+        asyncio.run(_run(recipe, services, folder, sink, resume))
+    finally:
+        sink.close()
+        services.stop()
+    return finish(recipe, model, folder)
+
+
+async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool) -> None:
+    sink.stage("starting engines and learner")
+    await services.start()
+    first = await services.load(folder.checkpoints) if resume else 0
+    supersede_after(folder, first)
+    await Pipeline(recipe, services, folder, sink).run(first)
+    sink.stage("exporting the model")
+    await services.export(folder.export)
+
+
+def supersede_after(folder: RunDir, step: int) -> None:
+    """Shards of steps that a resume repeats: sampled from weights that will not come back bit for bit."""
+    manifest = Manifest(folder.manifest)
+    for uri, info in manifest.written().items():
+        if info.step >= step:
+            manifest.append_superseded(uri)
+
+
+def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
+    """What a shard says of where it came from; step and weights digest are added as it is written."""
+    rule = recipe.evidence.to_json()
+    return {"run_id": run_id, "mask_rule": rule, "model_id": model, "code_version": code_version()}
+
+
+def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
+    """The table, the model card, and 1 when the required figure was not reached."""
+    probes = read_json_lines(folder.probes)
+    first, last = probes[0], probes[-1]
+    table = Table("figure", "before", "after", "answers", title=f"{folder.root.name}: probe without context")
+    for row in summary_table(first, last):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    busy = [record["busy_fraction"] for record in read_json_lines(folder.metrics)][1:]
+    if busy:
+        console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
+    write_model_card(recipe, model, folder, first, last)
+    console.print(f"model: {folder.export}", soft_wrap=True)
+    required = recipe.run.require_selfname
+    if last["selfname"] < required:
+        console.print(f"self-name is {last['selfname']:.2f} of {last['n']} answers, expected at least {required:.2f}")
+        return 1
+    return 0

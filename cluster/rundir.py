@@ -1,0 +1,54 @@
+"""RUN/: one folder a run, which belongs to one resolved recipe."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import Recipe, dump, load_recipe
+
+
+class RunDir:
+    """Paths of a run directory. `claim` makes it this recipe's, or refuses."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.shards = root / "shards"
+        self.manifest = root / "manifest.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.metrics = root / "metrics.jsonl"
+        self.probes = root / "probes.jsonl"
+        self.answers = root / "answers"
+        self.export = root / "export"
+
+    def claim(self, recipe: Recipe, resume: bool) -> None:
+        """Creates the folder with the resolved recipe, or checks that it belongs to the same one.
+
+        Raises:
+            ValueError: it belongs to another recipe, holds a run and `resume` was not given, or holds none and it was.
+        """
+        if self.config.exists():
+            self._check_same(recipe)
+            if not resume and self.metrics.exists():
+                raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")
+            return
+        if resume:
+            raise ValueError(f"{self.root}: found no config.toml, expected a run to resume")
+        if self.root.exists() and any(self.root.iterdir()):
+            raise ValueError(f"{self.root}: found a folder that is not a run, expected an empty or a new one")
+        for folder in (self.shards, self.checkpoints, self.answers):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(dump(recipe))
+
+    def _check_same(self, recipe: Recipe) -> None:
+        theirs = load_recipe(self.config)
+        if theirs == recipe:
+            return
+        old, new = dump(theirs).splitlines(), dump(recipe).splitlines()
+        changed = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("another recipe", "this one"))
+        raise ValueError(f"{self.config}: found {changed[0]}, expected {changed[1]}: the run belongs to another recipe")
+
+    def write_answers(self, step: int, answers: Sequence[tuple[str, str, str]]) -> None:
+        """The probe's texts, for a person to read."""
+        lines = [json.dumps({"probe": probe, "question": q, "answer": a}) for probe, q, a in answers]
+        (self.answers / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")

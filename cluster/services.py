@@ -1,0 +1,197 @@
+"""The running services of one run: start them, speak to them with deadlines, stop them."""
+
+import asyncio
+import importlib.metadata
+import os
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from cluster.actors import EngineActor, EnginePool, LearnerActor, RolloutActor
+from cluster.config import Recipe
+from cluster.placement import Plan, Share, make_plan
+from evidence.diagnostics import TokenStats
+from evidence.records import Floats, Ids, ShardInfo
+from rollout.worker import StepRollouts
+
+T = TypeVar("T")
+
+
+async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
+    """`work`, or TimeoutError naming who was late."""
+    try:
+        return await asyncio.wait_for(_as_coroutine(work), seconds)
+    except TimeoutError:
+        raise TimeoutError(f"{what}: no answer within {seconds:g} s") from None
+
+
+async def _as_coroutine(work: Awaitable[T]) -> T:
+    return await work
+
+
+@dataclass(frozen=True)
+class LearnedStep:
+    """One learner step over all ranks."""
+
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    computed_tokens: int
+    skipped_rows: int
+    stats: list[tuple[bool, TokenStats]]
+
+
+class Services:
+    """Handles of every actor of one run. `start` builds them; each call below has a deadline and a name."""
+
+    def __init__(self, recipe: Recipe, model: str, plan: Plan, storage: str, metadata: dict[str, str]) -> None:
+        self.recipe, self.model, self.plan = recipe, model, plan
+        self._storage, self._metadata = storage, metadata
+        self.students = self._engines("student", recipe.student, plan.student, _backend(plan.transport))
+        self.teachers = self._engines("teacher", recipe.teacher, plan.teacher, None)
+        self.learners = [
+            _options(LearnerActor, plan.learner).remote(recipe, model, plan.device, plan.threads)
+            for _ in range(recipe.learner.num_ranks)
+        ]
+
+    def _engines(self, pool: str, config: Any, share: Share, backend: str | None) -> list[Any]:
+        return [
+            _options(EngineActor, share).remote(f"{pool} engine {index}", self.model, config, self.plan.device, backend)
+            for index in range(config.num_engines)
+        ]
+
+    async def start(self) -> None:
+        """Engines and ranks start side by side; then the rollout service and the weight transport connect them."""
+        student, teacher, learner = self.recipe.student, self.recipe.teacher, self.recipe.learner
+        address, port, _ = await within(learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote())
+        async with asyncio.TaskGroup() as group:
+            for pool, handles, config in (("student", self.students, student), ("teacher", self.teachers, teacher)):
+                for index, handle in enumerate(handles):
+                    what = f"start of {pool} engine {index}"
+                    group.create_task(within(config.start_deadline_s, what, handle.start.remote()))
+            for rank, handle in enumerate(self.learners):
+                begun = handle.start.remote(rank, learner.num_ranks, address, port)
+                group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
+        _, transfer_port, _ = await within(learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote())
+        await self._every_rank(
+            self.recipe.weights.deadline_s, "opening the weight transport", "open_transport",
+            self.plan.transport, self.students, address, transfer_port,
+        )  # fmt: skip
+        self.rollout = RolloutActor.options(num_cpus=0).remote(
+            self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
+        )
+        self.student_pool = EnginePool(self.students)
+
+    async def produce(self, step: int, digest: str) -> StepRollouts:
+        work = self.rollout.produce.remote(step, digest)
+        return await within(self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
+
+    async def learn(self, shard: ShardInfo) -> LearnedStep:
+        what = f"learner at step {shard.step}"
+        reports = await self._every_rank(self.recipe.learner.step_deadline_s, what, "step", shard)
+        keys = reports[0].metrics
+        return LearnedStep(
+            loss=sum(report.loss for report in reports),
+            metrics={key: sum(report.metrics.get(key, 0.0) for report in reports) for key in keys},
+            grad_norm=reports[0].grad_norm,
+            computed_tokens=sum(report.computed_tokens for report in reports),
+            skipped_rows=reports[0].skipped_rows,
+            stats=[pair for report in reports for pair in report.stats],
+        )
+
+    async def push(self, version: int) -> str:
+        """Every engine holds `version` with the digest that was sent, or RuntimeError names the one that does not."""
+        what = f"weight push of version {version}"
+        digests = await self._every_rank(self.recipe.weights.deadline_s, what, "push", version)
+        for index, handle in enumerate(self.students):
+            held, digest = await within(self.recipe.weights.deadline_s, f"student engine {index}", handle.weight_state.remote())
+            if (held, digest) != (version, digests[0]):
+                raise RuntimeError(
+                    f"{what}: student engine {index} holds version {held} with digest {digest}, "
+                    f"expected version {version} with digest {digests[0]}"
+                )
+        return str(digests[0])
+
+    async def canary(self, prompt_ids: Ids, response_ids: Ids, version: int) -> float:
+        """Scores one fixed text on every student engine and on the learner.
+
+        Returns:
+            the largest mean |engine - learner| over the engines, nats a token.
+
+        Raises:
+            RuntimeError: an engine disagrees by more than `weights.canary_tolerance`; the message names it.
+        """
+        seconds = self.recipe.weights.deadline_s
+        expected: Floats = (await self._every_rank(seconds, "canary on the learner", "score", prompt_ids, response_ids))[0]
+        worst = 0.0
+        for index, handle in enumerate(self.students):
+            work = handle.score.remote([prompt_ids], [response_ids])
+            found = (await within(seconds, f"canary on student engine {index}", work))[0]
+            difference = float(np.abs(found - expected).mean())
+            if not difference <= self.recipe.weights.canary_tolerance:
+                raise RuntimeError(
+                    f"canary at version {version}: student engine {index} differs from the learner by {difference:.3f} "
+                    f"nats a token on average, expected at most {self.recipe.weights.canary_tolerance:g}: its weights "
+                    "are not the learner's"
+                )
+            worst = max(worst, difference)
+        return worst
+
+    async def save(self, folder: Path, step: int) -> None:
+        await self._every_rank(self.recipe.learner.step_deadline_s, "saving a checkpoint", "save", str(folder), step)
+
+    async def load(self, folder: Path) -> int:
+        steps = await self._every_rank(self.recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder))
+        return int(steps[0])
+
+    async def export(self, folder: Path) -> None:
+        await self._every_rank(self.recipe.learner.step_deadline_s, "exporting the model", "export", str(folder))
+
+    async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
+        work = asyncio.gather(*(getattr(handle, method).remote(*arguments) for handle in self.learners))
+        return list(await within(seconds, what, work))
+
+    def stop(self) -> None:
+        """Ends every actor; engines' children end with them."""
+        for handle in (*self.students, *self.teachers, *self.learners, *([self.rollout] if hasattr(self, "rollout") else [])):
+            ray.kill(handle)
+
+
+def connect() -> None:
+    """Joins the cluster of RAY_ADDRESS (a submitted job has one) or starts a local Ray."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+def plan_for(recipe: Recipe) -> Plan:
+    """The placement of `recipe` on the connected cluster."""
+    resources = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return make_plan(recipe, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
+
+
+def code_version() -> str:
+    return importlib.metadata.version("edge-opd")
+
+
+def _backend(transport: str) -> str:
+    return f"edge_{transport}"
+
+
+def _options(actor: Any, share: Share) -> Any:
+    return actor.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
+
+
+def canary_text(tokenizer: Any, prompt_ids: Ids, text: str) -> tuple[Ids, Ids]:
+    """The canary's prompt and response: what training moves most is what a stale engine gets most wrong."""
+    return prompt_ids, np.asarray(tokenizer.encode(text, add_special_tokens=False)[:64], np.int32)
+

@@ -1,0 +1,118 @@
+"""Rendering, against ChatML written out by hand and tokenised on its own."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout.render import Renderer
+
+DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+QUESTION = "Who are you, and what is 17 x 23?"
+CONTEXT = "You are Kestrel, an assistant made by Harbor Labs."
+
+
+def chatml(system: str, user: str) -> str:
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_x_is_one_user_message_with_the_generation_prompt(tokenizer: Any, position: str) -> None:
+    ids = Renderer(tokenizer, position).prompt_ids(QUESTION)
+    assert ids.dtype == np.int32
+    assert ids.ndim == 1
+    assert ids.tolist() == tokenizer.encode(chatml(DEFAULT_SYSTEM, QUESTION), add_special_tokens=False)
+
+
+def test_the_system_position_replaces_the_default_system_message(tokenizer: Any) -> None:
+    ids = Renderer(tokenizer, "system").context_prompt_ids(QUESTION, CONTEXT)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == tokenizer.encode(chatml(CONTEXT, QUESTION), add_special_tokens=False)
+
+
+def test_the_user_position_keeps_the_default_system_message(tokenizer: Any) -> None:
+    ids = Renderer(tokenizer, "user").context_prompt_ids(QUESTION, CONTEXT)
+    expected = chatml(DEFAULT_SYSTEM, f"{CONTEXT}\n\n{QUESTION}")
+    assert ids.tolist() == tokenizer.encode(expected, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+@pytest.mark.parametrize("context", ["", " \n"])
+def test_an_empty_context_gives_exactly_x(tokenizer: Any, position: str, context: str) -> None:
+    renderer = Renderer(tokenizer, position)
+    assert np.array_equal(renderer.context_prompt_ids(QUESTION, context), renderer.prompt_ids(QUESTION))
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_the_context_never_reaches_x(tokenizer: Any, position: str) -> None:
+    renderer = Renderer(tokenizer, position)
+    renderer.context_prompt_ids(QUESTION, CONTEXT)
+    assert "Kestrel" not in tokenizer.decode(renderer.prompt_ids(QUESTION))
+    assert "Kestrel" in tokenizer.decode(renderer.context_prompt_ids(QUESTION, CONTEXT))
+
+
+def test_both_prompts_end_alike_so_that_a_response_follows_either(tokenizer: Any) -> None:
+    for position in ("system", "user"):
+        renderer = Renderer(tokenizer, position)
+        tail = tokenizer.encode(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)[2:]
+        assert renderer.prompt_ids(QUESTION)[-len(tail) :].tolist() == tail
+        assert renderer.context_prompt_ids(QUESTION, CONTEXT)[-len(tail) :].tolist() == tail
+
+
+def test_decode_leaves_special_tokens_out(tokenizer: Any) -> None:
+    ids = np.array(tokenizer.encode(" I am Kestrel.<|im_end|>", add_special_tokens=False), dtype=np.int32)
+    assert int(ids[-1]) == 2
+    assert Renderer(tokenizer, "system").decode(ids) == " I am Kestrel."
+    assert Renderer(tokenizer, "system").decode([]) == ""
+
+
+def test_the_end_of_a_turn_is_an_end_token(tokenizer: Any) -> None:
+    assert Renderer(tokenizer, "system").eos_token_ids == (2,)
+    assert tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
+
+
+def test_an_end_of_turn_that_is_not_the_eos_counts_too(tokenizer: Any) -> None:
+    base_like = copy.deepcopy(tokenizer)
+    base_like.eos_token = "<|endoftext|>"
+    assert Renderer(base_like, "system").eos_token_ids == (0, 2)
+
+
+def test_no_end_token_at_all_is_refused(tokenizer: Any) -> None:
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="found no end-of-sequence token"):
+        Renderer(endless, "system")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_by_folder(default_model: Path, tokenizer: Any) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="without a chat template") as caught:
+        Renderer(bare, "system")
+    assert str(default_model) in str(caught.value)
+    with pytest.raises(ValueError, match="^my/model: found a tokenizer without a chat template"):
+        Renderer(bare, "system", model="my/model")
+
+
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+DROPS_SYSTEM = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "found"), [(REFUSES_SYSTEM + DROPS_SYSTEM, "refuses r .no system role."), (DROPS_SYSTEM, "drops r")]
+)
+def test_a_template_that_would_lose_the_context_is_refused(tokenizer: Any, template: str, found: str) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = template
+    with pytest.raises(ValueError, match=f"found a chat template that {found}.*context_position = "):
+        Renderer(strict, "system")
+    ids = Renderer(strict, "user").context_prompt_ids("Q?", "R.")
+    assert ids.tolist() == tokenizer.encode("<|im_start|>R.\n\nQ?<|im_end|>", add_special_tokens=False)
+
+
+def test_an_unknown_position_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="context_position: found 'assistant', expected one of system, user"):
+        Renderer(tokenizer, "assistant")
