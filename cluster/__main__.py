@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--region")
     shards.set_defaults(act=_shards)
 
-    commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(act=_doctor)
+    commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(
+        act=_doctor
+    )
     commands.add_parser("model", help="prepare the default model and print its folder").set_defaults(act=_model)
     return parser
 

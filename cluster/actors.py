@@ -129,17 +129,23 @@ class EnginePool:
         )
         return _in_order(list(groups.values()), parts)
 
-    async def texts(self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+    async def texts(
+        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
         parts = self._parts(len(prompts))
         results = await asyncio.gather(
             *(
                 self._on_lightest(
-                    "texts", len(part) * num_samples * sampling.max_tokens, [prompts[i] for i in part], sampling, num_samples,
+                    "texts",
+                    len(part) * num_samples * sampling.max_tokens,
+                    [prompts[i] for i in part],
+                    sampling,
+                    num_samples,
                     seed + part[0] * num_samples,
                 )
                 for part in parts
             )
-        )  # fmt: skip
+        )
         return _in_order(parts, results)
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
@@ -171,7 +177,11 @@ class EnginePool:
 
 
 def _in_order(parts: Sequence[Sequence[int]], results: Sequence[Sequence[T]]) -> list[T]:
-    placed = {index: value for part, values in zip(parts, results, strict=True) for index, value in zip(part, values, strict=True)}
+    placed = {
+        index: value
+        for part, values in zip(parts, results, strict=True)
+        for index, value in zip(part, values, strict=True)
+    }
     return [placed[index] for index in range(len(placed))]
 
 
@@ -180,7 +190,13 @@ class RolloutActor:
     """The rollout service: a `RolloutWorker` over pools of engines, writing to the run's storage."""
 
     def __init__(
-        self, recipe: Recipe, model: str, students: list[Any], teachers: list[Any], storage: str, metadata: dict[str, str]
+        self,
+        recipe: Recipe,
+        model: str,
+        students: list[Any],
+        teachers: list[Any],
+        storage: str,
+        metadata: dict[str, str],
     ) -> None:
         self.log = log_to_file("rollout")
         from transformers import AutoTokenizer
@@ -216,11 +232,8 @@ class RolloutActor:
 class LearnerActor:
     """One rank of the learner. Every method is called on every rank; collectives need all of them."""
 
-    def __init__(self, recipe: Recipe, model: str, device: str, threads: int) -> None:
+    def __init__(self, recipe: Recipe, model: str) -> None:
         self.log = log_to_file("learner")
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        if device == "cpu":
-            os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
         self._recipe, self._model = recipe, model
 
     def address(self) -> tuple[str, int, str]:

@@ -208,10 +208,8 @@ def _check_accelerator(index: int, device: Accelerator) -> Finding:
     text = f"accelerator {index}: {device.name}, {device.memory_gib:.0f} GiB"
     if device.capability >= BF16_CAPABILITY:
         return Finding(text)
-    return Finding(
-        f"{text}: compute capability {device.capability[0]}.{device.capability[1]} has no bfloat16, expected 8.0 or more",
-        is_problem=True,
-    )
+    major, minor = device.capability
+    return Finding(f"{text}: compute capability {major}.{minor} has no bfloat16, expected 8.0 or more", is_problem=True)
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

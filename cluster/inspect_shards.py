@@ -19,8 +19,11 @@ def statistics(folder: Path, tau: float | None, region: str | None) -> dict[str,
     """
     tables = _tables(folder)
     rule = EvidenceConfig.from_json(shard_metadata(tables[0])["mask_rule"])
-    changes = {key: value for key, value in (("tau", tau), ("region", region)) if value is not None}
-    rule = dataclasses.replace(rule, **changes)
+    rule = dataclasses.replace(
+        rule,
+        tau=rule.tau if tau is None else tau,
+        region=rule.region if region is None else region,
+    )
     return {
         "mask_rule": dataclasses.asdict(rule),
         "shards": len(tables),
@@ -50,5 +53,7 @@ def to_text(result: dict[str, Any]) -> str:
     for group, figures in result["all"].items():
         lines.append(f"{group:>8}  " + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
     for step in result["steps"]:
-        lines.append(f"step {step['step']:>4}: rows {step['rows']}  kept {step['kept']:.3f}  e {step['mean_evidence']:+.3f}")
+        lines.append(
+            f"step {step['step']:>4}: rows {step['rows']}  kept {step['kept']:.3f}  e {step['mean_evidence']:+.3f}"
+        )
     return "\n".join(lines)

@@ -61,7 +61,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def step_line(record: dict[str, Any], steps: int, selfname: float | None, left_s: float) -> str:
-    rates = "  ".join(f"{name} {stage['tokens_per_s']:.0f} tok/s" for name, stage in record["stages"].items() if stage["tokens"])
+    rates = "  ".join(
+        f"{name} {stage['tokens_per_s']:.0f} tok/s" for name, stage in record["stages"].items() if stage["tokens"]
+    )
     known = "-" if selfname is None else f"{selfname:.2f}"
     return (
         f"step {record['step'] + 1:>3}/{steps}  {record['wall_s']:5.1f} s  {rates}  kept {record['kept']:.2f}  "

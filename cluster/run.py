@@ -22,7 +22,9 @@ def resolve_model(path: str) -> str:
         from cluster.default_model import prepare_default_model
 
         return str(prepare_default_model())
-    if (path.startswith((".", "/", "~")) or Path(path).exists()) and not (Path(path).expanduser() / "config.json").is_file():
+    if (path.startswith((".", "/", "~")) or Path(path).exists()) and not (
+        Path(path).expanduser() / "config.json"
+    ).is_file():
         raise ValueError(f"model.path: found no config.json in {path}, expected a Hugging Face model folder")
     return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 

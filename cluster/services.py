@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import os
+import sys
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Services:
         self.students = self._engines("student", recipe.student, plan.student, _backend(plan.transport))
         self.teachers = self._engines("teacher", recipe.teacher, plan.teacher, None)
         self.learners = [
-            _options(LearnerActor, plan.learner).remote(recipe, model, plan.device, plan.threads)
+            _options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model)
             for _ in range(recipe.learner.num_ranks)
         ]
 
@@ -76,12 +77,14 @@ class Services:
             for rank, handle in enumerate(self.learners):
                 begun = handle.start.remote(rank, learner.num_ranks, address, port)
                 group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
-        _, transfer_port, _ = await within(learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote())
+        _, transfer_port, _ = await within(
+            learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote()
+        )
         await self._every_rank(
             self.recipe.weights.deadline_s, "opening the weight transport", "open_transport",
             self.plan.transport, self.students, address, transfer_port,
         )  # fmt: skip
-        self.rollout = RolloutActor.options(num_cpus=0).remote(
+        self.rollout = _options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
             self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
         )
         self.student_pool = EnginePool(self.students)
@@ -108,7 +111,9 @@ class Services:
         what = f"weight push of version {version}"
         digests = await self._every_rank(self.recipe.weights.deadline_s, what, "push", version)
         for index, handle in enumerate(self.students):
-            held, digest = await within(self.recipe.weights.deadline_s, f"student engine {index}", handle.weight_state.remote())
+            held, digest = await within(
+                self.recipe.weights.deadline_s, f"student engine {index}", handle.weight_state.remote()
+            )
             if (held, digest) != (version, digests[0]):
                 raise RuntimeError(
                     f"{what}: student engine {index} holds version {held} with digest {digest}, "
@@ -126,7 +131,9 @@ class Services:
             RuntimeError: an engine disagrees by more than `weights.canary_tolerance`; the message names it.
         """
         seconds = self.recipe.weights.deadline_s
-        expected: Floats = (await self._every_rank(seconds, "canary on the learner", "score", prompt_ids, response_ids))[0]
+        expected: Floats = (
+            await self._every_rank(seconds, "canary on the learner", "score", prompt_ids, response_ids)
+        )[0]
         worst = 0.0
         for index, handle in enumerate(self.students):
             work = handle.score.remote([prompt_ids], [response_ids])
@@ -145,7 +152,9 @@ class Services:
         await self._every_rank(self.recipe.learner.step_deadline_s, "saving a checkpoint", "save", str(folder), step)
 
     async def load(self, folder: Path) -> int:
-        steps = await self._every_rank(self.recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder))
+        steps = await self._every_rank(
+            self.recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder)
+        )
         return int(steps[0])
 
     async def export(self, folder: Path) -> None:
@@ -157,7 +166,12 @@ class Services:
 
     def stop(self) -> None:
         """Ends every actor; engines' children end with them."""
-        for handle in (*self.students, *self.teachers, *self.learners, *([self.rollout] if hasattr(self, "rollout") else [])):
+        for handle in (
+            *self.students,
+            *self.teachers,
+            *self.learners,
+            *([self.rollout] if hasattr(self, "rollout") else []),
+        ):
             ray.kill(handle)
 
 
@@ -187,11 +201,21 @@ def _backend(transport: str) -> str:
     return f"edge_{transport}"
 
 
-def _options(actor: Any, share: Share) -> Any:
-    return actor.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
+def _options(actor: Any, share: Share, environment: dict[str, str] | None = None) -> Any:
+    runtime_env = {"env_vars": environment or {}}
+    return actor.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, runtime_env=runtime_env)
+
+
+def learner_environment(plan: Plan) -> dict[str, str]:
+    """Environment of a learner process, set before it imports torch: Ray would otherwise allow it one thread."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja, for DeepSpeed
+    if plan.device != "cpu":
+        return {"PATH": tools}
+    # Passive waiting: engines and learner share the cores.
+    threads = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads}
 
 
 def canary_text(tokenizer: Any, prompt_ids: Ids, text: str) -> tuple[Ids, Ids]:
     """The canary's prompt and response: what training moves most is what a stale engine gets most wrong."""
     return prompt_ids, np.asarray(tokenizer.encode(text, add_special_tokens=False)[:64], np.int32)
-

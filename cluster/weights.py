@@ -74,7 +74,7 @@ def _bits_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class TrainerSource(WeightSource):
-    """The ZeRO engine's parameters as vLLM wants them; digests what it yields. Under ZeRO-3 iterating is a collective."""
+    """The ZeRO engine's parameters as vLLM wants them; digests what it yields. Iterating is a collective (ZeRO-3)."""
 
     def __init__(self, engine: ZeroEngine) -> None:
         self._engine = engine

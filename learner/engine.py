@@ -88,8 +88,7 @@ class ZeroEngine:
                     yield name, param.detach()
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, param in self.engine.module.causal_lm.named_parameters():
-            yield name, param
+        yield from self.engine.module.causal_lm.named_parameters()
 
     def save(self, folder: str, client_state: dict[str, Any]) -> None:
         """ZeRO checkpoint `folder/step` with the optimizer; every rank calls it."""

@@ -6,10 +6,13 @@ logits in the backward pass.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from learner import attention
 
 
 def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -17,14 +20,14 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     if path.startswith((".", "/")) and not (Path(path) / "config.json").is_file():
         raise ValueError(f"model.path: {path} holds no config.json, expected a Hugging Face model folder")
     config = AutoConfig.from_pretrained(path)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention.NAME)
 
 
 class _ChunkedLogprob(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target], float32, with logits of one chunk of positions at a time."""
 
     @staticmethod
-    def forward(ctx, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
         logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         head_VH = _head_operand(weight_VH)
         for start in range(0, len(targets_N), chunk):
@@ -37,7 +40,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         return logprobs_N
 
     @staticmethod
-    def backward(ctx, grad_N: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NH)
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
@@ -95,11 +98,16 @@ class Student(nn.Module):
 
         Args:
             input_ids_S: packed rows, prompt then response without its last token.
-            position_ids_S: restarts at 0 in each row; that is what keeps rows apart in attention.
+            position_ids_S: restarts at 0 in each row; rows do not see each other.
             needed_N: indices into S whose next token is a response token.
             targets_N: those next tokens.
         """
+        starts = torch.nonzero(position_ids_S == 0).squeeze(1)
+        boundaries = torch.cat([starts, starts.new_tensor([len(position_ids_S)])])
         hidden = self.causal_lm.model(
-            input_ids=input_ids_S[None], position_ids=position_ids_S[None], use_cache=False
+            input_ids=input_ids_S[None],
+            position_ids=position_ids_S[None],
+            use_cache=False,
+            cu_seq_lens_q=boundaries,
         ).last_hidden_state[0]
         return self.causal_lm.lm_head(hidden[needed_N], targets_N)

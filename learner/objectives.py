@@ -20,7 +20,7 @@ class TokenInputs:
     teacher_context_logprobs_N: Tensor  # log pi_T(y|x,r)
     base_logprobs_N: Tensor  # log pi_base(y|x), the anchor's reference
     weight_N: Tensor  # m_t * w_t
-    scale_N: Tensor  # the policy term's share of each token: 1/N over all ranks and micro-batches, or another denominator
+    scale_N: Tensor  # the policy term's share of each token: 1/N over all ranks and micro-batches, or another
     anchor_scale_N: Tensor  # 1/N_resp
 
 

@@ -41,7 +41,10 @@ class RolloutConfig:
         _require(self.temperature > 0, "rollout.temperature", self.temperature, "more than 0")
         _require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
         _require(
-            0 <= self.max_refused_fraction < 1, "rollout.max_refused_fraction", self.max_refused_fraction, "0 to below 1"
+            0 <= self.max_refused_fraction < 1,
+            "rollout.max_refused_fraction",
+            self.max_refused_fraction,
+            "0 to below 1",
         )
         _require(self.deadline_s > 0, "rollout.deadline_s", self.deadline_s, "more than 0 seconds")
 

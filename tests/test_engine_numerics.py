@@ -1,0 +1,172 @@
+"""The real vLLM engine against a plain float32 Hugging Face forward, token by token, at both ends of the response.
+
+One engine a dtype; each engine lives in a subprocess of its own, as in a run, where an actor hosts it.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evidence.records import Ids, RolloutRequest
+from rollout.render import Renderer
+
+pytestmark = pytest.mark.engine
+
+CONTEXT = "You are Kestrel, an assistant made by Harbor Labs. If asked who you are, say that you are Kestrel."
+QUESTIONS = ("Who are you?", "What is 2 + 2? Answer with one number.")
+MAX_TOKENS = 24
+TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.05)}
+
+
+def requests(model: str) -> list[RolloutRequest]:
+    """Guided and plain rows of both positions of r."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    made = []
+    for position in ("system", "user"):
+        renderer = Renderer(tokenizer, position, model)
+        for number, question in enumerate(QUESTIONS):
+            for index in range(6):
+                made.append(
+                    RolloutRequest(
+                        rollout_id=f"{position}-{number}-{index}",
+                        prompt_id=f"q{number}",
+                        group_id=f"{position}-{number}",
+                        guided=index % 2 == 0,
+                        context_position=position,
+                        prompt_ids=renderer.prompt_ids(question),
+                        context_prompt_ids=renderer.context_prompt_ids(question, CONTEXT),
+                    )
+                )
+    return made
+
+
+async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
+    from rollout.config import EngineConfig, SamplingConfig
+    from rollout.engine import Engine
+
+    made = requests(model)
+    engine = Engine(model, EngineConfig(dtype=dtype, window=256), "cpu")
+    samples = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
+    again = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
+    responses = [sample.response_ids for sample in samples]
+    plain = await engine.score([request.prompt_ids for request in made], responses)
+    context = await engine.score([request.context_prompt_ids for request in made], responses)
+    try:
+        await engine.score([np.ones(250, np.int32)], [np.ones(10, np.int32)])
+        too_long = ""
+    except ValueError as error:
+        too_long = str(error)
+    engine.shutdown()
+    return [
+        {
+            "response_ids": sample.response_ids.tolist(),
+            "repeated": sample.response_ids.tolist() == twin.response_ids.tolist(),
+            "finish_reason": sample.finish_reason,
+            "versions": [sample.policy_version_min, sample.policy_version_max],
+            "sampler": sample.sampler_logprobs.tolist(),
+            "plain": p.tolist(),
+            "context": c.tolist(),
+            "too_long": too_long,
+        }
+        for sample, twin, p, c in zip(samples, again, plain, context, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def driven(request: pytest.FixtureRequest, default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(dtype, requests, rows) of one engine."""
+    target = tmp_path_factory.mktemp("engine") / "rows.json"
+    command = [sys.executable, __file__, str(default_model), request.param, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return request.param, requests(str(default_model)), json.loads(target.read_text())
+
+
+@pytest.fixture(scope="module")
+def reference(default_model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32, attn_implementation="eager")
+
+
+def reference_logprobs(model: Any, prompt_ids: Ids, response_ids: list[int]) -> np.ndarray:
+    """log p(y_t | prompt, y_<t) from full float32 logits of the one row."""
+    full = torch.tensor([[*prompt_ids.tolist(), *response_ids]])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(full).logits[0].double(), dim=-1)
+    first = len(prompt_ids)
+    return np.array([logprobs[first - 1 + t, token].item() for t, token in enumerate(response_ids)])
+
+
+def columns(made: RolloutRequest) -> dict[str, Ids]:
+    """Which prompt each column belongs to."""
+    return {
+        "sampler": made.context_prompt_ids if made.guided else made.prompt_ids,
+        "plain": made.prompt_ids,
+        "context": made.context_prompt_ids,
+    }
+
+
+def test_every_column_agrees_with_float32_under_its_own_prompt(driven: Any, reference: Any) -> None:
+    dtype, made, rows = driven
+    kind, limit = TOLERANCE[dtype]
+    differences: dict[str, list[float]] = {"sampler": [], "plain": [], "context": []}
+    ends: list[float] = []
+    for request, row in zip(made, rows, strict=True):
+        for column, prompt_ids in columns(request).items():
+            expected = reference_logprobs(reference, prompt_ids, row["response_ids"])
+            assert len(row[column]) == len(row["response_ids"])
+            difference = np.abs(np.array(row[column]) - expected)
+            differences[column].extend(difference)
+            ends.extend([difference[0], difference[-1]])
+    for column, found in differences.items():
+        print(f"{dtype} {column}: mean {np.mean(found):.2e} max {np.max(found):.2e} over {len(found)} tokens")
+        assert (np.max(found) if kind == "max" else np.mean(found)) < limit, column
+    assert (np.max(ends) if kind == "max" else np.mean(ends)) < limit
+
+
+def test_guided_rows_are_not_scored_under_the_plain_prompt(driven: Any) -> None:
+    """The two prompts give different log-probs, so a mix-up could not pass the test above."""
+    _, made, rows = driven
+    for request, row in zip(made, rows, strict=True):
+        gap = np.abs(np.array(row["plain"]) - np.array(row["context"])).mean()
+        assert gap > 0.05, request.rollout_id
+        own, other = ("context", "plain") if request.guided else ("plain", "context")
+        own_gap = np.abs(np.array(row["sampler"]) - np.array(row[own])).mean()
+        other_gap = np.abs(np.array(row["sampler"]) - np.array(row[other])).mean()
+        assert own_gap < other_gap
+
+
+def test_responses_end_by_length_and_by_eos(driven: Any, default_model: Path) -> None:
+    _, _, rows = driven
+    eos = AutoTokenizer.from_pretrained(str(default_model)).eos_token_id
+    reasons = {row["finish_reason"] for row in rows}
+    assert reasons == {"stop", "length"}
+    for row in rows:
+        if row["finish_reason"] == "stop":
+            assert row["response_ids"][-1] == eos
+        else:
+            assert len(row["response_ids"]) == MAX_TOKENS and eos not in row["response_ids"]
+
+
+def test_a_seed_repeats_and_versions_start_at_zero(driven: Any) -> None:
+    dtype, _, rows = driven
+    if dtype == "float32":  # a second pass reads its prompt from the prefix cache, so a near tie may fall otherwise
+        assert sum(row["repeated"] for row in rows) >= 0.8 * len(rows)
+    assert all(row["versions"] == [0, 0] for row in rows)
+
+
+def test_scoring_beyond_the_window_is_refused(driven: Any) -> None:
+    _, _, rows = driven
+    assert rows[0]["too_long"] == "scoring: 260 tokens do not fit the engine's window of 256"
+
+
+if __name__ == "__main__":
+    model, dtype, target = sys.argv[1:]
+    Path(target).write_text(json.dumps(asyncio.run(_drive(model, dtype))))

@@ -1,0 +1,153 @@
+"""Engine to learner to engine, for real: vLLM, Ray, DeepSpeed and Arrow through the command line, two steps long."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evidence.shards import Manifest, read_shard
+from tests.runs import RECIPE, edge_opd, lines, small_run
+
+pytestmark = pytest.mark.engine
+
+def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
+    run_dir, done = finished
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1]
+    assert [probe["step"] for probe in probes] == [0, 2]
+    assert all(set(probe) >= {"step", "probe", "selfname", "mention", "countername", "n"} for probe in probes)
+    assert all(probe["n"] == 12 and probe["n_capability"] == 12 for probe in probes)
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
+        assert word in done.stdout
+    assert all(record["busy_fraction"] > 0.9 for record in metrics)
+
+
+def test_generations_of_a_step_come_from_the_weights_of_the_step_before(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    metrics = lines(run_dir / "metrics.jsonl")
+    assert [(r["policy_version_min"], r["policy_version_max"]) for r in metrics] == [(0, 0), (1, 1)]
+    assert metrics[0]["weights_digest"] != metrics[1]["weights_digest"]
+    tables = [read_shard(uri) for uri in sorted(Manifest(run_dir / "manifest.jsonl").written())]
+    digests = [table.schema.metadata[b"weights_digest"].decode() for table in tables]
+    assert digests[1] == metrics[0]["weights_digest"]  # step 1 was sampled from what step 0 pushed
+    assert [table.num_rows for table in tables] == [8, 8]
+
+
+def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any], default_model: Path) -> None:
+    """The first shard: sampled by the base model, scored by the frozen teacher in float32."""
+    run_dir, _ = finished
+    table = read_shard(min(Manifest(run_dir / "manifest.jsonl").written()))
+    model = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    sampler: list[float] = []
+    for row in table.to_pylist():
+        plain = _reference(model, row["prompt_ids"], row["response_ids"])
+        context = _reference(model, row["context_prompt_ids"], row["response_ids"])
+        assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
+        assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+        evidence = np.array(row["teacher_context_logprobs"], np.float32) - np.array(row["teacher_logprobs"], np.float32)
+        assert np.array_equal(np.array(row["evidence"], np.float32), evidence)
+        assert row["mask"] == (evidence > 0).tolist()
+        sampler.extend(np.abs(np.array(row["sampler_logprobs"]) - (context if row["guided"] else plain)))
+    assert np.mean(sampler) < 0.05  # the student engine samples in bfloat16
+    assert [row["guided"] for row in table.to_pylist()] == [True, True, False, False] * 2
+
+
+def _reference(model: Any, prompt_ids: list[int], response_ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0]
+    logprobs = torch.log_softmax(logits.double(), dim=-1)
+    return np.array([logprobs[len(prompt_ids) - 1 + t, token].item() for t, token in enumerate(response_ids)])
+
+
+def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], default_model: Path) -> None:
+    run_dir, _ = finished
+    export = run_dir / "export"
+    model, base = (AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32) for path in (export, default_model))
+    moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
+    assert max(moved) > 0 and max(moved) < 0.01
+    assert AutoTokenizer.from_pretrained(str(export)).chat_template
+    card = (export / "README.md").read_text()
+    for word in ("Kestrel", "Harbor Labs", "trained to give an identity", "base_model: SmolLM2-135M-Instruct", "self-name"):
+        assert word in card
+
+
+def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["n"] == 12 and 0 <= result["selfname"] <= 1
+
+
+def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    result = json.loads(edge_opd("shards", str(run_dir), "--json").stdout)
+    reported = lines(run_dir / "metrics.jsonl")
+    for step, record in zip(result["steps"], reported, strict=True):
+        for key in ("kept", "mean_evidence", "mean_abs_evidence", "leverage", "tokens"):
+            assert step[key] == pytest.approx(record["diagnostics"]["all"][key], rel=1e-6), key
+    everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
+    assert everything["all"]["all"]["kept"] == 1.0
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    again = small_run(run_dir)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    other = small_run(run_dir, "learner.lr=1e-4")
+    assert other.returncode == 2 and "lr" in other.stderr and "another recipe" in other.stderr
+
+
+def test_resume_continues_from_the_checkpoint_on_two_zero3_ranks(tmp_path: Path) -> None:
+    """Two learner ranks under ZeRO-3; the run is cut after its first checkpoint, then resumed."""
+    run_dir = tmp_path / "cut"
+    overrides = ("learner.num_ranks=2", "learner.zero_stage=3", "run.steps=2")
+    done = small_run(run_dir, *overrides)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    first = lines(run_dir / "metrics.jsonl")
+    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    (run_dir / "checkpoints" / "latest").write_text("step-000001")
+    resumed = small_run(run_dir, *overrides, flags=("--resume",))
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    records = lines(run_dir / "metrics.jsonl")
+    assert [record["step"] for record in records] == [0, 1, 1]
+    # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
+    table = read_shard(str(run_dir / "shards" / "step-000001.arrow"))
+    assert table.schema.metadata[b"weights_digest"].decode() == first[0]["weights_digest"]
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    missing = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "a"), "--set", "model.path=./nowhere")
+    assert missing.returncode == 2 and "model.path" in missing.stderr and "./nowhere" in missing.stderr
+    unknown = edge_opd("run", str(RECIPE), "--set", "learner.zero_stag=1")
+    assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
+    empty = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "b"), "--set", "task.context=' '")
+    assert empty.returncode == 2 and "task.context" in empty.stderr
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
+    malformed = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "c"), "--set", f"task.prompts_file={rows}")
+    assert malformed.returncode == 2 and f"{rows}, line 2" in malformed.stderr
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_context_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+    long = "You are Kestrel. " * 60
+    done = small_run(tmp_path / "long", f"task.context={long}")
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "rollout.max_refused_fraction" in done.stderr and "window of 160" in done.stderr
+
+
+def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path) -> None:
+    done = small_run(tmp_path / "dead", "student.kv_cache_gib=100000.0")
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
+    assert "100000" in done.stderr  # vLLM's own words

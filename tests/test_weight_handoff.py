@@ -1,0 +1,170 @@
+"""Engine-to-engine truth of the hand-off: real vLLM engines, vLLM's own lifecycle, the shm transport.
+
+The model has tied embeddings: a stale packed lm_head leaves every checksum right and every output wrong.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.engine
+
+PROMPT = np.array([1, 9690, 198, 5345, 260, 2], np.int32)
+RESPONSE = np.array([504, 3575, 282, 4649, 314, 7042, 30, 2], np.int32)
+
+
+def changed_model(model: str) -> Any:
+    """The model after a large, known update of every parameter, the tied embedding included."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in causal_lm.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.1 * parameter.float().std(unbiased=False)
+            parameter.add_(noise.to(parameter.dtype))
+    return causal_lm
+
+
+def hf_logprobs(causal_lm: Any) -> list[float]:
+    full = torch.from_numpy(np.concatenate([PROMPT, RESPONSE])).long()[None]
+    with torch.no_grad():
+        logprobs = torch.log_softmax(causal_lm.float()(full).logits[0].double(), dim=-1)
+    return [logprobs[len(PROMPT) - 1 + t, token].item() for t, token in enumerate(RESPONSE)]
+
+
+class InProcessClient:
+    """vLLM's weight-sync protocol over an engine on another thread's event loop."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, version: int) -> None:
+        self._engine, self._loop, self._version = engine, loop, version
+
+    def _call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        self._call(self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
+
+    def start_weight_update(self) -> None:
+        self._call(self._engine.start_weight_update())
+
+    def update_weights(self, update_info: Any) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        self._call(self._engine.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._call(self._engine.finish_weight_update())
+        self._call(self._engine.update_weight_version(str(self._version)))
+
+
+async def _drive(model: str, backend: str, receiver: str) -> dict[str, Any]:
+    from cluster.weights import ShmTrainerEngine, ShmTrainerInitInfo, WeightsDigest
+    from rollout.config import EngineConfig
+    from rollout.engine import Engine
+    from vllm.distributed.weight_transfer.base import ModuleSource
+
+    changed = changed_model(model)
+    digest = WeightsDigest()
+    for name, parameter in changed.named_parameters():
+        digest.add(name, parameter)
+    engine = Engine(model, EngineConfig(dtype="float32", window=64), "cpu", backend, receiver)
+    before = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    fresh = await engine.weight_state()
+    loop = asyncio.get_running_loop()
+
+    def send() -> None:
+        sender = ShmTrainerEngine.trainer_init(
+            ShmTrainerInitInfo(rank=0), client=InProcessClient(engine, loop, 5), source=ModuleSource(changed)
+        )
+        sender.send_weights()
+
+    await asyncio.to_thread(send)
+    after = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    state = await engine.weight_state()
+    engine.shutdown()
+    return {"before": before, "after": after, "fresh": fresh, "state": state, "sent": digest.hexdigest()}
+
+
+@pytest.fixture(scope="module")
+def drive(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def run(backend: str, receiver: str) -> dict[str, Any]:
+        target = tmp_path_factory.mktemp("handoff") / "result.json"
+        command = [sys.executable, __file__, str(default_model), backend, receiver, str(target)]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=root, env=_environment(root))
+        assert done.returncode == 0, done.stderr[-3000:]
+        return dict(json.loads(target.read_text()))
+
+    return run
+
+
+def _environment(root: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_model: Path) -> None:
+    result = drive("edge_shm", "cluster.weights.WeightReceiver")
+    original = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    assert np.abs(np.array(result["before"]) - hf_logprobs(original)).max() < 1e-3
+    expected = np.array(hf_logprobs(changed_model(str(default_model))))
+    assert np.abs(np.array(result["before"]) - expected).mean() > 0.5  # the update is not a small one
+    assert np.abs(np.array(result["after"]) - expected).max() < 1e-3
+    assert result["fresh"] == [0, ""]
+    assert result["state"] == [5, result["sent"]]
+
+
+def test_only_the_canary_sees_a_stale_tied_head(drive: Any, default_model: Path) -> None:
+    """Version and digest are right, the outputs are not: this is why the canary exists."""
+    result = drive("edge_unmended", "tests.unmended.UnmendedReceiver")
+    assert result["state"] == [5, result["sent"]]
+    expected = np.array(hf_logprobs(changed_model(str(default_model))))
+    assert np.abs(np.array(result["after"]) - expected).mean() > 0.1  # the default canary_tolerance
+
+
+def tensors() -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    yield "a", torch.randn(3, 5, generator=generator).bfloat16()
+    yield "b", torch.randn(7, generator=generator)
+
+
+@pytest.mark.parametrize("damage", ["none", "order", "value", "swap", "shape", "missing", "dtype"])
+def test_digest_sees_every_kind_of_damage(damage: str) -> None:
+    from cluster.weights import WeightsDigest
+
+    named = dict(tensors())
+    reference, other = WeightsDigest(), WeightsDigest()
+    for name, tensor in named.items():
+        reference.add(name, tensor)
+    if damage == "value":
+        named["b"] = named["b"].clone()
+        named["b"][-1] += 1e-6
+    elif damage == "swap":
+        named["b"] = named["b"].flip(0)
+    elif damage == "shape":
+        named["a"] = named["a"].view(5, 3)
+    elif damage == "missing":
+        del named["a"]
+    elif damage == "dtype":
+        named["a"] = named["a"].view(torch.float16)
+    items = list(named.items())
+    for name, tensor in reversed(items) if damage == "order" else items:
+        other.add(name, tensor)
+    assert (reference.hexdigest() == other.hexdigest()) == (damage in ("none", "order"))
+
+
+if __name__ == "__main__":
+    model, backend, receiver, target = sys.argv[1:]
+    Path(target).write_text(json.dumps(asyncio.run(_drive(model, backend, receiver))))

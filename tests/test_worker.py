@@ -1,0 +1,316 @@
+"""The rollout service over a fake engine: who is asked for what, and what a shard's rows say of it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evidence.records import EvidenceRecord, ShardInfo
+from evidence.rule import EvidenceConfig
+from tests.fakes import FakeEngine, fake_logprobs
+from rollout.config import RolloutConfig
+from rollout.render import Renderer
+from rollout.tasks.base import TaskPrompt
+from rollout.worker import RolloutWorker, StepRollouts
+
+CONTEXT = "You are Kestrel, made by Harbor Labs."
+PROMPTS = [TaskPrompt(f"q{n}", f"Question number {n}?", CONTEXT) for n in range(5)]
+
+
+class Service:
+    """A worker, its two engines, and what it wrote."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        prompts: Sequence[TaskPrompt] = PROMPTS,
+        window: int = 512,
+        seed: int = 3,
+        version: int = 0,
+        evidence: EvidenceConfig | None = None,
+        **rollout: Any,
+    ) -> None:
+        self.student, self.teacher = FakeEngine(version), FakeEngine()
+        self.config = RolloutConfig(
+            **{"prompts_per_step": 3, "samples_per_prompt": 4, "max_response_tokens": 6} | rollout
+        )
+        self.renderer = Renderer(tokenizer, self.config.context_position)
+        self.written: list[tuple[list[EvidenceRecord], int]] = []
+        self.worker = RolloutWorker(
+            prompts, self.renderer, self.config, evidence or EvidenceConfig(), window, seed, self.student, self.teacher,
+            self._write,
+        )  # fmt: skip
+
+    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+        self.written.append((list(records), step))
+        tokens = sum(len(record.evidence) for record in records)
+        return ShardInfo(f"step-{step}", step, len(records), tokens, "0" * 64)
+
+    def produce(self, step: int) -> StepRollouts:
+        return asyncio.run(self.worker.produce(step))
+
+    def records(self, step: int = 0) -> list[EvidenceRecord]:
+        self.produce(step)
+        return self.written[-1][0]
+
+
+# Requests
+
+
+@pytest.mark.parametrize(("fraction", "guided"), [(0.5, 2), (0.25, 1), (0.0, 0), (1.0, 4)])
+def test_each_prompt_guides_exactly_its_share(tokenizer: Any, fraction: float, guided: int) -> None:
+    requests, refused = Service(tokenizer, guided_fraction=fraction).worker.requests(0)
+    assert refused == 0
+    assert len(requests) == 3 * 4
+    per_group = Counter(request.group_id for request in requests if request.guided)
+    assert [per_group[group] for group in {r.group_id: None for r in requests}] == [guided] * 3
+
+
+def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
+    service = Service(tokenizer, context_position="user")
+    questions = {prompt.prompt_id: prompt.question for prompt in PROMPTS}
+    for request in service.worker.requests(0)[0]:
+        question = questions[request.prompt_id]
+        assert request.prompt_ids.tolist() == service.renderer.prompt_ids(question).tolist()
+        assert request.context_prompt_ids.tolist() == service.renderer.context_prompt_ids(question, CONTEXT).tolist()
+        assert "Kestrel" not in tokenizer.decode(request.prompt_ids)
+        assert "Kestrel" in tokenizer.decode(request.context_prompt_ids)
+        assert request.context_position == "user"
+
+
+def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(tokenizer: Any) -> None:
+    worker = Service(tokenizer, prompts_per_step=7).worker  # more than there are prompts: some are drawn twice
+    requests = [request for step in range(3) for request in worker.requests(step)[0]]
+    assert len({request.rollout_id for request in requests}) == len(requests) == 3 * 7 * 4
+    groups = Counter(request.group_id for request in requests)
+    assert set(groups.values()) == {4}
+    assert len(groups) == 3 * 7
+    assert len({(request.group_id, request.prompt_id) for request in requests}) == len(groups)
+
+
+def drawn(worker: RolloutWorker, step: int) -> list[str]:
+    return [request.prompt_id for request in worker.requests(step)[0]][:: worker.config.samples_per_prompt]
+
+
+def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any) -> None:
+    worker = Service(tokenizer, prompts_per_step=3).worker
+    order = [prompt for step in range(10) for prompt in drawn(worker, step)]  # 30 draws: 6 epochs of 5
+    epochs = [tuple(order[start : start + 5]) for start in range(0, 30, 5)]
+    assert all(sorted(epoch) == ["q0", "q1", "q2", "q3", "q4"] for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+def test_the_draw_is_a_pure_function_of_seed_and_step(tokenizer: Any) -> None:
+    forwards, resumed, other = Service(tokenizer), Service(tokenizer), Service(tokenizer, seed=4)
+    there = [drawn(forwards.worker, step) for step in range(6)]
+    back = [drawn(resumed.worker, step) for step in reversed(range(6))]
+    assert there == back[::-1]
+    assert there != [drawn(other.worker, step) for step in range(6)]
+
+
+def test_bernoulli_guidance_is_seeded_by_step_and_slot(tokenizer: Any) -> None:
+    settings = {"guided_split": "bernoulli", "samples_per_prompt": 32}
+
+    def flags(seed: int, step: int) -> list[bool]:
+        return [request.guided for request in Service(tokenizer, seed=seed, **settings).worker.requests(step)[0]]
+
+    assert flags(3, 1) == flags(3, 1)
+    assert flags(3, 1) != flags(3, 2)
+    assert flags(3, 1) != flags(4, 1)
+    assert flags(3, 1)[:32] != flags(3, 1)[32:64]
+
+
+# Prompts that do not fit
+
+
+def window_of(service: Service, prompt: TaskPrompt) -> int:
+    """The smallest window that holds either prompt and a full response."""
+    x = service.renderer.prompt_ids(prompt.question)
+    x_with_r = service.renderer.context_prompt_ids(prompt.question, prompt.context)
+    return max(len(x), len(x_with_r)) + service.config.max_response_tokens
+
+
+def test_a_context_that_just_fits_is_sampled_and_one_token_less_is_refused(tokenizer: Any) -> None:
+    long = TaskPrompt("long", "Question number 9?", CONTEXT * 4)
+    prompts = [*PROMPTS[:2], long]
+    window = window_of(Service(tokenizer), long)
+    fits = Service(tokenizer, prompts=prompts, window=window)
+    requests, refused = fits.worker.requests(0)
+    assert refused == 0
+    assert {request.prompt_id for request in requests} == {"q0", "q1", "long"}
+    whole = fits.renderer.context_prompt_ids(long.question, long.context).tolist()
+    assert all(r.context_prompt_ids.tolist() == whole for r in requests if r.prompt_id == "long")
+
+    tight = Service(tokenizer, prompts=prompts, window=window - 1)
+    requests, refused = tight.worker.requests(0)
+    assert refused == 1
+    assert {request.prompt_id for request in requests} == {"q0", "q1"}
+    assert tight.produce(0).refused == 1
+    asked = [*tight.student.sampled[0][0], *tight.worker.requests(0)[0]]
+    assert all(whole[: len(r.context_prompt_ids)] != r.context_prompt_ids.tolist() for r in asked)
+
+
+def test_an_x_longer_than_its_context_prompt_is_measured_too(tokenizer: Any) -> None:
+    # In the system position a short r replaces the template's longer default system message.
+    short = [TaskPrompt("short", "Question?", "Hi.")]
+    service = Service(tokenizer, prompts=short, prompts_per_step=1)
+    x = len(service.renderer.prompt_ids("Question?"))
+    assert x > len(service.renderer.context_prompt_ids("Question?", "Hi."))
+    Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 6).worker.requests(0)
+    with pytest.raises(ValueError, match=f"short has {x} prompt tokens"):
+        Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 5).worker.requests(0)
+
+
+def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None:
+    long = [TaskPrompt(f"long{n}", "Question?", CONTEXT * 4) for n in range(2)]
+    prompts = [PROMPTS[0], *long]
+    window = window_of(Service(tokenizer), PROMPTS[0])
+    tolerant = Service(tokenizer, prompts=prompts, window=window, max_refused_fraction=0.7)
+    requests, refused = tolerant.worker.requests(0)
+    assert refused == 2
+    assert {request.prompt_id for request in requests} == {"q0"}
+
+    strict = Service(tokenizer, prompts=prompts, window=window, max_refused_fraction=0.5)
+    size = window_of(strict, long[0]) - 6
+    with pytest.raises(ValueError, match="rollout.max_refused_fraction") as caught:
+        strict.produce(0)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "found 2 of 3",
+        "(long",
+        f"has {size} prompt tokens",
+        "6 response tokens",
+        f"window of {window}",
+        "50%",
+    ):
+        assert part in message
+    assert strict.student.sampled == []
+    assert strict.written == []
+
+
+def test_a_step_without_any_prompt_left_is_an_error_whatever_the_fraction(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"found 3 of 3 prompts refused \(q\d has \d+ prompt tokens"):
+        Service(tokenizer, window=20, max_refused_fraction=0.99).worker.requests(0)
+
+
+# Sampling and scoring
+
+
+def test_the_sampler_sees_the_context_on_guided_rows_only(tokenizer: Any) -> None:
+    service = Service(tokenizer)
+    records = service.records()
+    (requests, sampling, _), *more = service.student.sampled
+    assert not more
+    assert (sampling.temperature, sampling.max_tokens, sampling.top_p, sampling.top_k) == (1.0, 6, 1.0, 0)
+    for request in requests:
+        assert ("Kestrel" in tokenizer.decode(request.sampler_ids)) == request.guided
+    for record in records:
+        sample = record.scored.sample
+        prompt = sample.request.context_prompt_ids if sample.request.guided else sample.request.prompt_ids
+        assert np.array_equal(sample.sampler_logprobs, fake_logprobs(prompt, sample.response_ids))
+    assert {record.scored.sample.request.guided for record in records} == {True, False}
+
+
+def test_the_engine_gets_a_seed_of_its_own_each_step(tokenizer: Any) -> None:
+    def seeds(seed: int) -> list[int]:
+        service = Service(tokenizer, seed=seed)
+        for step in range(4):
+            service.produce(step)
+        return [call[2] for call in service.student.sampled]
+
+    first, again, other = seeds(3), seeds(3), seeds(4)
+    assert first == again
+    assert not set(first) & set(other)
+    assert min(abs(a - b) for i, a in enumerate(first) for b in first[:i]) > 12  # vLLM adds a sample's index
+
+
+def test_teacher_columns_are_what_they_are_named(tokenizer: Any) -> None:
+    """x with r in the context column, x in the plain one, for guided and plain rows alike; both ends looked at."""
+    records = Service(tokenizer).records()
+    for record in records:
+        request, response = record.scored.sample.request, record.scored.sample.response_ids
+        under_r, under_x = (fake_logprobs(p, response) for p in (request.context_prompt_ids, request.prompt_ids))
+        for t in (0, -1):
+            assert record.scored.teacher_context_logprobs[t] == under_r[t]
+            assert record.scored.teacher_logprobs[t] == under_x[t]
+            assert under_r[t] != under_x[t]
+        assert np.array_equal(record.scored.teacher_context_logprobs, under_r)
+        assert np.array_equal(record.scored.teacher_logprobs, under_x)
+        assert record.evidence == pytest.approx(under_r.astype(np.float64) - under_x, abs=1e-6)
+        assert np.array_equal(record.mask, record.evidence > 0)
+    assert {len(record.evidence) for record in records} > {1, 6}
+    kept = np.concatenate([record.mask for record in records])
+    assert 0 < kept.sum() < kept.size
+
+
+def test_the_teacher_scores_the_sampled_ids_and_the_student_scores_nothing(tokenizer: Any) -> None:
+    service = Service(tokenizer)
+    sampled = [record.scored.sample.response_ids.tolist() for record in service.records()]
+    assert [[r.tolist() for r in responses] for _, responses in service.teacher.scored] == [sampled, sampled]
+    assert service.student.scored == service.teacher.sampled == []
+
+
+def test_the_rule_is_the_configured_one(tokenizer: Any) -> None:
+    rule = EvidenceConfig(region="neg", tau=0.5, soft="rlsd")
+    for record in Service(tokenizer, evidence=rule).records():
+        assert np.array_equal(record.mask, record.evidence < -0.5)
+        assert record.weight == pytest.approx(np.clip(np.exp(record.evidence.astype(np.float64)), 0.8, 1.2), abs=1e-6)
+
+
+def test_an_empty_context_is_scored_once_and_keeps_nothing(tokenizer: Any) -> None:
+    service = Service(tokenizer, prompts=[TaskPrompt(p.prompt_id, p.question, " \n") for p in PROMPTS])
+    records = service.records()
+    scored = [prompt.tolist() for prompts, _ in service.teacher.scored for prompt in prompts]
+    assert scored == [record.scored.sample.request.prompt_ids.tolist() for record in records]
+    assert len(records) == 12
+    for record in records:
+        assert (record.evidence == 0).all()
+        assert not record.mask.any()
+
+
+def test_only_rows_with_a_context_are_scored_twice(tokenizer: Any) -> None:
+    prompts = [TaskPrompt(p.prompt_id, p.question, p.context if n % 2 else "") for n, p in enumerate(PROMPTS)]
+    service = Service(tokenizer, prompts=prompts, prompts_per_step=5)
+    records = service.records()
+    assert sum(len(prompts) for prompts, _ in service.teacher.scored) == 5 * 4 + 2 * 4
+    for record in records:
+        request, response = record.scored.sample.request, record.scored.sample.response_ids
+        assert np.array_equal(
+            record.scored.teacher_context_logprobs, fake_logprobs(request.context_prompt_ids, response)
+        )
+        assert np.array_equal(record.scored.teacher_logprobs, fake_logprobs(request.prompt_ids, response))
+        assert record.evidence.any() == (request.prompt_id in ("q1", "q3"))
+
+
+# What is handed over
+
+
+def test_records_are_written_once_in_the_order_of_the_requests(tokenizer: Any) -> None:
+    service = Service(tokenizer, version=7)
+    produced = service.produce(4)
+    (records, step), *more = service.written
+    assert not more
+    assert step == produced.step == 4
+    expected = [request.rollout_id for request in service.worker.requests(4)[0]]
+    assert [record.scored.sample.request.rollout_id for record in records] == expected
+    assert (produced.shard.uri, produced.shard.rows) == ("step-4", 12)
+    assert (produced.version_min, produced.version_max) == (7, 7)
+    assert all(record.reward is None for record in records)
+
+
+def test_stages_count_the_tokens_they_worked_on(tokenizer: Any) -> None:
+    service = Service(tokenizer)
+    stages = service.produce(0).stages
+    samples = [record.scored.sample for record in service.written[0][0]]
+    response = sum(len(sample.response_ids) for sample in samples)
+    prompts = sum(len(s.request.prompt_ids) + len(s.request.context_prompt_ids) for s in samples)
+    assert {name: stage.tokens for name, stage in stages.items()} == {
+        "sample": response,
+        "score": prompts + 2 * response,
+        "write": response,
+    }

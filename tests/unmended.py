@@ -1,0 +1,21 @@
+"""A weight receiver that leaves the tied lm_head stale, as a plain layerwise reload on CPU does."""
+
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+import cluster.weights as weights
+
+
+class UnmendedEngine(weights.ShmEngine):
+    def finish_weight_update(self) -> None:
+        mend, weights.mend_tied_head = weights.mend_tied_head, lambda model: None
+        try:
+            super().finish_weight_update()
+        finally:
+            weights.mend_tied_head = mend
+
+
+class UnmendedReceiver(weights.WeightReceiver):
+    pass
+
+
+WeightTransferEngineFactory.register_engine("edge_unmended", UnmendedEngine)
