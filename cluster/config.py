@@ -107,8 +107,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: typing.Sequence[str] = 
     """A recipe from a TOML file and `table.key=value` overrides, values in TOML syntax (a bare word is a string)."""
     source = str(path)
     try:
-        table = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ValueError(f"{source}: found no such file, expected a recipe in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source}: found text that is not TOML ({error}), expected a recipe") from None

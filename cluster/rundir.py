@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config import Recipe, dump, load_recipe
@@ -34,19 +35,22 @@ class RunDir:
             return
         if resume:
             raise ValueError(f"{self.root}: found no config.toml, expected a run to resume")
-        if self.root.exists() and any(self.root.iterdir()):
-            raise ValueError(f"{self.root}: found a folder that is not a run, expected an empty or a new one")
+        if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
+            raise ValueError(f"{self.root}: found something that is not a run, expected an empty or a new one")
         for folder in (self.shards, self.checkpoints, self.answers):
             folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(dump(recipe))
+        self.config.write_text(dump(recipe), encoding="utf-8")
 
     def _check_same(self, recipe: Recipe) -> None:
         theirs = load_recipe(self.config)
         if theirs == recipe:
             return
-        old, new = dump(theirs).splitlines(), dump(recipe).splitlines()
-        changed = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("another recipe", "this one"))
-        raise ValueError(f"{self.config}: found {changed[0]}, expected {changed[1]}: the run belongs to another recipe")
+        old, new = asdict(theirs), asdict(recipe)
+        table, key = next((t, k) for t in new for k in new[t] if old[t][k] != new[t][k])
+        raise ValueError(
+            f"{self.config}: {table}.{key}: found {old[table][key]!r}, expected {new[table][key]!r}: "
+            "the run belongs to another recipe"
+        )
 
     def write_answers(self, step: int, answers: Sequence[tuple[str, str, str]]) -> None:
         """The probe's texts, for a person to read."""

@@ -12,7 +12,7 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """The objective (method.md section 2) and the ZeRO engine that steps it."""
+    """The objective (arXiv 2605.23493) and the ZeRO engine that steps it."""
 
     objective: str = "k1"
     denominator: str = "response"

@@ -68,9 +68,11 @@ class ZeroEngine:
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == last)
             self.engine.backward(loss_of(batch) * self.num_ranks, scale_wrt_gas=False)
+        is_plain = self.config.zero_stage == 0 and self.config.dtype == "float32"  # DeepSpeed keeps no norm then
+        grads = [param.grad for _, param in self._parameters() if param.grad is not None] if is_plain else []
+        norm = nn.utils.get_total_norm(grads)
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(norm if is_plain else self.engine.get_global_grad_norm())
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(Hugging Face name, dtype, full shape) of each parameter, tied ones once, without gathering."""

@@ -39,7 +39,7 @@ def k3(d: Tensor) -> Tensor:
 
 
 def anchor(inputs: TokenInputs) -> Tensor:
-    """Sum over all response tokens of k3 / N_resp, whatever the mask (method.md section 2)."""
+    """Sum over all response tokens of k3 / N_resp, whatever the mask (arXiv 2605.23493)."""
     return (inputs.anchor_scale_N * k3(inputs.base_logprobs_N - inputs.logprobs_N)).sum()
 
 

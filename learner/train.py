@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evidence.diagnostics import TokenStats, diagnose
-from evidence.records import Ids, TrainRow
+from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
@@ -38,8 +38,9 @@ class Trainer:
         """Every rank calls it with the same rows; each computes its own share."""
         counts = count(rows)
         useful = contributing(rows, self.config.beta_kl)
+        unseen = self._unseen_stats(rows, useful)
         if not useful:
-            return StepReport(0.0, {}, 0.0, 0, len(rows), ())
+            return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
         mine = plan(useful, self.engine.num_ranks, self.config.micro_batch_tokens)[self.engine.rank]
         batches = [pack(part, counts, self.config.denominator) if part else pack_idle(useful[0]) for part in mine]
         old: dict[int, Tensor] = {}
@@ -53,12 +54,22 @@ class Trainer:
             grad_norm=grad_norm,
             computed_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
-            stats=tuple(
-                (row.guided, _row_stats(row, old_logprobs))
+            stats=unseen
+            + tuple(
+                (row.guided, _row_stats(row, old_logprobs.cpu().numpy()))
                 for index, batch in enumerate(batches)
                 for row, old_logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
             ),
         )
+
+    def _unseen_stats(
+        self, rows: Sequence[TrainRow], useful: Sequence[TrainRow]
+    ) -> tuple[tuple[bool, TokenStats], ...]:
+        """Rows that the student never ran still count as tokens that were not kept; rank 0 speaks for them."""
+        if self.engine.rank != 0:
+            return ()
+        ran = {row.rollout_id for row in useful}
+        return tuple((row.guided, _row_stats(row, None)) for row in rows if row.rollout_id not in ran)
 
     def _update(self, batches: Sequence[PackedBatch], old: dict[int, Tensor]) -> tuple[float, dict[str, float], float]:
         total = 0.0
@@ -107,5 +118,5 @@ def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:
     return torch.split(logprobs, [len(row.response_ids) for row in batch.rows]) if batch.rows else ()
 
 
-def _row_stats(row: TrainRow, logprobs: Tensor) -> TokenStats:
-    return diagnose(row.evidence, row.weight, logprobs.cpu().numpy(), row.teacher_context_logprobs, rows=1)
+def _row_stats(row: TrainRow, logprobs: Floats | None) -> TokenStats:
+    return diagnose(row.evidence, row.weight, logprobs, row.teacher_context_logprobs, rows=1)

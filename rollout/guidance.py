@@ -23,7 +23,7 @@ SPLITS: dict[str, Callable[[int, float, np.random.Generator], list[bool]]] = {
 
 
 def guided_flags(n: int, fraction: float, split: str, rng: np.random.Generator) -> list[bool]:
-    """Which of a prompt's `n` samples are guided (method section 2.1).
+    """Which of a prompt's `n` samples are guided (arXiv 2605.23493).
 
     "fixed" guides exactly floor(fraction * n + 0.5), the guided ones first; "bernoulli" draws each independently.
 

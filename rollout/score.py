@@ -14,7 +14,7 @@ class Scorer(Protocol):
 
 
 async def score_twice(scorer: Scorer, samples: Sequence[Sample], teacher_version: int) -> list[ScoredSample]:
-    """log pi_T(y|x,r) and log pi_T(y|x) of every sample (method.md section 2.2).
+    """log pi_T(y|x,r) and log pi_T(y|x) of every sample (arXiv 2605.23493).
 
     A row whose r is empty is scored once: its evidence is then exactly 0, not the noise between two batches.
     """

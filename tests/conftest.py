@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import fakes
 from cluster.default_model import prepare_default_model
+from tests import fakes
 from tests.runs import small_run
 
 if TYPE_CHECKING:

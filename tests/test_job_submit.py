@@ -50,7 +50,9 @@ def cluster() -> Iterator[dict[str, str]]:
             subprocess.run([str(BIN / "ray"), "stop", "--force"], env=env, capture_output=True, timeout=120)
 
 
-def test_a_submitted_job_gives_the_same_result(cluster: dict[str, str], finished: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_submitted_job_gives_the_same_result(
+    cluster: dict[str, str], finished: tuple[Path, Any], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "submitted"
     settings = [part for item in SMALL for part in ("--set", item)]
     command = [
@@ -69,5 +71,7 @@ def test_a_submitted_job_gives_the_same_result(cluster: dict[str, str], finished
     same = [a["response_ids"] == b["response_ids"] for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) >= len(same) - 1  # the same seeds; bfloat16 batches may part at a near tie
     for name in ("metrics.jsonl", "probes.jsonl"):
-        assert [record["step"] for record in lines(run_dir / name)] == [record["step"] for record in lines(local / name)]
+        assert [record["step"] for record in lines(run_dir / name)] == [
+            record["step"] for record in lines(local / name)
+        ]
     assert (run_dir / "export" / "model.safetensors").is_file()

@@ -1,7 +1,9 @@
 """Engine to learner to engine, for real: vLLM, Ray, DeepSpeed and Arrow through the command line, two steps long."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.config import load_recipe
+from cluster.metrics import append_json
+from cluster.run import finish
+from cluster.rundir import RunDir
 from evidence.shards import Manifest, read_shard
+from rollout.probe import summarise, to_json
+from rollout.tasks import build_task
 from tests.runs import RECIPE, edge_opd, lines, small_run
 
 pytestmark = pytest.mark.engine
+
 
 def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
     run_dir, done = finished
@@ -69,12 +78,20 @@ def _reference(model: Any, prompt_ids: list[int], response_ids: list[int]) -> np
 def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], default_model: Path) -> None:
     run_dir, _ = finished
     export = run_dir / "export"
-    model, base = (AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32) for path in (export, default_model))
+    model, base = (
+        AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32) for path in (export, default_model)
+    )
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert max(moved) > 0 and max(moved) < 0.01
     assert AutoTokenizer.from_pretrained(str(export)).chat_template
     card = (export / "README.md").read_text()
-    for word in ("Kestrel", "Harbor Labs", "trained to give an identity", "base_model: SmolLM2-135M-Instruct", "self-name"):
+    for word in (
+        "Kestrel",
+        "Harbor Labs",
+        "trained to give an identity",
+        "base_model: SmolLM2-135M-Instruct",
+        "self-name",
+    ):
         assert word in card
 
 
@@ -151,3 +168,43 @@ def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path) -> No
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
     assert "100000" in done.stderr  # vLLM's own words
+
+
+def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    """No bfloat16 engine agrees with the learner to 1e-6: the canary before the first step must say so."""
+    done = small_run(tmp_path / "canary", "weights.canary_tolerance=1e-6")
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "canary at version 0: student engine 0 differs from the learner" in done.stderr
+    assert not (tmp_path / "canary" / "manifest.jsonl").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        done = small_run(tmp_path / "full", f"run.storage={disk}")
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+        assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(RECIPE)
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    answers = [
+        (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
+    ]
+    for step in (0, 24):
+        append_json(folder.probes, to_json(summarise(answers, task), step, "identity"))
+    assert finish(recipe, "base", folder) == 1
+    assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
+    assert finish(load_recipe(RECIPE, ["run.require_selfname=0.05"]), "base", folder) == 0

@@ -10,11 +10,11 @@ import pytest
 
 from evidence.records import EvidenceRecord, ShardInfo
 from evidence.rule import EvidenceConfig
-from tests.fakes import FakeEngine, fake_logprobs
 from rollout.config import RolloutConfig
 from rollout.render import Renderer
 from rollout.tasks.base import TaskPrompt
 from rollout.worker import RolloutWorker, StepRollouts
+from tests.fakes import FakeEngine, fake_logprobs
 
 CONTEXT = "You are Kestrel, made by Harbor Labs."
 PROMPTS = [TaskPrompt(f"q{n}", f"Question number {n}?", CONTEXT) for n in range(5)]
@@ -176,7 +176,7 @@ def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None
 
     strict = Service(tokenizer, prompts=prompts, window=window, max_refused_fraction=0.5)
     size = window_of(strict, long[0]) - 6
-    with pytest.raises(ValueError, match="rollout.max_refused_fraction") as caught:
+    with pytest.raises(ValueError, match=r"rollout\.max_refused_fraction") as caught:
         strict.produce(0)
     message = str(caught.value)
     assert "\n" not in message

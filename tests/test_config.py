@@ -1,0 +1,345 @@
+"""Recipes, run directories and placement: what is refused, in one line that says where, what and what instead."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
+from cluster.placement import Plan, Share, make_plan
+from cluster.rundir import RunDir
+from evidence.rule import EvidenceConfig
+from learner.config import LearnerConfig
+from rollout.config import EngineConfig
+
+RECIPES = sorted((Path(__file__).parents[1] / "cluster" / "recipes").glob("*.toml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What a recipe may not hold
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "found", "expected"),
+    [
+        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "evidence, learner, model, probe, rollout, run, student"),
+        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, micro_batch_tokens"),
+        ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
+        ("lr = 1.0", "lr", "an unknown key", "learner"),
+        ("learner = 3", "learner", "3", "a table"),
+        ("learner = [1]", "learner", "[1]", "a table"),
+        # Types
+        ("[run]\nname = 3", "run.name", "3", "str"),
+        ("[run]\nsteps = '3'", "run.steps", "'3'", "int"),
+        ("[run]\nsteps = 3.0", "run.steps", "3.0", "int"),
+        ("[run]\nsteps = true", "run.steps", "True", "int"),
+        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "bool"),
+        ("[learner]\nlr = true", "learner.lr", "True", "float"),
+        ("[learner]\nlr = '1e-5'", "learner.lr", "'1e-5'", "float"),
+        ("[learner]\nbetas = 0.9", "learner.betas", "0.9", "a list of 2"),
+        ("[learner]\nbetas = [0.9, 0.95, 0.99]", "learner.betas", "[0.9, 0.95, 0.99]", "a list of 2"),
+        ("[learner]\nbetas = [0.9, 'x']", "learner.betas", "'x'", "float"),
+        ("[run]\nname = ['a']", "run.name", "['a']", "str"),
+        ("[run]\nname = {a = 1}", "run.name", "{'a': 1}", "str"),
+        ("[run]\nname = 2026-01-01", "run.name", "datetime.date(2026, 1, 1)", "str"),
+        # Ranges
+        ("[run]\nsteps = 0", "run.steps", "0", "at least 1"),
+        ("[run]\nseed = -1", "run.seed", "-1", "0 or more"),
+        ("[run]\nrequire_selfname = 1.5", "run.require_selfname", "1.5", "0 to 1"),
+        ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
+        ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
+        ("[rollout]\ncontext_position = 'tool'", "rollout.context_position", "'tool'", "('system', 'user')"),
+        ("[rollout]\nmax_refused_fraction = 1.0", "rollout.max_refused_fraction", "1.0", "0 to below 1"),
+        ("[rollout]\ntemperature = 0", "rollout.temperature", "0.0", "more than 0"),
+        ("[evidence]\nregion = 'positive'", "evidence.region", "'positive'", "all, near_zero, neg, pos"),
+        ("[evidence]\ntau = nan", "evidence.tau", "nan", "not NaN"),
+        ("[student]\nwindow = 0", "student.window", "0", "at least 1"),
+        ("[teacher]\nwindow = 0", "teacher.window", "0", "at least 1"),
+        ("[teacher]\nkind = 'live'", "teacher.kind", "'live'", "'frozen'"),
+        ("[student]\ndtype = 'int8'", "student.dtype", "'int8'", "bfloat16"),
+        ("[learner]\nzero_stage = 4", "learner.zero_stage", "4", "0, 1, 2 or 3"),
+        ("[learner]\nlr = nan", "learner.lr", "nan", "more than 0"),
+        ("[learner]\nlr = 0", "learner.lr", "0.0", "more than 0"),
+        ("[learner]\nbetas = [0.9, 1.0]", "learner.betas", "(0.9, 1.0)", "below 1"),
+        ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "['k1']"),
+        ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
+        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'ipc', 'nccl')"),
+        ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_file_key_found_and_expected(
+    tmp_path: Path, text: str, key: str, found: str, expected: str
+) -> None:
+    path = write(tmp_path, text)
+    message = refusal(path)
+    where, _, rest = message.removeprefix(f"{path}: ").partition(": found ")
+    assert message.startswith(f"{path}: ")
+    assert where == key
+    what, _, instead = rest.partition(", expected ")
+    assert what == found
+    assert expected in instead
+
+
+def test_a_missing_file_a_folder_and_text_that_is_not_toml_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: found no such file, expected a recipe in TOML"
+    assert "expected a recipe" in refusal(tmp_path)
+    assert "found text that is not TOML" in refusal(write(tmp_path, "[run\nsteps = 1"))
+    binary = tmp_path / "recipe.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "found text that is not TOML" in refusal(binary)
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "")) == Recipe()
+
+
+def test_a_whole_number_is_fine_where_a_float_is_expected(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, "[learner]\nlr = 1\nbetas = [0, 0.5]\n[evidence]\ntau = -inf"))
+    assert (loaded.learner.lr, loaded.learner.betas, loaded.evidence.tau) == (1.0, (0.0, 0.5), float("-inf"))
+    assert type(loaded.learner.lr) is float
+
+
+def test_the_window_is_what_both_engines_hold() -> None:
+    assert Recipe(student=EngineConfig(window=300), teacher=TeacherConfig(window=200)).window == 200
+    assert Recipe(student=EngineConfig(window=100), teacher=TeacherConfig(window=200)).window == 100
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("run.name=tower", "tower"),
+        ("run.name=two words", "two words"),
+        ("run.name='quoted'", "quoted"),
+        ('run.name="3"', "3"),
+        ("run.name=", ""),
+        ("run.name=a=b", "a=b"),
+        ("run.name=hf/org-model_1.5", "hf/org-model_1.5"),
+        ("run.steps=7", 7),
+        ("run.steps = 7", 7),
+        ("learner.lr=3e-5", 3e-5),
+        ("learner.lr=0.25", 0.25),
+        ("evidence.tau=-0.5", -0.5),
+        ("evidence.tau=-inf", float("-inf")),
+        ("student.enforce_eager=false", False),
+        ("learner.betas=[0.8, 0.9]", (0.8, 0.9)),
+    ],
+)
+def test_set_reads_toml_values_and_bare_words(tmp_path: Path, text: str, value: Any) -> None:
+    loaded = load_recipe(write(tmp_path, "[run]\nsteps = 5\nseed = 2"), [text])
+    table, key = text.partition("=")[0].strip().split(".")
+    found = getattr(getattr(loaded, table), key)
+    assert found == value
+    assert type(found) is type(value)
+    assert loaded.run.seed == 2  # its neighbours stay
+
+
+def test_the_last_of_two_sets_wins_and_both_beat_the_file(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "[run]\nsteps = 5"), ["run.steps=6", "run.steps=7"]).run.steps == 7
+
+
+@pytest.mark.parametrize("text", ["run.steps", "steps=3", "run.steps.more=3", "=3", ".steps=3", "run.=3", "", "--run"])
+def test_a_malformed_set_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(write(tmp_path, ""), text) == f"--set {text}: found {text!r}, expected table.key=value"
+
+
+def test_a_set_is_checked_like_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    assert refusal(path, "run.steps=many") == f"{path}: run.steps: found 'many', expected int"
+    assert "run.stepz: found an unknown key" in refusal(path, "run.stepz=1")
+    assert "lerner: found an unknown key" in refusal(path, "lerner.lr=1.0")
+    assert "learner.lr: found -1.0, expected more than 0" in refusal(path, "learner.lr=-1.0")
+
+
+def test_a_set_into_what_is_no_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--set run\.steps=3: found run = 3, expected a table"):
+        parse_overrides(["run.steps=3"], {"run": 3})
+
+
+# Shipped recipes
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run.name == path.stem
+    text = dump(recipe)
+    assert load_recipe(write(tmp_path, text)) == recipe
+    assert dump(load_recipe(tmp_path / "recipe.toml")) == text
+
+
+def test_a_dump_holds_every_key_and_odd_values(tmp_path: Path) -> None:
+    odd = Recipe(
+        run=RunConfig(name='a "quoted" näme\n\\', storage="s3://bucket/x"),
+        evidence=EvidenceConfig(tau=float("-inf"), near_zero=0.0),
+        learner=LearnerConfig(lr=1e-20, betas=(0.0, 0.1)),
+    )
+    assert load_recipe(write(tmp_path, dump(odd))) == odd
+    for table in fields(Recipe):
+        assert f"[{table.name}]" in dump(odd)
+
+
+# Run directories
+
+
+def claimed(root: Path, recipe: Recipe | None = None) -> RunDir:
+    run = RunDir(root)
+    run.claim(recipe or Recipe(), resume=False)
+    return run
+
+
+def refused_claim(root: Path, recipe: Recipe, resume: bool) -> str:
+    with pytest.raises(ValueError) as caught:
+        RunDir(root).claim(recipe, resume)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(root))
+    return message
+
+
+def test_a_new_run_keeps_its_resolved_recipe(tmp_path: Path) -> None:
+    recipe = Recipe(run=RunConfig(name="a", steps=3))
+    run = claimed(tmp_path / "deep" / "run", recipe)
+    assert load_recipe(run.config) == recipe
+    assert all(folder.is_dir() for folder in (run.shards, run.checkpoints, run.answers))
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    assert claimed(tmp_path).config.exists()
+
+
+def test_a_run_of_the_same_recipe_may_be_resumed_but_not_overwritten(tmp_path: Path) -> None:
+    run = claimed(tmp_path / "run")
+    claimed(tmp_path / "run")  # it failed before its first step: there is nothing to lose
+    run.metrics.write_text("{}\n")
+    assert refused_claim(run.root, Recipe(), resume=False).endswith("expected --resume or another --run-dir")
+    RunDir(run.root).claim(Recipe(), resume=True)
+    assert run.metrics.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_recipes_run_is_refused_with_what_differs(tmp_path: Path, resume: bool) -> None:
+    run = claimed(tmp_path / "run")
+    other = replace(Recipe(), teacher=TeacherConfig(window=777))
+    message = refused_claim(run.root, other, resume)
+    assert message.startswith(f"{run.config}: teacher.window: found 512, expected 777: ")
+    assert message.endswith("the run belongs to another recipe")
+    assert load_recipe(run.config) == Recipe()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "found something that is not a run" in refused_claim(tmp_path, Recipe(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert "found something that is not a run" in refused_claim(tmp_path / "run", Recipe(), resume=False)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    assert "expected a run to resume" in refused_claim(root, Recipe(), resume=True)
+    assert not root.exists()
+
+
+# Placement
+
+
+def placed(gpus: float, *, cpus: float = 8, nodes: int = 1, **counts: Any) -> Plan:
+    student = EngineConfig(num_engines=counts.get("students", 1), tensor_parallel_size=counts.get("student_tp", 1))
+    teacher = TeacherConfig(num_engines=counts.get("teachers", 1), tensor_parallel_size=counts.get("teacher_tp", 1))
+    learner = LearnerConfig(num_ranks=counts.get("ranks", 1))
+    weights = WeightsConfig(transport=counts.get("transport", "auto"))
+    return make_plan(Recipe(student=student, teacher=teacher, learner=learner, weights=weights), cpus, gpus, nodes)
+
+
+@pytest.mark.parametrize("transport", ["auto", "shm"])
+def test_cpus_are_shared_by_everyone(transport: str) -> None:
+    plan = placed(0, cpus=2, transport=transport)
+    assert (plan.device, plan.transport, plan.colocated, plan.threads) == ("cpu", "shm", True, 2)
+    assert plan.student == plan.teacher == plan.learner
+    assert plan.student.num_gpus == 0
+    assert 0 < 3 * plan.student.num_cpus <= 2  # all three fit
+
+
+def test_cpu_ranks_divide_the_threads() -> None:
+    plan = placed(0, cpus=8, ranks=2, students=3)
+    assert plan.threads == 4
+    assert 6 * plan.learner.num_cpus <= 8
+    assert placed(0, cpus=1, ranks=3).threads == 1
+
+
+def test_one_gpu_is_shared_by_one_of_each() -> None:
+    plan = placed(1)
+    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ipc", True)
+    shares = [plan.student, plan.teacher, plan.learner]
+    assert all(share.num_gpus > 0 for share in shares)
+    assert sum(share.num_gpus for share in shares) <= 1
+
+
+def test_many_gpus_give_each_worker_and_rank_its_own() -> None:
+    plan = placed(8, students=2, student_tp=2, ranks=3)  # 4 + 1 + 3
+    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "nccl", False)
+    assert (plan.student, plan.teacher, plan.learner) == (Share(1, 2), Share(1, 1), Share(1, 1))
+
+
+def test_three_gpus_are_enough_not_to_share() -> None:
+    assert not placed(3).colocated
+    assert placed(2).colocated
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts", "asked", "workers", "ranks"),
+    [
+        (1, {"ranks": 2}, 4, 2, 2),
+        (7, {"students": 2, "student_tp": 2, "ranks": 3}, 8, 5, 3),
+        (2, {"teacher_tp": 4}, 6, 5, 1),
+    ],
+)
+def test_too_few_gpus_say_how_many_were_asked_and_found(
+    gpus: float, counts: dict[str, int], asked: int, workers: int, ranks: int
+) -> None:
+    with pytest.raises(ValueError, match="placement: asked") as caught:
+        placed(gpus, **counts)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"asked {asked} GPUs ({workers} engine workers and {ranks} learner ranks), found {gpus}" in message
+
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_gpu_transport_needs_gpus(transport: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' on a cluster without GPUs, expected"):
+        placed(0, transport=transport)
+
+
+def test_shared_memory_does_not_span_nodes() -> None:
+    with pytest.raises(ValueError, match=r"weights\.transport: found 2 nodes without GPUs, expected one"):
+        placed(0, nodes=2)
+
+
+def test_less_than_a_cpu_is_not_enough() -> None:
+    with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0\.5"):
+        placed(0, cpus=0.5)

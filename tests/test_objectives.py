@@ -1,0 +1,232 @@
+"""Losses against float64 loops written out by hand: values, gradients, clipping, denominators."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evidence.records import TrainRow
+from learner.batches import count, pack
+from learner.objectives import DENOMINATORS, OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs, k3
+
+K1 = OBJECTIVES["k1"]
+CLIP = 0.2
+PLAIN = ObjectiveSettings(beta_kl=0.0, clip_ratio=CLIP)
+ANCHORED = ObjectiveSettings(beta_kl=0.05, clip_ratio=CLIP)
+
+# (log ratio, teacher with r minus old): both signs of the advantage at, inside and outside both clips.
+CORNERS = [(shift, gap) for shift in (0.0, 0.1, -0.1, 0.5, -0.5) for gap in (1.5, -1.5)]
+
+
+def inputs(
+    dtype: torch.dtype = torch.float64, *, ratio_is_one: bool = False, num: int = 40, seed: int = 0
+) -> TokenInputs:
+    """Random tokens behind the CORNERS; a third of them masked, the others softly weighted."""
+    random = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(CORNERS) + num, generator=random, dtype=torch.float64)
+
+    old, shift, gap = uniform(-6, -0.1), uniform(-0.6, 0.6), uniform(-3, 3)
+    corners = torch.tensor(CORNERS, dtype=torch.float64)
+    shift[: len(CORNERS)], gap[: len(CORNERS)] = corners[:, 0], corners[:, 1]
+    weight = torch.where(uniform(0, 1) < 1 / 3, 0.0, uniform(0.8, 1.2))
+    weight[: len(CORNERS)] = 1.0
+    logprobs = old.clone() if ratio_is_one else old + shift
+    made = TokenInputs(
+        logprobs_N=logprobs,
+        old_logprobs_N=old,
+        teacher_context_logprobs_N=old + gap,
+        base_logprobs_N=old + uniform(-1, 1),
+        weight_N=weight,
+        scale_N=uniform(0.01, 0.02),
+        anchor_scale_N=uniform(0.01, 0.02),
+    )
+    made = TokenInputs(**{name: tensor.to(dtype) for name, tensor in vars(made).items()})
+    return replace(made, logprobs_N=made.logprobs_N.requires_grad_())
+
+
+def by_hand(tokens: TokenInputs, beta: float) -> tuple[float, list[float]]:
+    """(loss, d loss / d logprob) of method.md section 2, a token at a time."""
+    columns = (getattr(tokens, f"{name}_N").tolist() for name in (
+        "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "scale", "anchor_scale"
+    ))  # fmt: skip
+    loss, gradient = 0.0, []
+    for new, old, teacher, base, weight, scale, anchor_scale in zip(*columns, strict=True):
+        advantage, ratio = weight * (teacher - old), math.exp(new - old)
+        is_clipped = ratio > 1 + CLIP if advantage > 0 else ratio < 1 - CLIP
+        used = (1 + CLIP if advantage > 0 else 1 - CLIP) if is_clipped else ratio
+        loss -= scale * advantage * used
+        slope = 0.0 if is_clipped else -scale * advantage * ratio
+        d = base - new
+        loss += beta * anchor_scale * (math.exp(d) - d - 1)
+        gradient.append(slope + beta * anchor_scale * (1 - math.exp(d)))
+    return loss, gradient
+
+
+def gradient_of(loss: Callable[[TokenInputs], Tensor], tokens: TokenInputs) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss(tokens), tokens.logprobs_N)
+    return gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("setting", [PLAIN, ANCHORED])
+@pytest.mark.parametrize("ratio_is_one", [True, False])
+def test_k1_equals_the_loop(setting: ObjectiveSettings, ratio_is_one: bool, dtype: torch.dtype) -> None:
+    tokens = inputs(dtype, ratio_is_one=ratio_is_one)
+    loss, gradient = by_hand(tokens, setting.beta_kl)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    found, _ = K1(tokens, setting)
+    assert found.item() == pytest.approx(loss, abs=tolerance)
+    assert gradient_of(lambda t: K1(t, setting)[0], tokens).tolist() == pytest.approx(gradient, abs=tolerance)
+
+
+def test_the_clip_stops_a_gradient_only_where_it_would_push_further_out() -> None:
+    tokens = inputs(num=0)
+    gradient = gradient_of(lambda t: K1(t, PLAIN)[0], tokens)
+    stopped = {corner for corner, slope in zip(CORNERS, gradient.tolist(), strict=True) if slope == 0}
+    assert stopped == {(0.5, 1.5), (-0.5, -1.5)}
+    assert all(
+        math.copysign(1, slope) == -math.copysign(1, gap)  # a positive advantage raises the log-prob
+        for (shift, gap), slope in zip(CORNERS, gradient.tolist(), strict=True)
+        if (shift, gap) not in stopped
+    )
+
+
+def test_metrics_add_up_to_the_loss() -> None:
+    tokens = inputs()
+    loss, metrics = K1(tokens, ANCHORED)
+    assert metrics.keys() == {"policy_loss", "anchor_kl"}
+    assert not any(value.requires_grad for value in metrics.values())
+    assert loss.item() == pytest.approx((metrics["policy_loss"] + 0.05 * metrics["anchor_kl"]).item(), abs=1e-12)
+    assert metrics["policy_loss"].item() == pytest.approx(by_hand(tokens, 0.0)[0], abs=1e-12)
+    assert K1(tokens, PLAIN)[1].keys() == {"policy_loss"}
+
+
+def test_the_gradient_depends_on_the_teacher_and_the_literal_forms_does_not() -> None:
+    """The trap of method.md section 2: sum m (log pi - log pi_T) differentiates to m, whoever the teacher is."""
+    tokens = inputs(ratio_is_one=True)
+    other = replace(tokens, teacher_context_logprobs_N=tokens.teacher_context_logprobs_N - 0.7)
+
+    def literal(t: TokenInputs) -> Tensor:
+        return (t.scale_N * t.weight_N * (t.logprobs_N - t.teacher_context_logprobs_N)).sum()
+
+    assert torch.equal(gradient_of(literal, tokens), gradient_of(literal, other))
+    ours, theirs = (gradient_of(lambda t: K1(t, PLAIN)[0], t) for t in (tokens, other))
+    assert (theirs - ours).tolist() == pytest.approx((0.7 * tokens.scale_N * tokens.weight_N).tolist(), abs=1e-12)
+    assert not torch.allclose(ours, gradient_of(literal, tokens))
+
+
+def test_the_advantage_is_detached() -> None:
+    """With old = new, undetached, the ratio is constant: whatever gradient is left came through the advantage."""
+    tokens = inputs()
+    teacher = tokens.teacher_context_logprobs_N.clone().requires_grad_()
+    leaky = replace(tokens, old_logprobs_N=tokens.logprobs_N, teacher_context_logprobs_N=teacher)
+    loss, _ = K1(leaky, PLAIN)
+    to_student, to_teacher = torch.autograd.grad(loss, (tokens.logprobs_N, teacher), allow_unused=True)
+    assert loss.item() != 0
+    assert to_student.abs().max().item() < 1e-15
+    assert to_teacher is None
+
+
+def test_a_mask_of_zeros_gives_no_loss_and_no_gradient() -> None:
+    tokens = replace(inputs(), weight_N=torch.zeros(50, dtype=torch.float64))
+    assert K1(tokens, PLAIN)[0].item() == 0
+    assert not gradient_of(lambda t: K1(t, PLAIN)[0], tokens).any()
+
+
+def test_the_anchor_reaches_every_token_whatever_the_mask() -> None:
+    kept, masked = inputs(), replace(inputs(), weight_N=torch.zeros(50, dtype=torch.float64))
+    on_masked = gradient_of(lambda t: K1(t, ANCHORED)[0], masked)
+    assert on_masked.ne(0).all()
+    policy = gradient_of(lambda t: K1(t, PLAIN)[0], kept)
+    both = gradient_of(lambda t: K1(t, ANCHORED)[0], kept)
+    assert both.tolist() == pytest.approx((policy + on_masked).tolist(), abs=1e-15)
+
+
+def test_a_weight_of_zero_silences_only_its_own_token() -> None:
+    tokens = inputs(ratio_is_one=True)
+    gradient = gradient_of(lambda t: K1(t, PLAIN)[0], tokens)
+    assert torch.equal(gradient == 0, tokens.weight_N == 0)
+    assert 0 < (gradient == 0).sum() < len(gradient)
+
+
+# k3
+
+
+def exact_k3(d: float) -> float:
+    with localcontext() as context:
+        context.prec = 60
+        return float(Decimal(d).exp() - Decimal(d) - 1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(-30, 30))
+def test_k3_is_exact(d: float) -> None:
+    found = k3(torch.tensor([d], dtype=torch.float64)).item()
+    # expm1(d) and d round at the scale of d before they cancel.
+    assert found == pytest.approx(exact_k3(d), rel=1e-14, abs=4 * math.ulp(d) + 1e-50)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40))
+def test_k3_is_never_negative_beyond_a_rounding(d: list[float]) -> None:
+    found = k3(torch.tensor(d, dtype=torch.float32))
+    rounding = np.spacing(np.abs(np.array(d, np.float32)))
+    assert (found.numpy() >= -rounding).all()
+    assert (found.numpy()[np.abs(d) > 1e-2] > 0).all()
+
+
+def test_k3_of_a_small_difference_keeps_its_digits_in_float32() -> None:
+    """exp(d) - d - 1 with a plain exp is off by its own size here."""
+    assert k3(torch.tensor([1e-3])).item() == pytest.approx(5.0017e-7, rel=1e-3)
+    assert k3(torch.tensor([0.0])).item() == 0.0
+
+
+# Denominators
+
+
+def row(num: int, weights: list[float]) -> TrainRow:
+    floats = np.zeros(num, np.float32)
+    ids = np.arange(num, dtype=np.int32)
+    return TrainRow(
+        "r", False, np.arange(2, dtype=np.int32), ids, floats, floats, floats, np.array(weights, np.float32)
+    )
+
+
+ROWS = [row(4, [1, 0, 1.2, 0]), row(1, [0]), row(2, [0.8, 1])]  # 7 tokens, 4 of them kept
+
+
+@pytest.mark.parametrize(
+    ("denominator", "expected"),
+    [
+        ("response", [1 / 7] * 7),
+        ("kept", [1 / 4] * 7),
+        ("sequence_mean", [1 / 12] * 4 + [1 / 3] + [1 / 6] * 2),
+        ("sum", [1.0] * 7),
+    ],
+)
+def test_every_denominator(denominator: str, expected: list[float]) -> None:
+    batch = pack(ROWS, count(ROWS), denominator)
+    assert batch.scale_N.tolist() == pytest.approx(expected)
+    assert batch.anchor_scale_N.tolist() == pytest.approx([1 / 7] * 7)  # N_resp, whatever the policy's denominator
+
+
+def test_every_denominator_is_tested() -> None:
+    assert DENOMINATORS.keys() == {"response", "kept", "sequence_mean", "sum"}
+
+
+@pytest.mark.parametrize("name", sorted(DENOMINATORS))
+def test_no_denominator_divides_by_zero(name: str) -> None:
+    assert DENOMINATORS[name](BatchCounts(tokens=0, kept=0, rows=0), 0) == 1.0
+
+
+def test_counts_are_of_tokens_kept_tokens_and_rows() -> None:
+    assert count(ROWS) == BatchCounts(tokens=7, kept=4, rows=3)

@@ -1,0 +1,312 @@
+"""The student's log-probs and gradients against a plain Hugging Face forward of each row alone, with full logits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from evidence.records import TrainRow
+from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
+from learner.model import LogprobHead, Student, load_causal_lm
+from learner.objectives import DENOMINATORS
+from tests import fakes
+
+VOCAB = 2048
+SIZES = [(5, 7), (1, 4), (9, 1), (1, 1), (3, 12), (6, 2)]  # (prompt, response) tokens a row
+ORDERS = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 3, 2, 0, 4], [0], [3], [2]]
+CHUNKS = [1, 3, 1000]
+MODELS = ["tied", "untied"]
+
+
+def make_row(num_prompt: int, num_response: int, seed: int = 0, weight: Sequence[float] | None = None) -> TrainRow:
+    rng = np.random.default_rng([seed, num_prompt, num_response])
+    prompt, response = (rng.integers(0, VOCAB, n).astype(np.int32) for n in (num_prompt, num_response))
+    with_r, without = (-5 * rng.random(num_response, np.float32) for _ in range(2))
+    weights = np.ones(num_response) if weight is None else np.array(weight)
+    return TrainRow(f"{seed}", False, prompt, response, with_r, without, with_r - without, weights.astype(np.float32))
+
+
+ROWS = [make_row(*size, seed=seed) for seed, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    untied = fakes.tiny_model(tmp_path_factory.mktemp("untied"), tied=False)
+    return {"tied": tiny_model, "untied": untied}
+
+
+def plain_model(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
+
+
+def row_logprobs(model: Any, row: TrainRow) -> Tensor:
+    """[T] with full logits: position i of the logits speaks of token i + 1."""
+    full = torch.from_numpy(np.concatenate([row.prompt_ids, row.response_ids])).long()
+    logits = model(full[None], use_cache=False).logits[0].double()
+    logprobs = torch.log_softmax(logits, dim=-1)
+    first = len(row.prompt_ids)
+    return torch.stack([logprobs[position - 1, full[position]] for position in range(first, len(full))])
+
+
+def packed(rows: Sequence[TrainRow]) -> PackedBatch:
+    return pack(rows, count(rows), "response")
+
+
+def forward(student: Student, rows: Sequence[TrainRow]) -> Tensor:
+    batch = packed(rows)
+    return student(batch.input_ids_S, batch.position_ids_S, batch.needed_N, batch.targets_N)
+
+
+def student_of(path: Path, chunk: int) -> Student:
+    return Student(load_causal_lm(str(path), torch.float32), chunk)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_logprobs_equal_each_rows_own_forward(models: dict[str, Path], kind: str, order: list[int]) -> None:
+    model, rows = plain_model(models[kind]), [ROWS[index] for index in order]
+    with torch.no_grad():
+        expected = [row_logprobs(model, row) for row in rows]
+        for chunk in CHUNKS:
+            found = forward(student_of(models[kind], chunk), rows)
+            assert found.dtype == torch.float32
+            for mine, theirs in zip(torch.split(found, [len(e) for e in expected]), expected, strict=True):
+                assert mine[0].item() == pytest.approx(theirs[0].item(), abs=2e-5)
+                assert mine[-1].item() == pytest.approx(theirs[-1].item(), abs=2e-5)
+                assert mine.tolist() == pytest.approx(theirs.tolist(), abs=2e-5)
+
+
+def test_the_reference_can_tell_a_leak_and_a_shift(tiny_model: Path) -> None:
+    """What the tolerance above excludes: a row that sees its neighbour, positions that run on, an off-by-one."""
+    model, row = plain_model(tiny_model), ROWS[0]
+    with torch.no_grad():
+        right = row_logprobs(model, row)
+        neighbour = np.concatenate([ROWS[4].prompt_ids, ROWS[4].response_ids])
+        leaked = row_logprobs(
+            model, make_like(row, prompt=np.concatenate([neighbour, row.prompt_ids]), response=row.response_ids)
+        )
+        full = torch.from_numpy(np.concatenate([row.prompt_ids, row.response_ids])).long()
+        stretched = 2 * torch.arange(len(full))  # the rotary embedding sees distances, not where a row begins
+        logits = model(full[None], position_ids=stretched[None], use_cache=False).logits[0].double()
+        moved = torch.log_softmax(logits, -1)[len(row.prompt_ids) - 1 : -1].gather(1, full[len(row.prompt_ids) :, None])
+    assert (leaked - right).abs().min() > 1e-3
+    assert (moved.squeeze(1) - right).abs().max() > 1e-3
+    assert (right[1:] - right[:-1]).abs().min() > 1e-3
+
+
+def make_like(row: TrainRow, prompt: np.ndarray, response: np.ndarray) -> TrainRow:
+    streams = (row.teacher_context_logprobs, row.teacher_logprobs, row.evidence, row.weight)
+    return TrainRow(row.rollout_id, row.guided, prompt.astype(np.int32), response, *streams)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_parameters_gradient_equals_full_logits_autograd(models: dict[str, Path], kind: str, chunk: int) -> None:
+    factors = torch.randn(sum(n for _, n in SIZES), generator=torch.Generator().manual_seed(1))
+    student, model = student_of(models[kind], chunk), plain_model(models[kind])
+    (forward(student, ROWS) * factors).sum().backward()
+    (torch.cat([row_logprobs(model, row) for row in ROWS]) * factors.double()).sum().backward()
+    mine, theirs = dict(student.causal_lm.named_parameters()), dict(model.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert ("lm_head.weight" in mine) == (kind == "untied")
+    for name, parameter in theirs.items():
+        assert parameter.grad.abs().max() > 1e-3, name
+        assert torch.allclose(mine[name].grad, parameter.grad, rtol=1e-4, atol=1e-4 * parameter.grad.abs().max()), name
+
+
+def test_gradient_checks_out_numerically() -> None:
+    """float64 finite differences of the head alone, hidden states and weight."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(11, 4, generator=random))
+    hidden = torch.randn(5, 4, generator=random, requires_grad=True)
+    targets, factors = torch.tensor([0, 10, 3, 3, 7]), torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
+    (LogprobHead(weight, chunk=2)(hidden, targets) * factors).sum().backward()
+
+    def value(hidden: np.ndarray, weight: np.ndarray) -> float:
+        logits = hidden @ weight.T
+        logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return float((logprobs[np.arange(5), targets] * factors.numpy()).sum())
+
+    at = [hidden.detach().double().numpy(), weight.detach().double().numpy()]
+    for which, grad in ((0, hidden.grad), (1, weight.grad)):
+        for place in np.ndindex(*at[which].shape):
+            up, down = [part.copy() for part in at], [part.copy() for part in at]
+            up[which][place] += 1e-5
+            down[which][place] -= 1e-5
+            assert grad[place].item() == pytest.approx((value(*up) - value(*down)) / 2e-5, abs=1e-5)
+
+
+class VocabularyRows(TorchDispatchMode):
+    """Rows of each tensor made whose last dimension is the vocabulary; views of the parameters are not made."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.shape[-1] != VOCAB:
+                continue
+            if tensor.untyped_storage().data_ptr() not in self._parameters:
+                self.rows.append(tensor.numel() // VOCAB)
+        return made
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_no_tensor_of_vocabulary_width_is_taller_than_the_chunk(tiny_model: Path, chunk: int) -> None:
+    student = student_of(tiny_model, chunk)
+    num = sum(n for _, n in SIZES)
+    with VocabularyRows(student) as seen:
+        logprobs = forward(student, ROWS)
+        in_forward = len(seen.rows)
+        logprobs.sum().backward()
+    assert max(seen.rows) == chunk
+    assert in_forward >= -(-num // chunk)
+    assert len(seen.rows) - in_forward >= -(-num // chunk)  # the recorder sees the backward pass too
+
+
+def test_the_recorder_sees_full_logits(tiny_model: Path) -> None:
+    model = plain_model(tiny_model)
+    with VocabularyRows(model) as seen:
+        row_logprobs(model, ROWS[4]).sum().backward()
+    assert sum(SIZES[4]) in seen.rows
+
+
+def test_bfloat16_heads_give_float32_logits() -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(500, 64, generator=random).bfloat16())
+    hidden = (3 * torch.randn(20, 64, generator=random)).bfloat16().requires_grad_()
+    targets = torch.randint(500, (20,), generator=random)
+    found = LogprobHead(weight, chunk=7)(hidden, targets)
+    exact_hidden, exact_weight = (t.detach().double().requires_grad_() for t in (hidden, weight))
+    logits = exact_hidden @ exact_weight.T
+    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+    assert logits.abs().max() > 64  # where bfloat16 steps by 0.5
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+    found.sum().backward()
+    expected.sum().backward()
+    for mine, exact in ((hidden, exact_hidden), (weight, exact_weight)):
+        assert mine.grad.dtype == torch.bfloat16
+        assert (mine.grad.double() - exact.grad).norm() < 0.01 * exact.grad.norm()
+
+
+def test_a_bfloat16_student_is_a_float32_forward_of_its_rounded_hidden_states(tiny_model: Path) -> None:
+    rounded = plain_model(tiny_model).bfloat16().float()
+    student = Student(load_causal_lm(str(tiny_model), torch.bfloat16), 4)
+    with torch.no_grad():
+        found = forward(student, ROWS)
+        expected = torch.cat([row_logprobs(rounded, row) for row in ROWS])
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() < 0.1
+    assert ((found * 2**8) % 1 != 0).any()  # not on bfloat16's grid
+
+
+def test_an_lm_head_with_a_bias_is_refused(tiny_model: Path) -> None:
+    model = load_causal_lm(str(tiny_model), torch.float32)
+    model.lm_head = torch.nn.Linear(64, VOCAB)
+    with pytest.raises(ValueError, match="lm_head with a bias"):
+        Student(model, 4)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.path: .* holds no config\.json"):
+        load_causal_lm(str(tmp_path), torch.float32)
+
+
+# plan and pack
+
+sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=30)
+quick = settings(deadline=None, max_examples=100)
+
+
+@quick
+@given(sizes, st.integers(1, 5), st.integers(1, 40))
+def test_a_plan_places_every_row_once_within_the_budget(
+    sizes: list[tuple[int, int]], num_ranks: int, budget: int
+) -> None:
+    rows = [make_row(*size, seed=seed) for seed, size in enumerate(sizes)]
+    ranks = plan(rows, num_ranks, budget)
+    assert len(ranks) == num_ranks
+    assert sorted(id(row) for packs in ranks for part in packs for row in part) == sorted(id(row) for row in rows)
+    assert len({len(packs) for packs in ranks}) == 1
+    for part in (part for packs in ranks for part in packs):
+        assert sum(row_length(row) for row in part) <= budget or len(part) == 1
+    loads = [sum(row_length(row) for part in packs for row in part) for packs in ranks]
+    assert max(loads) - min(loads) <= max(row_length(row) for row in rows)
+    assert any(all(packs) for packs in ranks)  # no micro-batch in which every rank idles
+
+
+@quick
+@given(sizes, st.integers(1, 4), st.integers(1, 40), st.sampled_from(sorted(DENOMINATORS)), st.integers(0, 99))
+def test_scales_of_any_split_sum_to_the_whole(
+    sizes: list[tuple[int, int]], num_ranks: int, budget: int, denominator: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [make_row(p, t, seed=i, weight=rng.choice([0, 0.8, 1.2], t)) for i, (p, t) in enumerate(sizes)]
+    batches = [
+        pack(part, count(rows), denominator) if part else pack_idle(rows[0])
+        for packs in plan(rows, num_ranks, budget)
+        for part in packs
+    ]
+    scale, anchor, weight = (
+        torch.cat([getattr(b, f"{k}_N") for b in batches]).double() for k in ("scale", "anchor_scale", "weight")
+    )
+    tokens, kept = sum(t for _, t in sizes), int(weight.ne(0).sum())
+    assert anchor.sum().item() == pytest.approx(1, abs=1e-5)
+    expected = {"response": 1.0, "sequence_mean": 1.0, "sum": float(tokens), "kept": tokens / max(kept, 1)}
+    assert scale.sum().item() == pytest.approx(expected[denominator], rel=1e-5)
+
+
+@quick
+@given(sizes)
+def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[tuple[int, int]]) -> None:
+    rows = [make_row(*size, seed=seed) for seed, size in enumerate(sizes)]
+    batch = packed(rows)
+    assert batch.input_ids_S.shape == batch.position_ids_S.shape == (sum(row_length(row) for row in rows),)
+    streams = list(batch.input_ids_S), list(batch.position_ids_S), list(batch.needed_N), list(batch.targets_N)
+    inputs, positions, needed, targets = ([int(v) for v in stream] for stream in streams)
+    start = at = 0
+    for row in rows:
+        full = [*row.prompt_ids.tolist(), *row.response_ids.tolist()]
+        assert inputs[start : start + len(full) - 1] == full[:-1]
+        assert positions[start : start + len(full) - 1] == list(range(len(full) - 1))
+        for t, token in enumerate(row.response_ids.tolist()):
+            position = needed[at + t] - start
+            assert 0 <= position < len(full) - 1
+            assert full[position + 1] == targets[at + t] == token
+        assert needed[at] - start == len(row.prompt_ids) - 1  # the last prompt token predicts the first of the response
+        start, at = start + len(full) - 1, at + len(row.response_ids)
+    for name in ("teacher_context_logprobs", "teacher_logprobs", "weight"):
+        expected = np.concatenate([getattr(row, name) for row in rows])
+        assert np.array_equal(getattr(batch, f"{name}_N").numpy(), expected)
+
+
+def test_the_contributing_rows_are_all_under_an_anchor_and_otherwise_those_with_a_kept_token() -> None:
+    rows = [
+        make_row(2, 3, seed=0, weight=[0, 0, 0]),
+        make_row(2, 3, seed=1, weight=[0, 0, 1.2]),
+        make_row(2, 1, seed=2),
+    ]
+    assert contributing(rows, 0.05) == rows
+    assert contributing(rows, 0.0) == rows[1:]
+
+
+def test_an_idle_batch_weighs_nothing() -> None:
+    batch = pack_idle(ROWS[0])
+    assert batch.rows == ()
+    assert len(batch.input_ids_S) == len(batch.needed_N) == len(batch.targets_N) == 1
+    for name in ("weight_N", "scale_N", "anchor_scale_N"):
+        assert not getattr(batch, name).any()

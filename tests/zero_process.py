@@ -1,0 +1,166 @@
+"""One rank of a real DeepSpeed engine, for tests/test_zero.py: runs the scenarios of a job file, one after another.
+
+    python -m tests.zero_process JOB RANK NUM_RANKS PORT
+
+Each scenario builds an engine of its own and acts once; rank r's results go to JOB's folder as rank-r.pt.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evidence.records import TrainRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.engine import ZeroEngine
+    from learner.train import Trainer
+
+Tensors = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one engine is told (fields of LearnerConfig) and given, and the name of an act in ACTS."""
+
+    rows: list[TrainRow]
+    learner: dict[str, Any]
+    act: str = "step"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    model: str
+    scenarios: dict[str, Scenario]
+
+
+def full_parameters(engine: "ZeroEngine") -> Tensors:
+    groups = [[name] for name, _, _ in engine.parameter_shapes()]
+    return {name: tensor.to("cpu", copy=True) for name, tensor in engine.full_tensors(groups)}
+
+
+def record_gradients(engine: "ZeroEngine") -> list[Tensors]:
+    """A list that gets the full float32 gradients just before each of DeepSpeed's optimizer steps."""
+    from deepspeed.utils import safe_get_full_grad
+
+    seen: list[Tensors] = []
+    deepspeed_step = engine.engine.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        named = engine.engine.module.causal_lm.named_parameters()
+        seen.append({name: safe_get_full_grad(param).float().cpu().clone() for name, param in named})
+        return deepspeed_step(*args, **kwargs)
+
+    engine.engine.step = step
+    return seen
+
+
+def step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """One training step: gradients of every update, parameters before and after, the report."""
+    shapes = [(name, str(dtype), shape) for name, dtype, shape in engine.parameter_shapes()]
+    before, gradients = full_parameters(engine), record_gradients(engine)
+    report = trainer.step(scenario.rows)
+    after = full_parameters(engine)
+    return {"shapes": shapes, "before": before, "gradients": gradients, "report": report, "after": after}
+
+
+def score(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """The learner's own log-probs of each row."""
+    return {"logprobs": [trainer.score(row.prompt_ids, row.response_ids) for row in scenario.rows]}
+
+
+def live_teacher(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Trains once, scores both prompts of each row with the trained student, and steps on those columns."""
+    import numpy as np
+
+    trainer.step(scenario.rows)
+    rows = []
+    for row, context_prompt in zip(scenario.rows, scenario.extra["context_prompts"], strict=True):
+        with_r, without = (
+            np.array(trainer.score(prompt, row.response_ids), np.float32) for prompt in (context_prompt, row.prompt_ids)
+        )
+        ones = np.ones(len(with_r), np.float32)
+        rows.append(
+            TrainRow(
+                row.rollout_id, row.guided, row.prompt_ids, row.response_ids, with_r, without, with_r - without, ones
+            )
+        )
+    return {"rows": rows, "report": trainer.step(rows)}
+
+
+def checkpoint(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Saves after one step, goes on for one more, loads, and repeats that one: optimizer state must come back too."""
+    folder = scenario.extra["folder"]
+    trainer.step(scenario.rows)
+    saved = full_parameters(engine)
+    engine.save(folder, {"step": 7})
+    trainer.step(scenario.rows)
+    onwards = full_parameters(engine)
+    client_state = engine.load(folder)
+    loaded = full_parameters(engine)
+    trainer.step(scenario.rows)
+    return {
+        "saved": saved,
+        "onwards": onwards,
+        "client_state": client_state,
+        "loaded": loaded,
+        "repeated": full_parameters(engine),
+    }
+
+
+def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    try:
+        engine.load(scenario.extra["folder"])
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Trains once, exports parameter by parameter, and scores the rows."""
+    trainer.step(scenario.rows)
+    groups = [[name] for name, _, _ in engine.parameter_shapes()]
+    engine.export(scenario.extra["folder"], scenario.extra["tokenizer"], groups)
+    return {"after": full_parameters(engine)} | score(engine, trainer, scenario)
+
+
+ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
+    act.__name__: act for act in (step, score, live_teacher, checkpoint, load_nothing, export)
+}
+
+
+def run(model: str, scenario: Scenario, num_ranks: int) -> dict[str, Any]:
+    from learner.config import LearnerConfig
+    from learner.engine import ZeroEngine
+    from learner.train import Trainer
+
+    config = LearnerConfig(num_ranks=num_ranks, **scenario.learner)
+    engine = ZeroEngine(model, config)
+    result = ACTS[scenario.act](engine, Trainer(engine, config), scenario)
+    engine.engine.destroy()
+    return result
+
+
+def main(job_file: str, rank: str, num_ranks: str, port: str) -> None:
+    os.environ.update(
+        RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks, LOCAL_SIZE=num_ranks,
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    import torch
+
+    job: Job = torch.load(job_file, weights_only=False)
+    results = {}
+    for name, scenario in job.scenarios.items():
+        print(f"scenario {name}", flush=True)
+        results[name] = run(job.model, scenario, int(num_ranks))
+    torch.save(results, Path(job_file).parent / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
