@@ -230,7 +230,8 @@ def describe_plan(accelerators: Sequence[Accelerator], flags: frozenset[str]) ->
     lines = [
         f"device: {'cuda' if accelerators else 'cpu'}",
         "number formats: engines bfloat16, learner bfloat16 with float32 master weights (`dtype` in a recipe)",
-        "weight transport: " + ("ipc on one node, nccl across several" if accelerators else "shm"),
+        "weight transport: "
+        + ("ipc where the pools share one GPU, nccl where each has its own" if accelerators else "shm"),
     ]
     return [Finding(line) for line in ([f"CPU bfloat16: {speed}"] if not accelerators else []) + lines]
 

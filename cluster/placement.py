@@ -23,7 +23,7 @@ class Plan:
     teacher: Share
     learner: Share
     threads: int  # OpenMP threads of a CPU actor
-    colocated: bool
+    colocated: bool  # every actor in one bundle on one node
 
 
 def make_plan(recipe: Recipe, cpus: float, gpus: float, nodes: int) -> Plan:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.actors import EngineActor, EnginePool, LearnerActor, RolloutActor
 from cluster.config import Recipe
@@ -52,18 +54,33 @@ class Services:
     def __init__(self, recipe: Recipe, model: str, plan: Plan, storage: str, metadata: dict[str, str]) -> None:
         self.recipe, self.model, self.plan = recipe, model, plan
         self._storage, self._metadata = storage, metadata
+        self._bundle = reserve_one_node(recipe, plan) if plan.colocated else None
         self.students = self._engines("student", recipe.student, plan.student, _backend(plan.transport))
         self.teachers = self._engines("teacher", recipe.teacher, plan.teacher, None)
         self.learners = [
-            _options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model)
+            self._options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model)
             for _ in range(recipe.learner.num_ranks)
         ]
 
     def _engines(self, pool: str, config: Any, share: Share, backend: str | None) -> list[Any]:
         return [
-            _options(EngineActor, share).remote(f"{pool} engine {index}", self.model, config, self.plan.device, backend)
+            self._options(EngineActor, share).remote(
+                f"{pool} engine {index}", self.model, config, self.plan.device, backend
+            )
             for index in range(config.num_engines)
         ]
+
+    def _options(self, actor: Any, share: Share, environment: dict[str, str] | None = None) -> Any:
+        """The actor class with its resources, inside the reserved bundle where the plan is colocated."""
+        strategy: Any = "DEFAULT"
+        if self._bundle is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._bundle, placement_group_bundle_index=0)
+        return actor.options(
+            num_cpus=share.num_cpus,
+            num_gpus=share.num_gpus,
+            runtime_env={"env_vars": environment or {}},
+            scheduling_strategy=strategy,
+        )
 
     async def start(self) -> None:
         """Engines and ranks start side by side; then the rollout service and the weight transport connect them."""
@@ -84,7 +101,7 @@ class Services:
             self.recipe.weights.deadline_s, "opening the weight transport", "open_transport",
             self.plan.transport, self.students, address, transfer_port,
         )  # fmt: skip
-        self.rollout = _options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
+        self.rollout = self._options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
             self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
         )
         self.student_pool = EnginePool(self.students)
@@ -173,6 +190,8 @@ class Services:
             *([self.rollout] if hasattr(self, "rollout") else []),
         ):
             ray.kill(handle)
+        if self._bundle is not None:
+            remove_placement_group(self._bundle)
 
 
 def connect() -> None:
@@ -201,9 +220,27 @@ def _backend(transport: str) -> str:
     return f"edge_{transport}"
 
 
-def _options(actor: Any, share: Share, environment: dict[str, str] | None = None) -> Any:
-    runtime_env = {"env_vars": environment or {}}
-    return actor.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, runtime_env=runtime_env)
+def reserve_one_node(recipe: Recipe, plan: Plan) -> PlacementGroup:
+    """One bundle for every colocated actor, so that they share one node and, with a GPU, the same one.
+
+    Raises:
+        TimeoutError: the cluster has the resources but does not give them.
+    """
+    pools = (
+        (plan.student, recipe.student.num_engines),
+        (plan.teacher, recipe.teacher.num_engines),
+        (plan.learner, recipe.learner.num_ranks),
+    )
+    bundle = {"CPU": sum(share.num_cpus * count for share, count in pools)}
+    if plan.device != "cpu":
+        bundle["GPU"] = 1.0
+    group = placement_group([bundle])
+    if not group.wait(timeout_seconds=recipe.student.start_deadline_s):
+        remove_placement_group(group)
+        raise TimeoutError(
+            f"placement: no node gave {bundle} within {recipe.student.start_deadline_s:g} s; other jobs may hold it"
+        )
+    return group
 
 
 def learner_environment(plan: Plan) -> dict[str, str]:

@@ -26,6 +26,9 @@ def packed_rows(
     assert cu_seq_lens_q is not None and attention_mask is None and dropout == 0.0
     grouped = query_1ASD.shape[1] != key_1ASD.shape[1]
     lengths = torch.diff(cu_seq_lens_q).tolist()
+    odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
+    if odd or max(lengths) > (kwargs.get("sliding_window") or max(lengths)):
+        raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected plain attention")
     rows = [
         nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(*(torch.split(t, lengths, dim=2) for t in (query_1ASD, key_1ASD, value_1ASD)), strict=True)

@@ -81,6 +81,8 @@ class Trainer:
             logprobs = self.engine.logprobs(batch.input_ids_S, batch.position_ids_S, batch.needed_N, batch.targets_N)
             # The first update's own log-probs are pi_old: no second forward.
             old.setdefault(index, logprobs.detach())
+            if not batch.rows:  # in step with the other ranks' collectives; k3 of it may be infinite
+                return logprobs.sum() * 0.0
             loss, metrics = OBJECTIVES[self.config.objective](self._inputs(batch, logprobs, old[index]), self.settings)
             total += float(loss.detach())
             for key, value in metrics.items():

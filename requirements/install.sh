@@ -28,15 +28,16 @@ check_machine() {
 }
 
 make_venv() {
-    local stamp
-    stamp=$(cat .venv/.ready 2>/dev/null || true)
-    if [ -e .venv ] && { [ -e .venv/.making ] || [ "${stamp:-$state}" != "$state" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
-        say "the .venv here is unfinished or made for something else: making it again"
-        rm -rf .venv
-    fi
+    local stamp started=
+    stamp=$(cat .venv/.ready 2>/dev/null || echo "$state")
+    [ ! -e .venv/.making ] || started=yes
     mkdir -p .venv
     touch .venv/.making
     rm -f .venv/.ready
+    if [ -e .venv/bin ] && { [ "$started" ] || [ "$stamp" != "$state" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+        say "the .venv here is unfinished or made for something else: making it again"
+        find .venv -mindepth 1 ! -path .venv/.making -delete
+    fi
     [ -x .venv/bin/python ] || "$python" -m venv .venv
 }
 
@@ -61,7 +62,7 @@ check_machine
 say "$("$python" --version), $lock into .venv (minutes the first time)"
 make_venv
 install
-say "default model: $(.venv/bin/edge-opd model)"
 rm .venv/.making
+say "default model: $(.venv/bin/edge-opd model)"
 echo "$state" >.venv/.ready
 say "done"

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from evidence.shards import Manifest, read_shard
@@ -23,6 +25,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def end_session(folder: str) -> None:
+    """Ends the processes of this Ray session only: `ray stop` would end every Ray on the machine."""
+    mine = [process for process in psutil.process_iter() if folder in " ".join(_command(process))]
+    for process in mine:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=30)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        return list(process.cmdline())
+    return []
 
 
 @pytest.fixture
@@ -47,7 +64,7 @@ def cluster() -> Iterator[dict[str, str]]:
         try:
             yield env | {"DASHBOARD": f"http://127.0.0.1:{dashboard}"}
         finally:
-            subprocess.run([str(BIN / "ray"), "stop", "--force"], env=env, capture_output=True, timeout=120)
+            end_session(folder)
 
 
 def test_a_submitted_job_gives_the_same_result(

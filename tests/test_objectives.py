@@ -54,7 +54,7 @@ def inputs(
 
 
 def by_hand(tokens: TokenInputs, beta: float) -> tuple[float, list[float]]:
-    """(loss, d loss / d logprob) of method.md section 2, a token at a time."""
+    """(loss, d loss / d logprob) of arXiv 2605.23493, a token at a time."""
     columns = (getattr(tokens, f"{name}_N").tolist() for name in (
         "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "scale", "anchor_scale"
     ))  # fmt: skip
@@ -111,7 +111,7 @@ def test_metrics_add_up_to_the_loss() -> None:
 
 
 def test_the_gradient_depends_on_the_teacher_and_the_literal_forms_does_not() -> None:
-    """The trap of method.md section 2: sum m (log pi - log pi_T) differentiates to m, whoever the teacher is."""
+    """The trap of arXiv 2605.23493: sum m (log pi - log pi_T) differentiates to m, whoever the teacher is."""
     tokens = inputs(ratio_is_one=True)
     other = replace(tokens, teacher_context_logprobs_N=tokens.teacher_context_logprobs_N - 0.7)
 

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from evidence.records import TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
+from learner.config import LearnerConfig
 from learner.model import LogprobHead, Student, load_causal_lm
 from learner.objectives import DENOMINATORS
+from learner.train import Trainer
 from tests import fakes
 
 VOCAB = 2048
@@ -226,6 +228,21 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load_causal_lm(str(tmp_path), torch.float32)
 
 
+@pytest.mark.parametrize("window", [12, 13])
+def test_a_row_longer_than_the_models_sliding_window_is_refused(tmp_path: Path, window: int) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MistralConfig(vocab_size=VOCAB, intermediate_size=128, sliding_window=window, **sizes)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    student, row = student_of(tmp_path, 5), make_row(3, 11)  # 13 tokens are run
+    with torch.no_grad():
+        if window == 13:
+            expected = row_logprobs(plain_model(tmp_path), row).tolist()
+            assert forward(student, [row]).tolist() == pytest.approx(expected, abs=2e-5)
+        else:
+            with pytest.raises(ValueError, match="found rows longer than its sliding window"):
+                forward(student, [row])
+
+
 # plan and pack
 
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=30)
@@ -310,3 +327,27 @@ def test_an_idle_batch_weighs_nothing() -> None:
     assert len(batch.input_ids_S) == len(batch.needed_N) == len(batch.targets_N) == 1
     for name in ("weight_N", "scale_N", "anchor_scale_N"):
         assert not getattr(batch, name).any()
+
+
+class ImprobableEngine:
+    """The second of two ranks, of a model that all but rules out every token."""
+
+    rank, num_ranks = 1, 2
+
+    def __init__(self) -> None:
+        self.logit = torch.full((1,), -95.0, requires_grad=True)
+
+    def logprobs(self, *inputs: Tensor) -> Tensor:
+        return self.logit.expand(len(inputs[-1]))
+
+    def step(self, micro_batches: Sequence[Any], loss_of: Any) -> float:
+        for batch in micro_batches:
+            loss_of(batch).backward()
+        return 0.0
+
+
+def test_an_idle_rank_adds_nothing_even_where_the_anchor_overflows() -> None:
+    engine = ImprobableEngine()
+    report = Trainer(engine, LearnerConfig(beta_kl=0.05, num_ranks=2)).step(ROWS[:1])  # type: ignore[arg-type]
+    assert (report.loss, report.computed_tokens, report.stats) == (0.0, 0, ())
+    assert engine.logit.grad.tolist() == [0.0]

@@ -69,10 +69,11 @@ class InProcessClient:
 
 
 async def _drive(model: str, backend: str, receiver: str) -> dict[str, Any]:
+    from vllm.distributed.weight_transfer.base import ModuleSource
+
     from cluster.weights import ShmTrainerEngine, ShmTrainerInitInfo, WeightsDigest
     from rollout.config import EngineConfig
     from rollout.engine import Engine
-    from vllm.distributed.weight_transfer.base import ModuleSource
 
     changed = changed_model(model)
     digest = WeightsDigest()

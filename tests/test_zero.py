@@ -1,7 +1,7 @@
 """The real ZeRO engine against plain torch: same gradient for every stage, number of ranks and packing.
 
 Two launches, of one rank and of two, run every scenario in processes of their own (tests/zero_process.py). The
-reference sees one row at a time, with full logits, and autograd through the formulas of method.md section 2.
+reference sees one row at a time, with full logits, and autograd through the formulas of arXiv 2605.23493.
 """
 
 import os
