@@ -33,28 +33,23 @@ def make_plan(recipe: Recipe, cpus: float, gpus: float, nodes: int) -> Plan:
         ValueError: the plan cannot fit; names the resources asked and found.
     """
     student, teacher, learner = recipe.student, recipe.teacher, recipe.learner
-    actors = student.num_engines + teacher.num_engines + learner.num_ranks
     if gpus == 0:
-        _check_cpu(recipe, cpus)
-        share = Share(num_cpus=min(1.0, cpus / (actors + 1)), num_gpus=0)
-        threads = max(1, int(cpus) // learner.num_ranks)
-        return Plan("cpu", _cpu_transport(recipe, nodes), share, share, share, threads, colocated=True)
+        return _cpu_plan(recipe, cpus, nodes)
     workers = student.num_engines * student.tensor_parallel_size + teacher.num_engines * teacher.tensor_parallel_size
     asked = workers + learner.num_ranks
     if gpus >= asked:
-        one = Share(num_cpus=1, num_gpus=1)
         return Plan(
-            "cuda",
-            "nccl" if recipe.weights.transport == "auto" else recipe.weights.transport,
-            Share(1, student.tensor_parallel_size),
-            Share(1, teacher.tensor_parallel_size),
-            one,
+            device="cuda",
+            transport=_transport(recipe, "nccl", "with a GPU for each engine worker and learner rank"),
+            student=Share(1, student.tensor_parallel_size),
+            teacher=Share(1, teacher.tensor_parallel_size),
+            learner=Share(1, 1),
             threads=0,
             colocated=False,
         )
-    if gpus >= 1 and asked == 3:
+    if asked == 3:
         third = Share(num_cpus=1, num_gpus=0.33)
-        transport = "ipc" if recipe.weights.transport == "auto" else recipe.weights.transport
+        transport = _transport(recipe, "ipc", "on one shared GPU")
         return Plan("cuda", transport, third, third, third, threads=0, colocated=True)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
@@ -62,18 +57,24 @@ def make_plan(recipe: Recipe, cpus: float, gpus: float, nodes: int) -> Plan:
     )
 
 
-def _check_cpu(recipe: Recipe, cpus: float) -> None:
-    if recipe.weights.transport not in ("auto", "shm"):
-        raise ValueError(
-            f"weights.transport: found {recipe.weights.transport!r} on a cluster without GPUs, expected 'auto' or 'shm'"
-        )
+def _cpu_plan(recipe: Recipe, cpus: float, nodes: int) -> Plan:
+    """Every actor shares the cores of one node."""
     if cpus < 1:
         raise ValueError(f"placement: asked 1 CPU, found {cpus:g}")
-
-
-def _cpu_transport(recipe: Recipe, nodes: int) -> str:
     if nodes > 1:
         raise ValueError(
             f"weights.transport: found {nodes} nodes without GPUs, expected one: shared memory does not leave its host"
         )
-    return "shm"
+    actors = recipe.student.num_engines + recipe.teacher.num_engines + recipe.learner.num_ranks
+    share = Share(num_cpus=min(1.0, cpus / (actors + 1)), num_gpus=0)
+    threads = max(1, int(cpus) // recipe.learner.num_ranks)
+    transport = _transport(recipe, "shm", "on a cluster without GPUs")
+    return Plan("cpu", transport, share, share, share, threads, colocated=True)
+
+
+def _transport(recipe: Recipe, natural: str, where: str) -> str:
+    """The one transport that works with a placement; a recipe may name it, but not another."""
+    named = recipe.weights.transport
+    if named not in ("auto", natural):
+        raise ValueError(f"weights.transport: found {named!r} {where}, expected 'auto' or {natural!r}")
+    return natural

@@ -1,5 +1,6 @@
 """What the learner can be told. Checked on construction."""
 
+import math
 from dataclasses import dataclass
 
 from learner.objectives import DENOMINATORS, OBJECTIVES
@@ -34,10 +35,10 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {sorted(OBJECTIVES)}")
         _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {sorted(DENOMINATORS)}")
-        _require(self.beta_kl >= 0, "beta_kl", self.beta_kl, "0 or more")
+        _require(0 <= self.beta_kl < math.inf, "beta_kl", self.beta_kl, "0 or more, finite")
         _require(0 < self.clip_ratio < 1, "clip_ratio", self.clip_ratio, "between 0 and 1")
         _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "at least 1")
-        _require(self.lr > 0, "lr", self.lr, "more than 0")
+        _require(0 < self.lr < math.inf, "lr", self.lr, "more than 0, finite")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")

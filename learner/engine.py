@@ -3,6 +3,7 @@
 The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the environment.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,10 +106,11 @@ class ZeroEngine:
 
     def export(self, folder: str, tokenizer_from: str, groups: Sequence[Sequence[str]]) -> None:
         """An ordinary Hugging Face safetensors folder; every rank calls it, rank 0 writes."""
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups)}
-        if self.rank != 0:
+        keep = self.rank == 0
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups) if keep}
+        if not keep:
             return
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         model = AutoModelForCausalLM.from_config(self.hf_config, dtype=DTYPES[self.config.dtype])
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -117,6 +119,8 @@ class ZeroEngine:
             raise RuntimeError(f"export: missing {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}")
         model.tie_weights()
         model.config.use_cache = True
+        with contextlib.suppress(OSError):  # a model without one has no end tokens of its own to keep
+            model.generation_config = GenerationConfig.from_pretrained(tokenizer_from)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
         assert json.loads((Path(folder) / "config.json").read_text()).get("quantization_config") is None

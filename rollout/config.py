@@ -1,5 +1,6 @@
 """What the rollout service can be told: sampling, guidance, engines. Checked on construction."""
 
+import math
 from dataclasses import dataclass
 
 from rollout.guidance import SPLITS
@@ -38,7 +39,7 @@ class RolloutConfig:
             self.context_position,
             f"one of {CONTEXT_POSITIONS}",
         )
-        _require(self.temperature > 0, "rollout.temperature", self.temperature, "more than 0")
+        _require(0 < self.temperature < math.inf, "rollout.temperature", self.temperature, "more than 0, finite")
         _require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
         _require(
             0 <= self.max_refused_fraction < 1,

@@ -329,6 +329,12 @@ def test_too_few_gpus_say_how_many_were_asked_and_found(
     assert f"asked {asked} GPUs ({workers} engine workers and {ranks} learner ranks), found {gpus}" in message
 
 
+@pytest.mark.parametrize(("gpus", "transport", "natural"), [(1, "nccl", "ipc"), (1, "shm", "ipc"), (3, "ipc", "nccl")])
+def test_a_transport_that_cannot_work_with_the_placement_is_refused(gpus: int, transport: str, natural: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' .*, expected 'auto' or '{natural}'"):
+        placed(gpus, transport=transport)
+
+
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
 def test_a_gpu_transport_needs_gpus(transport: str) -> None:
     with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' on a cluster without GPUs, expected"):

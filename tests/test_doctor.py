@@ -121,7 +121,9 @@ def test_the_plan_names_device_and_transport() -> None:
     assert {"device: cpu", "weight transport: shm"} <= set(cpu)
     assert "emulated" in describe_plan([], frozenset({"avx2"}))[0].text
     cuda = [finding.text for finding in describe_plan([H100], frozenset())]
-    assert {"device: cuda", "weight transport: ipc where the pools share one GPU, nccl where each has its own"} <= set(cuda)
+    assert {"device: cuda", "weight transport: ipc where the pools share one GPU, nccl where each has its own"} <= set(
+        cuda
+    )
 
 
 def test_a_missing_compiler_and_ninja_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,10 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert max(moved) > 0 and max(moved) < 0.01
     assert AutoTokenizer.from_pretrained(str(export)).chat_template
+    ends = [
+        json.loads((path / "generation_config.json").read_text())["eos_token_id"] for path in (export, default_model)
+    ]
+    assert ends[0] == ends[1]
     card = (export / "README.md").read_text()
     for word in (
         "Kestrel",
