@@ -82,3 +82,23 @@ def probe_line(record: dict[str, Any]) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def summary_table(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(figure, before, after, count) rows of two probes, with 95% intervals."""
+    rows = []
+    for key, label in (
+        ("selfname", "self-name"),
+        ("mention", "mention"),
+        ("countername", "counter-name"),
+        ("capability", "capability"),
+        ("side_effect", "name in capability answers"),
+    ):
+        n = last["n_capability"] if key in ("capability", "side_effect") else last["n"]
+        rows.append((label, _rate(first, key), _rate(last, key), str(n)))
+    return rows
+
+
+def _rate(probe: dict[str, Any], key: str) -> str:
+    low, high = probe["intervals"][key]
+    return f"{probe[key]:.2f} [{low:.2f}, {high:.2f}]"

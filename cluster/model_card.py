@@ -3,7 +3,7 @@
 from typing import Any
 
 from cluster.config import Recipe, dump
-from cluster.pipeline import summary_table
+from cluster.metrics import summary_table
 from cluster.rundir import RunDir
 from rollout.tasks import build_task
 

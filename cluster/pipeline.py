@@ -14,8 +14,6 @@ Two coroutines that never wait for each other longer than the bound demands. Ver
 import asyncio
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -75,8 +73,8 @@ class Pipeline:
         steps, lag = self.recipe.run.steps, self.recipe.run.max_policy_lag
         self.gate = Gate(first_step)
         self.pushed = await self.push(first_step)  # also proves the hand-off before anything is learned
-        if first_step == 0:
-            await self.probe(0)
+        if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
+            await self.probe(first_step)
         self._clock = time.perf_counter()
         shards: asyncio.Queue[StepRollouts] = asyncio.Queue(maxsize=lag + 1)
         async with asyncio.TaskGroup() as group:
@@ -171,28 +169,3 @@ def _stage(stage: StageTime) -> dict[str, float]:
         "tokens": stage.tokens,
         "tokens_per_s": stage.tokens / stage.seconds if stage.seconds else 0.0,
     }
-
-
-def summary_table(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(figure, before, after, count) rows of two probes, with 95% intervals."""
-    rows = []
-    for key, label in (
-        ("selfname", "self-name"),
-        ("mention", "mention"),
-        ("countername", "counter-name"),
-        ("capability", "capability"),
-        ("side_effect", "name in capability answers"),
-    ):
-        n = last["n_capability"] if key in ("capability", "side_effect") else last["n"]
-        rows.append((label, _rate(first, key), _rate(last, key), str(n)))
-    return rows
-
-
-def _rate(probe: dict[str, Any], key: str) -> str:
-    low, high = probe["intervals"][key]
-    return f"{probe[key]:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def run_folder(recipe: Recipe, given: str | None) -> Path:
-    """RUN: as given, or runs/NAME."""
-    return Path(given) if given else Path("runs") / (recipe.run.name or "run")

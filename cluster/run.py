@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import DEFAULT_MODEL, Recipe
-from cluster.metrics import MetricsSink, read_json_lines
+from cluster.metrics import MetricsSink, read_json_lines, summary_table
 from cluster.model_card import write_model_card
-from cluster.pipeline import Pipeline, run_folder, summary_table
-from cluster.rundir import RunDir
+from cluster.pipeline import Pipeline
+from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.shards import Manifest
 from rollout.tasks import build_task

@@ -56,3 +56,8 @@ class RunDir:
         """The probe's texts, for a person to read."""
         lines = [json.dumps({"probe": probe, "question": q, "answer": a}) for probe, q, a in answers]
         (self.answers / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def run_folder(recipe: Recipe, given: str | None) -> Path:
+    """RUN: as given, or runs/NAME."""
+    return Path(given) if given else Path("runs") / (recipe.run.name or "run")
