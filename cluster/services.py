@@ -243,8 +243,8 @@ def reserve_one_node(recipe: Recipe, plan: Plan) -> PlacementGroup:
     return group
 
 
-# glibc otherwise gives each large tensor back to the kernel and takes it again: a step of the default recipe then spends
-# a quarter of its processor time on page faults.
+# glibc otherwise gives each large tensor back to the kernel and takes it again: a learner step of the default recipe
+# then spends a quarter of its processor time on page faults.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
