@@ -78,7 +78,7 @@ class Services:
         return actor.options(
             num_cpus=share.num_cpus,
             num_gpus=share.num_gpus,
-            runtime_env={"env_vars": process_environment(self.plan) | (environment or {})},
+            runtime_env={"env_vars": environment or {}},
             scheduling_strategy=strategy,
         )
 
@@ -243,19 +243,9 @@ def reserve_one_node(recipe: Recipe, plan: Plan) -> PlacementGroup:
     return group
 
 
-# glibc otherwise gives each large tensor back to the kernel and takes it again: a learner step of the default recipe
-# then spends a quarter of its processor time on page faults.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-
-
-def process_environment(plan: Plan) -> dict[str, str]:
-    """Environment of every engine and learner process, set before it imports torch."""
-    return KEEP_FREED_MEMORY if plan.device == "cpu" else {}
-
-
 def learner_environment(plan: Plan) -> dict[str, str]:
-    """What a learner process needs besides: ninja on PATH and, on CPUs, the threads that Ray would not allow it."""
-    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    """Environment of a learner process, set before it imports torch: Ray would otherwise allow it one thread."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja, for DeepSpeed
     if plan.device != "cpu":
         return {"PATH": tools}
     # Passive waiting: engines and learner share the cores.

@@ -27,7 +27,7 @@ class LearnerConfig:
     num_ranks: int = 1
     zero_stage: int = 1
     dtype: str = "bfloat16"  # compute; master weights are float32
-    micro_batch_tokens: int = 512  # of one packed sequence
+    micro_batch_tokens: int = 2048  # of one packed sequence
     head_chunk_tokens: int = 256  # response positions whose logits exist at one time
     start_deadline_s: float = 300.0
     step_deadline_s: float = 900.0
