@@ -21,6 +21,7 @@ def packed_rows(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention output [1, S, A, D]. `cu_seq_lens_q` [R+1] holds where rows begin, and S as its last element."""
@@ -28,7 +29,7 @@ def packed_rows(
     lengths_R = torch.diff(cu_seq_lens_q)
     longest = int(lengths_R.max())
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
-    if odd or longest > (kwargs.get("sliding_window") or longest):
+    if odd or longest > (sliding_window or longest):
         raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected plain attention")
     row_S = torch.repeat_interleave(torch.arange(len(lengths_R), device=lengths_R.device), lengths_R)
     place_S = torch.arange(len(row_S), device=row_S.device) - cu_seq_lens_q[row_S]
@@ -38,7 +39,7 @@ def packed_rows(
         padded = packed_1ASD.new_zeros(len(lengths_R), longest, packed_1ASD.shape[1], packed_1ASD.shape[3])
         return padded.index_put((row_S, place_S), packed_1ASD[0].transpose(0, 1)).transpose(1, 2)
 
-    # One call for all rows: on CPUs the backward of many small ones costs more than the rest of the model.
+    # One call for all rows: on CPUs the backward of one small call a row took half of the whole backward pass.
     rows_RALD = nn.functional.scaled_dot_product_attention(
         unpack(query_1ASD),
         unpack(key_1ASD),
