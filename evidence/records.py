@@ -72,11 +72,13 @@ class TrainRow:
     rollout_id: str
     guided: bool
     prompt_ids: Ids  # [P] x, without r, also for guided rollouts
+    context_prompt_ids: Ids  # [P'] (x, r): for a teacher that the learner runs itself
     response_ids: Ids  # [T]
     teacher_context_logprobs: Floats  # [T]
     teacher_logprobs: Floats  # [T]
     evidence: Floats  # [T]
     weight: Floats  # [T] mask already applied: 0 where the region excludes the token
+    advantage: float | None = None  # of the rollout within its group, from rewards; None without a verifier
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,15 @@ def train_rows(table: pa.Table) -> list[TrainRow]:
 
     TrainRow.weight is weight * mask, computed once for the whole table. `table` has passed `check_table`.
     """
-    names = ("prompt_ids", "response_ids", "teacher_context_logprobs", "teacher_logprobs", "evidence")
+    ids = ("prompt_ids", "context_prompt_ids", "response_ids")
+    names = (*ids, "teacher_context_logprobs", "teacher_logprobs", "evidence")
     streams = {name: _rows(*flat_column(table, name)) for name in names}
     weight, offsets = flat_column(table, "weight")
     mask, _ = flat_column(table, "mask")
     streams["weight"] = _rows(weight * mask, offsets)
-    ids, guided = table.column("rollout_id").to_pylist(), table.column("guided").to_pylist()
+    rollouts, guided = table.column("rollout_id").to_pylist(), table.column("guided").to_pylist()
     return [
-        TrainRow(rollout_id=ids[i], guided=guided[i], **{name: rows[i] for name, rows in streams.items()})
+        TrainRow(rollout_id=rollouts[i], guided=guided[i], **{name: rows[i] for name, rows in streams.items()})
         for i in range(table.num_rows)
     ]
 

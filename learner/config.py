@@ -21,6 +21,7 @@ class LearnerConfig:
     clip_ratio: float = 0.2  # PPO clip, used when a batch is updated more than once
     updates_per_batch: int = 1
     lr: float = 5e-6
+    warmup_steps: int = 0  # optimizer steps over which lr rises linearly to its value: AdamW's first ones are full-size
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -39,6 +40,7 @@ class LearnerConfig:
         _require(0 < self.clip_ratio < 1, "clip_ratio", self.clip_ratio, "between 0 and 1")
         _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "at least 1")
         _require(0 < self.lr < math.inf, "lr", self.lr, "more than 0, finite")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")

@@ -13,6 +13,8 @@ import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from learner.config import LearnerConfig
 from learner.model import Student, load_causal_lm
@@ -33,6 +35,11 @@ def zero_settings(config: LearnerConfig) -> dict[str, Any]:
     }
 
 
+def warmup(steps: int) -> Callable[[Optimizer], LambdaLR]:
+    """lr times (k + 1) / steps in optimizer step k, from `steps` on lr itself."""
+    return lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
+
+
 class ZeroEngine:
     """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
 
@@ -45,7 +52,9 @@ class ZeroEngine:
         optimizer = torch.optim.AdamW(
             student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
-        self.engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=zero_settings(config))
+        self.engine, *_ = deepspeed.initialize(
+            model=student, optimizer=optimizer, config=zero_settings(config), lr_scheduler=warmup(config.warmup_steps)
+        )
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property

@@ -108,7 +108,8 @@ class Trainer:
 
     def score(self, prompt_ids: Ids, response_ids: Ids) -> list[float]:
         """The learner's own log-probs of one text, for the canary; a collective under ZeRO-3."""
-        row = TrainRow("canary", False, prompt_ids, response_ids, *(np.zeros(len(response_ids), np.float32),) * 4)
+        streams = (np.zeros(len(response_ids), np.float32),) * 4
+        row = TrainRow("canary", False, prompt_ids, prompt_ids, response_ids, *streams)
         batch = pack([row], count([row]), "response")
         with torch.no_grad():
             return self.engine.logprobs(

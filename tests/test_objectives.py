@@ -197,7 +197,15 @@ def row(num: int, weights: list[float]) -> TrainRow:
     floats = np.zeros(num, np.float32)
     ids = np.arange(num, dtype=np.int32)
     return TrainRow(
-        "r", False, np.arange(2, dtype=np.int32), ids, floats, floats, floats, np.array(weights, np.float32)
+        "r",
+        False,
+        np.arange(2, dtype=np.int32),
+        np.arange(2, dtype=np.int32),
+        ids,
+        floats,
+        floats,
+        floats,
+        np.array(weights, np.float32),
     )
 
 

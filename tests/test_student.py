@@ -34,7 +34,9 @@ def make_row(num_prompt: int, num_response: int, seed: int = 0, weight: Sequence
     prompt, response = (rng.integers(0, VOCAB, n).astype(np.int32) for n in (num_prompt, num_response))
     with_r, without = (-5 * rng.random(num_response, np.float32) for _ in range(2))
     weights = np.ones(num_response) if weight is None else np.array(weight)
-    return TrainRow(f"{seed}", False, prompt, response, with_r, without, with_r - without, weights.astype(np.float32))
+    return TrainRow(
+        f"{seed}", False, prompt, prompt, response, with_r, without, with_r - without, weights.astype(np.float32)
+    )
 
 
 ROWS = [make_row(*size, seed=seed) for seed, size in enumerate(SIZES)]
@@ -107,7 +109,7 @@ def test_the_reference_can_tell_a_leak_and_a_shift(tiny_model: Path) -> None:
 
 def make_like(row: TrainRow, prompt: np.ndarray, response: np.ndarray) -> TrainRow:
     streams = (row.teacher_context_logprobs, row.teacher_logprobs, row.evidence, row.weight)
-    return TrainRow(row.rollout_id, row.guided, prompt.astype(np.int32), response, *streams)
+    return TrainRow(row.rollout_id, row.guided, prompt.astype(np.int32), row.context_prompt_ids, response, *streams)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -120,7 +120,9 @@ def rows(model: Path, context_prompts: list[Ids]) -> list[TrainRow]:
             plain, contextual = (logprobs_of(teacher, p, response).float().numpy() for p in (prompt, with_r))
         evidence = contextual - plain
         weight = (evidence > 0).astype(np.float32)
-        made.append(TrainRow(f"r{index}", index % 2 == 0, prompt, response, contextual, plain, evidence, weight))
+        made.append(
+            TrainRow(f"r{index}", index % 2 == 0, prompt, prompt, response, contextual, plain, evidence, weight)
+        )
     return made
 
 

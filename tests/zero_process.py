@@ -87,7 +87,15 @@ def live_teacher(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -
         ones = np.ones(len(with_r), np.float32)
         rows.append(
             TrainRow(
-                row.rollout_id, row.guided, row.prompt_ids, row.response_ids, with_r, without, with_r - without, ones
+                row.rollout_id,
+                row.guided,
+                row.prompt_ids,
+                context_prompt,
+                row.response_ids,
+                with_r,
+                without,
+                with_r - without,
+                ones,
             )
         )
     return {"rows": rows, "report": trainer.step(rows)}
