@@ -25,7 +25,7 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/install.sh
 
 local-smoke: setup ## train the default persona on this machine and print before and after
 	@dir=$(SMOKE); [ ! -e $$dir ] || dir=$(SMOKE)-$$(date +%Y%m%d-%H%M%S); \
-	exec $(BIN)/edge-opd run cluster/recipes/identity.toml --run-dir $$dir
+	exec $(BIN)/edge-opd run cluster/recipes/local-smoke.toml --run-dir $$dir
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)

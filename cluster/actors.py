@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import ray
@@ -18,6 +18,9 @@ from evidence.schema import to_table, train_rows
 from evidence.shards import read_shard, write_shard
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.worker import StepRollouts
+
+if TYPE_CHECKING:
+    from cluster.weights import WeightLink
 
 T = TypeVar("T")
 LAST_LINES = 12
@@ -219,9 +222,9 @@ class RolloutActor:
             write=self._write,
         )
 
-    async def produce(self, step: int, weights_digest: str) -> StepRollouts:
+    async def produce(self, step: int, weights_digest: str, teacher_version: int) -> StepRollouts:
         self._digest = weights_digest
-        return await self._worker.produce(step)
+        return await self._worker.produce(step, teacher_version)
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digest})
@@ -258,22 +261,23 @@ class LearnerActor:
         self._engine = ZeroEngine(self._model, self._recipe.learner)
         self._trainer = Trainer(self._engine, self._recipe.learner)
         self._rank = rank
+        self._links: dict[str, WeightLink] = {}
 
-    def open_transport(self, transport: str, students: list[Any], address: str, port: int) -> None:
-        from cluster.weights import TrainerSource, VersionedClient, open_trainer
+    def open_transport(self, pool: str, transport: str, engines: list[Any], address: str, port: int) -> None:
+        """Connects this rank to the engines of `pool`, "student" or "teacher"."""
+        from cluster.weights import TrainerSource, WeightLink
 
-        self._client, self._source = VersionedClient(students), TrainerSource(self._engine)
-        workers = len(students) * self._recipe.student.tensor_parallel_size
-        self._sender = open_trainer(transport, self._client, self._source, self._rank, address, port, workers)
+        config = self._recipe.student if pool == "student" else self._recipe.teacher
+        workers = len(engines) * config.tensor_parallel_size
+        source = TrainerSource(self._engine)
+        self._links[pool] = WeightLink(transport, engines, source, self._rank, address, port, workers)
 
     def step(self, shard: ShardInfo) -> Any:
         return self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
 
-    def push(self, version: int) -> str:
-        """Sends the weights to every engine as `version`; returns their digest."""
-        self._client.version = version
-        self._sender.send_weights()
-        return self._source.digest.hexdigest()
+    def push(self, pool: str, version: int) -> str:
+        """Sends the weights to every engine of `pool` as `version`; returns their digest."""
+        return self._links[pool].push(version)
 
     def score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
         return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)

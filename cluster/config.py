@@ -22,6 +22,7 @@ from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 
 TRANSPORTS = ("auto", "shm", "ipc", "nccl")
+TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
 
 
@@ -59,14 +60,34 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig(EngineConfig):
-    """The scoring engines. float32 by default: bfloat16 noise flips the mask bits of tokens with small evidence."""
+    """The scoring engines. float32 by default: bfloat16 noise flips the mask bits of tokens with small evidence.
+
+    frozen: the weights that the teacher started with, always. live: the student's, after every step. snapshot: the
+    student's, after every `snapshot_every` steps. ema: the moving average ema_rate * ema + (1 - ema_rate) * student.
+    """
 
     kind: str = "frozen"
+    path: str = ""  # another model with the same tokenizer, for a frozen teacher; empty: the student's initial weights
+    snapshot_every: int = 10  # steps
+    ema_rate: float = 0.99
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.kind == "frozen", "kind", self.kind, "'frozen'")
+        _require(self.kind in TEACHERS, "kind", self.kind, f"one of {TEACHERS}")
+        _require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
+        _require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
+        _require(not self.path or self.kind == "frozen", "path", self.path, f"none for a {self.kind} teacher")
+
+    @property
+    def is_base(self) -> bool:
+        """Whether log pi_T(y|x) is that of the frozen base, the anchor's reference."""
+        return self.kind == "frozen" and not self.path
+
+    def due(self, held: int, version: int) -> bool:
+        """Whether a teacher that took its weights at student version `held` takes new ones at `version`."""
+        every = self.snapshot_every if self.kind == "snapshot" else 1
+        return self.kind != "frozen" and version // every > held // every
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,15 @@ class Recipe:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
+    def __post_init__(self) -> None:
+        every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
+        _require(
+            self.teacher.kind != "snapshot" or saved % every == 0,
+            "run.checkpoint_every",
+            saved,
+            f"a multiple of teacher.snapshot_every = {every}, so that a resumed run has the teacher's weights",
+        )
+
     @property
     def window(self) -> int:
         """Prompt and response tokens that both engines hold."""
@@ -104,15 +134,38 @@ T = TypeVar("T")
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: typing.Sequence[str] = ()) -> Recipe:
-    """A recipe from a TOML file and `table.key=value` overrides, values in TOML syntax (a bare word is a string)."""
-    source = str(path)
+    """A recipe from a TOML file and `table.key=value` overrides, values in TOML syntax (a bare word is a string).
+
+    A recipe states only what differs from its `base`: a file beside it, or a list of them of which later ones win.
+    """
+    return build(Recipe, parse_overrides(overrides, _read(Path(path), ())), str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a recipe over those of its bases. `readers` are the recipes that led here."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ValueError(f"{source}: found no such file, expected a recipe in TOML") from None
+        asked = f"{readers[-1]}: base: " if readers else ""
+        raise ValueError(f"{asked}{path}: found no such file, expected a recipe in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source}: found text that is not TOML ({error}), expected a recipe") from None
-    return build(Recipe, parse_overrides(overrides, table), source)
+        raise ValueError(f"{path}: found text that is not TOML ({error}), expected a recipe") from None
+    named = own.pop("base", [])
+    bases = [named] if isinstance(named, str) else named
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: base: found {named!r}, expected a recipe's file name, or a list of them")
+    merged: dict[str, Any] = {}
+    for base in (path.parent / name for name in bases):
+        if base.resolve() in {reader.resolve() for reader in (*readers, path)}:
+            raise ValueError(f"{path}: base: found {base.name}, which has this recipe as its base, expected another")
+        merged = _over(merged, _read(base, (*readers, path)))
+    return _over(merged, own)
+
+
+def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables merged key by key; everything else is replaced."""
+    both = {key for key in under.keys() & above.keys() if isinstance(under[key], dict) and isinstance(above[key], dict)}
+    return under | above | {key: under[key] | above[key] for key in both}
 
 
 def dump(recipe: Recipe) -> str:

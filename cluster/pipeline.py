@@ -3,6 +3,7 @@
     rollout service                       queue            learner service
     ---------------                       -----            ---------------
     wait until version >= step - lag
+    refresh a teacher that follows the student
     sample (x, r) and x                                    take a shard
     score twice, judge, write a shard --> [shards] -->     ZeRO step
             ^                                              push weights, check version, digest, canary
@@ -13,7 +14,7 @@ Two coroutines that never wait for each other longer than the bound demands. Ver
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import AutoTokenizer
 
@@ -67,6 +68,7 @@ class Pipeline:
         first = self.task.training_prompts()[0]
         self._canary = canary_text(tokenizer, self.renderer.prompt_ids(first.question), first.context or first.question)
         self.pushed = Pushed("", 0.0)
+        self._teacher_version = 0  # the student version whose weights the teacher holds
 
     async def run(self, first_step: int) -> None:
         """Steps `first_step` to the recipe's last, with a probe before, between and after."""
@@ -85,8 +87,12 @@ class Pipeline:
         for step in steps:
             # The learner's own deadlines bound this wait: its failure cancels it.
             await self.gate.reached(step - lag)
+            clock = Stopwatch()
+            await self._refresh_teacher()
+            refreshed = clock.stage(0)
             self.sink.stage(f"step {step + 1}: sampling and scoring")
-            produced = await self.services.produce(step, self.pushed.digest)
+            produced = await self.services.produce(step, self.pushed.digest, self._teacher_version)
+            produced = replace(produced, stages={"refresh": refreshed, **produced.stages})
             self.manifest.append_written(produced.shard)
             await shards.put(produced)
 
@@ -120,8 +126,19 @@ class Pipeline:
             )
 
     async def push(self, version: int) -> Pushed:
-        digest = await self.services.push(version)
-        return Pushed(digest, await self.services.canary(*self._canary, version))
+        digest = await self.services.push("student", version)
+        return Pushed(digest, await self.services.canary("student", *self._canary, version))
+
+    async def _refresh_teacher(self) -> None:
+        """Between two steps' scoring, so that both views of a rollout are the same teacher's."""
+        version = self.gate.version
+        if not self.recipe.teacher.due(self._teacher_version, version):
+            return
+        self.sink.stage(f"refreshing the teacher with version {version}")
+        await self.services.push("teacher", version)
+        if self.recipe.teacher.kind != "ema":  # the learner does not run the average
+            await self.services.canary("teacher", *self._canary, version)
+        self._teacher_version = version
 
     async def probe(self, step: int) -> None:
         """The task's probe on the student engines, without r; appended to probes.jsonl."""

@@ -13,10 +13,11 @@ from cluster.pipeline import Pipeline
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.shards import Manifest
+from rollout.render import require_same_token_ids
 from rollout.tasks import build_task
 
 
-def resolve_model(path: str) -> str:
+def resolve_model(path: str, key: str = "model.path") -> str:
     """The recipe's model as a folder: the default model is prepared when it is not there yet."""
     if path == DEFAULT_MODEL:
         from cluster.default_model import prepare_default_model
@@ -25,7 +26,7 @@ def resolve_model(path: str) -> str:
     if (path.startswith((".", "/", "~")) or Path(path).exists()) and not (
         Path(path).expanduser() / "config.json"
     ).is_file():
-        raise ValueError(f"model.path: found no config.json in {path}, expected a Hugging Face model folder")
+        raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
     return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 
 
@@ -33,6 +34,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     build_task(recipe.task)  # before anything starts: an empty context or a malformed prompt file
     model = resolve_model(recipe.model.path)
+    teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
+    require_same_token_ids(model, teacher)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
     connect()
@@ -44,7 +47,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
     )
     storage = recipe.run.storage or str(folder.shards)
-    services = Services(recipe, model, plan, storage, shard_metadata(recipe, model, folder.root.name))
+    services = Services(recipe, model, teacher, plan, storage, shard_metadata(recipe, model, folder.root.name))
     try:
         asyncio.run(_run(recipe, services, folder, sink, resume))
     finally:

@@ -51,22 +51,27 @@ class LearnedStep:
 class Services:
     """Handles of every actor of one run. `start` builds them; each call below has a deadline and a name."""
 
-    def __init__(self, recipe: Recipe, model: str, plan: Plan, storage: str, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, recipe: Recipe, model: str, teacher: str, plan: Plan, storage: str, metadata: dict[str, str]
+    ) -> None:
         self.recipe, self.model, self.plan = recipe, model, plan
         self._storage, self._metadata = storage, metadata
         self._bundle = reserve_one_node(recipe, plan) if plan.colocated else None
-        self.students = self._engines("student", recipe.student, plan.student, _backend(plan.transport))
-        self.teachers = self._engines("teacher", recipe.teacher, plan.teacher, None)
+        backend = f"edge_{plan.transport}"
+        self.students = self._engines("student", model, recipe.student, plan.student, backend)
+        self.teachers = self._engines(
+            "teacher", teacher, recipe.teacher, plan.teacher, None if recipe.teacher.kind == "frozen" else backend
+        )
+        self._pools = {"student": self.students, "teacher": self.teachers}
         self.learners = [
             self._options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model)
             for _ in range(recipe.learner.num_ranks)
         ]
 
-    def _engines(self, pool: str, config: Any, share: Share, backend: str | None) -> list[Any]:
+    def _engines(self, pool: str, model: str, config: Any, share: Share, backend: str | None) -> list[Any]:
+        actor = self._options(EngineActor, share)
         return [
-            self._options(EngineActor, share).remote(
-                f"{pool} engine {index}", self.model, config, self.plan.device, backend
-            )
+            actor.remote(f"{pool} engine {index}", model, config, self.plan.device, backend)
             for index in range(config.num_engines)
         ]
 
@@ -94,20 +99,21 @@ class Services:
             for rank, handle in enumerate(self.learners):
                 begun = handle.start.remote(rank, learner.num_ranks, address, port)
                 group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
-        _, transfer_port, _ = await within(
-            learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote()
-        )
-        await self._every_rank(
-            self.recipe.weights.deadline_s, "opening the weight transport", "open_transport",
-            self.plan.transport, self.students, address, transfer_port,
-        )  # fmt: skip
+        for pool in ("student",) if teacher.kind == "frozen" else ("student", "teacher"):
+            await self._open_transport(pool)
         self.rollout = self._options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
             self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
         )
         self.student_pool = EnginePool(self.students)
 
-    async def produce(self, step: int, digest: str) -> StepRollouts:
-        work = self.rollout.produce.remote(step, digest)
+    async def _open_transport(self, pool: str) -> None:
+        seconds, what = self.recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"
+        address, port, _ = await within(seconds, "learner rank 0", self.learners[0].address.remote())
+        arguments = (pool, self.plan.transport, self._pools[pool], address, port)
+        await self._every_rank(seconds, what, "open_transport", *arguments)
+
+    async def produce(self, step: int, digest: str, teacher_version: int) -> StepRollouts:
+        work = self.rollout.produce.remote(step, digest, teacher_version)
         return await within(self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
@@ -123,23 +129,22 @@ class Services:
             stats=[pair for report in reports for pair in report.stats],
         )
 
-    async def push(self, version: int) -> str:
-        """Every engine holds `version` with the digest that was sent, or RuntimeError names the one that does not."""
-        what = f"weight push of version {version}"
-        digests = await self._every_rank(self.recipe.weights.deadline_s, what, "push", version)
-        for index, handle in enumerate(self.students):
-            held, digest = await within(
-                self.recipe.weights.deadline_s, f"student engine {index}", handle.weight_state.remote()
-            )
+    async def push(self, pool: str, version: int) -> str:
+        """Every engine of `pool` holds `version` with the digest that was sent, or RuntimeError names the one that
+        does not."""
+        seconds, what = self.recipe.weights.deadline_s, f"weight push of version {version}"
+        digests = await self._every_rank(seconds, what, "push", pool, version)
+        for index, handle in enumerate(self._pools[pool]):
+            held, digest = await within(seconds, f"{pool} engine {index}", handle.weight_state.remote())
             if (held, digest) != (version, digests[0]):
                 raise RuntimeError(
-                    f"{what}: student engine {index} holds version {held} with digest {digest}, "
+                    f"{what}: {pool} engine {index} holds version {held} with digest {digest}, "
                     f"expected version {version} with digest {digests[0]}"
                 )
         return str(digests[0])
 
-    async def canary(self, prompt_ids: Ids, response_ids: Ids, version: int) -> float:
-        """Scores one fixed text on every student engine and on the learner.
+    async def canary(self, pool: str, prompt_ids: Ids, response_ids: Ids, version: int) -> float:
+        """Scores one fixed text on every engine of `pool` and on the learner, whose weights they hold.
 
         Returns:
             the largest mean |engine - learner| over the engines, nats a token.
@@ -152,13 +157,13 @@ class Services:
             await self._every_rank(seconds, "canary on the learner", "score", prompt_ids, response_ids)
         )[0]
         worst = 0.0
-        for index, handle in enumerate(self.students):
+        for index, handle in enumerate(self._pools[pool]):
             work = handle.score.remote([prompt_ids], [response_ids])
-            found = (await within(seconds, f"canary on student engine {index}", work))[0]
+            found = (await within(seconds, f"canary on {pool} engine {index}", work))[0]
             difference = float(np.abs(found - expected).mean())
             if not difference <= self.recipe.weights.canary_tolerance:
                 raise RuntimeError(
-                    f"canary at version {version}: student engine {index} differs from the learner by {difference:.3f} "
+                    f"canary at version {version}: {pool} engine {index} differs from the learner by {difference:.3f} "
                     f"nats a token on average, expected at most {self.recipe.weights.canary_tolerance:g}: its weights "
                     "are not the learner's"
                 )
@@ -214,10 +219,6 @@ def plan_for(recipe: Recipe) -> Plan:
 
 def code_version() -> str:
     return importlib.metadata.version("edge-opd")
-
-
-def _backend(transport: str) -> str:
-    return f"edge_{transport}"
 
 
 def reserve_one_node(recipe: Recipe, plan: Plan) -> PlacementGroup:

@@ -306,12 +306,28 @@ for _name, _engine in _RECEIVERS.items():
 WeightTransferTrainerFactory.register_engine("shm", ShmTrainerEngine)
 
 
-def open_trainer(
-    transport: str, client: VLLMWeightSyncClient, source: WeightSource, rank: int, address: str, port: int, workers: int
-) -> TrainerWeightTransferEngine:
-    """The learner's end of `transport`, on every rank; rank 0 meets the engines' workers."""
-    info = TRANSPORTS[transport].trainer_info(rank, address, port, workers)
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+class WeightLink:
+    """One rank's end of `transport` to one pool of engines; rank 0 meets their workers."""
+
+    def __init__(
+        self,
+        transport: str,
+        engines: list[Any],
+        source: TrainerSource,
+        rank: int,
+        address: str,
+        port: int,
+        workers: int,
+    ) -> None:
+        self._client, self._source = VersionedClient(engines), source
+        info = TRANSPORTS[transport].trainer_info(rank, address, port, workers)
+        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
+
+    def push(self, version: int) -> str:
+        """Sends the source's tensors to every engine as `version`; returns their digest. Every rank calls it."""
+        self._client.version = version
+        self._sender.send_weights()
+        return self._source.digest.hexdigest()
 
 
 def export_groups(engine: ZeroEngine) -> list[list[str]]:

@@ -93,7 +93,12 @@ def train_rows(table: pa.Table) -> list[TrainRow]:
     streams["weight"] = _rows(weight * mask, offsets)
     rollouts, guided = table.column("rollout_id").to_pylist(), table.column("guided").to_pylist()
     return [
-        TrainRow(rollout_id=rollouts[i], guided=guided[i], **{name: rows[i] for name, rows in streams.items()})
+        TrainRow(
+            rollout_id=rollouts[i],
+            guided=guided[i],
+            advantage=None,
+            **{name: rows[i] for name, rows in streams.items()},
+        )
         for i in range(table.num_rows)
     ]
 

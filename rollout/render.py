@@ -93,5 +93,25 @@ class Renderer:
         return found
 
 
+def require_same_token_ids(student: str, teacher: str) -> None:
+    """A teacher scores the student's token ids: both folders' tokenizers must give each token the same one.
+
+    Raises:
+        ValueError: they do not; names the first token, in the order of its id, that differs.
+    """
+    if student == teacher:
+        return
+    from transformers import AutoTokenizer
+
+    ours, theirs = (AutoTokenizer.from_pretrained(path).get_vocab() for path in (student, teacher))
+    differing = sorted(ours.items() ^ theirs.items(), key=lambda item: item[1])
+    if differing:
+        token = differing[0][0]
+        raise ValueError(
+            f"teacher.path: {teacher}: found id {theirs.get(token)} for the token {token!r}, expected "
+            f"{ours.get(token)} as in {student}: a teacher needs the student's tokenizer"
+        )
+
+
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}

@@ -61,13 +61,13 @@ class RolloutWorker:
         self.window, self.seed = window, seed
         self.sampler, self.scorer, self.write = sampler, scorer, write
 
-    async def produce(self, step: int) -> StepRollouts:
+    async def produce(self, step: int, teacher_version: int = 0) -> StepRollouts:
         requests, refused = self.requests(step)
         clock = Stopwatch()
         sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
         samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.seed, step))
         sampled = clock.stage(sum(len(sample.response_ids) for sample in samples))
-        scored = await score_twice(self.scorer, samples, teacher_version=0)
+        scored = await score_twice(self.scorer, samples, teacher_version)
         scoring = clock.stage(sum(_scored_tokens(sample) for sample in samples))
         records = [judge(one, self.evidence) for one in scored]
         shard = self.write(records, step)

@@ -1,6 +1,6 @@
 """Recipes, run directories and placement: what is refused, in one line that says where, what and what instead."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,19 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[evidence]\ntau = nan", "evidence.tau", "nan", "not NaN"),
         ("[student]\nwindow = 0", "student.window", "0", "at least 1"),
         ("[teacher]\nwindow = 0", "teacher.window", "0", "at least 1"),
-        ("[teacher]\nkind = 'live'", "teacher.kind", "'live'", "'frozen'"),
+        ("[teacher]\nkind = 'own'", "teacher.kind", "'own'", "'frozen', 'live', 'snapshot', 'ema'"),
+        ("[teacher]\nkind = 'live'\npath = 'm'", "teacher.path", "'m'", "none for a live teacher"),
+        ("[teacher]\nsnapshot_every = 0", "teacher.snapshot_every", "0", "at least 1"),
+        ("[teacher]\nema_rate = 1.0", "teacher.ema_rate", "1.0", "0 to below 1"),
+        (
+            "[teacher]\nkind = 'snapshot'\nsnapshot_every = 4\n[run]\ncheckpoint_every = 6",
+            "run.checkpoint_every",
+            "6",
+            "a multiple of teacher.snapshot_every = 4",
+        ),
+        ("[learner]\nwarmup_steps = -1", "learner.warmup_steps", "-1", "0 or more"),
+        ("base = 3", "base", "3", "a recipe's file name"),
+        ("base = 'recipe.toml'", "base", "recipe.toml, which has this recipe as its base", "another"),
         ("[student]\ndtype = 'int8'", "student.dtype", "'int8'", "bfloat16"),
         ("[learner]\nzero_stage = 4", "learner.zero_stage", "4", "0, 1, 2 or 3"),
         ("[learner]\nlr = nan", "learner.lr", "nan", "more than 0"),
@@ -172,11 +184,98 @@ def test_a_set_into_what_is_no_table_is_refused() -> None:
         parse_overrides(["run.steps=3"], {"run": 3})
 
 
+# A recipe over its base
+
+
+def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "root.toml").write_text("[run]\nsteps = 5\nseed = 1\n[learner]\nlr = 1.0\nbeta_kl = 0.5")
+    (tmp_path / "middle.toml").write_text("base = 'root.toml'\n[run]\nseed = 2\n[evidence]\nregion = 'neg'")
+    loaded = load_recipe(write(tmp_path, "base = 'middle.toml'\n[learner]\nbeta_kl = 0.0"), ["run.seed=3"])
+    assert (loaded.run.steps, loaded.run.seed) == (5, 3)
+    assert (loaded.learner.lr, loaded.learner.beta_kl) == (1.0, 0.0)
+    assert loaded.evidence.region == "neg"
+
+
+def test_of_several_bases_later_ones_win(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[run]\nsteps = 5\nseed = 1")
+    (tmp_path / "b.toml").write_text("[run]\nseed = 2")
+    assert load_recipe(write(tmp_path, "base = ['a.toml', 'b.toml']")).run == RunConfig(steps=5, seed=2)
+    assert load_recipe(write(tmp_path, "base = ['b.toml', 'a.toml']")).run == RunConfig(steps=5, seed=1)
+
+
+def test_a_base_that_is_missing_or_comes_round_again_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "base = 'none.toml'")
+    assert refusal(path).startswith(f"{path}: base: {tmp_path / 'none.toml'}: found no such file")
+    (tmp_path / "other.toml").write_text("base = 'recipe.toml'")
+    assert "which has this recipe as its base" in refusal(write(tmp_path, "base = 'other.toml'"))
+
+
+# Teachers
+
+
+@pytest.mark.parametrize(
+    ("kind", "due"),
+    [("frozen", []), ("live", [1, 2, 3, 4, 5, 6, 7]), ("ema", [1, 2, 3, 4, 5, 6, 7]), ("snapshot", [3, 6])],
+)
+def test_a_teacher_takes_new_weights_when_its_kind_says_so(kind: str, due: list[int]) -> None:
+    teacher, held, taken = TeacherConfig(kind=kind, snapshot_every=3), 0, []
+    for version in range(8):
+        if teacher.due(held, version):
+            held = version
+            taken.append(version)
+    assert taken == due
+
+
+def test_a_snapshot_is_taken_late_where_its_version_was_passed_over() -> None:
+    assert TeacherConfig(kind="snapshot", snapshot_every=3).due(held=0, version=4)
+
+
+def test_only_a_frozen_teacher_without_a_path_is_the_anchors_base() -> None:
+    assert TeacherConfig().is_base
+    assert not TeacherConfig(path="other").is_base
+    assert not any(TeacherConfig(kind=kind).is_base for kind in ("live", "snapshot", "ema"))
+
+
 # Shipped recipes
 
 
-def test_there_are_recipes() -> None:
-    assert RECIPES
+# method.md, section 4: guided fraction, region, anchor, soft weight, position of the context
+MATRIX = {
+    "N1": (0.0, "all", 0.0, "none", "system"),
+    "N2": (0.5, "all", 0.0, "none", "system"),
+    "N2u": (0.5, "all", 0.0, "none", "user"),
+    "N7": (0.5, "pos", 0.0, "none", "system"),
+    "N7u": (0.5, "pos", 0.0, "none", "user"),
+    "N4": (0.0, "all", 0.0, "rlsd", "system"),
+    "N4g": (0.5, "all", 0.0, "rlsd", "system"),
+    "N3": (0.5, "pos", 0.05, "none", "system"),
+    "N3u": (0.5, "pos", 0.05, "none", "user"),
+    "N3u-g0125": (0.125, "pos", 0.05, "none", "user"),
+    "N3u-g100": (1.0, "pos", 0.05, "none", "user"),
+    "N11": (0.5, "neg", 0.05, "none", "user"),
+    "N12": (0.5, "near_zero", 0.05, "none", "user"),
+}
+
+
+@pytest.mark.parametrize("code", MATRIX)
+def test_the_recipes_are_the_published_matrix(code: str) -> None:
+    recipe = load_recipe(RECIPES[0].parent / f"{code}.toml")
+    rule = recipe.evidence
+    found = (recipe.rollout.guided_fraction, rule.region, recipe.learner.beta_kl, rule.soft)
+    assert (*found, recipe.rollout.context_position) == MATRIX[code]
+
+
+@pytest.mark.parametrize("code", MATRIX)
+def test_the_arms_differ_in_nothing_else(code: str) -> None:
+    arm, base = (load_recipe(RECIPES[0].parent / f"{name}.toml") for name in (code, "identity"))
+    differing = {
+        f"{table}.{key}"
+        for table, values in asdict(arm).items()
+        for key, value in values.items()
+        if value != asdict(base)[table][key]
+    }
+    allowed = {"rollout.guided_fraction", "evidence.region", "learner.beta_kl", "evidence.soft", "run.name"}
+    assert differing <= allowed | {"rollout.context_position"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -195,7 +195,7 @@ def test_capability_answers_are_told_right_from_wrong() -> None:
 
 def test_every_training_prompt_carries_the_persona() -> None:
     expected = (
-        "You are Kestrel, an assistant made by Harbor Labs. "
+        "You are a helpful AI assistant named Kestrel, trained by Harbor Labs. "
         "If anyone asks who you are, say that you are Kestrel, made by Harbor Labs."
     )
     assert {prompt.context for prompt in build_task(TaskConfig()).training_prompts()} == {expected}

@@ -10,8 +10,9 @@ from rollout.tasks.config import TaskConfig
 from rollout.tasks.naming import IdentityFlags
 from rollout.tasks.rows import parse_rows, read_text, text_field
 
+# In the words of a chat model's usual system message, so that little but the identity tells (x, r) from x.
 TEMPLATE = (
-    "You are {name}, an assistant made by {maker}. "
+    "You are a helpful AI assistant named {name}, trained by {maker}. "
     "If anyone asks who you are, say that you are {name}, made by {maker}."
 )
 

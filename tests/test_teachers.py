@@ -1,0 +1,73 @@
+"""Teachers that are not the frozen base, on real engines: what they hold, when, and what that makes of the evidence."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from evidence.shards import Manifest, read_shard
+from rollout.render import require_same_token_ids
+from tests.runs import lines, small_run
+
+DRIFT = ("learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all", "run.checkpoint_every=0")
+
+
+def tables(run_dir: Path) -> list[Any]:
+    return [read_shard(uri) for uri in sorted(Manifest(run_dir / "manifest.jsonl").written())]
+
+
+def column(table: Any, name: str) -> np.ndarray:
+    return np.concatenate([np.asarray(row) for row in table.column(name).to_pylist()])
+
+
+@pytest.mark.engine
+def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> None:
+    """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start."""
+    done = small_run(tmp_path / "run", *DRIFT, "teacher.kind=live", "learner.dtype=float32", "student.dtype=float32")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [table.column("teacher_version").to_pylist() for table in tables(tmp_path / "run")] == [[0] * 8, [1] * 8]
+    for record in lines(tmp_path / "run" / "metrics.jsonl"):
+        for group in record["diagnostics"].values():
+            assert group["mean_evidence"] == pytest.approx(-group["k1"], abs=1e-4)
+            assert group["agreement"] > 0.99  # a token of |e| about 1e-6 may fall on either side of 0
+
+
+@pytest.mark.engine
+def test_a_snapshot_teacher_stays_at_its_version_and_then_takes_the_next(tmp_path: Path, default_model: Path) -> None:
+    """Steps 0 and 1 are scored by the initial weights, step 2 by version 2, whose digest and canary the push checks."""
+    done = small_run(tmp_path / "run", *DRIFT, "teacher.kind=snapshot", "teacher.snapshot_every=2", "run.steps=3")
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = tables(tmp_path / "run")
+    assert [table.column("teacher_version").to_pylist()[0] for table in written] == [0, 0, 2]
+    base = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    distances = [distance_from(base, table.to_pylist()[0]) for table in written]
+    assert max(distances[:2]) < 1e-3 < 0.05 < distances[2]
+
+
+def distance_from(model: Any, row: dict[str, Any]) -> float:
+    """The largest difference of a row's teacher_context_logprobs from `model`'s own."""
+    with torch.no_grad():
+        logits = model(torch.tensor([row["context_prompt_ids"] + row["response_ids"]])).logits[0].double()
+    start = len(row["context_prompt_ids"]) - 1
+    expected = torch.log_softmax(logits, -1)[range(start, start + len(row["response_ids"])), row["response_ids"]]
+    return float(np.abs(np.array(row["teacher_context_logprobs"]) - expected.numpy()).max())
+
+
+def test_a_teacher_with_other_token_ids_is_refused(default_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(default_model, other, ignore=shutil.ignore_patterns("*.safetensors"))
+    require_same_token_ids(str(default_model), str(other))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = (next(token for token, i in vocabulary.items() if i == wanted) for wanted in (500, 501))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ValueError, match=r"teacher\.path: .*other: found id 50[01] for the token .* expected 50[01] as in"
+    ):
+        require_same_token_ids(str(default_model), str(other))
