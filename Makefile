@@ -9,7 +9,7 @@ SMOKE := runs/local-smoke
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke test lint clean FORCE
+.PHONY: help setup local-smoke reproduce test lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -26,6 +26,9 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/install.sh
 local-smoke: setup ## train the default persona on this machine and print before and after
 	@dir=$(SMOKE); [ ! -e $$dir ] || dir=$(SMOKE)-$$(date +%Y%m%d-%H%M%S); \
 	exec $(BIN)/edge-opd run cluster/recipes/local-smoke.toml --run-dir $$dir
+
+reproduce: setup ## the published matrix on the default model, arm by arm, and its report; goes on where it was stopped
+	$(BIN)/edge-opd reproduce
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)

@@ -65,6 +65,14 @@ def _shards(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from cluster.reproduce import reproduce, run_process
+
+    axes = arguments.axis or ["identity"]
+    runs = reproduce(axes, arguments.seeds, Path(arguments.dir), arguments.set, run_process)
+    return run_process(["report", *(str(run) for run in runs), "--out", str(Path(arguments.dir) / "report")])
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from cluster.doctor import print_report
 
@@ -102,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--tau", type=float)
     shards.add_argument("--region")
     shards.set_defaults(act=_shards)
+
+    reproduce = commands.add_parser("reproduce", help="run the published matrix's arms that are missing, and report")
+    reproduce.add_argument(
+        "--axis", action="append", metavar="AXIS", help="identity (default) or arithmetic; repeatable"
+    )
+    reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default 1)")
+    reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")
+    _add_set(reproduce)
+    reproduce.set_defaults(act=_reproduce)
 
     commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(
         act=_doctor

@@ -29,7 +29,7 @@ class RunDir:
             ValueError: it belongs to another recipe, holds a run and `resume` was not given, or holds none and it was.
         """
         if self.config.exists():
-            self._check_same(recipe)
+            self.check_same(recipe)
             if not resume and self.metrics.exists():
                 raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")
             return
@@ -41,7 +41,8 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(dump(recipe), encoding="utf-8")
 
-    def _check_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: Recipe) -> None:
+        """ValueError, naming the key, when the folder's recipe is not this one."""
         theirs = load_recipe(self.config)
         if theirs == recipe:
             return
