@@ -6,9 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from evidence.manifest import Manifest
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
-from evidence.shards import Manifest, read_shard, recompute
+from evidence.shards import read_shard, recompute
 
 
 def statistics(folder: Path, tau: float | None, region: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from cluster.metrics import MetricsSink
 from cluster.rundir import RunDir
 from cluster.services import LearnedStep, Services, canary_text, within
 from evidence.diagnostics import split_summary
-from evidence.shards import Manifest
+from evidence.manifest import Manifest
 from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.render import Renderer

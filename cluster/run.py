@@ -12,7 +12,7 @@ from cluster.model_card import write_model_card
 from cluster.pipeline import Pipeline
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
-from evidence.shards import Manifest
+from evidence.manifest import Manifest
 from rollout.tasks import build_task
 
 
