@@ -1,13 +1,14 @@
 """Shards, one file a step: written, read back checked, and judged again without an engine. Format: Arrow IPC file."""
 
-import numpy as np
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from evidence.diagnostics import TokenStats, diagnose, split_summary
 from evidence.files import expect, join, read_table, write_table
-from evidence.records import ShardInfo
-from evidence.rule import EVIDENCE_KINDS, EvidenceConfig, remask, reweigh
-from evidence.schema import check_table, flat_column, shard_metadata
+from evidence.records import Bools, Floats, ShardInfo
+from evidence.rule import EvidenceConfig, judge_streams
+from evidence.schema import check_table, num_tokens, shard_metadata, table_streams
 
 
 def write_shard(table: pa.Table, root: str, name: str) -> ShardInfo:
@@ -21,7 +22,7 @@ def write_shard(table: pa.Table, root: str, name: str) -> ShardInfo:
     check_table(table, uri)
     sha256 = write_table(table, uri)
     step = int(shard_metadata(table)["step"])
-    return ShardInfo(uri=uri, step=step, rows=table.num_rows, tokens=_num_tokens(table), sha256=sha256)
+    return ShardInfo(uri=uri, step=step, rows=table.num_rows, tokens=num_tokens(table), sha256=sha256)
 
 
 def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:
@@ -34,27 +35,43 @@ def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:
     check_table(table, uri)
     if expected is not None:
         expect(uri, "rows", table.num_rows, expected.rows)
-        expect(uri, "tokens", _num_tokens(table), expected.tokens)
+        expect(uri, "tokens", num_tokens(table), expected.tokens)
     return table
 
 
-def recompute(table: pa.Table, config: EvidenceConfig) -> dict[str, dict[str, float]]:
-    """What another rule would have kept: `split_summary` of the table under `config`, without an engine or a student.
+def rejudge(table: pa.Table, config: EvidenceConfig) -> tuple[Floats, Floats, Bools]:
+    """(e, w, m), each [N]: what `judge_all` gives for the step under `config`, bit for bit, without an engine.
 
-    Evidence is recomputed from the two teacher columns. `table` has passed `check_table`.
+    From the log-prob and reward columns only. `table` is one whole step that has passed `check_table`. ValueError when
+    `config` reads a column or a reward that this shard does not have.
     """
-    teacher_context, offsets = flat_column(table, "teacher_context_logprobs")
-    evidence = EVIDENCE_KINDS[config.kind](teacher_context, flat_column(table, "teacher_logprobs")[0])
-    weight = reweigh(evidence, config) * remask(evidence, config)
-    guided_rows = np.array(table.column("guided").to_pylist(), np.bool_)
-    guided_tokens = np.repeat(guided_rows, np.diff(offsets))
-
-    def stats(guided: bool) -> TokenStats:
-        own = guided_tokens == guided
-        return diagnose(evidence[own], weight[own], None, teacher_context[own], rows=int((guided_rows == guided).sum()))
-
-    return split_summary([(guided, stats(guided)) for guided in (True, False)])
+    return judge_streams(table_streams(table), config)
 
 
-def _num_tokens(table: pa.Table) -> int:
-    return int(flat_column(table, "response_ids")[1][-1])
+def shard_stats(
+    table: pa.Table, config: EvidenceConfig, student: Mapping[str, Floats] | None = None
+) -> list[tuple[bool, TokenStats]]:
+    """(guided, sums) a rollout, as the learner reports them, under `config`.
+
+    student: the learner's log-probs of rollouts by rollout_id (see evidence/sidecar.py); those it never ran are
+    absent. ValueError as `rejudge`, or when one of them belongs to no response here or is not as long as it.
+    """
+    student = student or {}
+    streams = table_streams(table)
+    evidence, weight, mask = judge_streams(streams, config)
+    columns = (streams.rows(values) for values in (evidence, weight * mask, streams.teacher_context_N))
+    rollout_ids, guided = (table.column(name).to_pylist() for name in ("rollout_id", "guided"))
+    foreign = sorted(student.keys() - set(rollout_ids))
+    if foreign:
+        raise ValueError(f"student_logprobs: found rollout {foreign[0]}, expected only rollouts of the shard")
+    return [
+        (is_guided, diagnose(e, w, student.get(rollout_id), teacher_context, rows=1))
+        for rollout_id, is_guided, e, w, teacher_context in zip(rollout_ids, guided, *columns, strict=True)
+    ]
+
+
+def recompute(
+    table: pa.Table, config: EvidenceConfig, student: Mapping[str, Floats] | None = None
+) -> dict[str, dict[str, float]]:
+    """What another rule would have kept: `split_summary` of the step's `shard_stats`."""
+    return split_summary(shard_stats(table, config, student))

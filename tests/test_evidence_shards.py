@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
+from evidence.columns import nested_column
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
-from evidence.rule import EvidenceConfig, judge
+from evidence.rule import EvidenceConfig, judge, judge_all
 from evidence.schema import SCHEMA, SCHEMA_VERSION, check_table, to_table, train_rows
 from evidence.shards import read_shard, recompute, write_shard
+from tests.fakes import scored_step
 
 RULE = EvidenceConfig(soft="rlsd")
 METADATA = {
@@ -247,6 +249,82 @@ def test_a_ragged_token_column_is_named(name: str) -> None:
     message = rf"^shard-a: column {name}: row 2: found 7 tokens, expected 8 as response_ids$"
     with pytest.raises(ValueError, match=message):
         check_table(ragged, "shard-a")
+
+
+# Columns that a kind of evidence adds
+
+
+def extended(kind: str, num_wrong: int = 2) -> tuple[list[EvidenceRecord], pa.Table]:
+    rule = EvidenceConfig(kind=kind, num_wrong_contexts=num_wrong)
+    made = judge_all(scored_step(LENGTHS, num_wrong=num_wrong), [None] * len(LENGTHS), rule, step=3)
+    return made, to_table(made, {**METADATA, "mask_rule": rule.to_json()})
+
+
+EXTRA = {
+    "teacher_student": {"student_logprobs": "list<item: float>"},
+    "contrastive": {
+        "wrong_context_prompt_ids": "list<item: list<item: int32>>",
+        "wrong_context_logprobs": "list<item: list<item: float>>",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["teacher_contrast", *EXTRA])
+def test_a_shard_has_the_columns_that_its_kind_reads_and_no_others(kind: str) -> None:
+    schema = extended(kind)[1].schema
+    added = [field for field in schema if field.name not in SCHEMA.names]
+    assert {field.name: str(field.type) for field in added} == EXTRA.get(kind, {})
+
+
+@pytest.mark.parametrize("num_wrong", [1, 3])
+def test_added_columns_hold_the_records_streams(tmp_path: Path, num_wrong: int) -> None:
+    made, source = extended("contrastive", num_wrong)
+    info = write_shard(source, str(tmp_path), "a.arrow")
+    back = read_shard(info.uri, info)
+    for part, sources in ((back, made), (back.slice(1, 2), made[1:3]), (pa.concat_tables([back, back]), made * 2)):
+        for name, get in (
+            ("wrong_context_prompt_ids", lambda r: r.scored.sample.request.wrong_context_prompt_ids),
+            ("wrong_context_logprobs", lambda r: r.scored.wrong_context_logprobs),
+        ):
+            for found, record in zip(nested_column(part, name), sources, strict=True):
+                assert len(found) == num_wrong
+                assert all(same_bits(a, b) for a, b in zip(found, get(record), strict=True))
+    made, source = extended("teacher_student")
+    assert [row["student_logprobs"] for row in source.to_pylist()] == [
+        record.scored.student_logprobs.tolist() for record in made if record.scored.student_logprobs is not None
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in EXTRA.items() for name in names])
+def test_a_missing_added_column_is_named(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^shard-a: column {name}: found no such column, expected list<item: "):
+        check_table(extended(kind)[1].drop_columns(name), "shard-a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "row", "message"),
+    [
+        ("teacher_student", "student_logprobs", [-1.0] * 7, "row 2: found 7 tokens, expected 8 as response_ids"),
+        ("teacher_student", "student_logprobs", [-1.0] * 7 + [None], "found 1 null values, expected none"),
+        ("contrastive", "wrong_context_prompt_ids", [[1, 2]], "row 2: found 1 prompts, expected 2"),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8] * 3, r"row 2: found \[8, 8, 8\] tokens, expected 2 x 8"),
+        (
+            "contrastive",
+            "wrong_context_logprobs",
+            [[-1.0] * 8, [-1.0] * 7],
+            r"row 2: found \[8, 7\] tokens, expected 2",
+        ),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8, None], "found 1 null values, expected none"),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8, [None] * 8], "found 8 null values, expected none"),
+    ],
+)
+def test_an_unsound_added_column_is_named(kind: str, name: str, row: list[object], message: str) -> None:
+    source = extended(kind)[1]
+    values, index = source.column(name).to_pylist(), source.schema.get_field_index(name)
+    values[2] = row
+    changed = source.set_column(index, name, pa.array(values, source.schema.field(name).type))
+    with pytest.raises(ValueError, match=rf"^shard-a: column {name}: {message}"):
+        check_table(changed, "shard-a")
 
 
 # The file
