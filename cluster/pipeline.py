@@ -4,7 +4,7 @@
     ---------------                       -----            ---------------
     wait until version >= step - lag
     sample (x, r) and x                                    take a shard
-    score twice, judge, write a shard --> [shards] -->     ZeRO step
+    score, judge, write a shard --------> [shards] -->     ZeRO step
             ^                                              push weights, check version, digest, canary
             |______________ Gate(version) <_______________ advance the version
 
@@ -86,7 +86,7 @@ class Pipeline:
             # The learner's own deadlines bound this wait: its failure cancels it.
             await self.gate.reached(step - lag)
             self.sink.stage(f"step {step + 1}: sampling and scoring")
-            produced = await self.services.produce(step, self.pushed.digest)
+            produced = await self.services.produce(step, self.pushed.digest, self.gate.version)
             self.manifest.append_written(produced.shard)
             await shards.put(produced)
 
@@ -153,6 +153,7 @@ class Pipeline:
                 "grad_norm": learned.grad_norm,
                 "rows": produced.shard.rows,
                 "refused": produced.refused,
+                **produced.reward_figures(),
                 "skipped_rows": learned.skipped_rows,
                 "policy_version_min": produced.version_min,
                 "policy_version_max": produced.version_max,

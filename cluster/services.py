@@ -106,8 +106,8 @@ class Services:
         )
         self.student_pool = EnginePool(self.students)
 
-    async def produce(self, step: int, digest: str) -> StepRollouts:
-        work = self.rollout.produce.remote(step, digest)
+    async def produce(self, step: int, digest: str, student_version: int) -> StepRollouts:
+        work = self.rollout.produce.remote(step, digest, student_version)
         return await within(self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
