@@ -60,7 +60,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _shards(arguments: argparse.Namespace) -> int:
     from cluster.inspect_shards import statistics, to_text
 
-    result = statistics(Path(arguments.dir), arguments.tau, arguments.region)
+    result = statistics(Path(arguments.dir), arguments.tau, arguments.region, arguments.tau_kind)
     print(json.dumps(result) if arguments.json else to_text(result))
     return 0
 
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")
     shards.add_argument("--json", action="store_true")
     shards.add_argument("--tau", type=float)
+    shards.add_argument("--tau-kind", help="value (nats) or quantile (of a step's evidence)")
     shards.add_argument("--region")
     shards.set_defaults(act=_shards)
 

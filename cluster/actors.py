@@ -210,21 +210,25 @@ class RolloutActor:
 
         self._storage, self._metadata = storage, metadata
         self._digest = ""
+        task = build_task(recipe.task)
+        pools = {"student": EnginePool(students), "teacher": EnginePool(teachers)}
         self._worker = RolloutWorker(
-            prompts=build_task(recipe.task).training_prompts(),
+            prompts=task.training_prompts(),
             renderer=Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model),
             config=recipe.rollout,
             evidence=recipe.evidence,
             window=recipe.window,
             seed=recipe.run.seed,
-            sampler=EnginePool(students),
-            scorer=EnginePool(teachers),
+            sampler=pools[recipe.rollout.sampler],
+            scorer=pools["teacher"],
             write=self._write,
+            reward=task.reward,
+            student_scorer=pools["student"],
         )
 
-    async def produce(self, step: int, weights_digest: str, teacher_version: int) -> StepRollouts:
+    async def produce(self, step: int, weights_digest: str, student_version: int, teacher_version: int) -> StepRollouts:
         self._digest = weights_digest
-        return await self._worker.produce(step, teacher_version)
+        return await self._worker.produce(step, student_version, teacher_version)
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digest})

@@ -5,7 +5,7 @@
     wait until version >= step - lag
     refresh a teacher that follows the student
     sample (x, r) and x                                    take a shard
-    score twice, judge, write a shard --> [shards] -->     ZeRO step
+    score, judge, write a shard --------> [shards] -->     ZeRO step
             ^                                              push weights, check version, digest, canary
             |______________ Gate(version) <_______________ advance the version
 
@@ -23,7 +23,7 @@ from cluster.metrics import MetricsSink
 from cluster.rundir import RunDir
 from cluster.services import LearnedStep, Services, canary_text, within
 from evidence.diagnostics import split_summary
-from evidence.shards import Manifest
+from evidence.manifest import Manifest
 from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.render import Renderer
@@ -91,7 +91,8 @@ class Pipeline:
             await self._refresh_teacher()
             refreshed = clock.stage(0)
             self.sink.stage(f"step {step + 1}: sampling and scoring")
-            produced = await self.services.produce(step, self.pushed.digest, self._teacher_version)
+            versions = (self.gate.version, self._teacher_version)
+            produced = await self.services.produce(step, self.pushed.digest, *versions)
             produced = replace(produced, stages={"refresh": refreshed, **produced.stages})
             self.manifest.append_written(produced.shard)
             await shards.put(produced)
@@ -170,6 +171,7 @@ class Pipeline:
                 "grad_norm": learned.grad_norm,
                 "rows": produced.shard.rows,
                 "refused": produced.refused,
+                **produced.reward_figures(),
                 "skipped_rows": learned.skipped_rows,
                 "policy_version_min": produced.version_min,
                 "policy_version_max": produced.version_max,

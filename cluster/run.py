@@ -12,7 +12,8 @@ from cluster.model_card import write_model_card
 from cluster.pipeline import Pipeline
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
-from evidence.shards import Manifest
+from evidence.manifest import Manifest
+from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
 from rollout.tasks import build_task
 
@@ -32,7 +33,8 @@ def resolve_model(path: str, key: str = "model.path") -> str:
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
-    build_task(recipe.task)  # before anything starts: an empty context or a malformed prompt file
+    # Before anything starts: an empty context, a malformed prompt file, too few wrong contexts.
+    check_wrong_contexts(build_task(recipe.task).training_prompts(), recipe.evidence)
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)

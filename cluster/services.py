@@ -112,8 +112,8 @@ class Services:
         arguments = (pool, self.plan.transport, self._pools[pool], address, port)
         await self._every_rank(seconds, what, "open_transport", *arguments)
 
-    async def produce(self, step: int, digest: str, teacher_version: int) -> StepRollouts:
-        work = self.rollout.produce.remote(step, digest, teacher_version)
+    async def produce(self, step: int, digest: str, student_version: int, teacher_version: int) -> StepRollouts:
+        work = self.rollout.produce.remote(step, digest, student_version, teacher_version)
         return await within(self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:

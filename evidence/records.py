@@ -25,6 +25,7 @@ class RolloutRequest:
     context_position: str  # "system" or "user"
     prompt_ids: Ids  # [P] x
     context_prompt_ids: Ids  # [P'] x with r
+    wrong_context_prompt_ids: tuple[Ids, ...] = ()  # [P''] each: x with a wrong r, for contrastive evidence
 
     @property
     def sampler_ids(self) -> Ids:
@@ -46,12 +47,17 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSample:
-    """A sample with the teacher's two views of it: log pi_T(y|x,r) and log pi_T(y|x), from one engine."""
+    """A sample with the teacher's two views of it: log pi_T(y|x,r) and log pi_T(y|x), from one engine.
+
+    The last two are there only for the kinds of evidence that read them.
+    """
 
     sample: Sample
     teacher_context_logprobs: Floats  # [T]
     teacher_logprobs: Floats  # [T]
     teacher_version: int
+    student_logprobs: Floats | None = None  # [T] log pi_theta(y|x) of the student engine, never under (x, r)
+    wrong_context_logprobs: tuple[Floats, ...] = ()  # [T] each: log pi_T(y|x,r_w), as request.wrong_context_prompt_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +66,7 @@ class EvidenceRecord:
 
     scored: ScoredSample
     evidence: Floats  # [T] e_t
-    weight: Floats  # [T] soft weight w_t, 1 for hard masks
+    weight: Floats  # [T] soft weight w_t before the mask, 1 for hard masks
     mask: Bools  # [T] m_t
     reward: float | None
 

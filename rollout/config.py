@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rollout.guidance import SPLITS
 
 CONTEXT_POSITIONS = ("system", "user")
+SAMPLERS = ("student", "teacher")
 ENGINE_DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -16,8 +17,13 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How one step's rollouts are drawn (arXiv 2605.23493)."""
+    """How one step's rollouts are drawn (arXiv 2605.23493).
 
+    sampler: whose engines draw them, the student's (on-policy) or the teacher's; the latter's samples count as drawn
+    at the student's version of that step.
+    """
+
+    sampler: str = "student"
     prompts_per_step: int = 4
     samples_per_prompt: int = 8
     guided_fraction: float = 0.5  # rho_g
@@ -29,6 +35,7 @@ class RolloutConfig:
     deadline_s: float = 600.0  # one step's sampling and scoring
 
     def __post_init__(self) -> None:
+        _require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")
         _require(self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, "at least 1")
         _require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt", self.samples_per_prompt, "at least 1")
         _require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")

@@ -2,22 +2,24 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from evidence.records import EvidenceRecord, RolloutRequest, Sample, ShardInfo
-from evidence.rule import EvidenceConfig, judge
+from evidence.advantage import reward_mean, zero_variance_groups
+from evidence.records import EvidenceRecord, Ids, RolloutRequest, Sample, ShardInfo
+from evidence.rule import EvidenceConfig, judge_all
 from rollout.config import RolloutConfig, SamplingConfig
+from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
 from rollout.render import Renderer
-from rollout.score import Scorer, score_twice
+from rollout.score import Scorer, score_all
 from rollout.tasks.base import TaskPrompt
 
 
 class Sampler(Protocol):
-    """Responses from the current student, in the order of `requests`."""
+    """Responses from the student's or the teacher's engines, in the order of `requests`."""
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]: ...
 
@@ -40,10 +42,22 @@ class StepRollouts:
     version_min: int
     version_max: int
     stages: dict[str, StageTime]
+    reward_mean: float | None  # None without a verifier
+    zero_variance_groups: int  # groups whose rewards are all equal, so that their advantage is 0
+
+    def reward_figures(self) -> dict[str, float]:
+        """What the step's metrics say of its rewards: nothing without a verifier."""
+        if self.reward_mean is None:
+            return {}
+        return {"reward_mean": self.reward_mean, "zero_variance_groups": self.zero_variance_groups}
 
 
 class RolloutWorker:
-    """Draws each step's prompts in a seeded order and turns them into a shard of judged rollouts."""
+    """Draws each step's prompts in a seeded order and turns them into a shard of judged rollouts.
+
+    reward: the task's verifier, of a prompt and a decoded response. student_scorer: the student's engines, needed by
+    `teacher_student` evidence only.
+    """
 
     def __init__(
         self,
@@ -56,21 +70,32 @@ class RolloutWorker:
         sampler: Sampler,
         scorer: Scorer,
         write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
+        reward: Callable[[TaskPrompt, str], float | None] = lambda prompt, response: None,
+        student_scorer: Scorer | None = None,
     ) -> None:
         self.prompts, self.renderer, self.config, self.evidence = prompts, renderer, config, evidence
         self.window, self.seed = window, seed
         self.sampler, self.scorer, self.write = sampler, scorer, write
+        self.reward = reward
+        self.student_scorer = student_scorer if evidence.kind == "teacher_student" else None
+        self._by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        assert len(self._by_id) == len(prompts), "a prompt_id twice"
 
-    async def produce(self, step: int, teacher_version: int = 0) -> StepRollouts:
+    async def produce(self, step: int, student_version: int = 0, teacher_version: int = 0) -> StepRollouts:
+        """Samples, scores, judges and writes one step.
+
+        student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
+        since the student's engines say themselves which version drew each. teacher_version: what scores them.
+        """
         requests, refused = self.requests(step)
         clock = Stopwatch()
-        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
-        samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.seed, step))
+        samples = await self._sample(requests, step, student_version)
         sampled = clock.stage(sum(len(sample.response_ids) for sample in samples))
-        scored = await score_twice(self.scorer, samples, teacher_version)
-        scoring = clock.stage(sum(_scored_tokens(sample) for sample in samples))
-        records = [judge(one, self.evidence) for one in scored]
-        shard = self.write(records, step)
+        by_student = self.config.sampler == "student"
+        scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
+        scoring = clock.stage(tokens)
+        rewards = [self._reward(sample) for sample in samples]
+        shard = self.write(judge_all(scored, rewards, self.evidence, step), step)
         written = clock.stage(shard.tokens)
         return StepRollouts(
             step=step,
@@ -79,7 +104,22 @@ class RolloutWorker:
             version_min=min(sample.policy_version_min for sample in samples),
             version_max=max(sample.policy_version_max for sample in samples),
             stages={"sample": sampled, "score": scoring, "write": written},
+            reward_mean=reward_mean(rewards),
+            zero_variance_groups=zero_variance_groups(rewards, [request.group_id for request in requests]),
         )
+
+    async def _sample(self, requests: Sequence[RolloutRequest], step: int, student_version: int) -> list[Sample]:
+        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
+        samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.seed, step))
+        if self.config.sampler == "student":
+            return samples
+        return [
+            replace(sample, policy_version_min=student_version, policy_version_max=student_version)
+            for sample in samples
+        ]
+
+    def _reward(self, sample: Sample) -> float | None:
+        return self.reward(self._by_id[sample.request.prompt_id], self.renderer.decode(sample.response_ids))
 
     def requests(self, step: int) -> tuple[list[RolloutRequest], int]:
         """The step's requests and how many prompts were refused since they do not fit: nothing is ever cut.
@@ -91,7 +131,7 @@ class RolloutWorker:
         refusals: list[str] = []
         for slot, prompt in enumerate(self._draw(step)):
             made = self._group(prompt, f"{step:06d}-{slot:03d}", step, slot)
-            longest = max(len(made[0].prompt_ids), len(made[0].context_prompt_ids))
+            longest = max(len(ids) for ids in _prompts(made[0]))
             if longest + self.config.max_response_tokens > self.window:
                 refusals.append(f"{prompt.prompt_id} has {longest} prompt tokens")
             else:
@@ -121,6 +161,10 @@ class RolloutWorker:
         x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
         rng = np.random.default_rng([self.seed, step, slot])
         flags = guided_flags(self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng)
+        # A generator of its own: who is guided and what is contrasted do not move each other.
+        wrong_rng = np.random.default_rng([self.seed, step, slot, 1])
+        wrong = pick_wrong_contexts(prompt, num_wrong_contexts(self.evidence), wrong_rng)
+        x_with_wrong = tuple(self.renderer.context_prompt_ids(prompt.question, context) for context in wrong)
         return [
             RolloutRequest(
                 rollout_id=f"{group}-{index:03d}",
@@ -130,6 +174,7 @@ class RolloutWorker:
                 context_position=self.config.context_position,
                 prompt_ids=x,
                 context_prompt_ids=x_with_r,
+                wrong_context_prompt_ids=x_with_wrong,
             )
             for index, guided in enumerate(flags)
         ]
@@ -153,6 +198,5 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.default_rng([seed, step]).integers(2**31))
 
 
-def _scored_tokens(sample: Sample) -> int:
-    request = sample.request
-    return len(request.prompt_ids) + len(request.context_prompt_ids) + 2 * len(sample.response_ids)
+def _prompts(request: RolloutRequest) -> tuple[Ids, ...]:
+    return (request.prompt_ids, request.context_prompt_ids, *request.wrong_context_prompt_ids)

@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from evidence.records import Floats, Ids, RolloutRequest, Sample
+from evidence.records import Floats, Ids, RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
 
 
-def fake_logprobs(prompt_ids: Ids, response_ids: Ids) -> Floats:
-    """float32 [T] in (-8, 0): each a hash of the whole prompt, of the response so far and of its own token."""
-    return np.array([_fake_logprob(prompt_ids, response_ids[: t + 1]) for t in range(len(response_ids))], np.float32)
+def fake_logprobs(prompt_ids: Ids, response_ids: Ids, model: str = "") -> Floats:
+    """float32 [T] in (-8, 0): each a hash of the model, the whole prompt, the response so far and its own token."""
+    return np.array(
+        [_fake_logprob(prompt_ids, response_ids[: t + 1], model) for t in range(len(response_ids))], np.float32
+    )
 
 
-def _fake_logprob(prompt_ids: Ids, response_so_far: Ids) -> float:
-    seen = np.asarray(prompt_ids, np.int32).tobytes() + b"|" + np.asarray(response_so_far, np.int32).tobytes()
+def _fake_logprob(prompt_ids: Ids, response_so_far: Ids, model: str) -> float:
+    prompt, response = (np.asarray(ids, np.int32).tobytes() for ids in (prompt_ids, response_so_far))
+    seen = model.encode() + prompt + b"|" + response
     return -8 * (_hash(seen) + 0.5) / 2**32
 
 
@@ -26,13 +29,13 @@ def _hash(content: bytes) -> int:
 
 
 class FakeEngine:
-    """A `Sampler` and a `Scorer` whose log-probs are `fake_logprobs`. Remembers each call it got.
+    """A `Sampler` and a `Scorer` whose log-probs are `fake_logprobs` of its model. Remembers each call it got.
 
     sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call.
     """
 
-    def __init__(self, version: int = 0) -> None:
-        self.version = version
+    def __init__(self, version: int = 0, model: str = "") -> None:
+        self.version, self.model = version, model
         self.sampled: list[tuple[list[RolloutRequest], SamplingConfig, int]] = []
         self.scored: list[tuple[list[Ids], list[Ids]]] = []
 
@@ -42,7 +45,9 @@ class FakeEngine:
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
         self.scored.append((list(prompts), list(responses)))
-        return [fake_logprobs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        return [
+            fake_logprobs(prompt, response, self.model) for prompt, response in zip(prompts, responses, strict=True)
+        ]
 
     def _sample(self, request: RolloutRequest, sampling: SamplingConfig, seed: int) -> Sample:
         """1 to max_tokens tokens, drawn from a generator that the seed and the sampler's prompt decide."""
@@ -52,11 +57,55 @@ class FakeEngine:
         return Sample(
             request=request,
             response_ids=response,
-            sampler_logprobs=fake_logprobs(request.sampler_ids, response),
+            sampler_logprobs=fake_logprobs(request.sampler_ids, response, self.model),
             finish_reason="length" if length == sampling.max_tokens else "stop",
             policy_version_min=self.version,
             policy_version_max=self.version,
         )
+
+
+def scored_step(
+    lengths: Sequence[int], *, seed: int = 0, group_size: int = 2, num_wrong: int = 2
+) -> list[ScoredSample]:
+    """A step with every stream that any evidence reads, every second rollout guided.
+
+    Log-probs are multiples of 1/64 in (-4, 0], so that they tie, also with each other, and add without rounding.
+    """
+    rng = np.random.default_rng(seed)
+
+    def ids(length: int) -> Ids:
+        return rng.integers(0, 50_000, length, dtype=np.int32)
+
+    def logprobs(length: int) -> Floats:
+        return (-rng.integers(0, 256, length) / 64).astype(np.float32)
+
+    return [
+        ScoredSample(
+            sample=Sample(
+                request=RolloutRequest(
+                    rollout_id=f"r{index}",
+                    prompt_id=f"p{index // group_size}",
+                    group_id=f"g{index // group_size}",
+                    guided=index % 2 == 0,
+                    context_position="system",
+                    prompt_ids=ids(3),
+                    context_prompt_ids=ids(5),
+                    wrong_context_prompt_ids=tuple(ids(4 + wrong) for wrong in range(num_wrong)),
+                ),
+                response_ids=ids(length),
+                sampler_logprobs=logprobs(length),
+                finish_reason="stop",
+                policy_version_min=0,
+                policy_version_max=0,
+            ),
+            teacher_context_logprobs=logprobs(length),
+            teacher_logprobs=logprobs(length),
+            teacher_version=0,
+            student_logprobs=logprobs(length),
+            wrong_context_logprobs=tuple(logprobs(length) for _ in range(num_wrong)),
+        )
+        for index, length in enumerate(lengths)
+    ]
 
 
 def tiny_model(

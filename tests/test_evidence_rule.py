@@ -1,14 +1,17 @@
 """The rule against references written as plain loops."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evidence.records import EvidenceRecord, Floats, RolloutRequest, Sample, ScoredSample
-from evidence.rule import EVIDENCE_KINDS, REGIONS, SOFT_WEIGHTS, EvidenceConfig, judge, remask, reweigh
+from evidence.kinds import EVIDENCE_KINDS
+from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
+from evidence.rule import REGIONS, SOFT_WEIGHTS, TAU_KINDS, EvidenceConfig, judge, judge_all, remask, reweigh
+from tests.fakes import scored_step
 
 logprobs = st.floats(min_value=-60, max_value=0, width=32)
 nats = st.floats(min_value=-200, max_value=200, width=32)
@@ -69,7 +72,7 @@ def assert_matches_loops(record: EvidenceRecord, config: EvidenceConfig) -> None
 @given(
     pairs,
     st.sampled_from(sorted(REGIONS)),
-    st.sampled_from(sorted(SOFT_WEIGHTS)),
+    st.sampled_from(["none", "rlsd"]),
     st.floats(-3, 3),
     st.floats(0, 3),
     st.floats(0.01, 0.99),
@@ -88,9 +91,10 @@ def test_judge_equals_the_loops(
 
 
 def test_every_table_entry_is_covered_by_a_reference() -> None:
-    assert set(EVIDENCE_KINDS) == {"teacher_contrast"}
+    assert set(EVIDENCE_KINDS) == {"teacher_contrast", "teacher_student", "contrastive"}
     assert set(REGIONS) == {"pos", "neg", "near_zero", "all"}
-    assert set(SOFT_WEIGHTS) == {"none", "rlsd"}
+    assert set(TAU_KINDS) == {"value", "quantile"}
+    assert set(SOFT_WEIGHTS) == {"none", "rlsd", "rlsd_verifier"}
 
 
 def test_first_and_last_token_keep_their_own_evidence() -> None:
@@ -147,7 +151,7 @@ def test_region_edges() -> None:
 def test_rlsd_weight_is_clipped_without_overflow(values: list[float], eps: float) -> None:
     config = EvidenceConfig(soft="rlsd", soft_eps=eps)
     with np.errstate(over="raise"):
-        weight: Floats = reweigh(np.array(values, np.float32), config)
+        weight = reweigh(np.array(values, np.float32), np.full(len(values), np.nan), config, step=0)
     for e, w in zip(values, weight, strict=True):
         assert w == pytest.approx(reference_weight(e, config), rel=1e-6)
 
@@ -175,8 +179,26 @@ def test_a_stream_of_another_length_is_refused(name: str, length: int) -> None:
     ("change", "message"),
     [
         ({"region": "x"}, r"^evidence\.region: found 'x', expected one of all, near_zero, neg, pos$"),
-        ({"kind": "student"}, r"^evidence\.kind: found 'student', expected one of teacher_contrast$"),
-        ({"soft": ""}, r"^evidence\.soft: found '', expected one of none, rlsd$"),
+        (
+            {"kind": "student"},
+            r"^evidence\.kind: found 'student', expected one of contrastive, teacher_contrast, teacher_student$",
+        ),
+        ({"soft": ""}, r"^evidence\.soft: found '', expected one of none, rlsd, rlsd_verifier$"),
+        ({"tau_kind": "rank"}, r"^evidence\.tau_kind: found 'rank', expected one of quantile, value$"),
+        (
+            {"tau_kind": "quantile", "tau": 1.5},
+            r"^evidence\.tau: found 1\.5, expected 0 to 1 where evidence\.tau_kind is 'quantile'$",
+        ),
+        ({"tau_kind": "quantile", "tau": -math.inf}, r"^evidence\.tau: found -inf, expected 0 to 1 where"),
+        ({"soft_mix": 1.1}, r"^evidence\.soft_mix: found 1\.1, expected a number, 0 to 1$"),
+        ({"soft_mix": math.nan}, r"^evidence\.soft_mix: found nan, expected"),
+        ({"soft_mix_decay_steps": -1}, r"^evidence\.soft_mix_decay_steps: found -1, expected a whole number >= 0$"),
+        ({"soft_mix_decay_steps": 1.0}, r"^evidence\.soft_mix_decay_steps: found 1\.0, expected a whole number"),
+        ({"num_wrong_contexts": True}, r"^evidence\.num_wrong_contexts: found True, expected a whole number >= 0$"),
+        (
+            {"num_wrong_contexts": 0, "kind": "contrastive"},
+            r"^evidence\.num_wrong_contexts: found 0, expected at least 1 where evidence\.kind is 'contrastive'$",
+        ),
         ({"tau": math.nan}, r"^evidence\.tau: found nan, expected a number"),
         ({"tau": "0"}, r"^evidence\.tau: found '0', expected a number"),
         ({"near_zero": -0.1}, r"^evidence\.near_zero: found -0\.1, expected a number >= 0$"),
@@ -193,14 +215,14 @@ def test_a_bad_config_names_its_key(change: dict[str, object], message: str) -> 
 
 @pytest.mark.parametrize("tau", [0.25, -math.inf, math.inf])
 def test_config_survives_json(tau: float) -> None:
-    config = EvidenceConfig(region="neg", tau=tau, soft="rlsd", soft_eps=0.3)
+    config = EvidenceConfig(region="neg", tau=tau, soft="rlsd", soft_eps=0.3, soft_mix=0.5, soft_mix_decay_steps=9)
     assert EvidenceConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"taus": 1}', r"^evidence\.taus: found 1, expected one of the keys kind, near_zero"),
+        ('{"taus": 1}', r"^evidence\.taus: found 1, expected one of the keys kind, near_zero, num_wrong"),
         ('{"region": "x"}', r"^evidence\.region: found 'x'"),
         ("[]", r"^evidence\.mask_rule: found \[\], expected a JSON object$"),
         ("{", "Expecting"),
@@ -209,3 +231,136 @@ def test_config_survives_json(tau: float) -> None:
 def test_a_bad_rule_text_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvidenceConfig.from_json(text)
+
+
+# Quantiles: thresholds that look at the whole step
+
+
+def kept_by(scored: list[ScoredSample], config: EvidenceConfig) -> list[list[bool]]:
+    return [record.mask.tolist() for record in judge_all(scored, [None] * len(scored), config, step=0)]
+
+
+def evidence_of(scored: list[ScoredSample]) -> list[list[float]]:
+    """Float64; log-probs of `scored_step` differ without rounding."""
+    return [
+        [float(c) - float(p) for c, p in zip(one.teacher_context_logprobs, one.teacher_logprobs, strict=True)]
+        for one in scored
+    ]
+
+
+@pytest.mark.parametrize("sixteenths", range(17))
+def test_a_quantile_is_that_of_all_tokens_of_the_step(sixteenths: int) -> None:
+    scored, tau = scored_step((7, 1, 30, 11)), sixteenths / 16
+    evidence = evidence_of(scored)
+    everything = np.array([e for row in evidence for e in row])
+    above, below = (float(np.float32(np.quantile(everything, q))) for q in (tau, 1 - tau))
+    pos = kept_by(scored, EvidenceConfig(region="pos", tau=tau, tau_kind="quantile"))
+    neg = kept_by(scored, EvidenceConfig(region="neg", tau=tau, tau_kind="quantile"))
+    assert pos == [[e > above for e in row] for row in evidence]
+    assert neg == [[e < below for e in row] for row in evidence]
+    assert 0 <= sum(map(sum, pos)) <= (1 - tau) * everything.size
+
+
+def test_the_ends_of_a_quantile() -> None:
+    evidence = np.array([-1.0, 0.5, 2.0, 2.0], np.float32)
+    for region, kept in (("pos", [False, True, True, True]), ("neg", [True, True, False, False])):
+        assert remask(evidence, EvidenceConfig(region=region, tau=0.0, tau_kind="quantile")).tolist() == kept
+        assert not remask(evidence, EvidenceConfig(region=region, tau=1.0, tau_kind="quantile")).any()
+    assert remask(evidence[:0], EvidenceConfig(tau=0.5, tau_kind="quantile")).shape == (0,)
+
+
+@relaxed
+@given(st.lists(nats, min_size=1, max_size=40), st.floats(0, 1))
+def test_pos_and_neg_quantiles_mirror_each_other(values: list[float], tau: float) -> None:
+    evidence = np.array(values, np.float32)
+    pos = remask(evidence, EvidenceConfig(region="pos", tau=tau, tau_kind="quantile"))
+    neg = remask(-evidence, EvidenceConfig(region="neg", tau=tau, tau_kind="quantile"))
+    assert pos.tolist() == neg.tolist() == (evidence > np.float32(np.quantile(np.float64(values), tau))).tolist()
+
+
+# Soft weights from a verifier
+
+
+def reference_rlsd(e: float, advantage: float, eps: float, mix: float) -> float:
+    sign = (advantage > 0) - (advantage < 0)
+    return (1 - mix) + mix * min(max(math.exp(sign * e), 1 - eps), 1 + eps)
+
+
+@pytest.mark.parametrize(("mix", "decay", "step", "left"), [(1.0, 0, 9, 1.0), (0.5, 0, 9, 0.5), (0.5, 8, 6, 0.125)])
+def test_rlsd_verifier_equals_the_loop(mix: float, decay: int, step: int, left: float) -> None:
+    """Two rollouts a group: the better one has A > 0, the worse one A < 0, two equal ones A = 0."""
+    scored, rewards = scored_step((5, 9, 1, 14, 3, 3)), [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    config = EvidenceConfig(soft="rlsd_verifier", soft_eps=0.3, soft_mix=mix, soft_mix_decay_steps=decay)
+    records = judge_all(scored, rewards, config, step)
+    assert [record.reward for record in records] == rewards
+    for record, evidence, advantage in zip(records, evidence_of(scored), (1, -1, -1, 1, 0, 0), strict=True):
+        expected = [reference_rlsd(e, advantage, 0.3, left) for e in evidence]
+        assert record.weight.dtype == np.float32
+        assert record.weight.tolist() == pytest.approx(expected, rel=1e-6)
+        assert record.mask.tolist() == [e > 0 for e in evidence]
+
+
+def test_the_sign_of_the_advantage_decides_the_direction() -> None:
+    scored = scored_step((40, 40))
+    better, worse = judge_all(scored, [1.0, 0.0], EvidenceConfig(soft="rlsd_verifier"), step=0)
+    assert ((better.weight > 1) == (better.evidence > 0)).all()
+    assert ((worse.weight > 1) == (worse.evidence < 0)).all()
+
+
+@relaxed
+@given(st.sampled_from(["none", "rlsd"]), st.floats(0, 1), st.integers(0, 40), st.integers(0, 40))
+def test_a_mix_decays_linearly_to_no_soft_weight_at_all(soft: str, mix: float, decay: int, step: int) -> None:
+    config = EvidenceConfig(soft=soft, soft_mix=mix, soft_mix_decay_steps=decay)
+    left = mix if decay == 0 else mix * (decay - step) / decay if step < decay else 0.0
+    evidence = np.array([-3.0, -0.125, 0.0, 0.125, 3.0], np.float32)
+    weight = reweigh(evidence, np.full(5, np.nan), config, step)
+    soft_weights = [1.0] * 5 if soft == "none" else [0.8, math.exp(-0.125), 1.0, math.exp(0.125), 1.2]
+    assert weight.tolist() == pytest.approx([(1 - left) + left * w for w in soft_weights], rel=1e-6)
+    if soft == "none" or left == 0:
+        assert weight.tolist() == [1.0] * 5
+
+
+def test_a_verifier_that_says_nothing_is_refused() -> None:
+    message = r"^evidence\.soft: found 'rlsd_verifier', expected a reward for every rollout, from a task's verifier$"
+    for rewards in ([None] * 2, [1.0, None]):
+        with pytest.raises(ValueError, match=message):
+            judge_all(scored_step((3, 4)), rewards, EvidenceConfig(soft="rlsd_verifier"), step=0)
+
+
+# A whole step
+
+
+def test_a_step_is_judged_as_its_rollouts_are_where_no_rule_looks_beyond_one() -> None:
+    scored = scored_step((6, 1, 20, 3))
+    config = EvidenceConfig(region="neg", tau=0.25, soft="rlsd")
+    for together, one in zip(judge_all(scored, [None] * 4, config, step=7), scored, strict=True):
+        alone = judge(one, config)
+        assert together.scored is one
+        for name in ("evidence", "weight", "mask"):
+            assert getattr(together, name).tobytes() == getattr(alone, name).tobytes()
+    assert judge_all([], [], config, step=0) == []
+
+
+@pytest.mark.parametrize("kind", sorted(EVIDENCE_KINDS))
+@pytest.mark.parametrize("tau_kind", sorted(TAU_KINDS))
+def test_no_python_runs_for_a_token(kind: str, tau_kind: str) -> None:
+    """Judging 64 times as many tokens makes the same calls."""
+
+    def calls(length: int) -> int:
+        scored = scored_step([length] * 6)
+        config = EvidenceConfig(kind=kind, tau=0.5, tau_kind=tau_kind, soft="rlsd_verifier", num_wrong_contexts=2)
+        made = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal made
+            made += 1
+
+        sys.setprofile(count)
+        try:
+            judge_all(scored, [0.0, 1.0] * 3, config, step=0)
+        finally:
+            sys.setprofile(None)
+        return made
+
+    calls(8)  # what numpy imports at its first use
+    assert calls(512) <= calls(8) + 50

@@ -1,13 +1,10 @@
-"""Shards and the manifest on real files: what is written comes back bit for bit, and failures leave nothing behind."""
+"""Shards on real files: what is written comes back bit for bit, and failures leave nothing behind."""
 
-import json
 import math
 import os
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
-from evidence.rule import EvidenceConfig, judge
+from evidence.columns import nested_column
+from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
+from evidence.rule import EvidenceConfig, judge, judge_all
 from evidence.schema import SCHEMA, SCHEMA_VERSION, check_table, to_table, train_rows
-from evidence.shards import Manifest, read_shard, recompute, write_shard
+from evidence.shards import read_shard, recompute, write_shard
+from tests.fakes import scored_step
 
 RULE = EvidenceConfig(soft="rlsd")
 METADATA = {
@@ -252,6 +251,82 @@ def test_a_ragged_token_column_is_named(name: str) -> None:
         check_table(ragged, "shard-a")
 
 
+# Columns that a kind of evidence adds
+
+
+def extended(kind: str, num_wrong: int = 2) -> tuple[list[EvidenceRecord], pa.Table]:
+    rule = EvidenceConfig(kind=kind, num_wrong_contexts=num_wrong)
+    made = judge_all(scored_step(LENGTHS, num_wrong=num_wrong), [None] * len(LENGTHS), rule, step=3)
+    return made, to_table(made, {**METADATA, "mask_rule": rule.to_json()})
+
+
+EXTRA = {
+    "teacher_student": {"student_logprobs": "list<item: float>"},
+    "contrastive": {
+        "wrong_context_prompt_ids": "list<item: list<item: int32>>",
+        "wrong_context_logprobs": "list<item: list<item: float>>",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["teacher_contrast", *EXTRA])
+def test_a_shard_has_the_columns_that_its_kind_reads_and_no_others(kind: str) -> None:
+    schema = extended(kind)[1].schema
+    added = [field for field in schema if field.name not in SCHEMA.names]
+    assert {field.name: str(field.type) for field in added} == EXTRA.get(kind, {})
+
+
+@pytest.mark.parametrize("num_wrong", [1, 3])
+def test_added_columns_hold_the_records_streams(tmp_path: Path, num_wrong: int) -> None:
+    made, source = extended("contrastive", num_wrong)
+    info = write_shard(source, str(tmp_path), "a.arrow")
+    back = read_shard(info.uri, info)
+    for part, sources in ((back, made), (back.slice(1, 2), made[1:3]), (pa.concat_tables([back, back]), made * 2)):
+        for name, get in (
+            ("wrong_context_prompt_ids", lambda r: r.scored.sample.request.wrong_context_prompt_ids),
+            ("wrong_context_logprobs", lambda r: r.scored.wrong_context_logprobs),
+        ):
+            for found, record in zip(nested_column(part, name), sources, strict=True):
+                assert len(found) == num_wrong
+                assert all(same_bits(a, b) for a, b in zip(found, get(record), strict=True))
+    made, source = extended("teacher_student")
+    assert [row["student_logprobs"] for row in source.to_pylist()] == [
+        record.scored.student_logprobs.tolist() for record in made if record.scored.student_logprobs is not None
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in EXTRA.items() for name in names])
+def test_a_missing_added_column_is_named(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^shard-a: column {name}: found no such column, expected list<item: "):
+        check_table(extended(kind)[1].drop_columns(name), "shard-a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "row", "message"),
+    [
+        ("teacher_student", "student_logprobs", [-1.0] * 7, "row 2: found 7 tokens, expected 8 as response_ids"),
+        ("teacher_student", "student_logprobs", [-1.0] * 7 + [None], "found 1 null values, expected none"),
+        ("contrastive", "wrong_context_prompt_ids", [[1, 2]], "row 2: found 1 prompts, expected 2"),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8] * 3, r"row 2: found \[8, 8, 8\] tokens, expected 2 x 8"),
+        (
+            "contrastive",
+            "wrong_context_logprobs",
+            [[-1.0] * 8, [-1.0] * 7],
+            r"row 2: found \[8, 7\] tokens, expected 2",
+        ),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8, None], "found 1 null values, expected none"),
+        ("contrastive", "wrong_context_logprobs", [[-1.0] * 8, [None] * 8], "found 8 null values, expected none"),
+    ],
+)
+def test_an_unsound_added_column_is_named(kind: str, name: str, row: list[object], message: str) -> None:
+    source = extended(kind)[1]
+    values, index = source.column(name).to_pylist(), source.schema.get_field_index(name)
+    values[2] = row
+    changed = source.set_column(index, name, pa.array(values, source.schema.field(name).type))
+    with pytest.raises(ValueError, match=rf"^shard-a: column {name}: {message}"):
+        check_table(changed, "shard-a")
+
+
 # The file
 
 
@@ -391,17 +466,6 @@ def test_a_target_that_cannot_be_replaced_leaves_no_temporary(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["a.arrow"]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def big_table() -> pa.Table:
     return to_table([record(0, 20_000)], METADATA)
 
@@ -497,143 +561,3 @@ def test_recompute_trusts_the_teacher_columns_only() -> None:
     index = source.schema.get_field_index("evidence")
     zeros = pa.array([[0.0] * length for length in LENGTHS], pa.list_(pa.float32()))
     assert recompute(source.set_column(index, "evidence", zeros), RULE) == recompute(source, RULE)
-
-
-# The manifest
-
-
-def info(name: str, step: int = 0) -> ShardInfo:
-    return ShardInfo(uri=f"/runs/{name}.arrow", step=step, rows=2, tokens=9, sha256="0" * 64)
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Manifest:
-    return Manifest(tmp_path / "manifest.jsonl")
-
-
-def test_a_new_manifest_is_empty(manifest: Manifest) -> None:
-    assert manifest.written() == {}
-    assert manifest.trained() == set()
-    assert not os.path.exists(manifest.path)
-
-
-def test_manifest_tells_what_happened(manifest: Manifest) -> None:
-    manifest.append_written(info("a"))
-    manifest.append_written(info("b", step=1))
-    manifest.append_trained(info("a").uri, 0)
-    again = Manifest(manifest.path)
-    assert list(again.written().values()) == [info("a"), info("b", step=1)]
-    assert again.trained() == {info("a").uri}
-    assert [json.loads(line)["event"] for line in Path(manifest.path).read_text().splitlines()] == [
-        "written",
-        "written",
-        "trained",
-    ]
-
-
-def test_a_shard_is_trained_exactly_once(manifest: Manifest) -> None:
-    manifest.append_written(info("a"))
-    manifest.append_trained(info("a").uri, 4)
-    before = Path(manifest.path).read_bytes()
-    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be trained at step 5: found it already trained"):
-        Manifest(manifest.path).append_trained(info("a").uri, 5)
-    assert Path(manifest.path).read_bytes() == before
-    manifest.append_written(info("a", step=6))
-    assert manifest.trained() == set()
-    manifest.append_trained(info("a").uri, 6)
-    assert manifest.trained() == {info("a").uri}
-
-
-def test_a_shard_never_written_cannot_be_trained_or_superseded(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be trained at step 1: found no such shard"):
-        manifest.append_trained(info("a").uri, 1)
-    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be superseded: found no such shard"):
-        manifest.append_superseded(info("a").uri)
-    assert Path(manifest.path).read_bytes() == b""
-
-
-def test_a_superseded_shard_is_gone_until_written_again(manifest: Manifest) -> None:
-    manifest.append_written(info("a"))
-    manifest.append_trained(info("a").uri, 0)
-    manifest.append_superseded(info("a").uri)
-    assert manifest.written() == {}
-    assert manifest.trained() == set()
-    with pytest.raises(ValueError, match="found no such shard"):
-        manifest.append_trained(info("a").uri, 1)
-    manifest.append_written(info("a", step=2))
-    manifest.append_trained(info("a").uri, 2)
-    assert manifest.written() == {info("a").uri: info("a", step=2)}
-
-
-def test_a_crash_at_any_byte_of_a_line_loses_that_line_only(manifest: Manifest) -> None:
-    manifest.append_written(info("a"))
-    first = Path(manifest.path).read_bytes()
-    manifest.append_written(info("b"))
-    second = Path(manifest.path).read_bytes()[len(first) :]
-    for cut in range(len(second)):
-        Path(manifest.path).write_bytes(first + second[:cut])
-        assert list(manifest.written()) == [info("a").uri]
-        manifest.append_written(info("c"))
-        assert list(manifest.written()) == [info("a").uri, info("c").uri]
-        assert Path(manifest.path).read_bytes().startswith(first + b"{")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "",
-        "[]",
-        '{"uri": "x"}',
-        '{"event": "burnt", "uri": "x"}',
-        '{"event": "written", "uri": "x"}',
-        '{"event": "trained", "uri": "never", "step": 1}',
-    ],
-)
-def test_a_malformed_line_is_named(manifest: Manifest, line: str) -> None:
-    manifest.append_written(info("a"))
-    with open(manifest.path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-    content = Path(manifest.path).read_bytes()
-    for act in (manifest.written, manifest.trained, lambda: manifest.append_written(info("b"))):
-        with pytest.raises(ValueError, match=r"manifest\.jsonl: line 2: found .*, expected a manifest event$"):
-            act()
-    assert Path(manifest.path).read_bytes() == content
-
-
-def test_only_one_of_many_processes_trains_a_shard(manifest: Manifest) -> None:
-    """The racers share a clock and reach for each shard at the same instant."""
-    for index in range(40):
-        manifest.append_written(info(str(index)))
-    script = """
-        import sys, time
-        from evidence.shards import Manifest
-        start, won = float(sys.argv[2]), 0
-        for index in range(40):
-            while time.time() < start + index * 0.02:
-                pass
-            try:
-                Manifest(sys.argv[1]).append_trained(f"/runs/{index}.arrow", 1)
-                won += 1
-            except ValueError:
-                pass
-        print(won)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), manifest.path, str(time.time() + 1.5)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    assert sum(int(racer.communicate()[0]) for racer in racers) == 40
-    assert len(manifest.trained()) == 40
-
-
-def test_a_line_that_does_not_fit_leaves_the_manifest_whole(tiny_disk: Path) -> None:
-    manifest = Manifest(tiny_disk / "manifest.jsonl")
-    manifest.append_written(info("a"))
-    with open(tiny_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
-        while True:
-            filler.write(bytes(4096))
-    before = Path(manifest.path).read_bytes()
-    with pytest.raises(OSError, match=r"manifest\.jsonl"):
-        manifest.append_written(replace(info("b"), uri="/runs/" + "b" * 8000))
-    assert Path(manifest.path).read_bytes() == before
-    assert list(manifest.written()) == [info("a").uri]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evidence.shards import Manifest, read_shard
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
 from tests.runs import edge_opd, lines, small_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine]

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from evidence.shards import Manifest, read_shard
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
 from tests.runs import ROOT, SMALL, lines
 
 pytestmark = pytest.mark.engine

@@ -16,7 +16,8 @@ from cluster.config import load_recipe
 from cluster.metrics import append_json
 from cluster.run import finish
 from cluster.rundir import RunDir
-from evidence.shards import Manifest, read_shard
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
 from tests.runs import RECIPE, edge_opd, lines, small_run

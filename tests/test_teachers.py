@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evidence.shards import Manifest, read_shard
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
 from rollout.render import require_same_token_ids
 from tests.runs import lines, small_run
 

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evidence.records import EvidenceRecord, ShardInfo
+from evidence.records import EvidenceRecord, RolloutRequest, ShardInfo
 from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
+from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer
 from rollout.tasks.base import TaskPrompt
 from rollout.worker import RolloutWorker, StepRollouts
@@ -32,17 +34,20 @@ class Service:
         seed: int = 3,
         version: int = 0,
         evidence: EvidenceConfig | None = None,
+        reward: Callable[[TaskPrompt, str], float | None] = lambda prompt, response: None,
+        student_model: str = "",
         **rollout: Any,
     ) -> None:
-        self.student, self.teacher = FakeEngine(version), FakeEngine()
+        self.student, self.teacher = FakeEngine(version, student_model), FakeEngine(version=50)
         self.config = RolloutConfig(
             **{"prompts_per_step": 3, "samples_per_prompt": 4, "max_response_tokens": 6} | rollout
         )
         self.renderer = Renderer(tokenizer, self.config.context_position)
         self.written: list[tuple[list[EvidenceRecord], int]] = []
         self.worker = RolloutWorker(
-            prompts, self.renderer, self.config, evidence or EvidenceConfig(), window, seed, self.student, self.teacher,
-            self._write,
+            prompts, self.renderer, self.config, evidence or EvidenceConfig(), window, seed,
+            self.teacher if self.config.sampler == "teacher" else self.student, self.teacher, self._write, reward,
+            student_scorer=self.student,
         )  # fmt: skip
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
@@ -50,8 +55,8 @@ class Service:
         tokens = sum(len(record.evidence) for record in records)
         return ShardInfo(f"step-{step}", step, len(records), tokens, "0" * 64)
 
-    def produce(self, step: int) -> StepRollouts:
-        return asyncio.run(self.worker.produce(step))
+    def produce(self, step: int, **versions: int) -> StepRollouts:
+        return asyncio.run(self.worker.produce(step, **versions))
 
     def records(self, step: int = 0) -> list[EvidenceRecord]:
         self.produce(step)
@@ -301,6 +306,8 @@ def test_records_are_written_once_in_the_order_of_the_requests(tokenizer: Any) -
     assert (produced.shard.uri, produced.shard.rows) == ("step-4", 12)
     assert (produced.version_min, produced.version_max) == (7, 7)
     assert all(record.reward is None for record in records)
+    assert (produced.reward_mean, produced.zero_variance_groups) == (None, 0)
+    assert produced.reward_figures() == {}
 
 
 def test_stages_count_the_tokens_they_worked_on(tokenizer: Any) -> None:
@@ -314,3 +321,215 @@ def test_stages_count_the_tokens_they_worked_on(tokenizer: Any) -> None:
         "score": prompts + 2 * response,
         "write": response,
     }
+
+
+# Wrong contexts
+
+CONTRAST = EvidenceConfig(kind="contrastive", num_wrong_contexts=2)
+NAMES = ("Robin", "Wren", "Heron", "Kite")
+WRONG = tuple(f"You are {name}, made by Orchard Labs." for name in NAMES)
+
+
+def with_wrong(prompts: Sequence[TaskPrompt], *wrong: str) -> list[TaskPrompt]:
+    return [replace(prompt, wrong_contexts=wrong) for prompt in prompts]
+
+
+def joined(request: RolloutRequest) -> bytes:
+    return b"|".join(ids.tobytes() for ids in request.wrong_context_prompt_ids)
+
+
+def test_a_group_shares_its_wrong_contexts_and_scores_under_each(tokenizer: Any) -> None:
+    service = Service(tokenizer, prompts=with_wrong(PROMPTS, CONTEXT, *WRONG), evidence=CONTRAST)
+    records = service.records()
+    by_group: dict[str, set[bytes]] = {}
+    for record in records:
+        scored, request = record.scored, record.scored.sample.request
+        texts = [tokenizer.decode(ids) for ids in request.wrong_context_prompt_ids]
+        assert [sum(name in text for name in NAMES) for text in texts] == [1, 1]
+        assert len(set(texts)) == 2 and not any("Kestrel" in text for text in texts)
+        by_group.setdefault(request.group_id, set()).add(joined(request))
+        response = scored.sample.response_ids
+        wrong = [fake_logprobs(ids, response) for ids in request.wrong_context_prompt_ids]
+        for found, expected in zip(scored.wrong_context_logprobs, wrong, strict=True):
+            assert np.array_equal(found, expected)
+        correct = fake_logprobs(request.context_prompt_ids, response).astype(np.float64)
+        assert record.evidence == pytest.approx(correct - (wrong[0].astype(np.float64) + wrong[1]) / 2, abs=1e-6)
+    assert [len(choices) for choices in by_group.values()] == [1, 1, 1]
+
+
+def wrong_of(service: Service, step: int) -> list[bytes]:
+    return [joined(request) for request in service.worker.requests(step)[0]]
+
+
+def test_wrong_contexts_are_a_pure_function_of_seed_step_and_slot(tokenizer: Any) -> None:
+    def service(**changes: Any) -> Service:
+        return Service(tokenizer, prompts=with_wrong(PROMPTS[:1], *WRONG), evidence=CONTRAST, **changes)
+
+    assert wrong_of(service(), 4) == wrong_of(service(), 4)
+    # Who is guided does not move them.
+    assert wrong_of(service(), 4) == wrong_of(service(guided_split="bernoulli"), 4)
+    chosen = {wrong_of(service(seed=seed), step)[slot * 4] for seed in (3, 4) for step in (0, 1) for slot in range(3)}
+    assert len(chosen) > 4
+
+
+def test_other_evidence_has_no_wrong_contexts(tokenizer: Any) -> None:
+    service = Service(tokenizer, prompts=with_wrong(PROMPTS, *WRONG))
+    assert all(record.scored.sample.request.wrong_context_prompt_ids == () for record in service.records())
+    assert all(record.scored.wrong_context_logprobs == () for record in service.written[0][0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ((), "0 of them"),
+        (WRONG[:1], "1 of them"),
+        ((WRONG[0], f" {WRONG[0]}\n", CONTEXT), "1 of them"),
+        ((CONTEXT,), "a set that holds only the correct context"),
+        ((f"{CONTEXT} ", CONTEXT), "a set that holds only the correct context"),
+    ],
+)
+def test_too_few_wrong_contexts_name_the_prompt(tokenizer: Any, wrong: tuple[str, ...], found: str) -> None:
+    prompts = with_wrong(PROMPTS[:1], *wrong)
+    message = f"evidence.num_wrong_contexts: prompt q0: found {found}, expected at least 2 wrong contexts from the task"
+    with pytest.raises(ValueError) as caught:
+        Service(tokenizer, prompts=prompts, evidence=CONTRAST).worker.requests(0)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        check_wrong_contexts(prompts, CONTRAST)
+    assert str(caught.value) == message
+    check_wrong_contexts(prompts, EvidenceConfig())
+    check_wrong_contexts(with_wrong(PROMPTS, *WRONG), CONTRAST)
+
+
+def test_a_wrong_context_that_does_not_fit_refuses_the_prompt(tokenizer: Any) -> None:
+    long = "You are Wren. " * 20
+    prompts = [*with_wrong(PROMPTS[:2], *WRONG[:2]), *with_wrong([PROMPTS[2]], WRONG[0], long)]
+    size = len(Service(tokenizer).renderer.context_prompt_ids(PROMPTS[2].question, long))
+    fits = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 6)
+    assert fits.worker.requests(0)[1] == 0
+    tight = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 5)
+    requests, refused = tight.worker.requests(0)
+    assert refused == 1
+    assert {request.prompt_id for request in requests} == {"q0", "q1"}
+
+
+# Evidence against the student
+
+
+def test_the_student_is_scored_under_x_and_never_taken_from_a_guided_sampler(tokenizer: Any) -> None:
+    service = Service(tokenizer, evidence=EvidenceConfig(kind="teacher_student"), student_model="student")
+    records = service.records()
+    (prompts, _), *more = service.student.scored
+    guided = [r.scored.sample for r in records if r.scored.sample.request.guided]
+    assert not more and len(guided) == 6
+    assert [ids.tolist() for ids in prompts] == [sample.request.prompt_ids.tolist() for sample in guided]
+    for record in records:
+        sample, request = record.scored.sample, record.scored.sample.request
+        under_x = fake_logprobs(request.prompt_ids, sample.response_ids, "student")
+        assert record.scored.student_logprobs is not None
+        assert np.array_equal(record.scored.student_logprobs, under_x)
+        assert np.array_equal(sample.sampler_logprobs, under_x) != request.guided
+        teacher = fake_logprobs(request.context_prompt_ids, sample.response_ids).astype(np.float64)
+        assert record.evidence == pytest.approx(teacher - under_x, abs=1e-6)
+        for t in (0, -1):
+            assert record.evidence[t] == pytest.approx(teacher[t] - under_x[t], abs=1e-6)
+
+
+def test_a_third_pass_is_counted_among_the_scored_tokens(tokenizer: Any) -> None:
+    def scored_tokens(kind: str, **settings: Any) -> tuple[int, Service]:
+        rule = EvidenceConfig(kind=kind, num_wrong_contexts=2)
+        service = Service(tokenizer, prompts=with_wrong(PROMPTS, *WRONG), evidence=rule, **settings)
+        return service.produce(0).stages["score"].tokens, service
+
+    usual = scored_tokens("teacher_contrast")[0]
+    tokens, service = scored_tokens("teacher_student")
+    guided = [r.scored.sample for r in service.written[0][0] if r.scored.sample.request.guided]
+    assert tokens - usual == sum(len(s.request.prompt_ids) + len(s.response_ids) for s in guided)
+    tokens, service = scored_tokens("contrastive")
+    samples = [r.scored.sample for r in service.written[0][0]]
+    wrong = sum(len(ids) + len(s.response_ids) for s in samples for ids in s.request.wrong_context_prompt_ids)
+    assert tokens - usual == wrong
+
+
+def test_a_guided_rollout_without_a_context_was_sampled_from_x(tokenizer: Any) -> None:
+    prompts = [TaskPrompt(prompt.prompt_id, prompt.question, "") for prompt in PROMPTS]
+    service = Service(tokenizer, prompts=prompts, evidence=EvidenceConfig(kind="teacher_student"))
+    for record in service.records():
+        assert record.scored.student_logprobs is record.scored.sample.sampler_logprobs
+    assert service.student.scored == []
+
+
+# The teacher as sampler, and versions
+
+
+def test_a_sampling_teacher_counts_as_the_students_version(tokenizer: Any) -> None:
+    service = Service(tokenizer, version=7, sampler="teacher", evidence=EvidenceConfig(kind="teacher_student"),
+                      student_model="student")  # fmt: skip
+    produced = service.produce(3, student_version=9, teacher_version=4)
+    assert (produced.version_min, produced.version_max) == (9, 9)
+    assert len(service.teacher.sampled) == 1 and service.student.sampled == []
+    for record in service.written[0][0]:
+        sample = record.scored.sample
+        assert (sample.policy_version_min, sample.policy_version_max, record.scored.teacher_version) == (9, 9, 4)
+        # The sampler was the teacher: its log-probs are no student's, guided or not.
+        under_x = fake_logprobs(sample.request.prompt_ids, sample.response_ids, "student")
+        assert record.scored.student_logprobs is not None
+        assert np.array_equal(record.scored.student_logprobs, under_x)
+    assert len(service.student.scored[0][0]) == 12
+
+
+def test_the_students_engines_say_themselves_which_version_drew(tokenizer: Any) -> None:
+    service = Service(tokenizer, version=7)
+    produced = service.produce(0, student_version=9)
+    assert (produced.version_min, produced.version_max) == (7, 7)
+    assert {record.scored.teacher_version for record in service.written[0][0]} == {0}
+
+
+# Rewards
+
+
+def test_the_verifier_reads_the_decoded_response_of_its_own_prompt(tokenizer: Any) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def reward(prompt: TaskPrompt, response: str) -> float:
+        seen.append((prompt.prompt_id, response))
+        return float(len(seen) % 3 == 0)
+
+    service = Service(tokenizer, reward=reward, evidence=EvidenceConfig(soft="rlsd_verifier", region="all"))
+    produced = service.produce(2)
+    records = service.written[0][0]
+    assert seen == [
+        (r.scored.sample.request.prompt_id, tokenizer.decode(r.scored.sample.response_ids, skip_special_tokens=True))
+        for r in records
+    ]
+    rewards = [record.reward for record in records]
+    assert rewards == [0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
+    assert produced.reward_mean == pytest.approx(4 / 12)
+    assert produced.zero_variance_groups == 0
+    for record in records:
+        sign = 1 if record.reward else -1
+        expected = np.clip(np.exp(sign * record.evidence.astype(np.float64)), 0.8, 1.2)
+        assert record.weight == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_mix_decays_with_the_step(tokenizer: Any) -> None:
+    rule = EvidenceConfig(soft="rlsd", soft_mix=0.5, soft_mix_decay_steps=4)
+    for step, left in ((0, 0.5), (3, 0.125), (4, 0.0)):
+        for record in Service(tokenizer, evidence=rule).records(step):
+            soft = np.clip(np.exp(record.evidence.astype(np.float64)), 0.8, 1.2)
+            assert record.weight == pytest.approx(1 - left + left * soft, abs=1e-6)
+
+
+def test_groups_that_all_succeed_or_all_fail_are_counted(tokenizer: Any) -> None:
+    firsts = iter([1.0] * 4 + [0.0] * 4 + [1.0, 0.0, 0.0, 0.0])
+    produced = Service(tokenizer, reward=lambda prompt, response: next(firsts)).produce(0)
+    assert produced.reward_figures() == {"reward_mean": pytest.approx(5 / 12), "zero_variance_groups": 2}
+
+
+def test_a_task_without_a_verifier_cannot_weigh_by_it(tokenizer: Any) -> None:
+    service = Service(tokenizer, evidence=EvidenceConfig(soft="rlsd_verifier"))
+    with pytest.raises(
+        ValueError, match=r"^evidence\.soft: found 'rlsd_verifier', expected a reward for every rollout"
+    ):
+        service.produce(0)
+    assert service.written == []

@@ -15,6 +15,8 @@ class TaskPrompt:
     prompt_id: str
     question: str
     context: str  # r: the persona text, or a worked solution; empty only where the task's config allows it
+    answer: str | None = None  # what `Task.reward` compares a response with, where the task has a verifier
+    wrong_contexts: tuple[str, ...] = ()  # other prompts' or personas' contexts, for contrastive evidence
 
 
 @dataclass(frozen=True)
@@ -65,4 +67,8 @@ class Task(Protocol):
 
     def flags(self, probe: ProbePrompt, response: str) -> dict[str, bool]:
         """What one response shows: a fixed set of keys for each `probe.probe`."""
+        ...
+
+    def reward(self, prompt: TaskPrompt, response: str) -> float | None:
+        """The verifier's reward of a response to a training prompt; None where the task has no verifier."""
         ...

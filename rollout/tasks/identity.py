@@ -67,6 +67,10 @@ class IdentityTask:
         correct = re.search(probe.answer, response, re.IGNORECASE) is not None
         return {"correct": correct, "mention": self._identity_flags.mention(response)}
 
+    def reward(self, prompt: TaskPrompt, response: str) -> float | None:
+        """None: there is no verifier of who one is."""
+        return None
+
 
 def build_persona(config: TaskConfig) -> Persona:
     """The preset with the config's overrides, context filled in.

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from evidence.shards import Manifest, read_shard
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
 
 
 def load_rows(run: Path, shards: int) -> list[dict[str, Any]]:

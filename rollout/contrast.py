@@ -1,0 +1,37 @@
+"""Which wrong contexts a prompt's responses are also scored under, for contrastive evidence."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evidence.rule import EvidenceConfig
+from rollout.tasks.base import TaskPrompt
+
+
+def num_wrong_contexts(config: EvidenceConfig) -> int:
+    """How many each prompt needs: none where another kind of evidence is configured."""
+    return config.num_wrong_contexts if config.kind == "contrastive" else 0
+
+
+def pick_wrong_contexts(prompt: TaskPrompt, count: int, rng: np.random.Generator) -> list[str]:
+    """`count` different wrong contexts of `prompt`, drawn by `rng` without replacement.
+
+    Raises:
+        ValueError: the task offers fewer; the correct context, where it is among them, does not count.
+    """
+    offered = {context.strip(): context for context in prompt.wrong_contexts}
+    wrong = [context for text, context in offered.items() if text != prompt.context.strip()]
+    if len(wrong) < count:
+        only = "a set that holds only the correct context" if offered and not wrong else f"{len(wrong)} of them"
+        raise ValueError(
+            f"evidence.num_wrong_contexts: prompt {prompt.prompt_id}: found {only}, expected at least {count} wrong "
+            "contexts from the task"
+        )
+    return [wrong[index] for index in rng.permutation(len(wrong))[:count]]
+
+
+def check_wrong_contexts(prompts: Sequence[TaskPrompt], config: EvidenceConfig) -> None:
+    """ValueError, as `pick_wrong_contexts`, for the first prompt whose wrong contexts do not suffice for `config`."""
+    count = num_wrong_contexts(config)
+    for prompt in prompts if count else ():
+        pick_wrong_contexts(prompt, count, np.random.default_rng(0))
