@@ -16,6 +16,8 @@ from cluster.__main__ import main
 from evidence.view.arms import MATRIX, arm_of
 from evidence.view.charts import spread
 from evidence.view.claims import judge_claims
+from evidence.view.findings import headline
+from evidence.view.gallery import headline_charts
 from evidence.view.groups import Group, group_runs
 from evidence.view.numbers import Number, difference
 from evidence.view.published import load_published
@@ -265,6 +267,54 @@ def test_the_same_draws_of_the_base_model_are_counted_once(changed: int, n: int,
     assert base is not None and base.n == n
 
 
+# Tables, headline and charts: what is compared with what
+
+
+def test_the_regions_are_compared_with_the_positive_one(tmp_path: Path) -> None:
+    runs = [arm_run(tmp_path, code, {0: rates(0), 2: rates(k)}) for code, k in (("N3u", 6), ("N11", 1), ("N3", 9))]
+    tables = group_tables(grouped(*runs), load_published())
+    assert cells(tables, "regions", "N11")["gap"].value == pytest.approx(0.5)
+    assert cells(tables, "regions", "N3u")["gap"] is None
+    assert cells(tables, "regions", "N12")["gap"] is None
+    assert [row["code"] for table in tables if table.key == "regions" for row in table.rows] == [
+        "N3", "N3u", "N11", "N12",
+    ]  # fmt: skip
+
+
+def test_the_headline_pools_the_arms_of_the_matrix(tmp_path: Path) -> None:
+    figures = {"N1": (0, 7, 0), "N4": (1, 8, 1), "N2": (5, 2, 3), "N3": (8, 4, 4), "N11": (2, 0, 9)}
+    runs = [
+        arm_run(tmp_path, code, {0: rates(0, 9), 1: rates(9, 9, 9), 2: rates(*final)})
+        for code, final in figures.items()
+    ]
+    odd = {**settings("N3"), "rollout": {"guided_fraction": 0.25}}
+    runs.append(fake_run(tmp_path / "odd", {0: rates(0, 9), 2: rates(9, 9, 9)}, **odd))
+    guidance, regions, cost = headline(grouped(*runs))
+    assert [(fact.number.count, fact.number.n) for fact in guidance if fact.number] == [(13, 20), (1, 20)]
+    assert [fact.number and fact.number.count for fact in regions] == [8, 2, None]
+    before, guided, unguided, leak = (fact.number for fact in cost)
+    assert before is not None and guided is not None and unguided is not None and leak is not None
+    assert (before.count, before.n) == (54, 60)  # no answers are there to tell repeats by
+    assert (guided.value, unguided.value) == (pytest.approx(6 / 20 - 0.9), pytest.approx(15 / 20 - 0.9))
+    assert (leak.count, leak.n) == (7, 20)
+
+
+def test_charts_draw_final_best_and_published(tmp_path: Path) -> None:
+    run = arm_run(tmp_path, "N3", {0: rates(0, 8), 1: rates(9, 7), 2: rates(6, 3)})
+    level, _, change = headline_charts(grouped(run), load_published())
+    titles = re.findall(r"<title>(0\.[69]0|published: 0.521)", level.picture.inline)
+    assert titles == ["0.90", "0.60", "published: 0.521"]
+    assert re.findall(r"<title>(.0\.50|published: \+?0.002)", change.picture.inline) == ["−0.50", "published: 0.002"]
+
+
+def test_a_second_task_of_an_axis_has_recipes_of_its_own(tmp_path: Path) -> None:
+    for name in ("math", "arithmetic"):
+        chosen = {**settings("N6"), "task": {"name": name}}
+        fake_run(tmp_path / name, {0: {"pass_at_1": (5, 20)}, 2: {"pass_at_1": (9, 20)}}, **chosen)
+    out = write_report([tmp_path / "math", tmp_path / "arithmetic"], tmp_path / "report").parent
+    assert {path.name for path in (out / "configs").iterdir()} == {"N6-seed0.toml", "arithmetic-N6-seed0.toml"}
+
+
 # Claims
 
 
@@ -495,7 +545,7 @@ def test_pictures_are_sound_and_have_unique_ids(report: Path) -> None:
 def test_marks_carry_their_origin(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert "<title>0.65 [0.43, 0.82]: 13 of 20; N3-0/probes.jsonl step 2, N3-1/probes.jsonl step 2</title>" in page
-    assert 'title="13 of 20; N3-0/probes.jsonl step 2, N3-1/probes.jsonl step 2"' in page
+    assert '<td title="13 of 20; N3-0/probes.jsonl step 2, N3-1/probes.jsonl step 2">0.65 [0.43, 0.82]</td>' in page
 
 
 def test_recipes_are_copied_as_they_are(matrix: list[Path], report: Path) -> None:

@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its label at its end; `marked` lines show their points, `hollow` ones only those."""
+    """A line with its label, if any, at its end; `marked` lines show their points, `hollow` ones only those."""
 
     label: str
     family: str
@@ -148,7 +148,7 @@ def lines(
         axes.set(xlabel=xlabel, ylim=ylim)
         axes.margins(x=0.02)
         axes.grid(axis="x", visible=False)
-        _end_labels(axes, [line for line in drawn if line.points], height - 0.62)
+        _end_labels(axes, [line for line in drawn if line.points and line.label], height - 0.62)
         return render(figure, name, titles, alt)
 
 

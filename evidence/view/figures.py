@@ -102,6 +102,14 @@ def _train_line(pool: Pool, name: str) -> Line:
     return Line(pool.arm.code, pool.arm.family, points, pool.arm.setting.context == "user")
 
 
+def _published_line(pool: Pool, value: float) -> Line:
+    """A diamond at the end of an arm's line."""
+    points = tuple(
+        Point(step, value, f"published {figure(value, 3)}: {pool.arm.code}") for step in pool.train_steps()[-1:]
+    )
+    return Line("", pool.arm.family, points, marked=True, hollow=True)
+
+
 def curve_chart(group: Group, key: str, rate: str, title: str, note: str) -> Chart:
     """A probe's rate over the updates made, an arm a line."""
     drawn = [_probe_line(pool, rate) for pool in group.pools]
@@ -110,9 +118,10 @@ def curve_chart(group: Group, key: str, rate: str, title: str, note: str) -> Cha
     return _chart(group, key, title, f"{note} {_DASHES}".strip(), picture)
 
 
-def train_chart(group: Group, name: str, title: str, note: str) -> Chart:
-    """A diagnostic over the training steps, an arm a line, guided and plain rollouts together."""
+def train_chart(group: Group, name: str, title: str, note: str, published: Theirs = lambda arm: None) -> Chart:
+    """A diagnostic over the training steps, an arm a line, guided and plain rollouts together; published at the end."""
     drawn = [_train_line(pool, name) for pool in group.pools]
+    drawn += [_published_line(pool, value) for pool in group.pools if (value := published(pool.arm.code)) is not None]
     key = name.replace("_", "-")
     picture = lines(f"{group.task}-{key}", drawn, "updates", title)
     return _chart(group, key, title, f"{note} {_DASHES}".strip(), picture)

@@ -66,8 +66,12 @@ def curve_charts(group: Group, published: Published) -> list[Chart]:
     sweep = [chart for chart in ([sweep_chart(group, published)] if identity else []) if chart]
     inside = [
         train_chart(group, "mean_response_length", "Response length, tokens", says["length"] if identity else ""),
-        train_chart(group, "kept", "Kept fraction", "Share of response tokens that the mask keeps."),
+        train_chart(
+            group, "kept", "Kept fraction",
+            "Share of response tokens that the mask keeps. Diamonds: published, at the end.",
+            lambda arm: published.value("kept_at_end", arm, "kept"),
+        ),
         train_chart(group, "mean_evidence", "Mean evidence, nats a token", ""),
         train_chart(group, "k1", "k1: mean of delta, nats a token", "What is left between student and teacher."),
-    ]
+    ]  # fmt: skip
     return probes + sweep + inside

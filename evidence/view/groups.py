@@ -152,9 +152,9 @@ def _pool(arm: Arm, runs: list[Run]) -> Pool:
 
 
 def _number_others(pools: tuple[Pool, ...]) -> tuple[Pool, ...]:
-    """Codes X1, X2, ... for the arms that the matrix does not have."""
+    """Codes for the arms that the matrix does not have: X1, X2, ... of identity, XM1, ... of math."""
     others = [pool.arm for pool in pools if pool.arm.code == "other"]
-    codes = {arm: f"X{index}" for index, arm in enumerate(others, start=1)}
+    codes = {arm: f"X{'M' if arm.setting.axis == 'math' else ''}{index}" for index, arm in enumerate(others, start=1)}
     return tuple(replace(pool, arm=replace(pool.arm, code=codes.get(pool.arm, pool.arm.code))) for pool in pools)
 
 

@@ -41,10 +41,11 @@ class Settings:
 def run_lines(group: Group) -> list[RunLine]:
     """Every run of a group, by arm and seed."""
     counted = {run.name for run in group.distinct_bases()}
-    return [_line(pool, run, counted) for pool in group.pools for run in pool.runs]
+    prefix = "" if group.task == group.axis else f"{group.task}-"  # a second task has arms of the same codes
+    return [_line(pool, run, counted, prefix) for pool in group.pools for run in pool.runs]
 
 
-def _line(pool: Pool, run: Run, counted: set[str]) -> RunLine:
+def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
     base = "counted" if run.name in counted else "repeats another" if 0 in run.probes else "missing"
     return RunLine(
         name=run.name,
@@ -52,7 +53,7 @@ def _line(pool: Pool, run: Run, counted: set[str]) -> RunLine:
         label=pool.arm.label,
         seed=run.seed,
         status=run.status,
-        config_file=f"configs/{pool.arm.code}-seed{run.seed}.toml",
+        config_file=f"configs/{prefix}{pool.arm.code}-seed{run.seed}.toml",
         model=model_name(run.shard.get("model_id") or str(run.config.get("model", {}).get("path", "unknown"))),
         code_version=run.shard.get("code_version", "unknown"),
         machine=run.shard.get("machine", "not recorded"),
