@@ -25,6 +25,7 @@ from evidence.view.report import write_report
 from evidence.view.runs import read_config, read_runs
 from evidence.view.settings import run_lines
 from evidence.view.tables import Table, group_tables
+from evidence.view.text import figure
 from tests.fakes import Probe, fake_run
 
 ARMS = {  # code -> rollout, evidence and learner settings of the matrix, written out again
@@ -624,3 +625,17 @@ def test_a_report_needs_no_heavy_library() -> None:
 )
 def test_labels_move_apart_and_stay_inside(wanted: list[float], expected: list[float]) -> None:
     assert spread(wanted, 1.0, 0.0, 10.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (0.567, False, "0.57"),
+        (-0.004, True, "+0.00"),
+        (-0.004, False, "0.00"),
+        (-0.25, True, "−0.25"),
+        (0.5, True, "+0.50"),
+    ],
+)
+def test_a_figure_has_a_real_minus_and_none_before_zero(value: float, signed: bool, text: str) -> None:
+    assert figure(value, 2, signed) == text
