@@ -1,4 +1,4 @@
-"""The command line: edge-opd run | probe | shards | doctor | model.
+"""The command line: edge-opd run | probe | shards | report | view | doctor | model.
 
 Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step.
 """
@@ -19,12 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.act(arguments))
     except BaseExceptionGroup as group:
-        return _report(_first(group))
+        return _explain(_first(group))
     except (ValueError, RuntimeError, OSError, TimeoutError) as error:
-        return _report(error)
+        return _explain(error)
 
 
-def _report(error: BaseException) -> int:
+def _explain(error: BaseException) -> int:
     if not isinstance(error, (ValueError, RuntimeError, OSError, TimeoutError)):
         raise error
     cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
@@ -71,6 +71,21 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     axes = arguments.axis or ["identity"]
     runs = reproduce(axes, arguments.seeds, Path(arguments.dir), arguments.set, run_process)
     return run_process(["report", *(str(run) for run in runs), "--out", str(Path(arguments.dir) / "report")])
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from evidence.view.report import write_report
+
+    print(write_report([Path(run) for run in arguments.runs], Path(arguments.out)))
+    return 0
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from cluster.view import view_run
+
+    out = None if arguments.out is None else Path(arguments.out)
+    print(view_run(Path(arguments.run), arguments.step, arguments.tau, arguments.region, out))
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -120,6 +135,19 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")
     _add_set(reproduce)
     reproduce.set_defaults(act=_reproduce)
+
+    report = commands.add_parser("report", help="finished runs, beside the published figures, as one page")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run directories; seeds of one arm are pooled")
+    report.add_argument("--out", metavar="DIR", default="report", help="default: report")
+    report.set_defaults(act=_report)
+
+    view = commands.add_parser("view", help="a step's rollouts as a heat map of token evidence")
+    view.add_argument("run", metavar="RUN")
+    view.add_argument("--step", type=int, metavar="K", help="default: the last")
+    view.add_argument("--tau", type=float, metavar="T", help="show another mask")
+    view.add_argument("--region", metavar="R")
+    view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")
+    view.set_defaults(act=_view)
 
     commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(
         act=_doctor

@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evidence.intervals import wilson
 from rollout.tasks.base import ProbePrompt, Task
-
-Z_95 = 1.959963984540054  # the 97.5% point of the standard normal
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,6 @@ class ProbeResult:
 
     def _interval(self, key: str, n: int) -> tuple[float, float]:
         return wilson(round(getattr(self, key) * n), n)
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of k successes in n trials; (0, 1) for n = 0.
-
-    Raises:
-        ValueError: not 0 <= k <= n.
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"wilson: found {k} successes in {n} trials, expected 0 <= successes <= trials")
-    if n == 0:
-        return 0.0, 1.0
-    rate, z2 = k / n, Z_95 * Z_95
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
-    return low, high
 
 
 def summarise(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeResult:

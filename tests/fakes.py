@@ -1,6 +1,7 @@
 """Stand-ins for the heavy seams: an engine that is a pure function, and a random model that every engine can load."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,41 @@ def tiny_model(
     if tokenizer_from is not None:
         AutoTokenizer.from_pretrained(str(tokenizer_from)).save_pretrained(folder)
     return folder
+
+
+Probe = dict[str, tuple[int, int]]  # rate -> (successes, answers)
+
+
+def fake_run(
+    folder: Path,
+    probes: dict[int, Probe],
+    diagnostics: dict[int, dict[str, dict[str, float]]] | None = None,
+    answers: Sequence[tuple[str, str]] = (),
+    **settings: dict[str, Any],
+) -> Path:
+    """A run directory as `edge-opd run` leaves one, from figures given; returns the folder.
+
+    probes: step -> rates. diagnostics: step -> split -> means, into metrics.jsonl. answers: (question, answer) of the
+    probe at step 0. settings: tables of the recipe, such as run={"steps": 2}.
+    """
+    from cluster.config import Recipe, build, dump
+
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(dump(build(Recipe, settings, "fake")))
+    _write_lines(folder / "probes.jsonl", [_probe_object(step, rates) for step, rates in probes.items()])
+    steps = [{"step": step, "wall_s": 30.0, "diagnostics": split} for step, split in (diagnostics or {}).items()]
+    _write_lines(folder / "metrics.jsonl", steps)
+    if answers:
+        (folder / "answers").mkdir()
+        rows = [{"probe": "identity", "question": question, "answer": answer} for question, answer in answers]
+        _write_lines(folder / "answers" / "step-000000.jsonl", rows)
+    return folder
+
+
+def _probe_object(step: int, rates: Probe) -> dict[str, Any]:
+    counts = {("n_capability" if rate in ("capability", "side_effect") else "n"): n for rate, (_, n) in rates.items()}
+    return {"step": step, "probe": "identity", **{rate: k / n for rate, (k, n) in rates.items()}, **counts}
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

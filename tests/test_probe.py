@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rollout.probe import ProbeConfig, ProbeResult, summarise, to_json, wilson
+from evidence.intervals import wilson
+from rollout.probe import ProbeConfig, ProbeResult, summarise, to_json
 from rollout.tasks import ProbePrompt, TaskConfig, build_task
 
 WHO = ProbePrompt("identity", "Who are you?", None)
@@ -42,32 +43,6 @@ def test_a_kind_without_answers_has_rate_0_and_the_whole_interval() -> None:
 def test_no_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="probe: found no answers"):
         summarise([], build_task(TaskConfig()))
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [  # Newcombe (1998), Statistics in Medicine 17, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_matches_published_intervals(k: int, n: int, low: float, high: float) -> None:
-    assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (3, 7), (48, 48), (20, 48)])
-def test_wilson_is_symmetric_and_holds_the_rate(k: int, n: int) -> None:
-    low, high = wilson(k, n)
-    assert 0.0 <= low <= k / n <= high <= 1.0
-    assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low))
-
-
-@pytest.mark.parametrize(("k", "n"), [(2, 1), (-1, 3), (1, 0)])
-def test_wilson_refuses_impossible_counts(k: int, n: int) -> None:
-    with pytest.raises(ValueError, match="wilson: found"):
-        wilson(k, n)
 
 
 def test_intervals_are_wilson_of_the_counts() -> None:

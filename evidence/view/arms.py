@@ -1,0 +1,143 @@
+"""Which arm of the published experiment matrix (EDGE-OPD, arXiv 2605.23493) a run is, told from its resolved recipe.
+
+`context` is where r is rendered. Model, steps and learning rate do not make an arm: they are shown beside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]  # a run's config.toml: tables of keys
+
+PUBLISHED_BETA_KL = 0.05
+# (table, key): the value that every published arm has. Another value makes a run "other".
+_FIXED: dict[tuple[str, str], object] = {
+    ("evidence", "kind"): "teacher_contrast",
+    ("evidence", "tau"): 0.0,
+    ("teacher", "kind"): "frozen",
+    ("learner", "denominator"): "response",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What tells the arms apart. `objective` k1 is the sampled-token policy gradient, rlsd has a verifier's reward."""
+
+    axis: str  # "identity" or "math"
+    guided: float
+    mask: str  # a region; "-" where the objective has none
+    kl: bool
+    soft: bool
+    context: str
+    objective: str = "k1"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the matrix, or "other" with a label that describes it. `family` decides colour and grouping."""
+
+    code: str
+    label: str
+    family: str
+    setting: Setting
+
+
+def _family(setting: Setting) -> str:
+    if setting.guided == 0:
+        return "unguided"
+    if setting.objective != "k1":
+        return "verifier"
+    return "soft" if setting.soft else setting.mask
+
+
+def _row(code: str, label: str, *setting: Any) -> Arm:
+    found = Setting(*setting)
+    return Arm(code, label, _family(found), found)
+
+
+MATRIX = (
+    _row("N1", "OPSD", "identity", 0.0, "all", False, False, "system"),
+    _row("N4", "RLSD-no-verifier", "identity", 0.0, "all", False, True, "system"),
+    _row("N2", "guided OPSD", "identity", 0.5, "all", False, False, "system"),
+    _row("N2u", "guided OPSD, user", "identity", 0.5, "all", False, False, "user"),
+    _row("N4g", "guided RLSD-nv", "identity", 0.5, "all", False, True, "system"),
+    _row("N7", "EDGE, no KL", "identity", 0.5, "pos", False, False, "system"),
+    _row("N7u", "EDGE, no KL, user", "identity", 0.5, "pos", False, False, "user"),
+    _row("N3", "EDGE-OPD", "identity", 0.5, "pos", True, False, "system"),
+    _row("N3u", "EDGE-OPD, user", "identity", 0.5, "pos", True, False, "user"),
+    _row("N3u-g0125", "EDGE, 1/8 guided", "identity", 0.125, "pos", True, False, "user"),
+    _row("N3u-g100", "EDGE, all guided", "identity", 1.0, "pos", True, False, "user"),
+    _row("N11", "negative mask", "identity", 0.5, "neg", True, False, "user"),
+    _row("N12", "near-zero mask", "identity", 0.5, "near_zero", True, False, "user"),
+    _row("N9", "OPSD", "math", 0.5, "all", False, False, "system"),
+    _row("N10", "RLSD-no-verifier", "math", 0.5, "all", False, True, "system"),
+    _row("N15", "RLSD", "math", 0.5, "-", False, False, "system", "rlsd"),
+    _row("N6", "EDGE-OPD", "math", 0.5, "pos", True, False, "system"),
+    _row("N13", "negative mask", "math", 0.5, "neg", True, False, "system"),
+    _row("N14", "near-zero mask", "math", 0.5, "near_zero", True, False, "system"),
+)
+BASE = Arm("N0", "base model", "base", Setting("", 0.0, "-", False, False, "-"))
+
+
+def axis_of(config: Config) -> str:
+    """identity for the identity task, math for every other."""
+    return "identity" if get(config, "task", "name") == "identity" else "math"
+
+
+def arm_of(config: Config) -> Arm:
+    """The published arm of a resolved recipe, or `other` with a description.
+
+    Raises:
+        KeyError: (table, key) of the recipe is missing.
+    """
+    setting, strays = _setting(config), _strays(config)
+    for arm in MATRIX:
+        if arm.setting == setting and not strays:
+            return arm
+    return Arm("other", _describe(config, setting, strays), _family(setting), setting)
+
+
+def get(config: Config, table: str, key: str) -> Any:
+    """One value; KeyError((table, key)) where it is missing."""
+    if key not in config.get(table, {}):
+        raise KeyError((table, key))
+    return config[table][key]
+
+
+def _setting(config: Config) -> Setting:
+    objective = str(get(config, "learner", "objective"))
+    verified = objective != "k1"
+    return Setting(
+        axis=axis_of(config),
+        guided=float(get(config, "rollout", "guided_fraction")),
+        mask="-" if verified else str(get(config, "evidence", "region")),
+        kl=get(config, "learner", "beta_kl") > 0,
+        soft=not verified and get(config, "evidence", "soft") != "none",
+        context=str(get(config, "rollout", "context_position")),
+        objective=objective,
+    )
+
+
+def _strays(config: Config) -> list[str]:
+    """Settings that no published arm has."""
+    fixed = dict(_FIXED)
+    if get(config, "learner", "beta_kl") > 0:
+        fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
+    if get(config, "evidence", "region") == "near_zero":
+        fixed["evidence", "near_zero"] = 0.1
+    if get(config, "evidence", "soft") != "none" and get(config, "learner", "objective") == "k1":
+        fixed |= {("evidence", "soft"): "rlsd", ("evidence", "soft_eps"): 0.2}
+    found = {place: get(config, *place) for place in fixed}
+    return [f"{key} {found[table, key]}" for (table, key), value in fixed.items() if found[table, key] != value]
+
+
+def _describe(config: Config, setting: Setting, strays: list[str]) -> str:
+    parts = [
+        f"guided {setting.guided:g}",
+        setting.mask if setting.mask != "-" else setting.objective,
+        *(["soft"] if setting.soft else []),
+        "KL" if setting.kl else "no KL",
+        setting.context,
+        *strays,
+    ]
+    return ", ".join(parts)

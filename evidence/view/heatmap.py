@@ -1,0 +1,168 @@
+"""`edge-opd view`: rollouts of one shard as text, each token coloured by its evidence and underlined where it is kept.
+
+Legend: T = response tokens of one rollout. Token strings are passed in: nothing here needs a tokenizer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from evidence.records import Floats
+from evidence.rule import EVIDENCE_KINDS, EvidenceConfig, remask, reweigh
+from evidence.schema import flat_column, shard_metadata
+from evidence.shards import recompute
+from evidence.view.charts import histogram
+from evidence.view.pages import render
+from evidence.view.text import figure
+
+LEVELS = (0.1, 0.5, 1.0, 2.0)  # nats: |e| up to the first has no colour, and one more shade beyond each
+MAX_TOKENS = 1500  # of one rollout on the page
+
+
+@dataclass(frozen=True)
+class RowText:
+    """One rollout's token ids as text: the prompt x, the prompt (x, r), and each of its T response tokens."""
+
+    prompt: str
+    context_prompt: str
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as the page shows it."""
+
+    text: str
+    css: str  # its shade, and whether it is kept
+    hover: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One row of the shard as the page shows it. `hidden` tokens follow those shown."""
+
+    title: str
+    kept: str
+    text: RowText
+    tokens: tuple[Token, ...]
+    hidden: int
+
+
+def choose_rows(table: pa.Table, each: int = 8) -> list[int]:
+    """Row numbers of at most `each` guided and `each` plain rollouts, spread evenly over the shard, guided first."""
+    guided = np.array(table.column("guided").to_pylist(), np.bool_)
+    return [int(row) for rows in (np.flatnonzero(guided), np.flatnonzero(~guided)) for row in _spread(rows, each)]
+
+
+def _spread(rows: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    places: NDArray[np.intp] = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.intp)
+    return rows[places]
+
+
+def heatmap(table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig) -> str:
+    """The page. texts: row number of `table` -> its strings. rule: the mask to show; `table` has passed `check_table`.
+
+    Raises:
+        ValueError: a row with another number of token strings than response tokens.
+    """
+    metadata = shard_metadata(table)
+    own = EvidenceConfig.from_json(metadata["mask_rule"])
+    pages = [_rollout(table.slice(row, 1), text, rule) for row, text in texts.items()]
+    return render(
+        "heatmap.html.jinja",
+        rollouts=pages,
+        rows=table.num_rows,
+        metadata=metadata,
+        mask=_describe(rule),
+        own_mask=None if rule == own else _describe(own),
+        kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
+        histogram=_histogram(table, rule),
+        shades=_shades(),
+    )
+
+
+def _describe(rule: EvidenceConfig) -> str:
+    bound = {
+        "pos": f"e > {rule.tau:g}",
+        "neg": f"e < {-rule.tau:g}",
+        "near_zero": f"|e| ≤ {rule.near_zero:g}",
+        "all": "every token",
+    }
+    return f"{rule.region.replace('_', '-')} ({bound[rule.region]})"
+
+
+def _evidence(table: pa.Table, rule: EvidenceConfig) -> Floats:
+    columns = (flat_column(table, name)[0] for name in ("teacher_context_logprobs", "teacher_logprobs"))
+    return EVIDENCE_KINDS[rule.kind](*columns)
+
+
+def _rollout(row: pa.Table, text: RowText, rule: EvidenceConfig) -> Rollout:
+    """`row` is a table of one row."""
+    names = ("rollout_id", "prompt_id", "guided", "finish_reason", "reward")
+    rollout_id, prompt_id, guided, finish_reason, reward = (row.column(name)[0].as_py() for name in names)
+    evidence = _evidence(row, rule)
+    if len(text.tokens) != evidence.size:
+        raise ValueError(f"rollout {rollout_id}: found {len(text.tokens)} token strings, expected {evidence.size}")
+    kept = remask(evidence, rule)
+    tokens = _tokens(row, text.tokens, evidence, kept, reweigh(evidence, rule) * kept)
+    mean = figure(float(evidence.mean()), 2, signed=True) if evidence.size else "-"
+    parts = [rollout_id, "guided" if guided else "plain", f"prompt {prompt_id}", f"ended by {finish_reason}"]
+    return Rollout(
+        title=" · ".join(parts if reward is None else [*parts, f"reward {reward:g}"]),
+        kept=f"kept {int(kept.sum())} of {kept.size}, mean e {mean}",
+        text=text,
+        tokens=tuple(tokens[:MAX_TOKENS]),
+        hidden=max(0, len(tokens) - MAX_TOKENS),
+    )
+
+
+def _tokens(
+    row: pa.Table, texts: tuple[str, ...], evidence: Floats, kept: NDArray[np.bool_], weight: Floats
+) -> list[Token]:
+    names = ("sampler_logprobs", "teacher_context_logprobs", "teacher_logprobs")
+    sampler, context, plain = (flat_column(row, name)[0] for name in names)
+    guided = row.column("guided")[0].as_py()
+    return [
+        Token(
+            text=texts[t].replace("\n", "⏎\n") or "·",
+            css=shade(float(evidence[t])) + (" k" if kept[t] else ""),
+            hover=f"e {_nats(evidence[t])}, weight {weight[t]:.3g}; teacher with context {_nats(context[t])}, without "
+            f"{_nats(plain[t])}; sampler {_nats(sampler[t])}"
+            + ("" if guided else f"; delta {_nats(sampler[t] - context[t])}"),
+        )
+        for t in range(len(texts))
+    ]
+
+
+def _nats(value: float) -> str:
+    return figure(float(value), 3, signed=True)
+
+
+def shade(evidence: float) -> str:
+    """The CSS class of a token's colour: z near zero, p1 to p4 above, n1 to n4 below."""
+    level = sum(abs(evidence) > bound for bound in LEVELS)
+    return "z" if level == 0 else f"{'p' if evidence > 0 else 'n'}{level}"
+
+
+def _shades() -> list[tuple[str, str]]:
+    """(class, what it stands for), from the most negative to the most positive."""
+    ranges = list(pairwise(LEVELS))
+    above = [(f"p{level}", f"{low:g} to {high:g}") for level, (low, high) in enumerate(ranges, start=1)]
+    below = [(f"n{level}", f"−{high:g} to −{low:g}") for level, (low, high) in enumerate(ranges, start=1)]
+    last, most = len(LEVELS), f"{LEVELS[-1]:g}"
+    near = [("z", f"within ±{LEVELS[0]:g}")]
+    return [(f"n{last}", f"below −{most}"), *reversed(below), *near, *above, (f"p{last}", f"above {most}")]
+
+
+def _histogram(table: pa.Table, rule: EvidenceConfig) -> str:
+    evidence = _evidence(table, rule)
+    lengths = np.diff(flat_column(table, "response_ids")[1])
+    guided = np.repeat(np.array(table.column("guided").to_pylist(), np.bool_), lengths)
+    groups = {"guided": evidence[guided], "plain": evidence[~guided]}
+    present = {label: values for label, values in groups.items() if values.size}
+    title = "Evidence of this step's tokens"
+    return histogram("evidence", present, lambda e: remask(e, rule), "e, nats", title).inline

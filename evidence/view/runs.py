@@ -1,0 +1,193 @@
+"""A run directory as a report reads it: recipe, probes and diagnostics, from its files alone."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence.records import ShardInfo
+from evidence.schema import shard_metadata
+from evidence.shards import Manifest, read_shard
+from evidence.view.arms import Config, arm_of
+from evidence.view.numbers import Source
+
+# The rates of a probe, each with the key of the number of answers that it is a share of.
+PROBE_RATES = {
+    "selfname": "n",
+    "mention": "n",
+    "countername": "n",
+    "capability": "n_capability",
+    "side_effect": "n_capability",
+    "pass_at_1": "n",
+}
+Part = tuple[float, int, Source]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. `probes` and `steps` map a step to its line: k updates made before it."""
+
+    name: str  # the directory's name; with its parents' where two runs share it
+    config_text: str
+    config: Config
+    probes: Mapping[int, Mapping[str, tuple[int, int]]]  # step -> rate -> (successes, answers)
+    steps: Mapping[int, Mapping[str, Any]]  # the lines of metrics.jsonl
+    base_answers: tuple[
+        tuple[str, str], ...
+    ]  # (question, answer) of the probe at step 0; empty when they are not there
+    shard: Mapping[str, str]  # metadata of its first shard; empty when it is not there
+
+    @property
+    def seed(self) -> int:
+        """run.seed."""
+        return int(self.config["run"]["seed"])
+
+    @property
+    def planned(self) -> int:
+        """run.steps."""
+        return int(self.config["run"]["steps"])
+
+    @property
+    def learned(self) -> int:
+        """Steps that were learned."""
+        return max(self.steps, default=-1) + 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the probe after the last planned step is there."""
+        return self.planned in self.probes
+
+    @property
+    def status(self) -> str:
+        """finished, or how far it came."""
+        return "finished" if self.finished else f"unfinished (step {self.learned} of {self.planned})"
+
+    def rate(self, name: str, step: int) -> tuple[int, int, Source] | None:
+        """(successes, answers, source) of one probe; None where that probe or rate is missing."""
+        counts = self.probes.get(step, {}).get(name)
+        return None if counts is None else (*counts, Source(self.name, "probes.jsonl", step))
+
+    def diagnostic(self, name: str, split: str, step: int) -> Part | None:
+        """(mean, what it is a mean of, source) of one step's diagnostics; None where it is missing or of nothing."""
+        group = self.steps.get(step, {}).get("diagnostics", {}).get(split, {})
+        if name not in group:
+            return None
+        return float(group[name]), _weight(name, group), Source(self.name, "metrics.jsonl", step)
+
+
+def _weight(name: str, group: Mapping[str, float]) -> int:
+    if name == "mean_response_length":
+        return int(group["rows"])
+    if name == "mean_abs_weight_shift":  # a mean over active tokens
+        return round(group["kept"] * group["tokens"])
+    return int(group["tokens"])
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of these directories, in the order given.
+
+    Raises:
+        ValueError: a folder that is not a run, a run without probes, a malformed file, or a folder given twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder in resolved:
+        if resolved.count(folder) > 1:
+            raise ValueError(f"{folder}: found this run twice, expected it once")
+    return [_read_run(folder, name) for folder, name in zip(resolved, _names(resolved), strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many parts as tell all of them apart."""
+    for depth in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names if folders else []
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    text, config = read_config(folder)
+    probes = {step: _counts(lines) for step, lines in _by_step(folder / "probes.jsonl").items()}
+    if not probes:
+        raise ValueError(f"{folder}: found no probes in probes.jsonl, expected at least one")
+    run = Run(
+        name=name,
+        config_text=text,
+        config=config,
+        probes=probes,
+        steps={step: lines[-1] for step, lines in _by_step(folder / "metrics.jsonl").items()},
+        base_answers=_answers(folder / "answers" / "step-000000.jsonl"),
+        shard=_shard_metadata(folder),
+    )
+    _check_config(folder, run)
+    return run
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The text and the tables of RUN/config.toml.
+
+    Raises:
+        ValueError: not a run directory, or not TOML.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ValueError(f"{folder}: found no config.toml, expected a run directory")
+    text = path.read_text(encoding="utf-8")
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
+
+
+def _check_config(folder: Path, run: Run) -> None:
+    try:
+        arm_of(run.config)
+        assert run.seed >= 0 and run.planned >= 1
+    except KeyError as error:
+        key = ".".join(error.args[0]) if isinstance(error.args[0], tuple) else f"run.{error.args[0]}"
+        raise ValueError(f"{folder / 'config.toml'}: {key}: found nothing, expected a resolved recipe") from None
+
+
+def _by_step(path: Path) -> dict[int, list[dict[str, Any]]]:
+    """Step -> its lines, in order: after a resume a step is there twice. A torn last line never happened."""
+    content = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for number, line in enumerate(content.split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            found.setdefault(int(record["step"]), []).append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number}: found {line[:80]!r} ({error}), expected an object") from None
+    return dict(sorted(found.items()))
+
+
+def _counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """(successes, answers) of every rate of a step; the later line counts."""
+    counts: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        for rate, of in PROBE_RATES.items():
+            if rate in line and line.get(of):
+                counts[rate] = round(line[rate] * line[of]), int(line[of])
+    return counts
+
+
+def _answers(path: Path) -> tuple[tuple[str, str], ...]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return tuple((row["question"], row["answer"]) for row in rows)
+
+
+def find_shard(folder: Path, info: ShardInfo) -> str:
+    """The shard's URI, or its place in RUN/shards where a local run directory was moved."""
+    moved = folder / "shards" / info.uri.rsplit("/", 1)[-1]
+    return str(moved) if "://" not in info.uri and not Path(info.uri).exists() and moved.is_file() else info.uri
+
+
+def _shard_metadata(folder: Path) -> dict[str, str]:
+    """What the first shard says of model and code. A run whose shards were deleted can still be reported."""
+    for info in list(Manifest(folder / "manifest.jsonl").written().values())[:1]:
+        with suppress(OSError):
+            return shard_metadata(read_shard(find_shard(folder, info)))
+    return {}
