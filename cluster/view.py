@@ -7,10 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 from transformers import AutoTokenizer
 
+from evidence.columns import flat_column
+from evidence.manifest import Manifest
 from evidence.records import ShardInfo
 from evidence.rule import EvidenceConfig
-from evidence.schema import flat_column, shard_metadata
-from evidence.shards import Manifest, read_shard
+from evidence.schema import shard_metadata
+from evidence.shards import read_shard
 from evidence.view.heatmap import RowText, choose_rows, heatmap
 from evidence.view.runs import find_shard, read_config
 

@@ -124,7 +124,8 @@ def test_a_recipe_is_told_by_its_settings(code: str, tmp_path: Path) -> None:
 
 def test_a_verifier_makes_the_rlsd_arm(tmp_path: Path) -> None:
     _, config = read_config(arm_run(tmp_path, "N9"))
-    assert arm_of({**config, "learner": {**config["learner"], "objective": "rlsd"}}).code == "N15"
+    verified = {"evidence": {**config["evidence"], "soft": "rlsd_verifier"}}
+    assert arm_of({**config, **verified, "learner": {**config["learner"], "objective": "grpo"}}).code == "N15"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.__main__ import main
 from cluster.view import pieces, view_run
+from evidence.manifest import Manifest
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
 from evidence.rule import EvidenceConfig, judge
 from evidence.schema import to_table
-from evidence.shards import Manifest, write_shard
+from evidence.shards import write_shard
 from evidence.view.heatmap import MAX_TOKENS, RowText, choose_rows, heatmap, shade
 from tests.fakes import fake_run
 

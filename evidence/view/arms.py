@@ -21,7 +21,7 @@ _FIXED: dict[tuple[str, str], object] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What tells the arms apart. `objective` k1 is the sampled-token policy gradient, rlsd has a verifier's reward."""
+    """What tells the arms apart. `objective` k1 is the sampled-token policy gradient, grpo has a verifier's reward."""
 
     axis: str  # "identity" or "math"
     guided: float
@@ -71,7 +71,7 @@ MATRIX = (
     _row("N12", "near-zero mask", "identity", 0.5, "near_zero", True, False, "user"),
     _row("N9", "OPSD", "math", 0.5, "all", False, False, "system"),
     _row("N10", "RLSD-no-verifier", "math", 0.5, "all", False, True, "system"),
-    _row("N15", "RLSD", "math", 0.5, "-", False, False, "system", "rlsd"),
+    _row("N15", "RLSD", "math", 0.5, "-", False, False, "system", "grpo"),
     _row("N6", "EDGE-OPD", "math", 0.5, "pos", True, False, "system"),
     _row("N13", "negative mask", "math", 0.5, "neg", True, False, "system"),
     _row("N14", "near-zero mask", "math", 0.5, "near_zero", True, False, "system"),
@@ -125,8 +125,9 @@ def _strays(config: Config) -> list[str]:
         fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
     if get(config, "evidence", "region") == "near_zero":
         fixed["evidence", "near_zero"] = 0.1
-    if get(config, "evidence", "soft") != "none" and get(config, "learner", "objective") == "k1":
-        fixed |= {("evidence", "soft"): "rlsd", ("evidence", "soft_eps"): 0.2}
+    if get(config, "evidence", "soft") != "none":
+        soft = "rlsd" if get(config, "learner", "objective") == "k1" else "rlsd_verifier"
+        fixed |= {("evidence", "soft"): soft, ("evidence", "soft_eps"): 0.2}
     found = {place: get(config, *place) for place in fixed}
     return [f"{key} {found[table, key]}" for (table, key), value in fixed.items() if found[table, key] != value]
 

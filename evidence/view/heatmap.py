@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from evidence.records import Floats
-from evidence.rule import EVIDENCE_KINDS, EvidenceConfig, remask, reweigh
-from evidence.schema import flat_column, shard_metadata
-from evidence.shards import recompute
+from evidence.columns import flat_column, rows_of
+from evidence.records import Bools, Floats
+from evidence.rule import EvidenceConfig, by_value, remask
+from evidence.schema import shard_metadata
+from evidence.shards import recompute, rejudge
 from evidence.view.charts import histogram
 from evidence.view.pages import render
 from evidence.view.text import figure
@@ -71,7 +72,10 @@ def heatmap(table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig)
     """
     metadata = shard_metadata(table)
     own = EvidenceConfig.from_json(metadata["mask_rule"])
-    pages = [_rollout(table.slice(row, 1), text, rule) for row, text in texts.items()]
+    judged = rejudge(table, rule)
+    offsets = flat_column(table, "response_ids")[1]
+    rows = list(zip(*(rows_of(values, offsets) for values in judged), strict=True))
+    pages = [_rollout(table.slice(row, 1), text, *rows[row]) for row, text in texts.items()]
     return render(
         "heatmap.html.jinja",
         rollouts=pages,
@@ -80,35 +84,29 @@ def heatmap(table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig)
         mask=_describe(rule),
         own_mask=None if rule == own else _describe(own),
         kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
-        histogram=_histogram(table, rule),
+        histogram=_histogram(table, judged[0], rule),
         shades=_shades(),
     )
 
 
 def _describe(rule: EvidenceConfig) -> str:
+    quantile = rule.tau_kind == "quantile"
     bound = {
-        "pos": f"e > {rule.tau:g}",
-        "neg": f"e < {-rule.tau:g}",
+        "pos": f"e > quantile {rule.tau:g} of the step" if quantile else f"e > {rule.tau:g}",
+        "neg": f"e < quantile {1 - rule.tau:g} of the step" if quantile else f"e < {-rule.tau:g}",
         "near_zero": f"|e| ≤ {rule.near_zero:g}",
         "all": "every token",
     }
     return f"{rule.region.replace('_', '-')} ({bound[rule.region]})"
 
 
-def _evidence(table: pa.Table, rule: EvidenceConfig) -> Floats:
-    columns = (flat_column(table, name)[0] for name in ("teacher_context_logprobs", "teacher_logprobs"))
-    return EVIDENCE_KINDS[rule.kind](*columns)
-
-
-def _rollout(row: pa.Table, text: RowText, rule: EvidenceConfig) -> Rollout:
-    """`row` is a table of one row."""
+def _rollout(row: pa.Table, text: RowText, evidence: Floats, weight: Floats, kept: Bools) -> Rollout:
+    """`row` is a table of one row; the streams are its own, [T]."""
     names = ("rollout_id", "prompt_id", "guided", "finish_reason", "reward")
     rollout_id, prompt_id, guided, finish_reason, reward = (row.column(name)[0].as_py() for name in names)
-    evidence = _evidence(row, rule)
     if len(text.tokens) != evidence.size:
         raise ValueError(f"rollout {rollout_id}: found {len(text.tokens)} token strings, expected {evidence.size}")
-    kept = remask(evidence, rule)
-    tokens = _tokens(row, text.tokens, evidence, kept, reweigh(evidence, rule) * kept)
+    tokens = _tokens(row, text.tokens, evidence, kept, weight * kept)
     mean = figure(float(evidence.mean()), 2, signed=True) if evidence.size else "-"
     parts = [rollout_id, "guided" if guided else "plain", f"prompt {prompt_id}", f"ended by {finish_reason}"]
     return Rollout(
@@ -158,11 +156,10 @@ def _shades() -> list[tuple[str, str]]:
     return [(f"n{last}", f"below −{most}"), *reversed(below), *near, *above, (f"p{last}", f"above {most}")]
 
 
-def _histogram(table: pa.Table, rule: EvidenceConfig) -> str:
-    evidence = _evidence(table, rule)
+def _histogram(table: pa.Table, evidence: Floats, rule: EvidenceConfig) -> str:
     lengths = np.diff(flat_column(table, "response_ids")[1])
     guided = np.repeat(np.array(table.column("guided").to_pylist(), np.bool_), lengths)
     groups = {"guided": evidence[guided], "plain": evidence[~guided]}
     present = {label: values for label, values in groups.items() if values.size}
     title = "Evidence of this step's tokens"
-    return histogram("evidence", present, lambda e: remask(e, rule), "e, nats", title).inline
+    return histogram("evidence", present, lambda e: remask(e, by_value(evidence, rule)), "e, nats", title).inline

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evidence.manifest import Manifest
 from evidence.records import ShardInfo
 from evidence.schema import shard_metadata
-from evidence.shards import Manifest, read_shard
+from evidence.shards import read_shard
 from evidence.view.arms import Config, arm_of
 from evidence.view.numbers import Source
 
