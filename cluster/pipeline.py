@@ -28,7 +28,7 @@ from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.render import Renderer
 from rollout.tasks import build_task
-from rollout.worker import StageTime, StepRollouts, Stopwatch
+from rollout.worker import StageTime, StepRollouts, Stopwatch, step_seed
 
 
 class Gate:
@@ -147,7 +147,7 @@ class Pipeline:
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         sampling = SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k)
         work = self.services.student_pool.texts(
-            [self.renderer.prompt_ids(prompt.question) for prompt in prompts], sampling, config.samples, seed=step
+            [self.renderer.prompt_ids(prompt.question) for prompt in prompts], sampling, config.samples, seed=step_seed(self.recipe.run.seed, step)
         )
         answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
