@@ -146,9 +146,9 @@ class Pipeline:
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         sampling = SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k)
-        work = self.services.student_pool.texts(
-            [self.renderer.prompt_ids(prompt.question) for prompt in prompts], sampling, config.samples, seed=step_seed(self.recipe.run.seed, step)
-        )
+        questions = [self.renderer.prompt_ids(prompt.question) for prompt in prompts]
+        seed = step_seed(self.recipe.run.seed, step)
+        work = self.services.student_pool.texts(questions, sampling, config.samples, seed)
         answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))
