@@ -22,6 +22,7 @@ from evidence.records import Floats, Ids, ShardInfo
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
+STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
@@ -187,7 +188,9 @@ class Services:
         return list(await within(seconds, what, work))
 
     def stop(self) -> None:
-        """Ends every actor; engines' children end with them."""
+        """Ends every actor. Engines first end their own children and give back the shared memory between them."""
+        ending = [handle.shutdown.remote() for handle in (*self.students, *self.teachers)]
+        ray.wait(ending, num_returns=len(ending), timeout=STOP_DEADLINE_S)
         for handle in (
             *self.students,
             *self.teachers,

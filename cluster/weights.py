@@ -11,7 +11,6 @@ behind a tied lm_head), so after each push the canary of `cluster.pipeline` comp
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -105,7 +104,7 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
 
 class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
-    """Writes the weights once into a shared-memory file that every engine on this host maps."""
+    """Writes the weights once into a memory file that every engine on this host maps."""
 
     init_info_cls = ShmTrainerInitInfo
 
@@ -127,7 +126,8 @@ class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         metas = self.source.metadata()
         sizes = [torch.Size(meta.shape).numel() * meta.dtype.itemsize for meta in metas]
         offsets = _aligned_offsets(sizes)
-        handle, path = tempfile.mkstemp(prefix="edge-opd-", dir=_shared_memory_folder())
+        handle = os.memfd_create("edge-opd-weights")  # goes with this process, however it ends
+        path = f"/proc/{os.getpid()}/fd/{handle}"
         try:
             os.truncate(handle, offsets[-1])
             buffer = torch.from_file(path, shared=True, size=offsets[-1], dtype=torch.uint8)
@@ -148,7 +148,6 @@ class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             self.client.finish_weight_update()
         finally:
             os.close(handle)
-            os.unlink(path)
 
 
 def _aligned_offsets(sizes: list[int], alignment: int = 64) -> list[int]:
@@ -157,10 +156,6 @@ def _aligned_offsets(sizes: list[int], alignment: int = 64) -> list[int]:
     for size in sizes:
         offsets.append(offsets[-1] + -(-size // alignment) * alignment)
     return offsets
-
-
-def _shared_memory_folder() -> str:
-    return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
 
 # The engines' end
