@@ -260,10 +260,19 @@ class LearnerActor:
         else:
             os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
         from learner.engine import ZeroEngine
+        from learner.frozen import FrozenModel, needed_models
+        from learner.objectives import OBJECTIVES
         from learner.train import Trainer
 
-        self._engine = ZeroEngine(self._model, self._recipe.learner)
-        self._trainer = Trainer(self._engine, self._recipe.learner)
+        config = self._recipe.learner
+        self._engine = ZeroEngine(self._model, config)
+        needed = needed_models(
+            OBJECTIVES[config.objective].contributions is not None,
+            config.beta_kl,
+            teacher_is_base=self._recipe.teacher.kind == "frozen",
+        )
+        teacher, base = (FrozenModel(self._model, config, self._engine.device) if need else None for need in needed)
+        self._trainer = Trainer(self._engine, config, teacher, base)
         self._rank = rank
         self._links: dict[str, WeightLink] = {}
 

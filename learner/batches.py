@@ -4,28 +4,38 @@ Legend: S = tokens of one packed sequence, N = response tokens in it.
 A row's input is prompt + response[:-1]; the positions that predict its response are the last len(response) of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evidence.records import TrainRow
-from learner.objectives import DENOMINATORS, BatchCounts
+from evidence.records import Ids, TrainRow
+from learner.objectives import DENOMINATORS, BatchCounts, Objective
 
 
-@dataclass(frozen=True, eq=False)
-class PackedBatch:
-    """One packed sequence: row boundaries live in `position_ids_S`, which restart at 0."""
+class PackedTokens(NamedTuple):
+    """Rows one after the other, as `Student` reads them; a row begins where `position_ids_S` is 0."""
 
     input_ids_S: Tensor
     position_ids_S: Tensor
     needed_N: Tensor
     targets_N: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """One packed sequence under x, the same responses under (x, r) for a teacher, and the responses' streams."""
+
+    tokens: PackedTokens
+    context_tokens: PackedTokens
     teacher_context_logprobs_N: Tensor
-    teacher_logprobs_N: Tensor
+    base_logprobs_N: Tensor
     weight_N: Tensor
+    advantage_N: Tensor
     scale_N: Tensor
     anchor_scale_N: Tensor
     rows: tuple[TrainRow, ...]
@@ -40,9 +50,22 @@ def count(rows: Sequence[TrainRow]) -> BatchCounts:
     )
 
 
-def contributing(rows: Sequence[TrainRow], beta_kl: float) -> list[TrainRow]:
-    """Rows with a gradient: all of them under an anchor, otherwise those with a kept token."""
-    return [row for row in rows if beta_kl > 0 or row.weight.any()]
+def contributing(rows: Sequence[TrainRow], objective: Objective, beta_kl: float) -> list[TrainRow]:
+    """Rows with a gradient: all of them under an anchor, otherwise those with a kept token.
+
+    Where the objective needs an advantage, it is not 0 either; ValueError names a row without one.
+    """
+    if objective.needs_advantage:
+        for row in rows:
+            if row.advantage is None:
+                raise ValueError(
+                    f"rollout {row.rollout_id}: advantage: found none, expected a number: the objective needs rewards"
+                )
+    return [
+        row
+        for row in rows
+        if beta_kl > 0 or (row.weight.any() and not (objective.needs_advantage and row.advantage == 0))
+    ]
 
 
 def row_length(row: TrainRow) -> int:
@@ -83,26 +106,26 @@ def _first_fit(rows: Sequence[TrainRow], budget: int) -> list[list[TrainRow]]:
 
 
 def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> PackedBatch:
-    """Concatenates rows without padding; scales come from the whole step's counts, so any split gives one gradient."""
+    """Concatenates rows without padding; scales come from the whole step's counts, so any split gives one gradient.
+
+    The shard's log pi_T(y|x) is the anchor's reference: of a frozen teacher it is the base model's.
+    """
     scale = DENOMINATORS[denominator]
-    inputs, positions, needed, offset = [], [], [], 0
-    for row in rows:
-        length, num_response = row_length(row), len(row.response_ids)
-        inputs.append(np.concatenate([row.prompt_ids, row.response_ids[:-1]]))
-        positions.append(np.arange(length))
-        needed.append(np.arange(offset + length - num_response, offset + length))
-        offset += length
-    lengths = [len(row.response_ids) for row in rows]
+    responses = [row.response_ids for row in rows]
+
+    def spread(values: Sequence[float]) -> Tensor:
+        """One value a row to one a token."""
+        return _float([np.full(len(ids), value) for ids, value in zip(responses, values, strict=True)])
+
     return PackedBatch(
-        input_ids_S=_long(inputs),
-        position_ids_S=_long(positions),
-        needed_N=_long(needed),
-        targets_N=_long([row.response_ids for row in rows]),
+        tokens=_pack_tokens([row.prompt_ids for row in rows], responses),
+        context_tokens=_pack_tokens([row.context_prompt_ids for row in rows], responses),
         teacher_context_logprobs_N=_float([row.teacher_context_logprobs for row in rows]),
-        teacher_logprobs_N=_float([row.teacher_logprobs for row in rows]),
+        base_logprobs_N=_float([row.teacher_logprobs for row in rows]),
         weight_N=_float([row.weight for row in rows]),
-        scale_N=_float([np.full(n, scale(counts, n)) for n in lengths]),
-        anchor_scale_N=_float([np.full(n, DENOMINATORS["response"](counts, n)) for n in lengths]),
+        advantage_N=spread([math.nan if row.advantage is None else row.advantage for row in rows]),
+        scale_N=spread([scale(counts, len(ids)) for ids in responses]),
+        anchor_scale_N=spread([DENOMINATORS["response"](counts, len(ids)) for ids in responses]),
         rows=tuple(rows),
     )
 
@@ -110,18 +133,19 @@ def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> Pac
 def pack_idle(example: TrainRow) -> PackedBatch:
     """A one-token batch of zero weight: keeps a rank in step with the collectives of the others."""
     zero = torch.zeros(1)
-    return PackedBatch(
-        input_ids_S=torch.tensor([int(example.prompt_ids[0])]),
-        position_ids_S=torch.tensor([0]),
-        needed_N=torch.tensor([0]),
-        targets_N=torch.tensor([int(example.response_ids[0])]),
-        teacher_context_logprobs_N=zero,
-        teacher_logprobs_N=zero,
-        weight_N=zero,
-        scale_N=zero,
-        anchor_scale_N=zero,
-        rows=(),
-    )
+    tokens = _pack_tokens([example.prompt_ids[:1]], [example.response_ids[:1]])
+    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, rows=())
+
+
+def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedTokens:
+    inputs, positions, needed, offset = [], [], [], 0
+    for prompt, response in zip(prompts, responses, strict=True):
+        inputs.append(np.concatenate([prompt, response[:-1]]))
+        length = len(inputs[-1])
+        positions.append(np.arange(length))
+        needed.append(np.arange(offset + length - len(response), offset + length))
+        offset += length
+    return PackedTokens(_long(inputs), _long(positions), _long(needed), _long(responses))
 
 
 def _long(parts: Sequence[np.ndarray]) -> Tensor:

@@ -18,7 +18,11 @@ class LearnerConfig:
     objective: str = "k1"
     denominator: str = "response"
     beta_kl: float = 0.05
-    clip_ratio: float = 0.2  # PPO clip, used when a batch is updated more than once
+    clip_low: float = 0.2  # PPO keeps the ratio in [1 - clip_low, 1 + clip_high]:
+    clip_high: float = 0.2  # it leaves 1 when a batch is updated more than once
+    jsd_beta: float = 0.5  # the teacher's share in the mixture of `jsd`
+    divergence_top_k: int = 0  # compare the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
+    divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
     updates_per_batch: int = 1
     lr: float = 5e-6
     warmup_steps: int = 0  # optimizer steps over which lr rises linearly to its value: AdamW's first ones are full-size
@@ -37,7 +41,11 @@ class LearnerConfig:
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {sorted(OBJECTIVES)}")
         _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {sorted(DENOMINATORS)}")
         _require(0 <= self.beta_kl < math.inf, "beta_kl", self.beta_kl, "0 or more, finite")
-        _require(0 < self.clip_ratio < 1, "clip_ratio", self.clip_ratio, "between 0 and 1")
+        _require(0 < self.clip_low < 1, "clip_low", self.clip_low, "between 0 and 1")
+        _require(0 < self.clip_high < math.inf, "clip_high", self.clip_high, "more than 0, finite")
+        _require(0 < self.jsd_beta < 1, "jsd_beta", self.jsd_beta, "between 0 and 1")
+        _require(self.divergence_top_k >= 0, "divergence_top_k", self.divergence_top_k, "0 (all) or more")
+        _require(0 <= self.divergence_clip < math.inf, "divergence_clip", self.divergence_clip, "0 (none) or more")
         _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "at least 1")
         _require(0 < self.lr < math.inf, "lr", self.lr, "more than 0, finite")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")

@@ -6,6 +6,7 @@ The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, 
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from learner.batches import PackedTokens
 from learner.config import LearnerConfig
-from learner.model import Student, load_causal_lm
+from learner.divergence import Divergence, divergence
+from learner.ema import Ema
+from learner.head import Distribution
+from learner.model import Student, head_weight, load_causal_lm
+from learner.objectives import OBJECTIVES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -40,15 +46,51 @@ def warmup(steps: int) -> Callable[[Optimizer], LambdaLR]:
     return lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
 
 
+def checkpoint_tag(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:06d}"
+
+
+def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
+    """What the configured objective measures between two distributions; None: it looks at sampled tokens only.
+
+    ValueError when more tokens are to be compared than there are.
+    """
+    contributions, top_k = OBJECTIVES[config.objective].contributions, config.divergence_top_k
+    if top_k > vocabulary:
+        raise ValueError(
+            f"learner.divergence_top_k: found {top_k}, expected at most the vocabulary's {vocabulary} tokens"
+        )
+    if contributions is None:
+        return None
+    return divergence(contributions, top_k=top_k, clip=config.divergence_clip, jsd_beta=config.jsd_beta)
+
+
+def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> nn.Module:
+    """A frozen module for inference on `device`; under ZeRO-3 its parameters are sharded over the ranks."""
+    module.requires_grad_(False).eval()
+    if config.zero_stage < 3:
+        return module.to(device)
+    engine, *_ = deepspeed.initialize(model=module, config=zero_settings(config))
+    return engine
+
+
+def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    """Within it the parameter has its full shape: under ZeRO-3 a collective."""
+    return GatheredParameters([parameter])
+
+
 class ZeroEngine:
     """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
 
     def __init__(self, model_path: str, config: LearnerConfig) -> None:
         self.config = config
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
-        student = Student(load_causal_lm(model_path, DTYPES[config.dtype]), config.head_chunk_tokens)
-        student.causal_lm.config.use_cache = False
-        self.hf_config = student.causal_lm.config
+        causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
+        self.vocabulary = len(head_weight(causal_lm))
+        student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
+        causal_lm.config.use_cache = False
+        self.hf_config = causal_lm.config
         optimizer = torch.optim.AdamW(
             student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -61,9 +103,15 @@ class ZeroEngine:
     def device(self) -> torch.device:
         return self.engine.device
 
-    def logprobs(self, *inputs: Tensor) -> Tensor:
-        """`Student.forward` on this engine's device."""
-        return self.engine(*(tensor.to(self.device) for tensor in inputs))
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next optimizer step."""
+        return float(self.engine.get_lr()[0])
+
+    def forward(self, tokens: PackedTokens, teacher: Distribution | None = None) -> tuple[Tensor, Tensor | None]:
+        """`Student.forward` on this engine's device: [N] log-probs, and divergences from the teacher or None."""
+        readings_KN = self.engine(*(tensor.to(self.device) for tensor in tokens), teacher=teacher)
+        return readings_KN[0], readings_KN[1] if teacher is not None else None
 
     def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor]) -> float:
         """Accumulates the gradient of every micro-batch, then takes one optimizer step.
@@ -102,15 +150,20 @@ class ZeroEngine:
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.engine.module.causal_lm.named_parameters()
 
-    def save(self, folder: str, client_state: dict[str, Any]) -> None:
-        """ZeRO checkpoint `folder/step` with the optimizer; every rank calls it."""
-        self.engine.save_checkpoint(folder, tag=f"step-{client_state['step']:06d}", client_state=client_state)
+    def save(self, folder: str, client_state: dict[str, Any], ema: Ema | None = None) -> None:
+        """ZeRO checkpoint `folder/step` with the optimizer, and the average beside it; every rank calls it."""
+        tag = checkpoint_tag(client_state["step"])
+        if ema is not None:  # first, since save_checkpoint ends by naming this checkpoint the newest
+            ema.save(Path(folder) / tag)
+        self.engine.save_checkpoint(folder, tag=tag, client_state=client_state)
 
-    def load(self, folder: str) -> dict[str, Any]:
+    def load(self, folder: str, ema: Ema | None = None) -> dict[str, Any]:
         """The newest checkpoint's client state; ValueError when there is none."""
         path, client_state = self.engine.load_checkpoint(folder)
         if path is None:
             raise ValueError(f"{folder}: found no checkpoint, expected one that --resume can continue from")
+        if ema is not None:
+            ema.load(Path(folder) / checkpoint_tag(client_state["step"]))
         return {key: client_state[key] for key in ("step",)}
 
     def export(self, folder: str, tokenizer_from: str, groups: Sequence[Sequence[str]]) -> None:

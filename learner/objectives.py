@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learner.divergence import Contributions, forward_kl, jsd, reverse_kl
+
 
 @dataclass(frozen=True, eq=False)
 class TokenInputs:
@@ -20,17 +22,23 @@ class TokenInputs:
     teacher_context_logprobs_N: Tensor  # log pi_T(y|x,r)
     base_logprobs_N: Tensor  # log pi_base(y|x), the anchor's reference
     weight_N: Tensor  # m_t * w_t
+    advantage_N: Tensor  # of the whole rollout, on each of its tokens; NaN where its row has none
     scale_N: Tensor  # the policy term's share of each token: 1/N over all ranks and micro-batches, or another
     anchor_scale_N: Tensor  # 1/N_resp
+    divergence_N: Tensor | None  # of pi_T(.|x,r) and pi_theta(.|x), with a gradient; None: the objective has none
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
+    """Keys of `LearnerConfig` that a loss reads. The ratio stays in [1 - clip_low, 1 + clip_high]."""
+
     beta_kl: float
-    clip_ratio: float
+    clip_low: float
+    clip_high: float
 
 
-LossFn = Callable[[TokenInputs, ObjectiveSettings], tuple[Tensor, dict[str, Tensor]]]
+Metrics = dict[str, Tensor]
+PolicyTerm = Callable[[TokenInputs, ObjectiveSettings], tuple[Tensor, Metrics]]
 
 
 def k3(d: Tensor) -> Tensor:
@@ -43,25 +51,61 @@ def anchor(inputs: TokenInputs) -> Tensor:
     return (inputs.anchor_scale_N * k3(inputs.base_logprobs_N - inputs.logprobs_N)).sum()
 
 
-def k1_policy_gradient(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """- sum_t scale_t sg(m_t w_t A_t) ratio_t, clipped as PPO does, plus beta_kl times the anchor.
+def k1(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+    """The policy gradient of A_t = log pi_T(y|x,r) - log pi_theta(y|x), detached: the K1 estimate of the reverse KL.
 
-    A_t = log pi_T(y|x,r) - log pi_theta(y|x), detached: the K1 estimate of the reverse KL as a policy gradient.
     Its literal form must not be back-propagated, since its gradient does not depend on the teacher.
     """
-    advantage_N = (inputs.teacher_context_logprobs_N - inputs.old_logprobs_N).detach() * inputs.weight_N
+    return _clipped_surrogate(inputs.teacher_context_logprobs_N - inputs.old_logprobs_N, inputs, settings)
+
+
+def grpo(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+    """The policy gradient of a rollout's advantage in its group (GRPO, arXiv 2402.03300); with RLSD's weights, RLSD
+    with a verifier (arXiv 2604.03128)."""
+    return _clipped_surrogate(inputs.advantage_N, inputs, settings)
+
+
+def _clipped_surrogate(advantage_N: Tensor, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+    """- sum_t scale_t sg(m_t w_t A_t) ratio_t, clipped as PPO does (arXiv 1707.06347), on two sides of their own."""
+    advantage_N = advantage_N.detach() * inputs.weight_N
     ratio_N = torch.exp(inputs.logprobs_N - inputs.old_logprobs_N)
-    clipped_N = ratio_N.clamp(1 - settings.clip_ratio, 1 + settings.clip_ratio)
-    surrogate_N = torch.minimum(advantage_N * ratio_N, advantage_N * clipped_N)
-    policy = -(inputs.scale_N * surrogate_N).sum()
-    metrics = {"policy_loss": policy.detach()}
-    if settings.beta_kl == 0:
-        return policy, metrics
-    kl = anchor(inputs)
-    return policy + settings.beta_kl * kl, metrics | {"anchor_kl": kl.detach()}
+    free_N = advantage_N * ratio_N
+    bound_N = advantage_N * ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    loss = -(inputs.scale_N * torch.minimum(free_N, bound_N)).sum()
+    return loss, {"clipped_tokens": (bound_N < free_N).sum()}
 
 
-OBJECTIVES: dict[str, LossFn] = {"k1": k1_policy_gradient}
+def weighted_divergence(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+    """sum_t scale_t m_t w_t D_t, an ordinary loss and no policy gradient: D_t is differentiated (arXiv 2306.13649)."""
+    assert inputs.divergence_N is not None
+    return (inputs.scale_N * inputs.weight_N * inputs.divergence_N).sum(), {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A policy term, and what it needs beside log-probs and weights. Every objective may have the anchor."""
+
+    policy: PolicyTerm
+    needs_advantage: bool = False  # of each row
+    contributions: Contributions | None = None  # compares the teacher's whole distribution, which the learner then runs
+
+    def __call__(self, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+        """(policy term + beta_kl * anchor, metrics that add up over micro-batches and ranks)."""
+        policy, metrics = self.policy(inputs, settings)
+        metrics = {"policy_loss": policy.detach(), **metrics}
+        if settings.beta_kl == 0:
+            return policy, metrics
+        kl = anchor(inputs)
+        return policy + settings.beta_kl * kl, metrics | {"anchor_kl": kl.detach()}
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "k1": Objective(k1),
+    "grpo": Objective(grpo, needs_advantage=True),
+    "forward_kl": Objective(weighted_divergence, contributions=forward_kl),
+    "reverse_kl": Objective(weighted_divergence, contributions=reverse_kl),
+    "jsd": Objective(weighted_divergence, contributions=jsd),
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One training step, from shard rows to a stepped engine and its metrics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,12 +12,17 @@ from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
-from learner.objectives import OBJECTIVES, ObjectiveSettings, TokenInputs
+from learner.frozen import FrozenModel
+from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one rank says of a step. `stats` are (guided, sums) per row, of the first update."""
+    """What one rank says of a step, of its first update unless said otherwise.
+
+    metrics add up over ranks: rank 0 alone tells `lr`; `clip_fraction` is the share of the step's active tokens, over
+    all later updates. `stats` are (guided, sums) per row.
+    """
 
     loss: float
     metrics: dict[str, float]
@@ -27,31 +32,55 @@ class StepReport:
     stats: tuple[tuple[bool, TokenStats], ...]
 
 
-class Trainer:
-    """Turns a step's rows into `updates_per_batch` optimizer steps. Knows per-token weights, not the method."""
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: sums over this rank's micro-batches, and the gradient's norm."""
 
-    def __init__(self, engine: ZeroEngine, config: LearnerConfig) -> None:
-        self.engine, self.config = engine, config
-        self.settings = ObjectiveSettings(beta_kl=config.beta_kl, clip_ratio=config.clip_ratio)
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+
+
+class Trainer:
+    """Turns a step's rows into `updates_per_batch` optimizer steps. Knows per-token weights, not the method.
+
+    `teacher` gives the distributions of objectives that compare them. `base` is the anchor's reference where the
+    shard's log pi_T(y|x) is not.
+    """
+
+    def __init__(
+        self,
+        engine: ZeroEngine,
+        config: LearnerConfig,
+        teacher: FrozenModel | None = None,
+        base: FrozenModel | None = None,
+    ) -> None:
+        self.engine, self.config, self.teacher, self.base = engine, config, teacher, base
+        self.objective = OBJECTIVES[config.objective]
+        self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high)
+        assert (teacher is not None) == (self.objective.contributions is not None)
+        if teacher is not None and teacher.vocabulary != engine.vocabulary:
+            raise ValueError(
+                f"learner.objective: {config.objective}: found a teacher with a vocabulary of {teacher.vocabulary} "
+                f"tokens, expected the student's {engine.vocabulary}"
+            )
 
     def step(self, rows: Sequence[TrainRow]) -> StepReport:
         """Every rank calls it with the same rows; each computes its own share."""
         counts = count(rows)
-        useful = contributing(rows, self.config.beta_kl)
+        useful = contributing(rows, self.objective, self.config.beta_kl)
         unseen = self._unseen_stats(rows, useful)
         if not useful:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
         mine = plan(useful, self.engine.num_ranks, self.config.micro_batch_tokens)[self.engine.rank]
-        batches = [pack(part, counts, self.config.denominator) if part else pack_idle(useful[0]) for part in mine]
+        batches = [self._pack(part, useful[0], counts) for part in mine]
+        rates = {"lr": self.engine.lr} if self.engine.rank == 0 else {}
         old: dict[int, Tensor] = {}
-        reports: list[tuple[float, dict[str, float], float]] = []
-        for _ in range(self.config.updates_per_batch):
-            reports.append(self._update(batches, old))
-        loss, metrics, grad_norm = reports[0]
+        updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
         return StepReport(
-            loss=loss,
-            metrics=metrics,
-            grad_norm=grad_norm,
+            loss=updates[0].loss,
+            metrics=rates | _combine([update.metrics for update in updates], counts.kept),
+            grad_norm=updates[0].grad_norm,
             computed_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
             stats=unseen
@@ -62,6 +91,10 @@ class Trainer:
             ),
         )
 
+    def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
+        batch = pack(part, counts, self.config.denominator) if part else pack_idle(example)
+        return batch if self.base is None else replace(batch, base_logprobs_N=self.base.logprobs(batch.tokens))
+
     def _unseen_stats(
         self, rows: Sequence[TrainRow], useful: Sequence[TrainRow]
     ) -> tuple[tuple[bool, TokenStats], ...]:
@@ -71,50 +104,62 @@ class Trainer:
         ran = {row.rollout_id for row in useful}
         return tuple((row.guided, _row_stats(row, None)) for row in rows if row.rollout_id not in ran)
 
-    def _update(self, batches: Sequence[PackedBatch], old: dict[int, Tensor]) -> tuple[float, dict[str, float], float]:
+    def _update(self, batches: Sequence[PackedBatch], old: dict[int, Tensor]) -> Update:
         total = 0.0
         sums: dict[str, float] = {}
 
         def loss_of(indexed: tuple[int, PackedBatch]) -> Tensor:
             nonlocal total
             index, batch = indexed
-            logprobs = self.engine.logprobs(batch.input_ids_S, batch.position_ids_S, batch.needed_N, batch.targets_N)
+            # Once an update and micro-batch, also when idle: under ZeRO-3 it is a collective.
+            teacher = self.teacher.distribution(batch.context_tokens) if self.teacher is not None else None
+            logprobs, divergence = self.engine.forward(batch.tokens, teacher)
             # The first update's own log-probs are pi_old: no second forward.
             old.setdefault(index, logprobs.detach())
             if not batch.rows:  # in step with the other ranks' collectives; k3 of it may be infinite
                 return logprobs.sum() * 0.0
-            loss, metrics = OBJECTIVES[self.config.objective](self._inputs(batch, logprobs, old[index]), self.settings)
+            loss, metrics = self.objective(_inputs(batch, logprobs, old[index], divergence), self.settings)
             total += float(loss.detach())
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + float(value)
             return loss
 
         grad_norm = self.engine.step(list(enumerate(batches)), loss_of)
-        return total, sums, grad_norm
-
-    def _inputs(self, batch: PackedBatch, logprobs: Tensor, old: Tensor) -> TokenInputs:
-        def here(tensor: Tensor) -> Tensor:
-            return tensor.to(logprobs.device)
-
-        return TokenInputs(
-            logprobs_N=logprobs,
-            old_logprobs_N=old,
-            teacher_context_logprobs_N=here(batch.teacher_context_logprobs_N),
-            base_logprobs_N=here(batch.teacher_logprobs_N),
-            weight_N=here(batch.weight_N),
-            scale_N=here(batch.scale_N),
-            anchor_scale_N=here(batch.anchor_scale_N),
-        )
+        return Update(total, sums, grad_norm)
 
     def score(self, prompt_ids: Ids, response_ids: Ids) -> list[float]:
         """The learner's own log-probs of one text, for the canary; a collective under ZeRO-3."""
         streams = (np.zeros(len(response_ids), np.float32),) * 4
         row = TrainRow("canary", False, prompt_ids, prompt_ids, response_ids, *streams)
-        batch = pack([row], count([row]), "response")
         with torch.no_grad():
-            return self.engine.logprobs(
-                batch.input_ids_S, batch.position_ids_S, batch.needed_N, batch.targets_N
-            ).tolist()
+            return self.engine.forward(pack([row], count([row]), "response").tokens)[0].tolist()
+
+
+def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tensor | None) -> TokenInputs:
+    def here(tensor: Tensor) -> Tensor:
+        return tensor.to(logprobs.device)
+
+    return TokenInputs(
+        logprobs_N=logprobs,
+        old_logprobs_N=old,
+        teacher_context_logprobs_N=here(batch.teacher_context_logprobs_N),
+        base_logprobs_N=here(batch.base_logprobs_N),
+        weight_N=here(batch.weight_N),
+        advantage_N=here(batch.advantage_N),
+        scale_N=here(batch.scale_N),
+        anchor_scale_N=here(batch.anchor_scale_N),
+        divergence_N=divergence,
+    )
+
+
+def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, float]:
+    """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones."""
+    first, *later = updates
+    metrics = {key: value for key, value in first.items() if key != "clipped_tokens"}
+    if not later or "clipped_tokens" not in first:
+        return metrics
+    clipped = sum(update["clipped_tokens"] for update in later)
+    return metrics | {"clip_fraction": clipped / (max(active, 1) * len(later))}
 
 
 def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:

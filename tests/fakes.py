@@ -2,14 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.config import LearnerConfig
 
 
 def fake_logprobs(prompt_ids: Ids, response_ids: Ids, model: str = "") -> Floats:
@@ -185,3 +190,33 @@ def _probe_object(step: int, rates: Probe) -> dict[str, Any]:
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class PlainLearner:
+    """A `ZeroEngine` of one rank in plain torch: a float32 student under SGD. Remembers each forward's log-probs."""
+
+    rank, num_ranks = 0, 1
+
+    def __init__(self, path: Path, config: "LearnerConfig") -> None:
+        import torch
+
+        from learner.engine import divergence_of
+        from learner.model import Student, load_causal_lm
+
+        causal_lm = load_causal_lm(str(path), torch.float32)
+        self.vocabulary, self.lr = causal_lm.config.vocab_size, config.lr
+        self.student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=config.lr)
+        self.seen: list[Tensor] = []
+
+    def forward(self, tokens: Any, teacher: Any = None) -> "tuple[Tensor, Tensor | None]":
+        readings = self.student(*tokens, teacher=teacher)
+        self.seen.append(readings[0].detach())
+        return readings[0], readings[1] if teacher is not None else None
+
+    def step(self, micro_batches: Sequence[Any], loss_of: "Callable[[Any], Tensor]") -> float:
+        self.optimizer.zero_grad()
+        for batch in micro_batches:
+            loss_of(batch).backward()
+        self.optimizer.step()
+        return 0.0

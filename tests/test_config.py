@@ -92,7 +92,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[learner]\nlr = nan", "learner.lr", "nan", "more than 0"),
         ("[learner]\nlr = 0", "learner.lr", "0.0", "more than 0"),
         ("[learner]\nbetas = [0.9, 1.0]", "learner.betas", "(0.9, 1.0)", "below 1"),
-        ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "['k1']"),
+        ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "'k1'"),
         ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
         ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'ipc', 'nccl')"),
         ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),

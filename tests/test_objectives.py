@@ -14,15 +14,19 @@ from torch import Tensor
 
 from evidence.records import TrainRow
 from learner.batches import count, pack
-from learner.objectives import DENOMINATORS, OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs, k3
+from learner.config import LearnerConfig
+from learner.divergence import forward_kl, jsd, reverse_kl
+from learner.objectives import DENOMINATORS, OBJECTIVES, BatchCounts, Objective, ObjectiveSettings, TokenInputs, k3
 
 K1 = OBJECTIVES["k1"]
-CLIP = 0.2
-PLAIN = ObjectiveSettings(beta_kl=0.0, clip_ratio=CLIP)
-ANCHORED = ObjectiveSettings(beta_kl=0.05, clip_ratio=CLIP)
+GRPO = OBJECTIVES["grpo"]
+LOW, HIGH = 0.2, 0.28
+PLAIN = ObjectiveSettings(beta_kl=0.0, clip_low=LOW, clip_high=HIGH)
+ANCHORED = ObjectiveSettings(beta_kl=0.05, clip_low=LOW, clip_high=HIGH)
 
-# (log ratio, teacher with r minus old): both signs of the advantage at, inside and outside both clips.
-CORNERS = [(shift, gap) for shift in (0.0, 0.1, -0.1, 0.5, -0.5) for gap in (1.5, -1.5)]
+# (log ratio, advantage): both signs at, inside and outside both clips. The ratios of 0.22 and -0.25 are as far from 1
+# as one clip allows and the other does not.
+CORNERS = [(shift, gap) for shift in (0.0, 0.1, -0.1, 0.22, -0.25, 0.5, -0.5) for gap in (1.5, -1.5)]
 
 
 def inputs(
@@ -34,9 +38,10 @@ def inputs(
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(CORNERS) + num, generator=random, dtype=torch.float64)
 
-    old, shift, gap = uniform(-6, -0.1), uniform(-0.6, 0.6), uniform(-3, 3)
+    old, shift, gap, advantage = uniform(-6, -0.1), uniform(-0.6, 0.6), uniform(-3, 3), uniform(-2, 2)
     corners = torch.tensor(CORNERS, dtype=torch.float64)
-    shift[: len(CORNERS)], gap[: len(CORNERS)] = corners[:, 0], corners[:, 1]
+    shift[: len(CORNERS)] = corners[:, 0]
+    gap[: len(CORNERS)] = advantage[: len(CORNERS)] = corners[:, 1]
     weight = torch.where(uniform(0, 1) < 1 / 3, 0.0, uniform(0.8, 1.2))
     weight[: len(CORNERS)] = 1.0
     logprobs = old.clone() if ratio_is_one else old + shift
@@ -46,23 +51,26 @@ def inputs(
         teacher_context_logprobs_N=old + gap,
         base_logprobs_N=old + uniform(-1, 1),
         weight_N=weight,
+        advantage_N=advantage,
         scale_N=uniform(0.01, 0.02),
         anchor_scale_N=uniform(0.01, 0.02),
+        divergence_N=uniform(0, 4),
     )
     made = TokenInputs(**{name: tensor.to(dtype) for name, tensor in vars(made).items()})
     return replace(made, logprobs_N=made.logprobs_N.requires_grad_())
 
 
-def by_hand(tokens: TokenInputs, beta: float) -> tuple[float, list[float]]:
-    """(loss, d loss / d logprob) of arXiv 2605.23493, a token at a time."""
+def by_hand(name: str, tokens: TokenInputs, beta: float) -> tuple[float, list[float]]:
+    """(loss, d loss / d logprob) of arXiv 2605.23493 (k1) or of a clipped GRPO surrogate, a token at a time."""
     columns = (getattr(tokens, f"{name}_N").tolist() for name in (
-        "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "scale", "anchor_scale"
+        "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "advantage", "scale",
+        "anchor_scale",
     ))  # fmt: skip
     loss, gradient = 0.0, []
-    for new, old, teacher, base, weight, scale, anchor_scale in zip(*columns, strict=True):
-        advantage, ratio = weight * (teacher - old), math.exp(new - old)
-        is_clipped = ratio > 1 + CLIP if advantage > 0 else ratio < 1 - CLIP
-        used = (1 + CLIP if advantage > 0 else 1 - CLIP) if is_clipped else ratio
+    for new, old, teacher, base, weight, of_rollout, scale, anchor_scale in zip(*columns, strict=True):
+        advantage, ratio = weight * {"k1": teacher - old, "grpo": of_rollout}[name], math.exp(new - old)
+        is_clipped = ratio > 1 + HIGH if advantage > 0 else ratio < 1 - LOW
+        used = (1 + HIGH if advantage > 0 else 1 - LOW) if is_clipped else ratio
         loss -= scale * advantage * used
         slope = 0.0 if is_clipped else -scale * advantage * ratio
         d = base - new
@@ -79,35 +87,70 @@ def gradient_of(loss: Callable[[TokenInputs], Tensor], tokens: TokenInputs) -> T
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("setting", [PLAIN, ANCHORED])
 @pytest.mark.parametrize("ratio_is_one", [True, False])
-def test_k1_equals_the_loop(setting: ObjectiveSettings, ratio_is_one: bool, dtype: torch.dtype) -> None:
-    tokens = inputs(dtype, ratio_is_one=ratio_is_one)
-    loss, gradient = by_hand(tokens, setting.beta_kl)
+@pytest.mark.parametrize("name", ["k1", "grpo"])
+def test_a_policy_gradient_equals_the_loop(
+    name: str, setting: ObjectiveSettings, ratio_is_one: bool, dtype: torch.dtype
+) -> None:
+    tokens, objective = inputs(dtype, ratio_is_one=ratio_is_one), OBJECTIVES[name]
+    loss, gradient = by_hand(name, tokens, setting.beta_kl)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-    found, _ = K1(tokens, setting)
+    found, _ = objective(tokens, setting)
     assert found.item() == pytest.approx(loss, abs=tolerance)
-    assert gradient_of(lambda t: K1(t, setting)[0], tokens).tolist() == pytest.approx(gradient, abs=tolerance)
+    assert gradient_of(lambda t: objective(t, setting)[0], tokens).tolist() == pytest.approx(gradient, abs=tolerance)
 
 
-def test_the_clip_stops_a_gradient_only_where_it_would_push_further_out() -> None:
+@pytest.mark.parametrize("objective", [K1, GRPO])
+def test_the_clip_stops_a_gradient_only_where_it_would_push_further_out(objective: Objective) -> None:
     tokens = inputs(num=0)
-    gradient = gradient_of(lambda t: K1(t, PLAIN)[0], tokens)
+    gradient = gradient_of(lambda t: objective(t, PLAIN)[0], tokens)
     stopped = {corner for corner, slope in zip(CORNERS, gradient.tolist(), strict=True) if slope == 0}
-    assert stopped == {(0.5, 1.5), (-0.5, -1.5)}
+    assert stopped == {(0.5, 1.5), (-0.25, -1.5), (-0.5, -1.5)}
     assert all(
         math.copysign(1, slope) == -math.copysign(1, gap)  # a positive advantage raises the log-prob
         for (shift, gap), slope in zip(CORNERS, gradient.tolist(), strict=True)
         if (shift, gap) not in stopped
     )
+    assert objective(tokens, PLAIN)[1]["clipped_tokens"].item() == len(stopped)
+    silent = replace(tokens, weight_N=torch.zeros_like(tokens.weight_N))
+    assert objective(silent, PLAIN)[1]["clipped_tokens"].item() == 0
+
+
+def test_nothing_is_clipped_while_the_ratio_is_one() -> None:
+    assert K1(inputs(ratio_is_one=True), PLAIN)[1]["clipped_tokens"].item() == 0
+
+
+@pytest.mark.parametrize("setting", [PLAIN, ANCHORED])
+def test_a_divergence_is_weighed_scaled_and_summed(setting: ObjectiveSettings) -> None:
+    tokens, objective = inputs(), OBJECTIVES["forward_kl"]
+    assert tokens.divergence_N is not None
+    tokens.divergence_N.requires_grad_()
+    loss, metrics = objective(tokens, setting)
+    share = [w * s for w, s in zip(tokens.weight_N.tolist(), tokens.scale_N.tolist(), strict=True)]
+    policy = sum(s * d for s, d in zip(share, tokens.divergence_N.tolist(), strict=True))
+    masked = replace(tokens, weight_N=torch.zeros_like(tokens.weight_N))
+    anchor, to_logprob = by_hand("k1", masked, setting.beta_kl)
+    assert loss.item() == pytest.approx(policy + anchor, abs=1e-12)
+    assert metrics["policy_loss"].item() == pytest.approx(policy, abs=1e-12)
+    found = torch.autograd.grad(loss, (tokens.divergence_N, tokens.logprobs_N), allow_unused=True)
+    assert found[0].tolist() == pytest.approx(share, abs=1e-15)
+    assert setting is PLAIN or found[1].tolist() == pytest.approx(to_logprob, abs=1e-12)
+    assert (found[1] is None) == (setting is PLAIN)
+
+
+def test_every_objective_says_what_it_needs() -> None:
+    assert {name for name, objective in OBJECTIVES.items() if objective.needs_advantage} == {"grpo"}
+    compares = {name: objective.contributions for name, objective in OBJECTIVES.items() if objective.contributions}
+    assert compares == {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
 def test_metrics_add_up_to_the_loss() -> None:
     tokens = inputs()
     loss, metrics = K1(tokens, ANCHORED)
-    assert metrics.keys() == {"policy_loss", "anchor_kl"}
+    assert metrics.keys() == {"policy_loss", "anchor_kl", "clipped_tokens"}
     assert not any(value.requires_grad for value in metrics.values())
     assert loss.item() == pytest.approx((metrics["policy_loss"] + 0.05 * metrics["anchor_kl"]).item(), abs=1e-12)
-    assert metrics["policy_loss"].item() == pytest.approx(by_hand(tokens, 0.0)[0], abs=1e-12)
-    assert K1(tokens, PLAIN)[1].keys() == {"policy_loss"}
+    assert metrics["policy_loss"].item() == pytest.approx(by_hand("k1", tokens, 0.0)[0], abs=1e-12)
+    assert K1(tokens, PLAIN)[1].keys() == {"policy_loss", "clipped_tokens"}
 
 
 def test_the_gradient_depends_on_the_teacher_and_the_literal_forms_does_not() -> None:
@@ -137,13 +180,13 @@ def test_the_advantage_is_detached() -> None:
 
 
 def test_a_mask_of_zeros_gives_no_loss_and_no_gradient() -> None:
-    tokens = replace(inputs(), weight_N=torch.zeros(50, dtype=torch.float64))
+    tokens = replace(inputs(), weight_N=torch.zeros_like(inputs().weight_N))
     assert K1(tokens, PLAIN)[0].item() == 0
     assert not gradient_of(lambda t: K1(t, PLAIN)[0], tokens).any()
 
 
 def test_the_anchor_reaches_every_token_whatever_the_mask() -> None:
-    kept, masked = inputs(), replace(inputs(), weight_N=torch.zeros(50, dtype=torch.float64))
+    kept, masked = inputs(), replace(inputs(), weight_N=torch.zeros_like(inputs().weight_N))
     on_masked = gradient_of(lambda t: K1(t, ANCHORED)[0], masked)
     assert on_masked.ne(0).all()
     policy = gradient_of(lambda t: K1(t, PLAIN)[0], kept)
@@ -238,3 +281,30 @@ def test_no_denominator_divides_by_zero(name: str) -> None:
 
 def test_counts_are_of_tokens_kept_tokens_and_rows() -> None:
     assert count(ROWS) == BatchCounts(tokens=7, kept=4, rows=3)
+
+
+# What can be told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("clip_low", 0.0, "between 0 and 1"),
+        ("clip_low", 1.0, "between 0 and 1"),
+        ("clip_high", 0.0, "more than 0, finite"),
+        ("clip_high", math.inf, "more than 0, finite"),
+        ("jsd_beta", 0.0, "between 0 and 1"),
+        ("jsd_beta", 1.0, "between 0 and 1"),
+        ("divergence_top_k", -1, "0 (all) or more"),
+        ("divergence_clip", -0.1, "0 (none) or more"),
+        ("divergence_clip", math.nan, "0 (none) or more"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(key: str, value: float, expected: str) -> None:
+    with pytest.raises(ValueError) as error:
+        LearnerConfig(**{key: value})  # type: ignore[arg-type]
+    assert str(error.value) == f"learner.{key}: found {value!r}, expected {expected}"
+
+
+def test_the_clips_of_rlsd_are_accepted() -> None:
+    assert (LearnerConfig(clip_low=0.2, clip_high=0.28).clip_high, LearnerConfig().clip_low) == (0.28, 0.2)

@@ -1,5 +1,6 @@
 """The student's log-probs and gradients against a plain Hugging Face forward of each row alone, with full logits."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from evidence.records import TrainRow
-from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
+from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
-from learner.model import LogprobHead, Student, load_causal_lm
-from learner.objectives import DENOMINATORS
+from learner.head import LogprobHead
+from learner.model import Student, load_causal_lm
+from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.train import Trainer
 from tests import fakes
 
@@ -29,14 +31,20 @@ CHUNKS = [1, 3, 1000]
 MODELS = ["tied", "untied"]
 
 
-def make_row(num_prompt: int, num_response: int, seed: int = 0, weight: Sequence[float] | None = None) -> TrainRow:
+def make_row(
+    num_prompt: int,
+    num_response: int,
+    seed: int = 0,
+    weight: Sequence[float] | None = None,
+    advantage: float | None = None,
+) -> TrainRow:
     rng = np.random.default_rng([seed, num_prompt, num_response])
     prompt, response = (rng.integers(0, VOCAB, n).astype(np.int32) for n in (num_prompt, num_response))
     with_r, without = (-5 * rng.random(num_response, np.float32) for _ in range(2))
     weights = np.ones(num_response) if weight is None else np.array(weight)
-    return TrainRow(
-        f"{seed}", False, prompt, prompt, response, with_r, without, with_r - without, weights.astype(np.float32)
-    )
+    context_prompt = np.concatenate([rng.integers(0, VOCAB, 1 + seed % 3).astype(np.int32), prompt])
+    streams = (with_r, without, with_r - without, weights.astype(np.float32))
+    return TrainRow(f"{seed}", False, prompt, context_prompt, response, *streams, advantage)
 
 
 ROWS = [make_row(*size, seed=seed) for seed, size in enumerate(SIZES)]
@@ -66,8 +74,7 @@ def packed(rows: Sequence[TrainRow]) -> PackedBatch:
 
 
 def forward(student: Student, rows: Sequence[TrainRow]) -> Tensor:
-    batch = packed(rows)
-    return student(batch.input_ids_S, batch.position_ids_S, batch.needed_N, batch.targets_N)
+    return student(*packed(rows).tokens)[0]
 
 
 def student_of(path: Path, chunk: int) -> Student:
@@ -133,7 +140,7 @@ def test_gradient_checks_out_numerically() -> None:
     weight = torch.nn.Parameter(torch.randn(11, 4, generator=random))
     hidden = torch.randn(5, 4, generator=random, requires_grad=True)
     targets, factors = torch.tensor([0, 10, 3, 3, 7]), torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
-    (LogprobHead(weight, chunk=2)(hidden, targets) * factors).sum().backward()
+    (LogprobHead(weight, chunk=2)(hidden, targets)[0] * factors).sum().backward()
 
     def value(hidden: np.ndarray, weight: np.ndarray) -> float:
         logits = hidden @ weight.T
@@ -192,7 +199,7 @@ def test_bfloat16_heads_give_float32_logits() -> None:
     weight = torch.nn.Parameter(torch.randn(500, 64, generator=random).bfloat16())
     hidden = (3 * torch.randn(20, 64, generator=random)).bfloat16().requires_grad_()
     targets = torch.randint(500, (20,), generator=random)
-    found = LogprobHead(weight, chunk=7)(hidden, targets)
+    (found,) = LogprobHead(weight, chunk=7)(hidden, targets)
     exact_hidden, exact_weight = (t.detach().double().requires_grad_() for t in (hidden, weight))
     logits = exact_hidden @ exact_weight.T
     expected = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
@@ -294,23 +301,39 @@ def test_scales_of_any_split_sum_to_the_whole(
 def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[tuple[int, int]]) -> None:
     rows = [make_row(*size, seed=seed) for seed, size in enumerate(sizes)]
     batch = packed(rows)
-    assert batch.input_ids_S.shape == batch.position_ids_S.shape == (sum(row_length(row) for row in rows),)
-    streams = list(batch.input_ids_S), list(batch.position_ids_S), list(batch.needed_N), list(batch.targets_N)
-    inputs, positions, needed, targets = ([int(v) for v in stream] for stream in streams)
+    assert_points_at_what_predicts(batch.tokens, [row.prompt_ids for row in rows], rows)
+    assert_points_at_what_predicts(batch.context_tokens, [row.context_prompt_ids for row in rows], rows)
+    assert len(batch.context_tokens.input_ids_S) > len(batch.tokens.input_ids_S)
+    columns = {"teacher_context_logprobs": "teacher_context_logprobs", "base_logprobs": "teacher_logprobs"}
+    for stream, column in (columns | {"weight": "weight"}).items():
+        expected = np.concatenate([getattr(row, column) for row in rows])
+        assert np.array_equal(getattr(batch, f"{stream}_N").numpy(), expected)
+
+
+def assert_points_at_what_predicts(tokens: PackedTokens, prompts: Sequence[np.ndarray], rows: list[TrainRow]) -> None:
+    inputs, positions, needed, targets = (stream.tolist() for stream in tokens)
+    assert (
+        len(inputs)
+        == len(positions)
+        == sum(len(p) + len(r.response_ids) - 1 for p, r in zip(prompts, rows, strict=True))
+    )
     start = at = 0
-    for row in rows:
-        full = [*row.prompt_ids.tolist(), *row.response_ids.tolist()]
+    for prompt, row in zip(prompts, rows, strict=True):
+        full = [*prompt.tolist(), *row.response_ids.tolist()]
         assert inputs[start : start + len(full) - 1] == full[:-1]
         assert positions[start : start + len(full) - 1] == list(range(len(full) - 1))
         for t, token in enumerate(row.response_ids.tolist()):
             position = needed[at + t] - start
             assert 0 <= position < len(full) - 1
             assert full[position + 1] == targets[at + t] == token
-        assert needed[at] - start == len(row.prompt_ids) - 1  # the last prompt token predicts the first of the response
+        assert needed[at] - start == len(prompt) - 1  # the last prompt token predicts the first of the response
         start, at = start + len(full) - 1, at + len(row.response_ids)
-    for name in ("teacher_context_logprobs", "teacher_logprobs", "weight"):
-        expected = np.concatenate([getattr(row, name) for row in rows])
-        assert np.array_equal(getattr(batch, f"{name}_N").numpy(), expected)
+    assert at == len(needed) == len(targets)
+
+
+def test_an_advantage_is_on_each_token_of_its_row_and_not_a_number_where_there_is_none() -> None:
+    batch = packed([make_row(2, 3, advantage=-1.5), make_row(4, 1), make_row(1, 2, advantage=0.25)])
+    assert batch.advantage_N.tolist() == pytest.approx([-1.5] * 3 + [math.nan] + [0.25] * 2, nan_ok=True)
 
 
 def test_the_contributing_rows_are_all_under_an_anchor_and_otherwise_those_with_a_kept_token() -> None:
@@ -319,15 +342,35 @@ def test_the_contributing_rows_are_all_under_an_anchor_and_otherwise_those_with_
         make_row(2, 3, seed=1, weight=[0, 0, 1.2]),
         make_row(2, 1, seed=2),
     ]
-    assert contributing(rows, 0.05) == rows
-    assert contributing(rows, 0.0) == rows[1:]
+    for name in ("k1", "forward_kl"):
+        assert contributing(rows, OBJECTIVES[name], 0.05) == rows
+        assert contributing(rows, OBJECTIVES[name], 0.0) == rows[1:]
+
+
+def test_rows_contribute_to_grpo_only_with_an_advantage_too() -> None:
+    grpo, k1 = OBJECTIVES["grpo"], OBJECTIVES["k1"]
+    rows = [
+        make_row(2, 3, seed=0, weight=[0, 0, 0], advantage=1.0),
+        make_row(2, 3, seed=1, weight=[0, 0, 1.2], advantage=-0.5),
+        make_row(2, 1, seed=2, advantage=0.0),
+    ]
+    assert contributing(rows, grpo, 0.05) == contributing(rows, k1, 0.05) == rows
+    assert contributing(rows, grpo, 0.0) == rows[1:2]
+    assert contributing(rows, k1, 0.0) == rows[1:]
+
+
+@pytest.mark.parametrize("beta_kl", [0.0, 0.05])
+def test_a_row_without_the_advantage_that_the_objective_needs_is_named(beta_kl: float) -> None:
+    rows = [make_row(2, 3, seed=0, advantage=1.0), make_row(2, 3, seed=7, weight=[0, 0, 0])]
+    with pytest.raises(ValueError, match="rollout 7: advantage: found none, expected a number"):
+        contributing(rows, OBJECTIVES["grpo"], beta_kl)
 
 
 def test_an_idle_batch_weighs_nothing() -> None:
     batch = pack_idle(ROWS[0])
     assert batch.rows == ()
-    assert len(batch.input_ids_S) == len(batch.needed_N) == len(batch.targets_N) == 1
-    for name in ("weight_N", "scale_N", "anchor_scale_N"):
+    assert all(len(stream) == 1 for tokens in (batch.tokens, batch.context_tokens) for stream in tokens)
+    for name in ("weight_N", "scale_N", "anchor_scale_N", "advantage_N"):
         assert not getattr(batch, name).any()
 
 
@@ -339,8 +382,8 @@ class ImprobableEngine:
     def __init__(self) -> None:
         self.logit = torch.full((1,), -95.0, requires_grad=True)
 
-    def logprobs(self, *inputs: Tensor) -> Tensor:
-        return self.logit.expand(len(inputs[-1]))
+    def forward(self, tokens: PackedTokens, teacher: None = None) -> tuple[Tensor, None]:
+        return self.logit.expand(len(tokens.targets_N)), None
 
     def step(self, micro_batches: Sequence[Any], loss_of: Any) -> float:
         for batch in micro_batches:

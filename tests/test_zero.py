@@ -36,6 +36,8 @@ STAGES = (0, 1, 2, 3)
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
 BETA = 0.05
 LR = 1e-3
+JSD_BETA, TOP_K = 0.3, 20
+EMA_RATE = 0.75
 FLOAT32 = {"dtype": "float32", "lr": LR, "grad_clip": 0.0, "head_chunk_tokens": 5}
 # (context, prompt, response) tokens of each row: unequal, one-token responses among them, and an odd number of rows.
 SIZES = [(4, 5, 7), (3, 1, 4), (6, 9, 1), (1, 2, 1), (5, 3, 12), (2, 6, 2), (3, 4, 9)]
@@ -103,6 +105,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same vocabulary: narrower, untied, embedding and head large enough to be partitioned."""
+    folder = tmp_path_factory.mktemp("zero-other")
+    return fakes.tiny_model(folder, vocab=VOCAB, tied=False, hidden_size=56, seed=3)
+
+
+@pytest.fixture(scope="module")
 def context_prompts() -> list[Ids]:
     rng = np.random.default_rng(1)
     return [rng.integers(3, VOCAB, r + x).astype(np.int32) for r, x, _ in SIZES]
@@ -121,7 +130,7 @@ def rows(model: Path, context_prompts: list[Ids]) -> list[TrainRow]:
         evidence = contextual - plain
         weight = (evidence > 0).astype(np.float32)
         made.append(
-            TrainRow(f"r{index}", index % 2 == 0, prompt, prompt, response, contextual, plain, evidence, weight)
+            TrainRow(f"r{index}", index % 2 == 0, prompt, with_r, response, contextual, plain, evidence, weight)
         )
     return made
 
@@ -162,12 +171,19 @@ def scenarios(
     context_prompts: list[Ids],
     folder: Path,
     tokenizer: str,
+    model: str,
+    other: str,
 ) -> dict[str, Scenario]:
     def of(
         kind: list[TrainRow], stage: int, act: str = "step", extra: dict[str, Any] | None = None, **learner: Any
     ) -> Scenario:
         settings = FLOAT32 | {"zero_stage": stage, "beta_kl": BETA, "micro_batch_tokens": 16} | learner
         return Scenario(kind, settings, act, extra or {})
+
+    def compared(stage: int, **learner: Any) -> Scenario:
+        """With every rank's micro-batches of one row, so that one of two ranks idles at the end."""
+        told = of(soft_rows, stage, objective="jsd", jsd_beta=JSD_BETA, micro_batch_tokens=1, **learner)
+        return replace(told, frozen={"teacher": other, "base": other})
 
     grid = {
         f"grid-{stage}-{name}": of(soft_rows, stage, micro_batch_tokens=budget)
@@ -186,9 +202,15 @@ def scenarios(
         "clipped": of(soft_rows, stage, grad_clip=0.01),
         "checkpoint": of(soft_rows, stage, act="checkpoint", extra={"folder": str(folder / "checkpoints")}),
         "export": of(soft_rows, stage, act="export", extra={"folder": str(folder / "export"), "tokenizer": tokenizer}),
+        "resume": of(
+            soft_rows, stage, act="resume", warmup_steps=3, weight_decay=0.01,
+            extra={"folder": str(folder / "resumed"), "rate": EMA_RATE, "model": model},
+        ),
+        "compared": compared(stage),
+        "compared-top-k": compared(stage, divergence_top_k=TOP_K),
         "load-nothing": of(rows, stage, act="load_nothing", extra={"folder": str(folder / "empty")}),
         "bfloat16": of(soft_rows, stage, dtype="bfloat16"),
-    }
+    }  # fmt: skip
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
     return grid | common | one_row
 
@@ -245,10 +267,12 @@ def results(
     soft_rows: list[TrainRow],
     context_prompts: list[Ids],
     default_model: Path,
+    other: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> "Results":
     folder = tmp_path_factory.mktemp(f"zero-{request.param}")
-    todo = scenarios(request.param, rows, soft_rows, context_prompts, folder, str(default_model))
+    paths = (folder, str(default_model), str(model), str(other))
+    todo = scenarios(request.param, rows, soft_rows, context_prompts, *paths)
     return Results(folder, launch(Job(str(model), todo), request.param, folder))
 
 
@@ -454,6 +478,59 @@ def test_a_second_update_is_clipped_against_the_first(results: Results, model: P
     assert_stepped_alike(result["after"], reference)
 
 
+# Frozen models
+
+
+@pytest.mark.parametrize(("name", "top_k"), [("compared", 0), ("compared-top-k", TOP_K)])
+def test_a_frozen_teacher_and_a_frozen_base_give_the_reference_gradient(
+    results: Results, model: Path, other: Path, soft_rows: list[TrainRow], name: str, top_k: int
+) -> None:
+    """The teacher under (x, r), the base under x, neither of them the student's initial weights."""
+    student, frozen = plain_model(model), plain_model(other)
+    num = sum(len(row.response_ids) for row in soft_rows)
+    loss = torch.zeros((), dtype=torch.float64)
+    for row in soft_rows:
+        with torch.no_grad():
+            base = logprobs_of(frozen, row.prompt_ids, row.response_ids)
+            teacher = probabilities(frozen, row.context_prompt_ids, row.response_ids)
+        d = base - logprobs_of(student, row.prompt_ids, row.response_ids)
+        measured = jsd_by_hand(teacher, probabilities(student, row.prompt_ids, row.response_ids), top_k)
+        policy = torch.from_numpy(row.weight).double() @ measured
+        loss = loss + (policy + BETA * (torch.exp(d) - d - 1).sum()) / num
+    loss.backward()
+    (gradient,) = results.of(name)["gradients"]
+    assert_same(gradient, {name: parameter.grad for name, parameter in student.named_parameters()})
+    assert results.loss(name) == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_frozen_models_are_sharded_under_zero_3_only(results: Results, other: Path) -> None:
+    whole = sum(parameter.numel() for parameter in plain_model(other).parameters())
+    for rank in results.ranks:
+        held = rank["compared"]["held"]
+        assert len(held) == 2
+        # Between steps ZeRO-3 keeps whole only what is small: here all but the embedding and the head.
+        small = whole - 2 * VOCAB * 56
+        assert held == [whole if len(results.ranks) == 1 else small] * 2
+
+
+def probabilities(model: Any, prompt: Ids, response: Ids) -> Tensor:
+    """[T, V] float64 of one row alone."""
+    full = torch.from_numpy(np.concatenate([prompt, response])).long()
+    weights = model(full[None], use_cache=False).logits[0].double()[len(prompt) - 1 : -1].exp()
+    return weights / weights.sum(1, keepdim=True)
+
+
+def jsd_by_hand(teacher: Tensor, student: Tensor, top_k: int) -> Tensor:
+    if top_k:
+        top = teacher.topk(top_k, dim=1).indices
+        teacher, student = (
+            torch.cat([kept := p.gather(1, top), 1 - kept.sum(1, keepdim=True)], dim=1) for p in (teacher, student)
+        )
+    mixture = JSD_BETA * teacher + (1 - JSD_BETA) * student
+    from_teacher, from_student = ((p * (p / mixture).log()).sum(1) for p in (teacher, student))
+    return JSD_BETA * from_teacher + (1 - JSD_BETA) * from_student
+
+
 # Full tensors, checkpoints, export
 
 
@@ -475,6 +552,52 @@ def test_a_checkpoint_brings_back_parameters_and_optimizer(results: Results) -> 
         assert torch.equal(result["loaded"][name], saved), name
         assert not torch.equal(result["onwards"][name], saved), name
         assert torch.allclose(result["repeated"][name], result["onwards"][name], rtol=0, atol=1e-2 * LR), name
+
+
+RATES = [LR / 3, LR * 2 / 3, LR, LR]  # of a warm-up over three steps
+
+
+def test_the_warm_up_is_exact(results: Results) -> None:
+    """Plain AdamW on the engine's own gradients, with the rate of each step set by hand, gives the same weights."""
+    result = results.of("resume")
+    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in result["before"].items()}
+    optimizer = torch.optim.AdamW(parameters.values(), weight_decay=0.01)
+    assert [step["lr"] for step in result["steps"]] == pytest.approx(RATES)
+    for rate, gradient, step in zip(RATES, result["gradients"], result["steps"], strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name]
+        optimizer.step()
+        for name, parameter in parameters.items():
+            assert torch.allclose(step["after"][name], parameter, rtol=0, atol=1e-3 * LR), name
+
+
+def test_a_checkpoint_restores_the_schedule(results: Results) -> None:
+    """From the middle of the warm-up on, as if nothing had happened."""
+    result = results.of("resume")
+    assert result["restored"]["lr"] == pytest.approx(RATES[1])
+    assert [step["lr"] for step in result["again"]] == pytest.approx(RATES[1:])
+    for first, second in zip(result["steps"][1:], result["again"], strict=True):
+        for name, tensor in first["after"].items():
+            assert torch.allclose(second["after"][name], tensor, rtol=0, atol=1e-2 * LR), name
+
+
+def test_the_average_of_the_weights_is_the_recursion_and_survives_a_checkpoint(results: Results) -> None:
+    result = results.of("resume")
+    expected = {name: tensor.double() for name, tensor in result["before"].items()}
+    for step in result["steps"]:
+        expected = {name: EMA_RATE * e + (1 - EMA_RATE) * step["after"][name].double() for name, e in expected.items()}
+        assert_averages(step["average"], expected)
+    assert_averages(result["restored"]["average"], result["steps"][0]["average"])
+    assert_averages(result["again"][-1]["average"], expected)
+    for other_rank in results.ranks[1:]:
+        assert [step["average"] for step in other_rank["resume"]["steps"]] == [{}] * 4
+
+
+def assert_averages(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name].double(), tensor.double(), rtol=0, atol=1e-2 * LR), name
 
 
 def test_loading_from_nothing_is_refused(results: Results) -> None:

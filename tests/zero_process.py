@@ -7,7 +7,7 @@ Each scenario builds an engine of its own and acts once; rank r's results go to 
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from evidence.records import TrainRow
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learner.ema import Ema
     from learner.engine import ZeroEngine
     from learner.train import Trainer
 
@@ -31,6 +32,7 @@ class Scenario:
     learner: dict[str, Any]
     act: str = "step"
     extra: dict[str, Any] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)  # "teacher" and "base" to a model's folder
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,16 @@ class Job:
     scenarios: dict[str, Scenario]
 
 
+def named_tensors(engine: "ZeroEngine") -> "Iterator[tuple[str, Tensor]]":
+    return engine.full_tensors([[name] for name, _, _ in engine.parameter_shapes()])
+
+
 def full_parameters(engine: "ZeroEngine") -> Tensors:
-    groups = [[name] for name, _, _ in engine.parameter_shapes()]
-    return {name: tensor.to("cpu", copy=True) for name, tensor in engine.full_tensors(groups)}
+    return copied(named_tensors(engine))
+
+
+def copied(named: "Iterable[tuple[str, Tensor]]") -> Tensors:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in named}
 
 
 def record_gradients(engine: "ZeroEngine") -> list[Tensors]:
@@ -121,6 +130,34 @@ def checkpoint(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> 
     }
 
 
+def resume(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Four steps with an average, a checkpoint after the first; then a fresh engine repeats the other three."""
+    from learner.ema import Ema
+    from learner.engine import ZeroEngine
+    from learner.train import Trainer
+
+    folder, rate = scenario.extra["folder"], scenario.extra["rate"]
+    before, gradients = full_parameters(engine), record_gradients(engine)
+    ema = Ema(rate, named_tensors(engine), keep=engine.rank == 0)
+    steps = [averaged_step(engine, trainer, scenario, ema)]
+    engine.save(folder, {"step": 1}, ema)
+    steps += [averaged_step(engine, trainer, scenario, ema) for _ in range(3)]
+
+    fresh = ZeroEngine(scenario.extra["model"], engine.config)
+    restored = Ema(rate, named_tensors(fresh), keep=fresh.rank == 0)
+    fresh.load(folder, restored)
+    at_once = {"average": copied(restored), "lr": fresh.lr}
+    again = [averaged_step(fresh, Trainer(fresh, fresh.config), scenario, restored) for _ in range(3)]
+    fresh.engine.destroy()
+    return {"before": before, "gradients": gradients, "steps": steps, "restored": at_once, "again": again}
+
+
+def averaged_step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario, ema: "Ema") -> dict[str, Any]:
+    metrics = trainer.step(scenario.rows).metrics
+    ema.update(named_tensors(engine))
+    return {"lr": metrics.get("lr"), "after": full_parameters(engine), "average": copied(ema)}
+
+
 def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     try:
         engine.load(scenario.extra["folder"])
@@ -138,18 +175,21 @@ def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 
 
 ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
-    act.__name__: act for act in (step, score, live_teacher, checkpoint, load_nothing, export)
+    act.__name__: act for act in (step, score, live_teacher, checkpoint, resume, load_nothing, export)
 }
 
 
 def run(model: str, scenario: Scenario, num_ranks: int) -> dict[str, Any]:
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
+    from learner.frozen import FrozenModel
     from learner.train import Trainer
 
     config = LearnerConfig(num_ranks=num_ranks, **scenario.learner)
     engine = ZeroEngine(model, config)
-    result = ACTS[scenario.act](engine, Trainer(engine, config), scenario)
+    models = {role: FrozenModel(path, config, engine.device) for role, path in scenario.frozen.items()}
+    result = ACTS[scenario.act](engine, Trainer(engine, config, **models), scenario)
+    result["held"] = [sum(p.numel() for p in model._trunk.parameters()) for model in models.values()]
     engine.engine.destroy()
     return result
 

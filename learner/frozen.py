@@ -1,0 +1,45 @@
+"""Models that the learner runs and never trains: a teacher under (x, r) for its distributions, the base under x."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from learner.batches import PackedTokens
+from learner.config import LearnerConfig
+from learner.engine import DTYPES, sharded, whole
+from learner.head import Distribution, LogprobHead
+from learner.model import Trunk, head_weight, load_causal_lm
+
+
+def needed_models(needs_distribution: bool, beta_kl: float, teacher_is_base: bool) -> tuple[bool, bool]:
+    """Which frozen models a learner runs: (the teacher, the base).
+
+    The teacher, where the objective compares whole distributions: a shard has only the sampled tokens' log-probs. The
+    base, where there is an anchor and the shard's log pi_T(y|x) is not the base's.
+    """
+    return needs_distribution, beta_kl > 0 and not teacher_is_base
+
+
+class FrozenModel:
+    """A model folder as it is, in the learner's compute type, so that its numerics are the student's."""
+
+    def __init__(self, path: str, config: LearnerConfig, device: torch.device) -> None:
+        causal_lm = load_causal_lm(path, DTYPES[config.dtype])
+        weight = head_weight(causal_lm)
+        self.vocabulary = len(weight)
+        self._device, self._whole = device, partial(whole, weight)
+        self._head = LogprobHead(weight, config.head_chunk_tokens)
+        self._trunk = sharded(Trunk(causal_lm), config, device)
+
+    def distribution(self, tokens: PackedTokens) -> Distribution:
+        """Its distributions of the targets; under ZeRO-3 a collective."""
+        with torch.no_grad():
+            hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:3]))
+        return Distribution(hidden_NH, self._head.weight, self._whole)
+
+    def logprobs(self, tokens: PackedTokens) -> Tensor:
+        """float32 [N] log-probs of the targets; under ZeRO-3 a collective."""
+        hidden_NH = self.distribution(tokens).hidden_NH
+        with torch.no_grad(), self._whole():
+            return self._head(hidden_NH, tokens.targets_N.to(self._device))[0]
