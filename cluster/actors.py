@@ -239,9 +239,9 @@ class RolloutActor:
 class LearnerActor:
     """One rank of the learner. Every method is called on every rank; collectives need all of them."""
 
-    def __init__(self, recipe: Recipe, model: str) -> None:
+    def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
         self.log = log_to_file("learner")
-        self._recipe, self._model = recipe, model
+        self._recipe, self._model, self._teacher = recipe, model, teacher
 
     def address(self) -> tuple[str, int, str]:
         """(address, free port, node id) for the ranks' and the transport's rendezvous."""
@@ -259,22 +259,29 @@ class LearnerActor:
             os.environ["LOCAL_RANK"] = str(rank)
         else:
             os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
+        from cluster.weights import export_groups
+        from learner.ema import Ema
         from learner.engine import ZeroEngine
         from learner.frozen import FrozenModel, needed_models
-        from learner.objectives import OBJECTIVES
         from learner.train import Trainer
 
-        config = self._recipe.learner
+        config, follows = self._recipe.learner, self._recipe.teacher
         self._engine = ZeroEngine(self._model, config)
-        needed = needed_models(
-            OBJECTIVES[config.objective].contributions is not None,
-            config.beta_kl,
-            teacher_is_base=self._recipe.teacher.kind == "frozen",
+        device = self._engine.device
+        teacher, base = needed_models(config.compares_distributions, config.beta_kl, follows.is_base)
+        self._trainer = Trainer(
+            self._engine,
+            config,
+            FrozenModel(self._teacher, config, device) if teacher else None,
+            FrozenModel(self._model, config, device) if base else None,
         )
-        teacher, base = (FrozenModel(self._model, config, self._engine.device) if need else None for need in needed)
-        self._trainer = Trainer(self._engine, config, teacher, base)
-        self._rank = rank
+        self._groups, self._rank = export_groups(self._engine), rank
+        self._ema = Ema(follows.ema_rate, self._weights(), keep=rank == 0) if follows.kind == "ema" else None
         self._links: dict[str, WeightLink] = {}
+
+    def _weights(self) -> Any:
+        """(name, full tensor) of every parameter; a collective under ZeRO-3."""
+        return self._engine.full_tensors(self._groups)
 
     def open_transport(self, pool: str, transport: str, engines: list[Any], address: str, port: int) -> None:
         """Connects this rank to the engines of `pool`, "student" or "teacher"."""
@@ -282,11 +289,14 @@ class LearnerActor:
 
         config = self._recipe.student if pool == "student" else self._recipe.teacher
         workers = len(engines) * config.tensor_parallel_size
-        source = TrainerSource(self._engine)
+        source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
         self._links[pool] = WeightLink(transport, engines, source, self._rank, address, port, workers)
 
     def step(self, shard: ShardInfo) -> Any:
-        return self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+        report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+        if self._ema is not None:
+            self._ema.update(self._weights())
+        return report
 
     def push(self, pool: str, version: int) -> str:
         """Sends the weights to every engine of `pool` as `version`; returns their digest."""
@@ -296,12 +306,10 @@ class LearnerActor:
         return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)
 
     def save(self, folder: str, step: int) -> None:
-        self._engine.save(folder, {"step": step})
+        self._engine.save(folder, {"step": step}, self._ema)
 
     def load(self, folder: str) -> int:
-        return int(self._engine.load(folder)["step"])
+        return int(self._engine.load(folder, self._ema)["step"])
 
     def export(self, folder: str) -> None:
-        from cluster.weights import export_groups
-
-        self._engine.export(folder, self._model, export_groups(self._engine))
+        self._engine.export(folder, self._model, self._groups)

@@ -116,6 +116,12 @@ class Recipe:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            self.teacher.kind == "frozen" or not self.learner.compares_distributions,
+            "teacher.kind",
+            self.teacher.kind,
+            f"'frozen' for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",
+        )
         every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
         _require(
             self.teacher.kind != "snapshot" or saved % every == 0,

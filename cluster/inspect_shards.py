@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.rundir import RunDir
 from evidence.diagnostics import TokenStats, split_summary
 from evidence.manifest import Manifest
 from evidence.records import Floats
@@ -14,8 +15,6 @@ from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import read_shard, shard_stats
 from evidence.sidecar import read_student
-
-STUDENT = "student"  # the folder of the learner's log-probs in a run
 
 
 def statistics(
@@ -58,7 +57,7 @@ def _shards(folder: Path) -> list[tuple[pa.Table, Mapping[str, Floats]]]:
         return [
             (
                 read_shard(info.uri, expected=info),
-                read_student(str(folder / STUDENT), info.step) if info.uri in trained else {},
+                read_student(str(RunDir(folder).student), info.step) if info.uri in trained else {},
             )
             for info in infos
         ]

@@ -24,6 +24,7 @@ from cluster.rundir import RunDir
 from cluster.services import LearnedStep, Services, canary_text, within
 from evidence.diagnostics import split_summary
 from evidence.manifest import Manifest
+from evidence.sidecar import write_student
 from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.render import Renderer
@@ -105,6 +106,7 @@ class Pipeline:
             clock = Stopwatch()
             self.sink.stage(f"step {step + 1}: learning")
             learned = await self.services.learn(produced.shard)
+            write_student(learned.logprobs, str(self.run_dir.student), step)
             self.manifest.append_trained(produced.shard.uri, step)
             stages = dict(produced.stages) | {"learn": clock.stage(learned.computed_tokens)}
             self.sink.stage(f"step {step + 1}: pushing weights")

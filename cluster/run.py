@@ -1,6 +1,7 @@
 """`edge-opd run`: one recipe from services to an exported model."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +14,10 @@ from cluster.pipeline import Pipeline
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.manifest import Manifest
+from learner.objectives import OBJECTIVES
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
-from rollout.tasks import build_task
+from rollout.tasks import TaskPrompt, build_task
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
@@ -31,10 +33,27 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 
 
+def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
+    """ValueError naming the first prompt without an answer, where rewards are needed."""
+    keys = {
+        "learner.objective": OBJECTIVES[recipe.learner.objective].needs_advantage and recipe.learner.objective,
+        "evidence.soft": recipe.evidence.soft == "rlsd_verifier" and recipe.evidence.soft,
+    }
+    asked = [f"{key} = {value!r}" for key, value in keys.items() if value]
+    unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
+    if asked and unanswered is not None:
+        raise ValueError(
+            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one for "
+            f"every prompt with {asked[0]}"
+        )
+
+
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
-    # Before anything starts: an empty context, a malformed prompt file, too few wrong contexts.
-    check_wrong_contexts(build_task(recipe.task).training_prompts(), recipe.evidence)
+    # Before anything starts: an empty context, a malformed prompt file, too few wrong contexts, no answers to verify.
+    prompts = build_task(recipe.task).training_prompts()
+    check_wrong_contexts(prompts, recipe.evidence)
+    check_answers(prompts, recipe)
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)

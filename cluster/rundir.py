@@ -15,6 +15,7 @@ class RunDir:
         self.root = root
         self.config = root / "config.toml"
         self.shards = root / "shards"
+        self.student = root / "student"
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
         self.metrics = root / "metrics.jsonl"
@@ -37,7 +38,7 @@ class RunDir:
             raise ValueError(f"{self.root}: found no config.toml, expected a run to resume")
         if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
             raise ValueError(f"{self.root}: found something that is not a run, expected an empty or a new one")
-        for folder in (self.shards, self.checkpoints, self.answers):
+        for folder in (self.shards, self.student, self.checkpoints, self.answers):
             folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(dump(recipe), encoding="utf-8")
 

@@ -47,6 +47,7 @@ class LearnedStep:
     computed_tokens: int
     skipped_rows: int
     stats: list[tuple[bool, TokenStats]]
+    logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
 
 
 class Services:
@@ -65,7 +66,7 @@ class Services:
         )
         self._pools = {"student": self.students, "teacher": self.teachers}
         self.learners = [
-            self._options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model)
+            self._options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model, teacher)
             for _ in range(recipe.learner.num_ranks)
         ]
 
@@ -128,6 +129,7 @@ class Services:
             computed_tokens=sum(report.computed_tokens for report in reports),
             skipped_rows=reports[0].skipped_rows,
             stats=[pair for report in reports for pair in report.stats],
+            logprobs={name: values for report in reports for name, values in report.logprobs.items()},
         )
 
     async def push(self, pool: str, version: int) -> str:

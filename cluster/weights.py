@@ -33,6 +33,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 
+from learner.ema import Ema
 from learner.engine import ZeroEngine
 
 RECEIVER = "cluster.weights.WeightReceiver"
@@ -73,20 +74,27 @@ def _bits_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class TrainerSource(WeightSource):
-    """The ZeRO engine's parameters as vLLM wants them; digests what it yields. Iterating is a collective (ZeRO-3)."""
+    """The ZeRO engine's parameters as vLLM wants them, or their average; digests what it yields. Iterating the
+    parameters is a collective (ZeRO-3); the average is rank 0's."""
 
-    def __init__(self, engine: ZeroEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: ZeroEngine, average: Ema | None = None) -> None:
+        self._engine, self._average = engine, average
         self.digest = WeightsDigest()
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(*shape) for shape in self._engine.parameter_shapes()]
+        kept = torch.float32 if self._average is not None else None
+        return [ParamMeta(name, kept or dtype, shape) for name, dtype, shape in self._engine.parameter_shapes()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.digest = WeightsDigest()
-        for name, tensor in self._engine.full_tensors(self.groups()):
+        for name, tensor in self._tensors():
             self.digest.add(name, tensor)
             yield name, tensor
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if self._average is None:
+            return self._engine.full_tensors(self.groups())
+        return ((name, tensor.to(self._engine.device)) for name, tensor in self._average)
 
 
 class VersionedClient(RayVLLMWeightSyncClient):

@@ -37,6 +37,11 @@ class LearnerConfig:
     start_deadline_s: float = 300.0
     step_deadline_s: float = 900.0
 
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether the objective needs the teacher's whole distribution, which the learner then computes itself."""
+        return OBJECTIVES[self.objective].contributions is not None
+
     def __post_init__(self) -> None:
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {sorted(OBJECTIVES)}")
         _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {sorted(DENOMINATORS)}")

@@ -5,6 +5,7 @@ The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, 
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -80,12 +81,22 @@ def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     return GatheredParameters([parameter])
 
 
+def _unname_shared_buffers() -> None:
+    """DeepSpeed's CPU collectives leave 69 MB of shared memory behind for each rank, since nothing ever unlinks it.
+    Once every rank has opened it, its name has no use, and without one it goes with the processes."""
+    torch.distributed.barrier()
+    environment = os.environ
+    place = f"{os.getuid()}_{environment['MASTER_ADDR']}_{environment['MASTER_PORT']}_{environment['RANK']}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
+
+
 class ZeroEngine:
     """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
 
     def __init__(self, model_path: str, config: LearnerConfig) -> None:
         self.config = config
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+        _unname_shared_buffers()
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
         self.vocabulary = len(head_weight(causal_lm))
         student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))

@@ -1,7 +1,7 @@
 """One training step, from shard rows to a stepped engine and its metrics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ class StepReport:
     """What one rank says of a step, of its first update unless said otherwise.
 
     metrics add up over ranks: rank 0 alone tells `lr`; `clip_fraction` is the share of the step's active tokens, over
-    all later updates. `stats` are (guided, sums) per row.
+    all later updates. `stats` are (guided, sums) per row, and `logprobs` log pi_old(y|x) [T] by
+    rollout_id, of the rows that this rank ran.
     """
 
     loss: float
@@ -30,6 +31,7 @@ class StepReport:
     computed_tokens: int
     skipped_rows: int
     stats: tuple[tuple[bool, TokenStats], ...]
+    logprobs: dict[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,19 @@ class Trainer:
         rates = {"lr": self.engine.lr} if self.engine.rank == 0 else {}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
+        ran = [
+            (row, logprobs.cpu().numpy())
+            for index, batch in enumerate(batches)
+            for row, logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
+        ]
         return StepReport(
             loss=updates[0].loss,
             metrics=rates | _combine([update.metrics for update in updates], counts.kept),
             grad_norm=updates[0].grad_norm,
             computed_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
-            stats=unseen
-            + tuple(
-                (row.guided, _row_stats(row, old_logprobs.cpu().numpy()))
-                for index, batch in enumerate(batches)
-                for row, old_logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
-            ),
+            stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
+            logprobs={row.rollout_id: logprobs for row, logprobs in ran},
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:

@@ -113,8 +113,10 @@ def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) 
     result = json.loads(edge_opd("shards", str(run_dir), "--json").stdout)
     reported = lines(run_dir / "metrics.jsonl")
     for step, record in zip(result["steps"], reported, strict=True):
-        for key in ("kept", "mean_evidence", "mean_abs_evidence", "leverage", "tokens"):
-            assert step[key] == pytest.approx(record["diagnostics"]["all"][key], rel=1e-6), key
+        groups = {"guided": step.pop("guided"), "plain": step.pop("plain")}
+        assert step.pop("step") == record["step"]
+        for name, found in (groups | {"all": step}).items():
+            assert found == pytest.approx(record["diagnostics"][name], rel=1e-6), name  # agreement and k1 too
     everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
     assert everything["all"]["all"]["kept"] == 1.0
 

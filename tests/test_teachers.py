@@ -50,6 +50,19 @@ def test_a_snapshot_teacher_stays_at_its_version_and_then_takes_the_next(tmp_pat
     assert max(distances[:2]) < 1e-3 < 0.05 < distances[2]
 
 
+@pytest.mark.engine
+def test_an_averaged_teacher_follows_and_the_anchor_keeps_to_the_base(tmp_path: Path, default_model: Path) -> None:
+    settings = ("teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-3", "learner.beta_kl=0.05")
+    done = small_run(tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = tables(tmp_path / "run")
+    assert [table.column("teacher_version").to_pylist()[0] for table in written] == [0, 1]
+    base = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    assert distance_from(base, written[0].to_pylist()[0]) < 1e-3 < 0.05 < distance_from(base, written[1].to_pylist()[0])
+    anchored = [record["anchor_kl"] for record in lines(tmp_path / "run" / "metrics.jsonl")]
+    assert anchored[0] < 0.01 < anchored[1]  # the student left the base, whatever its teacher did
+
+
 def distance_from(model: Any, row: dict[str, Any]) -> float:
     """The largest difference of a row's teacher_context_logprobs from `model`'s own."""
     with torch.no_grad():

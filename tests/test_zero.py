@@ -245,6 +245,8 @@ def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
             log.close()
     text = "\n".join(Path(log.name).read_text()[-3000:] for log in logs)
     assert codes == [0] * num_ranks, f"exit codes {codes} (None: late)\n{text}"
+    left = list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
+    assert not left, f"shared memory left behind: {left}"
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
 
 

@@ -78,6 +78,21 @@ def step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[s
     return {"shapes": shapes, "before": before, "gradients": gradients, "report": report, "after": after}
 
 
+def two_steps(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Two training steps on the same rows: both reports, and the float32 master weights around them."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    def weights() -> Tensors:
+        named = engine.engine.module.causal_lm.named_parameters()
+        return {name: safe_get_full_fp32_param(param).cpu().clone() for name, param in named}
+
+    seen, reports = [weights()], []
+    for _ in range(2):
+        reports.append(trainer.step(scenario.rows))
+        seen.append(weights())
+    return {"reports": reports, "weights": seen}
+
+
 def score(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     """The learner's own log-probs of each row."""
     return {"logprobs": [trainer.score(row.prompt_ids, row.response_ids) for row in scenario.rows]}
@@ -175,7 +190,7 @@ def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 
 
 ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
-    act.__name__: act for act in (step, score, live_teacher, checkpoint, resume, load_nothing, export)
+    act.__name__: act for act in (step, two_steps, score, live_teacher, checkpoint, resume, load_nothing, export)
 }
 
 
