@@ -43,8 +43,8 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
     unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
     if asked and unanswered is not None:
         raise ValueError(
-            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one for "
-            f"every prompt with {asked[0]}"
+            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
+            f"for every prompt with {asked[0]}"
         )
 
 
