@@ -1,4 +1,4 @@
-"""The command line: edge-opd run | probe | shards | report | view | doctor | model.
+"""The command line: edge-opd run | probe | data | shards | report | view | ... (`edge-opd --help`).
 
 Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step.
 """
@@ -54,6 +54,14 @@ def _probe(arguments: argparse.Namespace) -> int:
         from cluster.metrics import probe_line
 
         print(probe_line(result))
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from cluster.data import to_text, write_openthoughts
+
+    out = Path(arguments.out)
+    print(to_text(write_openthoughts(Path(arguments.source), out, arguments.limit, arguments.seed), out))
     return 0
 
 
@@ -118,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true")
     _add_set(probe)
     probe.set_defaults(act=_probe)
+
+    data = commands.add_parser("data", help="filter a public dataset to the math task's training rows")
+    data.add_argument("dataset", choices=["openthoughts"])
+    data.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder")
+    data.add_argument("out", metavar="OUT.jsonl")
+    data.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
+    data.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    data.set_defaults(act=_data)
 
     shards = commands.add_parser("shards", help="statistics of a run's shards; recompute a mask without an engine")
     shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")
