@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     from cluster.probing import probe_model
 
-    result = probe_model(arguments.model, arguments.task, arguments.set)
+    result = probe_model(arguments.source, arguments.task, arguments.set, arguments.model, arguments.timeout)
     if arguments.json:
         print(json.dumps(result))
     else:
@@ -121,8 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_run)
 
     probe = commands.add_parser("probe", help="sample a model's answers without context and rate them")
-    probe.add_argument("model", metavar="MODEL_OR_RUN", help="a Hugging Face folder, a hub id, a run, or 'default'")
+    probe.add_argument(
+        "source",
+        metavar="MODEL_OR_RUN",
+        help="a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1",
+    )
     probe.add_argument("--task", default="identity")
+    probe.add_argument("--model", metavar="NAME", help="which of a server's models (default: its only one)")
+    probe.add_argument("--timeout", type=float, default=120.0, help="seconds for one request to a server (default 120)")
     probe.add_argument("--json", action="store_true")
     _add_set(probe)
     probe.set_defaults(act=_probe)
