@@ -1,4 +1,4 @@
-"""The command line: edge-opd run | probe | shards | report | view | doctor | model.
+"""The command line: edge-opd run | probe | data | shards | report | view | ... (`edge-opd --help`).
 
 Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step.
 """
@@ -47,13 +47,21 @@ def _run(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     from cluster.probing import probe_model
 
-    result = probe_model(arguments.model, arguments.task, arguments.set)
+    result = probe_model(arguments.source, arguments.task, arguments.set, arguments.model, arguments.timeout)
     if arguments.json:
         print(json.dumps(result))
     else:
         from cluster.metrics import probe_line
 
         print(probe_line(result))
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from cluster.data import to_text, write_openthoughts
+
+    out = Path(arguments.out)
+    print(to_text(write_openthoughts(Path(arguments.source), out, arguments.limit, arguments.seed), out))
     return 0
 
 
@@ -113,11 +121,25 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_run)
 
     probe = commands.add_parser("probe", help="sample a model's answers without context and rate them")
-    probe.add_argument("model", metavar="MODEL_OR_RUN", help="a Hugging Face folder, a hub id, a run, or 'default'")
+    probe.add_argument(
+        "source",
+        metavar="MODEL_OR_RUN",
+        help="a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1",
+    )
     probe.add_argument("--task", default="identity")
+    probe.add_argument("--model", metavar="NAME", help="which of a server's models (default: its only one)")
+    probe.add_argument("--timeout", type=float, default=120.0, help="seconds for one request to a server (default 120)")
     probe.add_argument("--json", action="store_true")
     _add_set(probe)
     probe.set_defaults(act=_probe)
+
+    data = commands.add_parser("data", help="filter a public dataset to the math task's training rows")
+    data.add_argument("dataset", choices=["openthoughts"])
+    data.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder")
+    data.add_argument("out", metavar="OUT.jsonl")
+    data.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
+    data.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    data.set_defaults(act=_data)
 
     shards = commands.add_parser("shards", help="statistics of a run's shards; recompute a mask without an engine")
     shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")

@@ -64,6 +64,7 @@ def test_the_import_contracts_hold() -> None:
         ("cluster/run.py", "import vllm", "vllm only in rollout.engine and the weight receiver"),
         ("cluster/run.py", "import deepspeed", "deepspeed only in learner.engine"),
         ("evidence/rule.py", "import matplotlib", "matplotlib only in evidence.view"),
+        ("cluster/run.py", "import inspect_ai", "inspect_ai only in cluster.inspect_task"),
     ],
 )
 def test_the_import_contracts_catch_a_forbidden_import(path: str, line: str, contract: str, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_recipe_of_the_readme_loads(tmp_path: Path) -> None:
 
 
 def test_docs_show_commands_that_exist() -> None:
-    known = set(re.findall(r"^    ([a-z]+) ", edge_opd("--help").stdout, re.MULTILINE))
+    known = set(re.findall(r"^    ([a-z]+)(?: |$)", edge_opd("--help").stdout, re.MULTILINE))
     shown = {name for doc in DOCS for name in re.findall(r"edge-opd ([a-z]+)", (ROOT / doc).read_text())}
     assert shown and shown <= known
     assert known <= shown, "a command that the docs do not show"

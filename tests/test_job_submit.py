@@ -1,7 +1,6 @@
 """`ray job submit` against a running cluster, with Ray's token authentication on, gives what a local run gives."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,17 +14,11 @@ import pytest
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from tests.runs import ROOT, SMALL, lines
+from tests.runs import ROOT, SMALL, free_port, lines
 
 pytestmark = pytest.mark.engine
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def end_session(folder: str) -> None:
