@@ -31,7 +31,7 @@ def resolve_model(path: str) -> str:
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
-    build_task(recipe.task)  # before anything starts: an empty context or a malformed prompt file
+    check_task(recipe)
     model = resolve_model(recipe.model.path)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
@@ -51,6 +51,21 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         sink.close()
         services.stop()
     return finish(recipe, model, folder)
+
+
+def check_task(recipe: Recipe) -> None:
+    """Before anything starts: an empty context, a malformed file, or a figure that the task's probe does not have.
+
+    Raises:
+        ValueError: names the key or the file and the line.
+    """
+    task = build_task(recipe.task)
+    task.training_prompts()
+    if recipe.run.require_selfname and "selfname" not in task.rates:
+        raise ValueError(
+            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
+            f"whose probe has {', '.join(task.rates)}"
+        )
 
 
 async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool) -> None:
@@ -92,7 +107,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
     write_model_card(recipe, model, folder, first, last)
     console.print(f"model: {folder.export}", soft_wrap=True)
     required = recipe.run.require_selfname
-    if last["selfname"] < required:
+    if required and last["selfname"] < required:
         console.print(f"self-name is {last['selfname']:.2f} of {last['n']} answers, expected at least {required:.2f}")
         return 1
     return 0
