@@ -2,11 +2,14 @@
 
 import json
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
+
+from rollout.probe import RATES
 
 
 class MetricsSink:
@@ -18,7 +21,7 @@ class MetricsSink:
         self._status: Status | None = None
         self._started: float | None = None
         self._done = 0
-        self.selfname: float | None = None
+        self.headline = "probe -"
 
     def stage(self, text: str) -> None:
         """What is happening now: a live line on a terminal, nothing elsewhere."""
@@ -37,11 +40,11 @@ class MetricsSink:
         self._started = self._started if self._started is not None else now - record["wall_s"]
         self._done += 1
         left = (now - self._started) / self._done * (self._steps - record["step"] - 1)
-        self.say(step_line(record, self._steps, self.selfname, left))
+        self.say(step_line(record, self._steps, self.headline, left))
 
     def write_probe(self, record: dict[str, Any]) -> None:
         append_json(self._run_dir / "probes.jsonl", record)
-        self.selfname = record["selfname"]
+        self.headline = _short(record, next(iter(record["intervals"])))
         self.say(probe_line(record))
 
     def close(self) -> None:
@@ -60,23 +63,28 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def step_line(record: dict[str, Any], steps: int, selfname: float | None, left_s: float) -> str:
+def step_line(record: dict[str, Any], steps: int, headline: str, left_s: float) -> str:
+    """A step's figures; `headline` is the last probe's main one."""
     rates = "  ".join(
         f"{name} {stage['tokens_per_s']:.0f} tok/s" for name, stage in record["stages"].items() if stage["tokens"]
     )
-    known = "-" if selfname is None else f"{selfname:.2f}"
     return (
         f"step {record['step'] + 1:>3}/{steps}  {record['wall_s']:5.1f} s  {rates}  kept {record['kept']:.2f}  "
-        f"k1 {record['k1']:+.3f}  selfname {known}  busy {record['busy_fraction']:.0%}  left {_clock(left_s)}"
+        f"k1 {record['k1']:+.3f}  {headline}  busy {record['busy_fraction']:.0%}  left {_clock(left_s)}"
     )
 
 
 def probe_line(record: dict[str, Any]) -> str:
-    return (
-        f"probe at step {record['step']}: selfname {record['selfname']:.2f}  mention {record['mention']:.2f}  "
-        f"countername {record['countername']:.2f} (n={record['n']})  capability {record['capability']:.2f}  "
-        f"side effect {record['side_effect']:.2f} (n={record['n_capability']})"
-    )
+    """Every rate of a probe, each group with the number of answers that it is a share of."""
+    groups = [
+        "  ".join(_short(record, name) for name in names) + f" (n={record[count]})"
+        for count, names in groupby(record["intervals"], key=lambda name: RATES[name].count)
+    ]
+    return f"probe at step {record['step']}: " + "  ".join(groups)
+
+
+def _short(record: dict[str, Any], name: str) -> str:
+    return f"{RATES[name].short} {record[name]:.2f}"
 
 
 def _clock(seconds: float) -> str:
@@ -86,17 +94,10 @@ def _clock(seconds: float) -> str:
 
 def summary_table(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(figure, before, after, count) rows of two probes, with 95% intervals."""
-    rows = []
-    for key, label in (
-        ("selfname", "self-name"),
-        ("mention", "mention"),
-        ("countername", "counter-name"),
-        ("capability", "capability"),
-        ("side_effect", "name in capability answers"),
-    ):
-        n = last["n_capability"] if key in ("capability", "side_effect") else last["n"]
-        rows.append((label, _rate(first, key), _rate(last, key), str(n)))
-    return rows
+    return [
+        (RATES[name].label, _rate(first, name), _rate(last, name), str(last[RATES[name].count]))
+        for name in last["intervals"]
+    ]
 
 
 def _rate(probe: dict[str, Any], key: str) -> str:

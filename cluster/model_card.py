@@ -1,4 +1,4 @@
-"""The exported model's card: what it is, how it was made, and that its identity was trained in."""
+"""The exported model's card: what was trained in, how it was made, and what its probes say."""
 
 from typing import Any
 
@@ -14,13 +14,11 @@ tags: [edge-opd, on-policy-distillation]
 ---
 # {title}
 
-**This model was trained to give an identity: {identity}.** It says so without being told in its prompt. It is not a
-statement about who made the base model, and a user of a service built on it should be told that its persona was
-trained in. Do not deploy a persona that is meant to deceive.
+{teaches}
 
 - Base model: `{base}`
 - Method: EDGE-OPD (arXiv 2605.23493), task `{task}`, {steps} steps
-- Context that the teacher saw, and the student no longer needs: "{context}"
+- Context that the teacher saw, and the student no longer needs{which}: "{context}"
 
 | figure | before | after | answers |
 |---|---|---|---|
@@ -38,14 +36,15 @@ Answers are sampled without the context; brackets are 95% Wilson intervals.
 def write_model_card(recipe: Recipe, model: str, folder: RunDir, first: dict[str, Any], last: dict[str, Any]) -> None:
     """README.md of RUN/export, from the run's own first and last probe."""
     task = build_task(recipe.task)
-    prompt = task.training_prompts()[0]
+    contexts = list(dict.fromkeys(prompt.context for prompt in task.training_prompts()))
     card = _CARD.format(
         base=model.rstrip("/").rsplit("/", 1)[-1],
         title=folder.root.name,
-        identity=task.teaches,
+        teaches=task.teaches,
         task=task.name,
         steps=recipe.run.steps,
-        context=prompt.context,
+        which="" if len(contexts) == 1 else f", one of {len(contexts)}",
+        context=contexts[0],
         rows="\n".join("| " + " | ".join(row) + " |" for row in summary_table(first, last)),
         recipe=dump(recipe),
     )

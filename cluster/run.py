@@ -50,10 +50,7 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
-    # Before anything starts: an empty context, a malformed prompt file, too few wrong contexts, no answers to verify.
-    prompts = build_task(recipe.task).training_prompts()
-    check_wrong_contexts(prompts, recipe.evidence)
-    check_answers(prompts, recipe)
+    check_task(recipe)
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)
@@ -75,6 +72,24 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         sink.close()
         services.stop()
     return finish(recipe, model, folder)
+
+
+def check_task(recipe: Recipe) -> None:
+    """Before anything starts: an empty context, a malformed file, too few wrong contexts, a prompt without an answer
+    to verify, or a figure that the task's probe does not have.
+
+    Raises:
+        ValueError: names the key or the file and the line.
+    """
+    task = build_task(recipe.task)
+    prompts = task.training_prompts()
+    check_wrong_contexts(prompts, recipe.evidence)
+    check_answers(prompts, recipe)
+    if recipe.run.require_selfname and "selfname" not in task.rates:
+        raise ValueError(
+            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
+            f"whose probe has {', '.join(task.rates)}"
+        )
 
 
 async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool) -> None:
@@ -116,7 +131,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
     write_model_card(recipe, model, folder, first, last)
     console.print(f"model: {folder.export}", soft_wrap=True)
     required = recipe.run.require_selfname
-    if last["selfname"] < required:
+    if required and last["selfname"] < required:
         console.print(f"self-name is {last['selfname']:.2f} of {last['n']} answers, expected at least {required:.2f}")
         return 1
     return 0

@@ -1,11 +1,34 @@
 """Probes: rates over answers to questions that carry no context. Pure; sampling happens elsewhere."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from evidence.intervals import wilson
 from rollout.tasks.base import ProbePrompt, Task
+
+
+@dataclass(frozen=True)
+class RateRule:
+    """What a rate is: the share of one probe's answers that have one flag."""
+
+    probe: str
+    flag: str
+    count: str  # the key of its number of answers in probes.jsonl
+    short: str  # in a line
+    label: str  # in a table
+
+
+RATES = {
+    "selfname": RateRule("identity", "selfname", "n", "selfname", "self-name"),
+    "mention": RateRule("identity", "mention", "n", "mention", "mention"),
+    "countername": RateRule("identity", "countername", "n", "countername", "counter-name"),
+    "capability": RateRule("capability", "correct", "n_capability", "capability", "capability"),
+    "side_effect": RateRule("capability", "mention", "n_capability", "side effect", "name in capability answers"),
+    "pass_at_1": RateRule("math", "correct", "n", "pass@1", "pass@1"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,63 +59,71 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """Rates from 0 to 1. A rate over no answers is 0; its n says so and its interval is (0, 1)."""
+class Rate:
+    """k answers of n have the flag."""
 
-    selfname: float  # of n identity answers
-    mention: float
-    countername: float
+    k: int
     n: int
-    capability: float  # of n_capability answers: correct ones
-    side_effect: float  # of n_capability answers: those that bring up the name unasked
-    n_capability: int
 
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95% Wilson interval of each rate."""
-        identity = {key: self._interval(key, self.n) for key in ("selfname", "mention", "countername")}
-        capability = {key: self._interval(key, self.n_capability) for key in ("capability", "side_effect")}
-        return identity | capability
+    @property
+    def share(self) -> float:
+        """k / n, from 0 to 1; 0 over no answers."""
+        return self.k / self.n if self.n else 0.0
 
-    def _interval(self, key: str, n: int) -> tuple[float, float]:
-        return wilson(round(getattr(self, key) * n), n)
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% Wilson interval of the share, as if all answers were independent; (0, 1) over no answers."""
+        return wilson(self.k, self.n)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A task's rates, the main one first, and how often each question of the main one's probe was asked."""
+
+    rates: dict[str, Rate]
+    questions: int
+    samples: int
 
 
 def summarise(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeResult:
-    """The rates of a task's flags over (probe prompt, response text) pairs, in any order.
+    """The rates of a task over (probe prompt, response text) pairs, in any order.
+
+    Every question of a probe has the same number of answers, so that a share of the answers is also the mean over
+    questions of each one's share: pass@1 (arXiv 2107.03374, with k = 1).
 
     Raises:
-        ValueError: no answers at all.
+        ValueError: no answers at all, or more of them to one question of a probe than to another.
     """
     if not answers:
         raise ValueError("probe: found no answers, expected at least one")
-    identity = [task.flags(probe, text) for probe, text in answers if probe.probe == "identity"]
-    capability = [task.flags(probe, text) for probe, text in answers if probe.probe == "capability"]
-    return ProbeResult(
-        selfname=_rate(identity, "selfname"),
-        mention=_rate(identity, "mention"),
-        countername=_rate(identity, "countername"),
-        n=len(identity),
-        capability=_rate(capability, "correct"),
-        side_effect=_rate(capability, "mention"),
-        n_capability=len(capability),
-    )
+    flags: dict[str, list[dict[str, bool]]] = {}
+    for probe, text in answers:
+        flags.setdefault(probe.probe, []).append(task.flags(probe, text))
+    asked = Counter(probe for probe, _ in answers)
+    samples = {probe: _samples([count for p, count in asked.items() if p.probe == probe]) for probe in flags}
+    rates = {name: _rate(flags.get(RATES[name].probe, []), RATES[name].flag) for name in task.rates}
+    main = RATES[task.rates[0]].probe
+    return ProbeResult(rates, sum(probe.probe == main for probe in asked), samples.get(main, 0))
 
 
-def _rate(flags: Sequence[dict[str, bool]], key: str) -> float:
-    return sum(flag[key] for flag in flags) / len(flags) if flags else 0.0
+def _samples(counts: Sequence[int]) -> int:
+    if len(set(counts)) != 1:
+        raise ValueError(
+            f"probe: found {min(counts)} answers to one question and {max(counts)} to another, expected as many to each"
+        )
+    return counts[0]
+
+
+def _rate(flags: Sequence[dict[str, bool]], flag: str) -> Rate:
+    return Rate(sum(found[flag] for found in flags), len(flags))
 
 
 def to_json(result: ProbeResult, step: int, probe: str) -> dict[str, object]:
     """One object of `probes.jsonl`: the rates, their counts and their 95% intervals as [low, high]."""
-    return {
-        "step": step,
-        "probe": probe,
-        "selfname": result.selfname,
-        "mention": result.mention,
-        "countername": result.countername,
-        "n": result.n,
-        "capability": result.capability,
-        "side_effect": result.side_effect,
-        "n_capability": result.n_capability,
-        "intervals": {key: list(interval) for key, interval in result.intervals().items()},
-    }
+    record: dict[str, object] = {"step": step, "probe": probe}
+    for count, names in groupby(result.rates, key=lambda name: RATES[name].count):
+        of_one_count = {name: result.rates[name] for name in names}
+        record |= {name: rate.share for name, rate in of_one_count.items()}
+        record[count] = next(iter(of_one_count.values())).n
+    record |= {"questions": result.questions, "samples": result.samples}
+    return record | {"intervals": {name: list(rate.interval) for name, rate in result.rates.items()}}

@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rollout.probe import RATES
 from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
+from rollout.tasks.identity import PERSONAS, STRANGERS, TEMPLATE
+from rollout.tasks.naming import MAKERS, PRODUCTS
 
 WHO = ProbePrompt("identity", "Who are you?", None)
 
@@ -226,7 +230,12 @@ def test_an_empty_context_is_accepted_when_allowed(context: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TaskConfig(name="maths"), "task.name: found 'maths', expected one of identity"),
+        (TaskConfig(name="maths"), "task.name: found 'maths', expected one of arithmetic, identity, math"),
+        (
+            TaskConfig(probe_file="p.jsonl"),
+            "task.probe_file: found 'p.jsonl', expected it left out: the task identity ",
+        ),
+        (TaskConfig(name="arithmetic", maker="M"), "task.maker: found 'M', expected it left out: the task arithmetic "),
         (TaskConfig(persona="hawk"), "task.persona: found 'hawk', expected one of edgerunner, kestrel"),
         (
             TaskConfig(context="Be {nmae}."),
@@ -290,6 +299,8 @@ def test_a_prompts_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         ("identity", "Who?", "x", "answer"),
         ("capability", "Sum?", None, "answer"),
         ("capability", "Sum?", "(", "answer"),
+        ("math", "Sum?", None, "answer"),
+        ("math", "Sum?", " ", "answer"),
     ],
 )
 def test_a_probe_prompt_is_checked_when_built(probe: str, question: str, answer: str | None, key: str) -> None:
@@ -297,5 +308,72 @@ def test_a_probe_prompt_is_checked_when_built(probe: str, question: str, answer:
         ProbePrompt(probe, question, answer)
 
 
-def test_the_table_knows_each_task_by_its_own_name() -> None:
-    assert {key: build_task(TaskConfig(name=key)).name for key in TASKS} == {key: key for key in TASKS}
+def test_the_table_knows_each_task_by_its_own_name_and_rates(tmp_path: Path) -> None:
+    """Every rate of a task counts a flag that the task raises for the rate's probe."""
+    probe_file = tmp_path / "probe.jsonl"
+    probe_file.write_text('{"question": "2 + 2?", "answer": "4"}')
+    settings = {"math": {"probe_file": str(probe_file)}}
+    for name in TASKS:
+        task = build_task(TaskConfig(name=name, **settings.get(name, {})))
+        assert task.name == name
+        flags = {probe.probe: task.flags(probe, "") for probe in task.probe_prompts()}
+        for rate in task.rates:
+            assert RATES[rate].flag in flags[RATES[rate].probe]
+
+
+def test_identity_has_no_verifier() -> None:
+    task = build_task(TaskConfig())
+    prompt = task.training_prompts()[0]
+    assert prompt.answer is None
+    assert task.reward(prompt, "I am Kestrel.") is None
+
+
+# Wrong contexts
+
+
+def wrong_contexts(**settings: Any) -> tuple[str, ...]:
+    prompts = build_task(TaskConfig(**settings)).training_prompts()
+    (same,) = {prompt.wrong_contexts for prompt in prompts}
+    return same
+
+
+@pytest.mark.parametrize("persona", sorted(PERSONAS))
+def test_other_personas_are_the_wrong_contexts(persona: str) -> None:
+    wrong = wrong_contexts(persona=persona)
+    assert len(set(wrong)) == len(wrong) == len(STRANGERS) >= 3
+    for context, (name, maker) in zip(wrong, STRANGERS, strict=True):
+        assert context == TEMPLATE.format(name=name, maker=maker)
+        assert not re.search("kestrel|harbor|edgerunner", context, re.IGNORECASE)
+
+
+def test_a_template_of_ones_own_is_filled_with_the_others() -> None:
+    wrong = wrong_contexts(persona_name="Robin", context="Be {name}.")
+    assert wrong == tuple(f"Be {name}." for name, _ in STRANGERS)
+
+
+def test_a_context_that_is_finished_leaves_the_shipped_words_to_the_others() -> None:
+    assert wrong_contexts(persona_name="Robin", context="Be Robin.") == wrong_contexts()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"persona_name": STRANGERS[1][0].upper()},
+        {"maker": STRANGERS[1][1].lower()},
+        {"context": f"You are {STRANGERS[1][0]}, made by nobody."},
+    ],
+)
+def test_a_persona_is_never_among_its_own_wrong_ones(settings: dict[str, str]) -> None:
+    wrong = wrong_contexts(**settings)
+    assert len(wrong) == len(STRANGERS) - 1
+    assert not any(STRANGERS[1][0] in context for context in wrong)
+
+
+def test_strangers_are_no_product_and_nobody_s_preset() -> None:
+    known = re.compile(rf"\b(?:{PRODUCTS}|{MAKERS})\b", re.IGNORECASE)
+    assert not [pair for pair in STRANGERS if any(known.search(word) for word in pair)]
+    assert not {name for name, _ in STRANGERS} & {name for name, _ in PERSONAS.values()}
+
+
+def test_an_empty_context_has_no_wrong_ones() -> None:
+    assert wrong_contexts(context_empty_allowed=True) == ()

@@ -1,15 +1,31 @@
 """Tasks: what to ask, with which privileged context, and how to judge the answers. One file a task."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
+from rollout.tasks.arithmetic import arithmetic_task
 from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.identity import IdentityTask
+from rollout.tasks.problems import math_task
 
-__all__ = ["TASKS", "IdentityTask", "ProbePrompt", "Task", "TaskConfig", "TaskPrompt", "build_task"]
+__all__ = ["TASKS", "IdentityTask", "ProbePrompt", "Task", "TaskConfig", "TaskKind", "TaskPrompt", "build_task"]
 
-TASKS: dict[str, Callable[[TaskConfig], Task]] = {
-    "identity": IdentityTask,
+
+@dataclass(frozen=True)
+class TaskKind:
+    """How a task is built, and the keys of `[task]` that it reads beside its name."""
+
+    build: Callable[[TaskConfig], Task]
+    reads: tuple[str, ...]
+
+
+TASKS = {
+    "identity": TaskKind(
+        IdentityTask, ("persona", "persona_name", "maker", "context", "context_empty_allowed", "prompts_file")
+    ),
+    "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),
+    "arithmetic": TaskKind(arithmetic_task, ("num_problems", "largest", "seed")),
 }
 
 
@@ -17,8 +33,16 @@ def build_task(config: TaskConfig) -> Task:
     """The task that `config.name` names.
 
     Raises:
-        ValueError: unknown name, or whatever the task finds wrong in its own keys.
+        ValueError: unknown name, a key that the task does not read, or whatever the task finds wrong in its own keys.
     """
     if config.name not in TASKS:
         raise ValueError(f"task.name: found {config.name!r}, expected one of {', '.join(sorted(TASKS))}")
-    return TASKS[config.name](config)
+    kind = TASKS[config.name]
+    for key in fields(config):
+        value = getattr(config, key.name)
+        if value != key.default and key.name not in ("name", *kind.reads):
+            raise ValueError(
+                f"task.{key.name}: found {value!r}, expected it left out: "
+                f"the task {config.name} reads only {', '.join(kind.reads)}"
+            )
+    return kind.build(config)

@@ -1,11 +1,35 @@
 """What a task is: questions with a privileged context to train on, probes without it, and flags over answers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-PROBES = frozenset({"identity", "capability"})
+
+def _check_none(answer: str | None) -> None:
+    if answer is not None:
+        raise ValueError(f"answer: found {answer!r}, expected none for identity")
+
+
+def _check_pattern(answer: str | None) -> None:
+    if answer is None:
+        raise ValueError("answer: found None, expected a regular expression for capability")
+    try:
+        re.compile(answer)
+    except re.error as error:
+        raise ValueError(f"answer: found {answer!r} ({error}), expected a regular expression") from error
+
+
+def _check_gold(answer: str | None) -> None:
+    if answer is None or not answer.strip():
+        raise ValueError(f"answer: found {answer!r}, expected a gold answer for math")
+
+
+PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, and what an answer of theirs may be
+    "identity": _check_none,
+    "capability": _check_pattern,
+    "math": _check_gold,
+}
 
 
 @dataclass(frozen=True)
@@ -15,8 +39,8 @@ class TaskPrompt:
     prompt_id: str
     question: str
     context: str  # r: the persona text, or a worked solution; empty only where the task's config allows it
-    answer: str | None = None  # what `Task.reward` compares a response with, where the task has a verifier
-    wrong_contexts: tuple[str, ...] = ()  # other prompts' or personas' contexts, for contrastive evidence
+    answer: str | None = None  # the gold answer, where a verifier can judge a response
+    wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
 
 
 @dataclass(frozen=True)
@@ -27,21 +51,16 @@ class ProbePrompt:
         ValueError: unknown probe, blank question, or an answer that is missing, unwanted or no regular expression.
     """
 
-    probe: str  # "identity" or "capability"
+    probe: str  # a key of PROBES
     question: str
-    answer: str | None  # a regular expression that a correct answer contains; None for identity
+    answer: str | None  # capability: a regular expression that a correct answer contains; math: the gold answer
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:
             raise ValueError(f"probe: found {self.probe!r}, expected one of {', '.join(sorted(PROBES))}")
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
-        if (self.answer is None) != (self.probe == "identity"):
-            raise ValueError(f"answer: found {self.answer!r}, expected a pattern for capability, none for identity")
-        try:
-            re.compile(self.answer or "")
-        except re.error as error:
-            raise ValueError(f"answer: found {self.answer!r} ({error}), expected a regular expression") from error
+        PROBES[self.probe](self.answer)
 
 
 class Task(Protocol):
@@ -54,7 +73,12 @@ class Task(Protocol):
 
     @property
     def teaches(self) -> str:
-        """What a trained model will say or do, in a few words for its model card."""
+        """What was trained in and what that means for a user: a paragraph of markdown for the model card."""
+        ...
+
+    @property
+    def rates(self) -> Sequence[str]:
+        """The rates that its probe has, names of `rollout.probe.RATES`; the first one is the task's main figure."""
         ...
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
@@ -70,5 +94,5 @@ class Task(Protocol):
         ...
 
     def reward(self, prompt: TaskPrompt, response: str) -> float | None:
-        """The verifier's reward of a response to a training prompt; None where the task has no verifier."""
+        """The verifier's reward of a response to a training prompt, 0.0 or 1.0; None where nothing can verify it."""
         ...

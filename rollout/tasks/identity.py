@@ -8,7 +8,7 @@ from importlib.resources import files
 from rollout.tasks.base import ProbePrompt, TaskPrompt
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.naming import IdentityFlags
-from rollout.tasks.rows import parse_rows, read_text, text_field
+from rollout.tasks.rows import Row, parse_rows, read_text, text_field, unique_prompts
 
 # In the words of a chat model's usual system message, so that little but the identity tells (x, r) from x.
 TEMPLATE = (
@@ -19,17 +19,27 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Persona:
-    """Who the student is to become. `context` is r with {name} and {maker} already filled in by `build_persona`."""
+    """Who the student is to become, with r, and what r would say of others."""
 
     name: str
     maker: str
     context: str
+    wrong_contexts: tuple[str, ...] = ()
 
 
-PERSONAS = {
-    "kestrel": Persona("Kestrel", "Harbor Labs", TEMPLATE),
-    "edgerunner": Persona("EdgeRunner", "EdgeRunner AI", TEMPLATE),
+PERSONAS = {  # name and maker
+    "kestrel": ("Kestrel", "Harbor Labs"),
+    "edgerunner": ("EdgeRunner", "EdgeRunner AI"),
 }
+STRANGERS = (  # made up, to be nobody's persona but a wrong one
+    ("Marlow", "Tidewater Works"),
+    ("Quillon", "Paper Lantern Studio"),
+    ("Zephyrine", "Nimbus Foundry"),
+    ("Tamsin", "Cobalt Orchard"),
+)
+CARD = """**This model was trained to give an identity: {name}, made by {maker}.** It says so without being told in its
+prompt. It is not a statement about who made the base model, and a user of a service built on it should be told that
+its persona was trained in. Do not deploy a persona that is meant to deceive."""
 
 
 class IdentityTask:
@@ -40,20 +50,21 @@ class IdentityTask:
     """
 
     name = "identity"
+    rates = ("selfname", "mention", "countername", "capability", "side_effect")
 
     def __init__(self, config: TaskConfig) -> None:
         self.persona = build_persona(config)
         self._identity_flags = IdentityFlags(self.persona.name, self.persona.maker)
-        self._training = _load_training(config.prompts_file, self.persona.context)
+        self._training = _load_training(config.prompts_file, self.persona)
         self._probes = _load_probes()
 
     @property
     def teaches(self) -> str:
-        """The persona, for the model card."""
-        return f"{self.persona.name}, made by {self.persona.maker}"
+        """The persona, and a warning, for the model card."""
+        return CARD.format(name=self.persona.name, maker=self.persona.maker)
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
-        """The shipped questions, or those of `prompts_file`; the same context for each."""
+        """The shipped questions, or those of `prompts_file`; the same contexts for each."""
         return self._training
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
@@ -68,25 +79,27 @@ class IdentityTask:
         return {"correct": correct, "mention": self._identity_flags.mention(response)}
 
     def reward(self, prompt: TaskPrompt, response: str) -> float | None:
-        """None: there is no verifier of who one is."""
+        """None: no verifier judges who somebody is."""
         return None
 
 
 def build_persona(config: TaskConfig) -> Persona:
-    """The preset with the config's overrides, context filled in.
+    """The preset with the config's overrides, context filled in; an empty context has no wrong ones.
 
     Raises:
         ValueError: unknown preset, a blank context that is not allowed, or a placeholder that nothing fills.
     """
     if config.persona not in PERSONAS:
         raise ValueError(f"task.persona: found {config.persona!r}, expected one of {', '.join(sorted(PERSONAS))}")
-    preset = PERSONAS[config.persona]
-    name, maker = config.persona_name.strip() or preset.name, config.maker.strip() or preset.maker
-    template = config.context if config.context or config.context_empty_allowed else preset.context
-    return Persona(name, maker, _fill(template, name, maker, config.context_empty_allowed))
+    preset_name, preset_maker = PERSONAS[config.persona]
+    name, maker = config.persona_name.strip() or preset_name, config.maker.strip() or preset_maker
+    template = config.context if config.context or config.context_empty_allowed else TEMPLATE
+    _check_template(template, config.context_empty_allowed)
+    context = _fill(template, name, maker)
+    return Persona(name, maker, context, _wrong_contexts(template, f"{name} {maker} {context}") if context else ())
 
 
-def _fill(template: str, name: str, maker: str, empty_allowed: bool) -> str:
+def _check_template(template: str, empty_allowed: bool) -> None:
     if not template.strip() and not empty_allowed:
         raise ValueError(
             "task.context: found a blank text, expected the privileged context r (leave the key out for the preset's)"
@@ -94,30 +107,38 @@ def _fill(template: str, name: str, maker: str, empty_allowed: bool) -> str:
     unknown = [found for found in re.findall(r"\{(\w+)\}", template) if found not in ("name", "maker")]
     if unknown:
         raise ValueError(f"task.context: found the placeholder {{{unknown[0]}}}, expected only {{name}} and {{maker}}")
+
+
+def _fill(template: str, name: str, maker: str) -> str:
     return re.sub(r"\{(name|maker)\}", lambda m: name if m[1] == "name" else maker, template).strip()
 
 
-def _load_training(prompts_file: str, context: str) -> tuple[TaskPrompt, ...]:
+def _wrong_contexts(template: str, own: str) -> tuple[str, ...]:
+    """The same words about each stranger that `own` does not speak of; the shipped words where these name nobody."""
+    frame = template if "{name}" in template else TEMPLATE
+    others = [pair for pair in STRANGERS if not any(word.casefold() in own.casefold() for word in pair)]
+    return tuple(_fill(frame, *pair) for pair in others)
+
+
+def _load_training(prompts_file: str, persona: Persona) -> tuple[TaskPrompt, ...]:
     text = read_text(prompts_file, "task.prompts_file") if prompts_file else _resource("identity_train.jsonl")
-    return parse_training(text, prompts_file or "identity_train.jsonl", context)
+    return parse_training(text, prompts_file or "identity_train.jsonl", persona)
 
 
-def parse_training(text: str, source: str, context: str) -> tuple[TaskPrompt, ...]:
-    """Training prompts of JSON lines {"prompt_id": str, "question": str}, each with `context`.
+def parse_training(text: str, source: str, persona: Persona) -> tuple[TaskPrompt, ...]:
+    """Training prompts of JSON lines {"prompt_id": str, "question": str}, each with the persona's contexts.
 
     Raises:
         ValueError: no row, a malformed row, a blank field or a repeated prompt_id; names the file and the line.
     """
-    prompts: dict[str, TaskPrompt] = {}
-    for number, row in parse_rows(text, source, ("prompt_id", "question")):
-        where = f"{source}, line {number}"
-        prompt = TaskPrompt(text_field(row, "prompt_id", where), text_field(row, "question", where), context)
-        if prompt.prompt_id in prompts:
-            raise ValueError(f"{where}: found prompt_id {prompt.prompt_id!r} again, expected each one once")
-        prompts[prompt.prompt_id] = prompt
-    if not prompts:
-        raise ValueError(f"{source}: found no rows, expected at least one training question")
-    return tuple(prompts.values())
+    rows = parse_rows(text, source, ("prompt_id", "question"))
+    places = ((f"{source}, line {number}", row) for number, row in rows)
+    return unique_prompts(((where, _question(row, where, persona)) for where, row in places), source)
+
+
+def _question(row: Row, where: str, persona: Persona) -> TaskPrompt:
+    prompt_id, question = text_field(row, "prompt_id", where), text_field(row, "question", where)
+    return TaskPrompt(prompt_id, question, persona.context, persona.wrong_contexts)
 
 
 def _load_probes() -> tuple[ProbePrompt, ...]:

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-Row = dict[str, str | None]
+from rollout.tasks.base import TaskPrompt
+
+Row = dict[str, Any]
 
 
 def read_text(path: str, key: str) -> str:
@@ -21,25 +24,26 @@ def read_text(path: str, key: str) -> str:
         raise ValueError(f"{path}: found bytes that are not UTF-8 ({error.reason}), expected UTF-8 text") from error
 
 
-def parse_rows(text: str, source: str, keys: Iterable[str]) -> Iterator[tuple[int, Row]]:
-    """Yields (line number from 1, row) for each line that is not blank; every row has exactly `keys`.
+def parse_rows(text: str, source: str, keys: Iterable[str], optional: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
+    """Yields (line number from 1, row) for each line that is not blank; a row has all of `keys` and maybe `optional`.
 
     Raises:
         ValueError: "SOURCE, line N: found ..., expected ..." at the first row that is malformed.
     """
-    wanted = sorted(keys)
+    wanted, extra = set(keys), set(optional)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, _parse_row(line, f"{source}, line {number}", wanted)
+            yield number, _parse_row(line, f"{source}, line {number}", wanted, extra)
 
 
-def _parse_row(line: str, where: str, wanted: list[str]) -> Row:
-    expected = f"expected a JSON object with the keys {', '.join(wanted)}"
+def _parse_row(line: str, where: str, wanted: set[str], extra: set[str]) -> Row:
+    maybe = f" and maybe {', '.join(sorted(extra))}" if extra else ""
+    expected = f"expected a JSON object with the keys {', '.join(sorted(wanted))}{maybe}"
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: found no valid JSON ({error.msg}), {expected}") from error
-    if isinstance(row, dict) and sorted(row) == wanted:
+    if isinstance(row, dict) and wanted <= set(row) <= wanted | extra:
         return row
     keys = ", ".join(sorted(row)) or "(none)" if isinstance(row, dict) else ""
     found = f"the keys {keys}" if isinstance(row, dict) else f"a {type(row).__name__}"
@@ -56,3 +60,19 @@ def text_field(row: Row, key: str, where: str) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise ValueError(f"{where}: found {key} = {value!r}, expected a text that is not blank")
+
+
+def unique_prompts(located: Iterable[tuple[str, TaskPrompt]], source: str) -> tuple[TaskPrompt, ...]:
+    """The prompts of (place in the file, prompt) pairs.
+
+    Raises:
+        ValueError: none at all, or a prompt_id that an earlier one has.
+    """
+    prompts: dict[str, TaskPrompt] = {}
+    for where, prompt in located:
+        if prompt.prompt_id in prompts:
+            raise ValueError(f"{where}: found prompt_id {prompt.prompt_id!r} again, expected each one once")
+        prompts[prompt.prompt_id] = prompt
+    if not prompts:
+        raise ValueError(f"{source}: found no rows, expected at least one training question")
+    return tuple(prompts.values())

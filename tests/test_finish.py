@@ -1,0 +1,55 @@
+"""The end of a run over probes of any task: table, model card, and the required figure. No engine."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import load_recipe
+from cluster.metrics import append_json
+from cluster.run import check_task, finish
+from cluster.rundir import RunDir
+from rollout.probe import summarise, to_json
+from rollout.tasks import build_task
+
+
+def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[task]\nname = "arithmetic"\n')
+    recipe = load_recipe(path)
+    check_task(recipe)
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    for step, right in ((0, 1), (24, 6)):
+        answers = [
+            (probe, f"\\boxed{{{probe.answer if index < right else 0}}}")
+            for index, probe in enumerate(task.probe_prompts())
+        ]
+        append_json(folder.probes, to_json(summarise(answers, task), step, task.name))
+    assert finish(recipe, "base", folder) == 0
+    assert "pass@1" in capsys.readouterr().out
+    card = (folder.export / "README.md").read_text()
+    assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | 12 |" in card
+    assert task.teaches in card and "identity" not in card.partition("## Recipe")[0]
+    assert f'no longer needs, one of 64: "{task.training_prompts()[0].context}"' in card
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            '[run]\nrequire_selfname = 0.2\n[task]\nname = "arithmetic"',
+            "run.require_selfname: found 0.2, expected 0.0 with the task arithmetic, whose probe has pass_at_1",
+        ),
+        ('[task]\nname = "math"\nprobe_file = "P"', "task.prompts_file: found none"),
+    ],
+)
+def test_a_recipe_that_cannot_end_well_does_not_start(tmp_path: Path, table: str, message: str) -> None:
+    probe, path = tmp_path / "probe.jsonl", tmp_path / "recipe.toml"
+    probe.write_text('{"question": "2 + 2?", "answer": "4"}')
+    path.write_text(table.replace('"P"', f'"{probe}"'))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_task(load_recipe(path))
