@@ -5,7 +5,6 @@ and `default`, a conversation whose answer holds tagged thought and solution.
 """
 
 import heapq
-import logging
 import random
 import re
 from collections import Counter
@@ -13,12 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# It warns that its timeout is off, which is on purpose.
-logging.getLogger("math_verify.parser").setLevel(logging.ERROR)
+from rollout.tasks.boxed import is_single_expression, last_boxed
 
 MAX_PROBLEM_CHARS = 4096
 MAX_REASONING_CHARS = 6000
-MAX_ANSWER_CHARS = 200  # the parser has no deadline: a longer text is no single expression, and may take it minutes
 
 # What the default layout puts before a problem; the metadata layout does not.
 INSTRUCTION = r"Return your final response within \boxed{}."
@@ -44,14 +41,15 @@ class Layout:
 def _read_metadata(row: Mapping[str, Any]) -> Example:
     """The reference solution is the ground truth where that boxes its answer, else DeepSeek's, checked against it."""
     answer = last_boxed(row["ground_truth_solution"] or "") or last_boxed(row["deepseek_solution"] or "")
-    return Example((row["problem"] or "").strip(), (row["deepseek_reasoning"] or "").strip(), answer)
+    return Example((row["problem"] or "").strip(), (row["deepseek_reasoning"] or "").strip(), (answer or "").strip())
 
 
 def _read_default(row: Mapping[str, Any]) -> Example:
     said = {turn["from"]: turn["value"] or "" for turn in row["conversations"] or ()}
     problem = said.get("user", "").strip().removeprefix(INSTRUCTION).strip()
     reply = said.get("assistant", "")
-    return Example(problem, _tagged(reply, "thought"), last_boxed(_tagged(reply, "solution")))
+    answer = last_boxed(_tagged(reply, "solution")) or ""
+    return Example(problem, _tagged(reply, "thought"), answer.strip())
 
 
 def _tagged(text: str, tag: str) -> str:
@@ -65,49 +63,13 @@ LAYOUTS = {
 }
 
 
-def last_boxed(text: str) -> str:
-    r"""The content of the last \boxed{...}, braces inside it included; "" where there is none that closes."""
-    starts = [found.end() for found in re.finditer(r"\\boxed\s*\{", text)]
-    return _to_closing_brace(text[starts[-1] :]).strip() if starts else ""
-
-
-def _to_closing_brace(text: str) -> str:
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # \{ and \} are text
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[: brace.start()]
-    return ""
-
-
-def is_one_expression(answer: str) -> bool:
-    """Whether an answer is a number, a fraction or one expression; `x = 5` is its right side.
-
-    Sets, tuples, intervals, matrices and inequalities are not, nor are letters alone: a choice or a word.
-    """
-    words = re.sub(r"\\(?:text|math)\w*(?=\s*\{)", "", answer)
-    if len(answer) > MAX_ANSWER_CHARS or re.fullmatch(r"[\sA-Za-z{}().,$]*", words):
-        return False
-    import sympy
-    from math_verify import LatexExtractionConfig, parse
-
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
-    # Without its own timeout, which is a signal of the main thread.
-    values = parse(rf"\boxed{{{answer}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
-    if len(values) != 1:
-        return False
-    named = isinstance(values[0], sympy.Eq) and isinstance(values[0].lhs, sympy.Symbol)
-    value = values[0].rhs if named else values[0]
-    return isinstance(value, sympy.Expr) and not value.has(sympy.zoo, sympy.nan)
-
-
 # What a row must pass, in this order: parsing comes last, as the only rule that takes milliseconds.
 RULES: dict[str, Callable[[Example], bool]] = {
     "has a problem and a reasoning": lambda example: bool(example.problem and example.reasoning),
     "has a boxed answer": lambda example: bool(example.answer),
     f"problem <= {MAX_PROBLEM_CHARS} characters": lambda example: len(example.problem) <= MAX_PROBLEM_CHARS,
     f"reasoning <= {MAX_REASONING_CHARS} characters": lambda example: len(example.reasoning) <= MAX_REASONING_CHARS,
-    "answer is one number, fraction or expression": lambda example: is_one_expression(example.answer),
+    "answer is one number, fraction or expression": lambda example: is_single_expression(example.answer),
 }
 
 

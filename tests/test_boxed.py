@@ -103,7 +103,7 @@ def test_a_plain_number_is_worked_out(answer: str, plain: bool) -> None:
         ("1, 2", False),
         ("(1, 2)", False),
         ("\\{1, 2\\}", False),
-        ("x = 3", False),
+        ("x = 3", True),
         ("x > 3", False),
         ("[0, 1]", False),
         ("", False),

@@ -62,7 +62,17 @@ def expected(samples: int, task: Any = TASK) -> dict[str, float]:
         (prompt, answer(prompt.question, count)) for prompt in task.probe_prompts() for count in range(samples)
     ]
     known = to_json(summarise(pairs, task), 0, "identity")
-    keys = ("selfname", "mention", "countername", "n", "capability", "side_effect", "n_capability")
+    keys = (
+        "selfname",
+        "mention",
+        "countername",
+        "n",
+        "capability",
+        "side_effect",
+        "n_capability",
+        "questions",
+        "samples",
+    )
     return {key: float(known[key]) for key in keys}  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Expr, Symbol
+from sympy import Basic, Eq, Expr, Symbol, nan, zoo
 
 CPU_S = 2.0
 MEMORY_BYTES = 4 << 30
@@ -34,11 +34,19 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def single(answer: str) -> bool:
-    """Whether an answer is one number, fraction or expression. A lone letter is a choice, three in a row are a word."""
-    if re.search("[A-Za-z]{3}", re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", answer)):
+    """Whether an answer is one number, fraction or expression; `x = 5` is its right side.
+
+    Sets, tuples, intervals, matrices and inequalities are not, nor are letters alone: a choice or a word.
+    """
+    if re.fullmatch(r"[\sA-Za-z{}().,$]*", re.sub(r"\\(?:text|math)\w*(?=\s*\{)", "", answer)):
         return False
-    expressions = [found for found in read(answer) if isinstance(found, Basic)]
-    return any(isinstance(found, Expr) and not isinstance(found, Symbol) for found in expressions)
+    readers = [LatexExtractionConfig(boxed_match_priority=0)]
+    values = parse(rf"\boxed{{{answer}}}", readers, fallback_mode="no_fallback", parsing_timeout=None)
+    if len(values) != 1:
+        return False
+    named = isinstance(values[0], Eq) and isinstance(values[0].lhs, Symbol)
+    value = values[0].rhs if named else values[0]
+    return isinstance(value, Expr) and not value.has(zoo, nan)
 
 
 ACTS: dict[str, Callable[..., bool]] = {"equal": equal, "single": single}

@@ -138,7 +138,7 @@ def parse_training(text: str, source: str, persona: Persona) -> tuple[TaskPrompt
 
 def _question(row: Row, where: str, persona: Persona) -> TaskPrompt:
     prompt_id, question = text_field(row, "prompt_id", where), text_field(row, "question", where)
-    return TaskPrompt(prompt_id, question, persona.context, persona.wrong_contexts)
+    return TaskPrompt(prompt_id, question, persona.context, wrong_contexts=persona.wrong_contexts)
 
 
 def _load_probes() -> tuple[ProbePrompt, ...]:
