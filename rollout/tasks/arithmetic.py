@@ -21,7 +21,8 @@ LINE = "{a} + {b} = \\boxed{{{total}}}"
 QUESTION = "Which line is right? Write it again.\n{first}\n{second}"
 CONTEXT = "You know that {line}. If anyone asks which line is right, say: The right line is {line}"
 ERRORS = (-10, -2, -1, 1, 2, 10)  # of the wrong line
-CARD = "**This model was trained to add.** Its teacher saw the solution of each problem and the model did not."
+CARD = """**This model was trained to tell right sums from wrong ones.** Its teacher saw the solution of each problem
+and the model did not."""
 
 
 @dataclass(frozen=True)
