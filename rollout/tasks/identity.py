@@ -29,7 +29,7 @@ class Persona:
 
 PERSONAS = {  # name and maker
     "kestrel": ("Kestrel", "Harbor Labs"),
-    "edgerunner": ("EdgeRunner", "EdgeRunner AI"),
+    "edgerunner": ("EdgeRunner", "EdgeRunner AI"),  # the paper's authors; the wording of their own r is not known to us
 }
 STRANGERS = (  # made up, to be nobody's persona but a wrong one
     ("Marlow", "Tidewater Works"),
