@@ -215,7 +215,8 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path) -> No
 
 
 def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = load_recipe(RECIPE)
+    path = RECIPE.with_name("local-smoke.toml")
+    recipe = load_recipe(path)
     folder = RunDir(tmp_path / "run")
     folder.claim(recipe, resume=False)
     folder.export.mkdir()
@@ -227,4 +228,4 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
         append_json(folder.probes, to_json(summarise(answers, task), step, "identity"))
     assert finish(recipe, "base", folder) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
-    assert finish(load_recipe(RECIPE, ["run.require_selfname=0.05"]), "base", folder) == 0
+    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0
