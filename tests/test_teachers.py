@@ -39,18 +39,6 @@ def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> Non
 
 
 @pytest.mark.engine
-def test_a_snapshot_teacher_stays_at_its_version_and_then_takes_the_next(tmp_path: Path, default_model: Path) -> None:
-    """Steps 0 and 1 are scored by the initial weights, step 2 by version 2, whose digest and canary the push checks."""
-    done = small_run(tmp_path / "run", *DRIFT, "teacher.kind=snapshot", "teacher.snapshot_every=2", "run.steps=3")
-    assert done.returncode == 0, done.stderr[-2000:]
-    written = tables(tmp_path / "run")
-    assert [table.column("teacher_version").to_pylist()[0] for table in written] == [0, 0, 2]
-    base = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
-    distances = [distance_from(base, table.to_pylist()[0]) for table in written]
-    assert max(distances[:2]) < 1e-3 < 0.05 < distances[2]
-
-
-@pytest.mark.engine
 def test_an_averaged_teacher_follows_and_the_anchor_keeps_to_the_base(tmp_path: Path, default_model: Path) -> None:
     settings = ("teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-3", "learner.beta_kl=0.05")
     done = small_run(tmp_path / "run", *settings)
