@@ -149,19 +149,6 @@ def test_resume_continues_from_the_checkpoint_on_two_zero3_ranks(tmp_path: Path)
     assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
 
 
-def test_a_lag_of_one_lets_rollouts_run_ahead_by_one_version(tmp_path: Path) -> None:
-    """The same loop with a staleness bound of 1: no rollout is older than that, and every shard is trained once."""
-    run_dir = tmp_path / "lag"
-    done = small_run(run_dir, "run.max_policy_lag=1", "run.steps=3")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    records = lines(run_dir / "metrics.jsonl")
-    assert [record["step"] for record in records] == [0, 1, 2]
-    assert all(record["step"] - 1 <= record["policy_version_min"] <= record["step"] for record in records)
-    assert records[1]["policy_version_min"] == 0  # step 1 began before version 1 existed
-    manifest = Manifest(run_dir / "manifest.jsonl")
-    assert len(manifest.written()) == 3 and manifest.trained() == set(manifest.written())
-
-
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     missing = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "a"), "--set", "model.path=./nowhere")
     assert missing.returncode == 2 and "model.path" in missing.stderr and "./nowhere" in missing.stderr
