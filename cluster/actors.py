@@ -265,10 +265,10 @@ class LearnerActor:
         from learner.frozen import FrozenModel, needed_models
         from learner.train import Trainer
 
-        config, follows = self._recipe.learner, self._recipe.teacher
+        config, scoring = self._recipe.learner, self._recipe.teacher
         self._engine = ZeroEngine(self._model, config)
         device = self._engine.device
-        teacher, base = needed_models(config.compares_distributions, config.beta_kl, follows.is_base)
+        teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
             self._engine,
             config,
@@ -276,7 +276,7 @@ class LearnerActor:
             FrozenModel(self._model, config, device) if base else None,
         )
         self._groups, self._rank = export_groups(self._engine), rank
-        self._ema = Ema(follows.ema_rate, self._weights(), keep=rank == 0) if follows.kind == "ema" else None
+        self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
         self._links: dict[str, WeightLink] = {}
 
     def _weights(self) -> Any:

@@ -77,17 +77,22 @@ class TeacherConfig(EngineConfig):
         _require(self.kind in TEACHERS, "kind", self.kind, f"one of {TEACHERS}")
         _require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
         _require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
-        _require(not self.path or self.kind == "frozen", "path", self.path, f"none for a {self.kind} teacher")
+        _require(not (self.path and self.follows), "path", self.path, f"none for a {self.kind} teacher")
+
+    @property
+    def follows(self) -> bool:
+        """Whether it takes weights from the learner while it runs."""
+        return self.kind != "frozen"
 
     @property
     def is_base(self) -> bool:
         """Whether log pi_T(y|x) is that of the frozen base, the anchor's reference."""
-        return self.kind == "frozen" and not self.path
+        return not self.follows and not self.path
 
     def due(self, held: int, version: int) -> bool:
         """Whether a teacher that took its weights at student version `held` takes new ones at `version`."""
         every = self.snapshot_every if self.kind == "snapshot" else 1
-        return self.kind != "frozen" and version // every > held // every
+        return self.follows and version // every > held // every
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(
-            self.teacher.kind == "frozen" or not self.learner.compares_distributions,
+            not (self.teacher.follows and self.learner.compares_distributions),
             "teacher.kind",
             self.teacher.kind,
             f"'frozen' for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",

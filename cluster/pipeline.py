@@ -88,13 +88,11 @@ class Pipeline:
         for step in steps:
             # The learner's own deadlines bound this wait: its failure cancels it.
             await self.gate.reached(step - lag)
-            clock = Stopwatch()
-            await self._refresh_teacher()
-            refreshed = clock.stage(0)
+            refresh = await self._refresh_teacher(self.gate.version)
             self.sink.stage(f"step {step + 1}: sampling and scoring")
             versions = (self.gate.version, self._teacher_version)
             produced = await self.services.produce(step, self.pushed.digest, *versions)
-            produced = replace(produced, stages={"refresh": refreshed, **produced.stages})
+            produced = replace(produced, stages=refresh | produced.stages)
             self.manifest.append_written(produced.shard)
             await shards.put(produced)
 
@@ -132,16 +130,18 @@ class Pipeline:
         digest = await self.services.push("student", version)
         return Pushed(digest, await self.services.canary("student", *self._canary, version))
 
-    async def _refresh_teacher(self) -> None:
-        """Between two steps' scoring, so that both views of a rollout are the same teacher's."""
-        version = self.gate.version
+    async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
+        """Between two steps' scoring, so that both views of a rollout are the same teacher's; the stage if there is
+        one."""
         if not self.recipe.teacher.due(self._teacher_version, version):
-            return
+            return {}
+        clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
         await self.services.push("teacher", version)
         if self.recipe.teacher.kind != "ema":  # the learner does not run the average
             await self.services.canary("teacher", *self._canary, version)
         self._teacher_version = version
+        return {"refresh": clock.stage(0)}
 
     async def probe(self, step: int) -> None:
         """The task's probe on the student engines, without r; appended to probes.jsonl."""

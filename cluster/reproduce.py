@@ -44,12 +44,19 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
 
 
 def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run) -> Path:
-    """The folder of one arm's finished run, which is made when it is not there."""
+    """The folder of one arm's finished run, which is made when it is not there.
+
+    An interrupted run goes on from its checkpoint; one without a checkpoint has nothing to go on from and starts anew.
+    """
     path, settings = RECIPES / f"{arm}.toml", [*overrides, f"run.seed={seed}"]
     place = RunDir(folder / f"{arm}-seed{seed}")
     if is_finished(place, load_recipe(path, settings)):
         return place.root
     arguments = ["run", str(path), "--run-dir", str(place.root)]
+    if (place.checkpoints / "latest").is_file():
+        arguments.append("--resume")
+    elif place.config.exists():
+        shutil.rmtree(place.root)
     code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
     if code != 0:
         raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")
@@ -57,7 +64,7 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
 
 
 def is_finished(place: RunDir, recipe: Recipe) -> bool:
-    """Whether the folder holds this recipe's run, whole. What an interrupted one left is removed.
+    """Whether the folder holds this recipe's run, to its last probe and its model card.
 
     Raises:
         ValueError: the folder belongs to another recipe.
@@ -66,10 +73,7 @@ def is_finished(place: RunDir, recipe: Recipe) -> bool:
         return False
     place.check_same(recipe)
     probes = read_json_lines(place.probes)
-    if probes and probes[-1]["step"] == recipe.run.steps and (place.export / "README.md").is_file():
-        return True
-    shutil.rmtree(place.root)
-    return False
+    return bool(probes) and probes[-1]["step"] == recipe.run.steps and (place.export / "README.md").is_file()
 
 
 def run_process(arguments: list[str]) -> int:

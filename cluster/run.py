@@ -14,7 +14,6 @@ from cluster.pipeline import Pipeline
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.manifest import Manifest
-from learner.objectives import OBJECTIVES
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
 from rollout.tasks import TaskPrompt, build_task
@@ -36,7 +35,7 @@ def resolve_model(path: str, key: str = "model.path") -> str:
 def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
     """ValueError naming the first prompt without an answer, where rewards are needed."""
     keys = {
-        "learner.objective": OBJECTIVES[recipe.learner.objective].needs_advantage and recipe.learner.objective,
+        "learner.objective": recipe.learner.needs_advantage and recipe.learner.objective,
         "evidence.soft": recipe.evidence.soft == "rlsd_verifier" and recipe.evidence.soft,
     }
     asked = [f"{key} = {value!r}" for key, value in keys.items() if value]

@@ -62,7 +62,7 @@ class Services:
         backend = f"edge_{plan.transport}"
         self.students = self._engines("student", model, recipe.student, plan.student, backend)
         self.teachers = self._engines(
-            "teacher", teacher, recipe.teacher, plan.teacher, None if recipe.teacher.kind == "frozen" else backend
+            "teacher", teacher, recipe.teacher, plan.teacher, backend if recipe.teacher.follows else None
         )
         self._pools = {"student": self.students, "teacher": self.teachers}
         self.learners = [
@@ -101,8 +101,9 @@ class Services:
             for rank, handle in enumerate(self.learners):
                 begun = handle.start.remote(rank, learner.num_ranks, address, port)
                 group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
-        for pool in ("student",) if teacher.kind == "frozen" else ("student", "teacher"):
-            await self._open_transport(pool)
+        await self._open_transport("student")
+        if teacher.follows:
+            await self._open_transport("teacher")
         self.rollout = self._options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
             self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
         )

@@ -38,6 +38,11 @@ class LearnerConfig:
     step_deadline_s: float = 900.0
 
     @property
+    def needs_advantage(self) -> bool:
+        """Whether the objective needs a verifier's rewards."""
+        return OBJECTIVES[self.objective].needs_advantage
+
+    @property
     def compares_distributions(self) -> bool:
         """Whether the objective needs the teacher's whole distribution, which the learner then computes itself."""
         return OBJECTIVES[self.objective].contributions is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.config import load_recipe
-from cluster.metrics import append_json
+from cluster.metrics import append_json, read_json_lines
 from cluster.reproduce import AXES, RECIPES, is_finished, reproduce
 from cluster.rundir import RunDir
 from tests.runs import RECIPE, SMALL
@@ -21,8 +21,9 @@ class Runner:
     def __call__(self, arguments: list[str]) -> int:
         recipe = load_recipe(arguments[1], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"])
         place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
-        place.claim(recipe, resume=False)
-        self.arms.append(place.root.name)
+        resume = "--resume" in arguments
+        place.claim(recipe, resume)
+        self.arms.append(place.root.name + " resumed" * resume)
         append_json(place.probes, {"step": 0})
         if recipe.run.name == self.failing:
             return 1
@@ -68,7 +69,23 @@ def test_a_run_without_its_last_probe_is_not_finished(tmp_path: Path) -> None:
     place.claim(recipe, resume=False)
     append_json(place.probes, {"step": 0})
     assert not is_finished(place, recipe)
-    assert not place.root.exists()
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), Runner(failing="N3"))
+    interrupted = RunDir(tmp_path / "N3-seed0")
+    (interrupted.checkpoints / "latest").write_text("step-000008")
+    second = Runner(failing="N1")
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), second)
+    assert second.arms == ["N3-seed0 resumed", "N1-seed0"]
+    assert [line["step"] for line in read_json_lines(interrupted.probes)] == [0, 0, 24]  # nothing was deleted
+    third = Runner(failing="N12")
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), third)
+    assert third.arms == ["N1-seed0", "N12-seed0"]
+    assert [line["step"] for line in read_json_lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
 
 
 @pytest.mark.engine
