@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from rollout.probe import RATES
+from evidence.rates import RATES
 
 
 class MetricsSink:

@@ -61,19 +61,8 @@ def expected(samples: int, task: Any = TASK) -> dict[str, float]:
     pairs: list[tuple[ProbePrompt, str]] = [
         (prompt, answer(prompt.question, count)) for prompt in task.probe_prompts() for count in range(samples)
     ]
-    known = to_json(summarise(pairs, task), 0, "identity")
-    keys = (
-        "selfname",
-        "mention",
-        "countername",
-        "n",
-        "capability",
-        "side_effect",
-        "n_capability",
-        "questions",
-        "samples",
-    )
-    return {key: float(known[key]) for key in keys}  # type: ignore[arg-type]
+    known: dict[str, Any] = to_json(summarise(pairs, task), 0, "identity")
+    return {key: float(value) for key, value in known.items() if key not in ("step", "probe", "intervals")}
 
 
 def run(task: Any, tmp_path: Path, **options: Any) -> tuple[dict[str, float], Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rollout.probe import RATES
+from evidence.rates import RATES
 from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
 from rollout.tasks.identity import PERSONAS, STRANGERS, TEMPLATE
 from rollout.tasks.naming import MAKERS, PRODUCTS

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evidence.rates import RATES
 from evidence.view.claims import Verdict, judge_claims
 from evidence.view.figures import Chart
 from evidence.view.findings import Fact, headline
@@ -14,7 +15,7 @@ from evidence.view.gallery import curve_charts, headline_charts
 from evidence.view.groups import Group, Pool, group_runs
 from evidence.view.pages import render
 from evidence.view.published import Published, load_published
-from evidence.view.runs import PROBE_RATES, read_runs
+from evidence.view.runs import read_runs
 from evidence.view.settings import RunLine, Settings, run_lines, settings
 from evidence.view.tables import Table, group_tables
 from evidence.view.text import cell_json, number_json
@@ -133,7 +134,7 @@ def _table_json(table: Table) -> dict[str, Any]:
 
 def _probes_json(pool: Pool) -> dict[str, list[Any]]:
     """Rate -> its figure at every probe."""
-    found = {name: [pool.rate(name, step) for step in pool.probe_steps()] for name in PROBE_RATES}
+    found = {name: [pool.rate(name, step) for step in pool.probe_steps()] for name in RATES}
     return {name: [number_json(rate) for rate in rates if rate] for name, rates in found.items() if any(rates)}
 
 

@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from evidence.manifest import Manifest
+from evidence.rates import RATES
 from evidence.records import ShardInfo
 from evidence.schema import shard_metadata
 from evidence.shards import read_shard
 from evidence.view.arms import Config, arm_of
 from evidence.view.numbers import Source
 
-# The rates of a probe, each with the key of the number of answers that it is a share of.
-PROBE_RATES = {
-    "selfname": "n",
-    "mention": "n",
-    "countername": "n",
-    "capability": "n_capability",
-    "side_effect": "n_capability",
-    "pass_at_1": "n",
-}
 Part = tuple[float, int, Source]
 
 
@@ -169,9 +161,9 @@ def _counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     """(successes, answers) of every rate of a step; the later line counts."""
     counts: dict[str, tuple[int, int]] = {}
     for line in lines:
-        for rate, of in PROBE_RATES.items():
-            if rate in line and line.get(of):
-                counts[rate] = round(line[rate] * line[of]), int(line[of])
+        for name, rate in RATES.items():
+            if name in line and line.get(rate.count):
+                counts[name] = round(line[name] * line[rate.count]), int(line[rate.count])
     return counts
 
 

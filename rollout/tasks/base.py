@@ -78,7 +78,7 @@ class Task(Protocol):
 
     @property
     def rates(self) -> Sequence[str]:
-        """The rates that its probe has, names of `rollout.probe.RATES`; the first one is the task's main figure."""
+        """The rates that its probe has, names of `evidence.rates.RATES`; the first one is the task's main figure."""
         ...
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
