@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -112,74 +112,87 @@ def _model(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-opd", description="Evidence-guided on-policy distillation.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (text, act, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        add_arguments(command)
+        command.set_defaults(act=act)
+    return parser
 
-    run = commands.add_parser("run", help="run a recipe: roll out, score, mask, learn, push, probe, export")
+
+def _run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("recipe", metavar="RECIPE.toml")
     _add_set(run)
     run.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME")
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
-    run.set_defaults(act=_run)
 
-    probe = commands.add_parser("probe", help="sample a model's answers without context and rate them")
-    probe.add_argument(
-        "source",
-        metavar="MODEL_OR_RUN",
-        help="a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1",
-    )
+
+def _probe_arguments(probe: argparse.ArgumentParser) -> None:
+    where = "a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1"
+    probe.add_argument("source", metavar="MODEL_OR_RUN", help=where)
     probe.add_argument("--task", default="identity")
     probe.add_argument("--model", metavar="NAME", help="which of a server's models (default: its only one)")
     probe.add_argument("--timeout", type=float, default=120.0, help="seconds for one request to a server (default 120)")
     probe.add_argument("--json", action="store_true")
     _add_set(probe)
-    probe.set_defaults(act=_probe)
 
-    data = commands.add_parser("data", help="filter a public dataset to the math task's training rows")
+
+def _data_arguments(data: argparse.ArgumentParser) -> None:
     data.add_argument("dataset", choices=["openthoughts"])
     data.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder")
     data.add_argument("out", metavar="OUT.jsonl")
     data.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
     data.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
-    data.set_defaults(act=_data)
 
-    shards = commands.add_parser("shards", help="statistics of a run's shards; recompute a mask without an engine")
+
+def _shards_arguments(shards: argparse.ArgumentParser) -> None:
     shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")
     shards.add_argument("--json", action="store_true")
     shards.add_argument("--tau", type=float)
     shards.add_argument("--tau-kind", help="value (nats) or quantile (of a step's evidence)")
     shards.add_argument("--region")
-    shards.set_defaults(act=_shards)
 
-    reproduce = commands.add_parser("reproduce", help="run the published matrix's arms that are missing, and report")
-    reproduce.add_argument(
-        "--axis", action="append", metavar="AXIS", help="identity (default) or arithmetic; repeatable"
-    )
+
+def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
+    axis = "identity (default) or arithmetic; repeatable"
+    reproduce.add_argument("--axis", action="append", metavar="AXIS", help=axis)
     reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default 1)")
     reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")
     _add_set(reproduce)
-    reproduce.set_defaults(act=_reproduce)
 
-    report = commands.add_parser("report", help="finished runs, beside the published figures, as one page")
+
+def _report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument("runs", metavar="RUN", nargs="+", help="run directories; seeds of one arm are pooled")
     report.add_argument("--out", metavar="DIR", default="report", help="default: report")
-    report.set_defaults(act=_report)
 
-    view = commands.add_parser("view", help="a step's rollouts as a heat map of token evidence")
+
+def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("run", metavar="RUN")
     view.add_argument("--step", type=int, metavar="K", help="default: the last")
     view.add_argument("--tau", type=float, metavar="T", help="show another mask")
     view.add_argument("--region", metavar="R")
     view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")
-    view.set_defaults(act=_view)
 
-    commands.add_parser("doctor", help="what this machine has, what will be used, what is wrong").set_defaults(
-        act=_doctor
-    )
-    commands.add_parser("model", help="prepare the default model and print its folder").set_defaults(act=_model)
-    return parser
+
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    pass
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="override a recipe key")
+
+
+# name: what it does, in a line; what acts on its arguments; what adds them
+COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
+    "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
+    "data": ("filter a public dataset to the math task's training rows", _data, _data_arguments),
+    "shards": ("statistics of a run's shards; recompute a mask without an engine", _shards, _shards_arguments),
+    "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
+    "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),
+    "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
+    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _no_arguments),
+    "model": ("prepare the default model and print its folder", _model, _no_arguments),
+}
 
 
 if __name__ == "__main__":

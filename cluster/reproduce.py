@@ -33,12 +33,14 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
     `run` takes the arguments of `edge-opd` and returns its exit code.
 
     Raises:
-        ValueError: an unknown axis, or a folder that holds another recipe's run.
+        ValueError: an unknown axis, no seed, or a folder that holds another recipe's run.
         RuntimeError: a run failed; names it. What was finished stays.
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
         raise ValueError(f"reproduce: found axis {unknown[0]!r}, expected one of {', '.join(AXES)}")
+    if seeds < 1:
+        raise ValueError(f"--seeds: found {seeds}, expected at least 1")
     places = [(arm, seed) for seed in range(seeds) for axis in axes for arm in AXES[axis]]
     return [ensure(arm, seed, folder, overrides, run) for arm, seed in places]
 

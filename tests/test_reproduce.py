@@ -58,9 +58,11 @@ def test_a_folder_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "N3-seed0" / "export" / "README.md").is_file()
 
 
-def test_an_unknown_axis_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_axis_and_no_seed_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found axis 'cooking', expected one of identity"):
         reproduce(["cooking"], 1, tmp_path, (), Runner())
+    with pytest.raises(ValueError, match="--seeds: found 0, expected at least 1"):
+        reproduce(["identity"], 0, tmp_path, (), Runner())
 
 
 def test_a_run_without_its_last_probe_is_not_finished(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What a context does to the model that reads it: the probe's rates with the recipe's r in the prompt and without.
+
+    python tests/bench/context_cost.py [RECIPE.toml] [--set table.key=value ...]
+
+The frozen teacher of a run is this model under r: what it loses in capability here, a student that learns from it may lose.
+"""
+
+import argparse
+import asyncio
+
+import torch
+from transformers import AutoTokenizer
+
+from cluster.config import Recipe, load_recipe
+from cluster.metrics import probe_line
+from cluster.run import resolve_model
+from rollout.config import SamplingConfig
+from rollout.engine import Engine
+from rollout.probe import summarise, to_json
+from rollout.render import Renderer
+from rollout.tasks import build_task
+
+
+async def measure(recipe: Recipe) -> None:
+    model, task, config = resolve_model(recipe.model.path), build_task(recipe.task), recipe.probe
+    renderer = Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+    engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
+    prompts, context = task.probe_prompts(), task.training_prompts()[0].context
+    sampling = SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k)
+    try:
+        for name, r in (("without", ""), ("with", context)):
+            ids = [renderer.context_prompt_ids(prompt.question, r) for prompt in prompts]  # an empty r gives x
+            answers = await engine.texts(ids, sampling, config.samples, seed=recipe.run.seed)
+            pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
+            print(f"{name} the context: {probe_line(to_json(summarise(pairs, task), 0, task.name))}", flush=True)
+    finally:
+        engine.shutdown()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="?", default="cluster/recipes/identity.toml")
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
+    asyncio.run(measure(load_recipe(arguments.recipe, arguments.set)))
