@@ -2,7 +2,7 @@
 
     python tests/bench/context_cost.py [RECIPE.toml] [--set table.key=value ...]
 
-The frozen teacher of a run is this model under r: what it loses in capability here, a student that learns from it may lose.
+The frozen teacher of a run is this model under r: what it loses in capability, a student that learns from it may lose.
 """
 
 import argparse
