@@ -1,7 +1,7 @@
 """One training step, from shard rows to a stepped engine and its metrics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,24 +14,7 @@ from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
 from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one rank says of a step, of its first update unless said otherwise.
-
-    metrics add up over ranks: rank 0 alone tells `lr`; `clip_fraction` is the share of the step's active tokens, over
-    all later updates. `stats` are (guided, sums) per row, and `logprobs` log pi_old(y|x) [T] by
-    rollout_id, of the rows that this rank ran.
-    """
-
-    loss: float
-    metrics: dict[str, float]
-    grad_norm: float
-    computed_tokens: int
-    skipped_rows: int
-    stats: tuple[tuple[bool, TokenStats], ...]
-    logprobs: dict[str, Floats] = field(default_factory=dict)
+from learner.report import StepReport
 
 
 @dataclass(frozen=True)

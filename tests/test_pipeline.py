@@ -37,6 +37,7 @@ def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
     for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
         assert word in done.stdout
     assert all(record["busy_fraction"] > 0.9 for record in metrics)
+    assert "WARNING" not in done.stdout  # the driver needs no DeepSpeed, which would speak up here
 
 
 def test_generations_of_a_step_come_from_the_weights_of_the_step_before(finished: tuple[Path, Any]) -> None:

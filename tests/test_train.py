@@ -13,7 +13,8 @@ from evidence.records import TrainRow
 from learner.batches import plan
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
-from learner.train import StepReport, Trainer
+from learner.report import StepReport
+from learner.train import Trainer
 from tests import fakes
 from tests.test_student import make_row, plain_model, row_logprobs
 
