@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 # Arms in the order in which they tell most: a reproduction that is stopped early has the contrasts first.
 AXES: dict[str, tuple[str, ...]] = {
     "identity": (
-        "N3", "N1", "N12", "N2", "N11", "N4g", "N7", "N3u", "N4", "N2u", "N7u", "N3u-g100", "N3u-g0125",
+        "N3", "N1", "N12", "N2", "N11", "N4g", "N7", "N3u", "N4", "N2u", "N3u-g100", "N3u-g0125", "N7u",
     ),
     "arithmetic": tuple(f"{arm}-arithmetic" for arm in ("N6", "N9", "N13", "N14", "N10", "N15")),
 }  # fmt: skip
