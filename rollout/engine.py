@@ -60,9 +60,10 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        extra: dict[str, Any] = {"block_size": 32} if device == "cpu" else {}
-        if device != "cpu":
-            extra["gpu_memory_utilization"] = config.gpu_memory_utilization
+        # A prompt prefilled in parts has its seeded generator wound back, which a CPU's cannot: the engine would die.
+        on_cpu: dict[str, Any] = {"block_size": 32, "enable_chunked_prefill": False}
+        on_gpu: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        extra = on_cpu if device == "cpu" else on_gpu
         if weight_backend is not None:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:

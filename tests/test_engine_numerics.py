@@ -64,6 +64,9 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
         too_long = ""
     except ValueError as error:
         too_long = str(error)
+    # More prompt tokens than a batch takes, each request with a seeded generator of its own.
+    crowd = [np.full(200, token, np.int32) for token in range(5, 21)]
+    answers = await engine.texts(crowd, SamplingConfig(1.0, 2), 1, seed=7)
     engine.shutdown()
     return [
         {
@@ -75,6 +78,7 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
             "plain": p.tolist(),
             "context": c.tolist(),
             "too_long": too_long,
+            "crowd": [len(texts) for texts in answers],
         }
         for sample, twin, p, c in zip(samples, again, plain, context, strict=True)
     ]
@@ -165,6 +169,11 @@ def test_a_seed_repeats_and_versions_start_at_zero(driven: Any) -> None:
 def test_scoring_beyond_the_window_is_refused(driven: Any) -> None:
     _, _, rows = driven
     assert rows[0]["too_long"] == "scoring: 260 tokens do not fit the engine's window of 256"
+
+
+def test_prompts_that_do_not_fit_one_batch_are_sampled_all_the_same(driven: Any) -> None:
+    _, _, rows = driven
+    assert rows[0]["crowd"] == [1] * 16
 
 
 if __name__ == "__main__":

@@ -190,6 +190,10 @@ def test_arithmetic_solutions_are_right_and_one_line_of_a_problem_is_wrong() -> 
         assert prompt.answer == str(total)
         assert shown.count(total) == 1 and abs(sum(shown) - 2 * total) in (1, 2, 10)
         assert prompt.context.count(f"= \\boxed{{{total}}}") == 2
+        steps = [tuple(map(int, step)) for step in re.findall(r"(\d+) \+ (\d+) = (\d+)", prompt.context)]
+        assert (
+            len(steps) == 3 and all(a + b == c for a, b, c in steps) and steps[-1] == (steps[0][2], steps[1][2], total)
+        )
         assert task.reward(prompt, prompt.context) == 1.0
         assert all(task.reward(prompt, f"\\boxed{{{wrong}}}") == 0.0 for wrong in shown if wrong != total)
         assert len(prompt.wrong_contexts) == NUM_WRONG and prompt.context not in prompt.wrong_contexts

@@ -1,8 +1,8 @@
 r"""The arithmetic task: sums made up from a seed, for trying the math axis without any data.
 
 A model of 135M parameters hardly adds, and hardly writes \boxed{} unless it sees one, so a problem shows the right sum
-and a wrong one, and the solution says what to answer. SmolLM2-135M-Instruct, bfloat16, at the probe's default sampling,
-64 answers of at most 32 tokens: 7 right without the solution, 23 with it in the user's message and 16 in the system's.
+and a wrong one, and the worked solution ends in what to answer. SmolLM2-135M-Instruct, bfloat16, at the probe's default
+sampling, 128 answers of at most 32 tokens: 25 right without it, 43 with it in the user's message, 32 in the system's.
 """
 
 import math
@@ -19,7 +19,8 @@ NUM_PROBES = 12
 SMALLEST = 10  # of the numbers in a sum
 LINE = "{a} + {b} = \\boxed{{{total}}}"
 QUESTION = "Which line is right? Write it again.\n{first}\n{second}"
-CONTEXT = "You know that {line}. If anyone asks which line is right, say: The right line is {line}"
+WORK = "tens: {tens_a} + {tens_b} = {tens}. Ones: {ones_a} + {ones_b} = {ones}. Together: {tens} + {ones} = {total}."
+CONTEXT = "You know that {line}, since {work} If anyone asks which line is right, say: The right line is {line}"
 ERRORS = (-10, -2, -1, 1, 2, 10)  # of the wrong line
 CARD = """**This model was trained to tell right sums from wrong ones.** Its teacher saw the solution of each problem
 and the model did not."""
@@ -46,7 +47,15 @@ class Sum:
 
     @property
     def context(self) -> str:
-        return CONTEXT.format(line=self._line(0))
+        return CONTEXT.format(line=self._line(0), work=self._work())
+
+    def _work(self) -> str:
+        ones_a, ones_b = self.a % 10, self.b % 10
+        tens_a, tens_b = self.a - ones_a, self.b - ones_b
+        tens, ones = tens_a + tens_b, ones_a + ones_b
+        return WORK.format(
+            tens_a=tens_a, tens_b=tens_b, tens=tens, ones_a=ones_a, ones_b=ones_b, ones=ones, total=tens + ones
+        )
 
     def _line(self, error: int) -> str:
         return LINE.format(a=self.a, b=self.b, total=self.a + self.b + error)
