@@ -202,27 +202,20 @@ class RolloutActor:
         metadata: dict[str, str],
     ) -> None:
         self.log = log_to_file("rollout")
-        from transformers import AutoTokenizer
-
-        from rollout.render import Renderer
+        from cluster.requests import step_requests
         from rollout.tasks import build_task
         from rollout.worker import RolloutWorker
 
         self._storage, self._metadata = storage, metadata
         self._digest = ""
-        task = build_task(recipe.task)
         pools = {"student": EnginePool(students), "teacher": EnginePool(teachers)}
         self._worker = RolloutWorker(
-            prompts=task.training_prompts(),
-            renderer=Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model),
-            config=recipe.rollout,
+            requests=step_requests(recipe, model),
             evidence=recipe.evidence,
-            window=recipe.window,
-            seed=recipe.run.seed,
             sampler=pools[recipe.rollout.sampler],
             scorer=pools["teacher"],
             write=self._write,
-            reward=task.reward,
+            reward=build_task(recipe.task).reward,
             student_scorer=pools["student"],
         )
 

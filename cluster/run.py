@@ -11,6 +11,7 @@ from cluster.config import DEFAULT_MODEL, Recipe
 from cluster.metrics import MetricsSink, read_json_lines, summary_table
 from cluster.model_card import write_model_card
 from cluster.pipeline import Pipeline
+from cluster.requests import step_requests
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.manifest import Manifest
@@ -53,6 +54,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)
+    step_requests(recipe, model).of(0)  # a context that does not fit is told before any engine starts
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
     connect()

@@ -8,12 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from evidence.advantage import reward_mean, zero_variance_groups
-from evidence.records import EvidenceRecord, Ids, RolloutRequest, Sample, ShardInfo
+from evidence.records import EvidenceRecord, RolloutRequest, Sample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
-from rollout.config import RolloutConfig, SamplingConfig
-from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
-from rollout.guidance import guided_flags
-from rollout.render import Renderer
+from rollout.config import SamplingConfig
+from rollout.requests import StepRequests
 from rollout.score import Scorer, score_all
 from rollout.tasks.base import TaskPrompt
 
@@ -53,7 +51,7 @@ class StepRollouts:
 
 
 class RolloutWorker:
-    """Draws each step's prompts in a seeded order and turns them into a shard of judged rollouts.
+    """Turns each step's requests into a shard of judged rollouts.
 
     reward: the task's verifier, of a prompt and a decoded response. student_scorer: the student's engines, needed by
     `teacher_student` evidence only.
@@ -61,25 +59,19 @@ class RolloutWorker:
 
     def __init__(
         self,
-        prompts: Sequence[TaskPrompt],
-        renderer: Renderer,
-        config: RolloutConfig,
+        requests: StepRequests,
         evidence: EvidenceConfig,
-        window: int,
-        seed: int,
         sampler: Sampler,
         scorer: Scorer,
         write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
         reward: Callable[[TaskPrompt, str], float | None] = lambda prompt, response: None,
         student_scorer: Scorer | None = None,
     ) -> None:
-        self.prompts, self.renderer, self.config, self.evidence = prompts, renderer, config, evidence
-        self.window, self.seed = window, seed
-        self.sampler, self.scorer, self.write = sampler, scorer, write
-        self.reward = reward
+        self.requests, self.evidence, self.config = requests, evidence, requests.config
+        self.sampler, self.scorer, self.write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if evidence.kind == "teacher_student" else None
-        self._by_id = {prompt.prompt_id: prompt for prompt in prompts}
-        assert len(self._by_id) == len(prompts), "a prompt_id twice"
+        self._by_id = {prompt.prompt_id: prompt for prompt in requests.prompts}
+        assert len(self._by_id) == len(requests.prompts), "a prompt_id twice"
 
     async def produce(self, step: int, student_version: int = 0, teacher_version: int = 0) -> StepRollouts:
         """Samples, scores, judges and writes one step.
@@ -87,7 +79,7 @@ class RolloutWorker:
         student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
         since the student's engines say themselves which version drew each. teacher_version: what scores them.
         """
-        requests, refused = self.requests(step)
+        requests, refused = self.requests.of(step)
         clock = Stopwatch()
         samples = await self._sample(requests, step, student_version)
         sampled = clock.stage(sum(len(sample.response_ids) for sample in samples))
@@ -110,7 +102,7 @@ class RolloutWorker:
 
     async def _sample(self, requests: Sequence[RolloutRequest], step: int, student_version: int) -> list[Sample]:
         sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
-        samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.seed, step))
+        samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.requests.seed, step))
         if self.config.sampler == "student":
             return samples
         return [
@@ -119,65 +111,7 @@ class RolloutWorker:
         ]
 
     def _reward(self, sample: Sample) -> float | None:
-        return self.reward(self._by_id[sample.request.prompt_id], self.renderer.decode(sample.response_ids))
-
-    def requests(self, step: int) -> tuple[list[RolloutRequest], int]:
-        """The step's requests and how many prompts were refused since they do not fit: nothing is ever cut.
-
-        Raises:
-            ValueError: more than `max_refused_fraction` of the prompts, or all of them, were refused.
-        """
-        requests: list[RolloutRequest] = []
-        refusals: list[str] = []
-        for slot, prompt in enumerate(self._draw(step)):
-            made = self._group(prompt, f"{step:06d}-{slot:03d}", step, slot)
-            longest = max(len(ids) for ids in _prompts(made[0]))
-            if longest + self.config.max_response_tokens > self.window:
-                refusals.append(f"{prompt.prompt_id} has {longest} prompt tokens")
-            else:
-                requests.extend(made)
-        if not requests or len(refusals) > self.config.max_refused_fraction * self.config.prompts_per_step:
-            raise ValueError(
-                f"rollout.max_refused_fraction: step {step}: found {len(refusals)} of {self.config.prompts_per_step} "
-                f"prompts refused ({refusals[0]}; with {self.config.max_response_tokens} response tokens the window of "
-                f"{self.window} is exceeded), expected at most {self.config.max_refused_fraction:.0%}: shorten the "
-                "context or raise student.window and teacher.window"
-            )
-        return requests, len(refusals)
-
-    def _draw(self, step: int) -> list[TaskPrompt]:
-        """Epoch after epoch, each in its own seeded order; a pure function of seed and step, so a resume continues."""
-        total = len(self.prompts)
-        first = step * self.config.prompts_per_step
-        places = range(first, first + self.config.prompts_per_step)
-        order = {
-            epoch: np.random.default_rng([self.seed, epoch]).permutation(total)
-            for epoch in {p // total for p in places}
-        }
-        return [self.prompts[order[place // total][place % total]] for place in places]
-
-    def _group(self, prompt: TaskPrompt, group: str, step: int, slot: int) -> list[RolloutRequest]:
-        x = self.renderer.prompt_ids(prompt.question)
-        x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
-        rng = np.random.default_rng([self.seed, step, slot])
-        flags = guided_flags(self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng)
-        # A generator of its own: who is guided and what is contrasted do not move each other.
-        wrong_rng = np.random.default_rng([self.seed, step, slot, 1])
-        wrong = pick_wrong_contexts(prompt, num_wrong_contexts(self.evidence), wrong_rng)
-        x_with_wrong = tuple(self.renderer.context_prompt_ids(prompt.question, context) for context in wrong)
-        return [
-            RolloutRequest(
-                rollout_id=f"{group}-{index:03d}",
-                prompt_id=prompt.prompt_id,
-                group_id=group,
-                guided=guided,
-                context_position=self.config.context_position,
-                prompt_ids=x,
-                context_prompt_ids=x_with_r,
-                wrong_context_prompt_ids=x_with_wrong,
-            )
-            for index, guided in enumerate(flags)
-        ]
+        return self.reward(self._by_id[sample.request.prompt_id], self.requests.renderer.decode(sample.response_ids))
 
 
 class Stopwatch:
@@ -196,7 +130,3 @@ class Stopwatch:
 def step_seed(seed: int, step: int) -> int:
     """The engine's seed of a step, far from its neighbours since vLLM adds the sample's index to it."""
     return int(np.random.default_rng([seed, step]).integers(2**31))
-
-
-def _prompts(request: RolloutRequest) -> tuple[Ids, ...]:
-    return (request.prompt_ids, request.context_prompt_ids, *request.wrong_context_prompt_ids)

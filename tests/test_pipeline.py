@@ -164,11 +164,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
-def test_a_context_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+def test_a_context_that_does_not_fit_is_told_before_anything_starts(tmp_path: Path) -> None:
     long = "You are Kestrel. " * 60
     done = small_run(tmp_path / "long", f"task.context={long}")
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     assert "rollout.max_refused_fraction" in done.stderr and "window of 160" in done.stderr
+    assert not (tmp_path / "long").exists()
 
 
 def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer
+from rollout.requests import StepRequests
 from rollout.tasks.base import TaskPrompt
 from rollout.worker import RolloutWorker, StepRollouts
 from tests.fakes import FakeEngine, fake_logprobs
@@ -44,11 +45,10 @@ class Service:
         )
         self.renderer = Renderer(tokenizer, self.config.context_position)
         self.written: list[tuple[list[EvidenceRecord], int]] = []
-        self.worker = RolloutWorker(
-            prompts, self.renderer, self.config, evidence or EvidenceConfig(), window, seed,
-            self.teacher if self.config.sampler == "teacher" else self.student, self.teacher, self._write, reward,
-            student_scorer=self.student,
-        )  # fmt: skip
+        evidence = evidence or EvidenceConfig()
+        self.requests = StepRequests(prompts, self.renderer, self.config, evidence, window, seed)
+        sampler = self.teacher if self.config.sampler == "teacher" else self.student
+        self.worker = RolloutWorker(self.requests, evidence, sampler, self.teacher, self._write, reward, self.student)
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         self.written.append((list(records), step))
@@ -68,7 +68,7 @@ class Service:
 
 @pytest.mark.parametrize(("fraction", "guided"), [(0.5, 2), (0.25, 1), (0.0, 0), (1.0, 4)])
 def test_each_prompt_guides_exactly_its_share(tokenizer: Any, fraction: float, guided: int) -> None:
-    requests, refused = Service(tokenizer, guided_fraction=fraction).worker.requests(0)
+    requests, refused = Service(tokenizer, guided_fraction=fraction).requests.of(0)
     assert refused == 0
     assert len(requests) == 3 * 4
     per_group = Counter(request.group_id for request in requests if request.guided)
@@ -78,7 +78,7 @@ def test_each_prompt_guides_exactly_its_share(tokenizer: Any, fraction: float, g
 def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
     service = Service(tokenizer, context_position="user")
     questions = {prompt.prompt_id: prompt.question for prompt in PROMPTS}
-    for request in service.worker.requests(0)[0]:
+    for request in service.requests.of(0)[0]:
         question = questions[request.prompt_id]
         assert request.prompt_ids.tolist() == service.renderer.prompt_ids(question).tolist()
         assert request.context_prompt_ids.tolist() == service.renderer.context_prompt_ids(question, CONTEXT).tolist()
@@ -88,8 +88,8 @@ def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
 
 
 def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(tokenizer: Any) -> None:
-    worker = Service(tokenizer, prompts_per_step=7).worker  # more than there are prompts: some are drawn twice
-    requests = [request for step in range(3) for request in worker.requests(step)[0]]
+    asked = Service(tokenizer, prompts_per_step=7).requests  # more than there are prompts: some are drawn twice
+    requests = [request for step in range(3) for request in asked.of(step)[0]]
     assert len({request.rollout_id for request in requests}) == len(requests) == 3 * 7 * 4
     groups = Counter(request.group_id for request in requests)
     assert set(groups.values()) == {4}
@@ -97,13 +97,13 @@ def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(t
     assert len({(request.group_id, request.prompt_id) for request in requests}) == len(groups)
 
 
-def drawn(worker: RolloutWorker, step: int) -> list[str]:
-    return [request.prompt_id for request in worker.requests(step)[0]][:: worker.config.samples_per_prompt]
+def drawn(asked: StepRequests, step: int) -> list[str]:
+    return [request.prompt_id for request in asked.of(step)[0]][:: asked.config.samples_per_prompt]
 
 
 def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any) -> None:
-    worker = Service(tokenizer, prompts_per_step=3).worker
-    order = [prompt for step in range(10) for prompt in drawn(worker, step)]  # 30 draws: 6 epochs of 5
+    asked = Service(tokenizer, prompts_per_step=3).requests
+    order = [prompt for step in range(10) for prompt in drawn(asked, step)]  # 30 draws: 6 epochs of 5
     epochs = [tuple(order[start : start + 5]) for start in range(0, 30, 5)]
     assert all(sorted(epoch) == ["q0", "q1", "q2", "q3", "q4"] for epoch in epochs)
     assert len(set(epochs)) > 1
@@ -111,17 +111,17 @@ def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any)
 
 def test_the_draw_is_a_pure_function_of_seed_and_step(tokenizer: Any) -> None:
     forwards, resumed, other = Service(tokenizer), Service(tokenizer), Service(tokenizer, seed=4)
-    there = [drawn(forwards.worker, step) for step in range(6)]
-    back = [drawn(resumed.worker, step) for step in reversed(range(6))]
+    there = [drawn(forwards.requests, step) for step in range(6)]
+    back = [drawn(resumed.requests, step) for step in reversed(range(6))]
     assert there == back[::-1]
-    assert there != [drawn(other.worker, step) for step in range(6)]
+    assert there != [drawn(other.requests, step) for step in range(6)]
 
 
 def test_bernoulli_guidance_is_seeded_by_step_and_slot(tokenizer: Any) -> None:
     settings = {"guided_split": "bernoulli", "samples_per_prompt": 32}
 
     def flags(seed: int, step: int) -> list[bool]:
-        return [request.guided for request in Service(tokenizer, seed=seed, **settings).worker.requests(step)[0]]
+        return [request.guided for request in Service(tokenizer, seed=seed, **settings).requests.of(step)[0]]
 
     assert flags(3, 1) == flags(3, 1)
     assert flags(3, 1) != flags(3, 2)
@@ -144,18 +144,18 @@ def test_a_context_that_just_fits_is_sampled_and_one_token_less_is_refused(token
     prompts = [*PROMPTS[:2], long]
     window = window_of(Service(tokenizer), long)
     fits = Service(tokenizer, prompts=prompts, window=window)
-    requests, refused = fits.worker.requests(0)
+    requests, refused = fits.requests.of(0)
     assert refused == 0
     assert {request.prompt_id for request in requests} == {"q0", "q1", "long"}
     whole = fits.renderer.context_prompt_ids(long.question, long.context).tolist()
     assert all(r.context_prompt_ids.tolist() == whole for r in requests if r.prompt_id == "long")
 
     tight = Service(tokenizer, prompts=prompts, window=window - 1)
-    requests, refused = tight.worker.requests(0)
+    requests, refused = tight.requests.of(0)
     assert refused == 1
     assert {request.prompt_id for request in requests} == {"q0", "q1"}
     assert tight.produce(0).refused == 1
-    asked = [*tight.student.sampled[0][0], *tight.worker.requests(0)[0]]
+    asked = [*tight.student.sampled[0][0], *tight.requests.of(0)[0]]
     assert all(whole[: len(r.context_prompt_ids)] != r.context_prompt_ids.tolist() for r in asked)
 
 
@@ -165,9 +165,9 @@ def test_an_x_longer_than_its_context_prompt_is_measured_too(tokenizer: Any) -> 
     service = Service(tokenizer, prompts=short, prompts_per_step=1)
     x = len(service.renderer.prompt_ids("Question?"))
     assert x > len(service.renderer.context_prompt_ids("Question?", "Hi."))
-    Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 6).worker.requests(0)
+    Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 6).requests.of(0)
     with pytest.raises(ValueError, match=f"short has {x} prompt tokens"):
-        Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 5).worker.requests(0)
+        Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 5).requests.of(0)
 
 
 def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None:
@@ -175,7 +175,7 @@ def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None
     prompts = [PROMPTS[0], *long]
     window = window_of(Service(tokenizer), PROMPTS[0])
     tolerant = Service(tokenizer, prompts=prompts, window=window, max_refused_fraction=0.7)
-    requests, refused = tolerant.worker.requests(0)
+    requests, refused = tolerant.requests.of(0)
     assert refused == 2
     assert {request.prompt_id for request in requests} == {"q0"}
 
@@ -200,7 +200,7 @@ def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None
 
 def test_a_step_without_any_prompt_left_is_an_error_whatever_the_fraction(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"found 3 of 3 prompts refused \(q\d has \d+ prompt tokens"):
-        Service(tokenizer, window=20, max_refused_fraction=0.99).worker.requests(0)
+        Service(tokenizer, window=20, max_refused_fraction=0.99).requests.of(0)
 
 
 # Sampling and scoring
@@ -301,7 +301,7 @@ def test_records_are_written_once_in_the_order_of_the_requests(tokenizer: Any) -
     (records, step), *more = service.written
     assert not more
     assert step == produced.step == 4
-    expected = [request.rollout_id for request in service.worker.requests(4)[0]]
+    expected = [request.rollout_id for request in service.requests.of(4)[0]]
     assert [record.scored.sample.request.rollout_id for record in records] == expected
     assert (produced.shard.uri, produced.shard.rows) == ("step-4", 12)
     assert (produced.version_min, produced.version_max) == (7, 7)
@@ -358,7 +358,7 @@ def test_a_group_shares_its_wrong_contexts_and_scores_under_each(tokenizer: Any)
 
 
 def wrong_of(service: Service, step: int) -> list[bytes]:
-    return [joined(request) for request in service.worker.requests(step)[0]]
+    return [joined(request) for request in service.requests.of(step)[0]]
 
 
 def test_wrong_contexts_are_a_pure_function_of_seed_step_and_slot(tokenizer: Any) -> None:
@@ -392,7 +392,7 @@ def test_too_few_wrong_contexts_name_the_prompt(tokenizer: Any, wrong: tuple[str
     prompts = with_wrong(PROMPTS[:1], *wrong)
     message = f"evidence.num_wrong_contexts: prompt q0: found {found}, expected at least 2 wrong contexts from the task"
     with pytest.raises(ValueError) as caught:
-        Service(tokenizer, prompts=prompts, evidence=CONTRAST).worker.requests(0)
+        Service(tokenizer, prompts=prompts, evidence=CONTRAST).requests.of(0)
     assert str(caught.value) == message
     with pytest.raises(ValueError) as caught:
         check_wrong_contexts(prompts, CONTRAST)
@@ -406,9 +406,9 @@ def test_a_wrong_context_that_does_not_fit_refuses_the_prompt(tokenizer: Any) ->
     prompts = [*with_wrong(PROMPTS[:2], *WRONG[:2]), *with_wrong([PROMPTS[2]], WRONG[0], long)]
     size = len(Service(tokenizer).renderer.context_prompt_ids(PROMPTS[2].question, long))
     fits = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 6)
-    assert fits.worker.requests(0)[1] == 0
+    assert fits.requests.of(0)[1] == 0
     tight = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 5)
-    requests, refused = tight.worker.requests(0)
+    requests, refused = tight.requests.of(0)
     assert refused == 1
     assert {request.prompt_id for request in requests} == {"q0", "q1"}
 

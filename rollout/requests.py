@@ -1,0 +1,91 @@
+"""What a step asks of the engines: prompts in a seeded order, rendered, each a group of guided and plain samples."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evidence.records import Ids, RolloutRequest
+from evidence.rule import EvidenceConfig
+from rollout.config import RolloutConfig
+from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
+from rollout.guidance import guided_flags
+from rollout.render import Renderer
+from rollout.tasks.base import TaskPrompt
+
+
+class StepRequests:
+    """The requests of each step, a pure function of the seed and the step."""
+
+    def __init__(
+        self,
+        prompts: Sequence[TaskPrompt],
+        renderer: Renderer,
+        config: RolloutConfig,
+        evidence: EvidenceConfig,
+        window: int,
+        seed: int,
+    ) -> None:
+        self.prompts, self.renderer, self.config = prompts, renderer, config
+        self.num_wrong, self.window, self.seed = num_wrong_contexts(evidence), window, seed
+
+    def of(self, step: int) -> tuple[list[RolloutRequest], int]:
+        """The step's requests and how many prompts were refused since they do not fit: nothing is ever cut.
+
+        Raises:
+            ValueError: more than `max_refused_fraction` of the prompts, or all of them, were refused.
+        """
+        requests: list[RolloutRequest] = []
+        refusals: list[str] = []
+        for slot, prompt in enumerate(self._draw(step)):
+            made = self._group(prompt, f"{step:06d}-{slot:03d}", step, slot)
+            longest = max(len(ids) for ids in _prompts(made[0]))
+            if longest + self.config.max_response_tokens > self.window:
+                refusals.append(f"{prompt.prompt_id} has {longest} prompt tokens")
+            else:
+                requests.extend(made)
+        if not requests or len(refusals) > self.config.max_refused_fraction * self.config.prompts_per_step:
+            raise ValueError(
+                f"rollout.max_refused_fraction: step {step}: found {len(refusals)} of {self.config.prompts_per_step} "
+                f"prompts refused ({refusals[0]}; with {self.config.max_response_tokens} response tokens the window of "
+                f"{self.window} is exceeded), expected at most {self.config.max_refused_fraction:.0%}: shorten the "
+                "context or raise student.window and teacher.window"
+            )
+        return requests, len(refusals)
+
+    def _draw(self, step: int) -> list[TaskPrompt]:
+        """Epoch after epoch, each in its own seeded order; a pure function of seed and step, so a resume continues."""
+        total = len(self.prompts)
+        first = step * self.config.prompts_per_step
+        places = range(first, first + self.config.prompts_per_step)
+        order = {
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(total)
+            for epoch in {p // total for p in places}
+        }
+        return [self.prompts[order[place // total][place % total]] for place in places]
+
+    def _group(self, prompt: TaskPrompt, group: str, step: int, slot: int) -> list[RolloutRequest]:
+        x = self.renderer.prompt_ids(prompt.question)
+        x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
+        rng = np.random.default_rng([self.seed, step, slot])
+        flags = guided_flags(self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng)
+        # A generator of its own: who is guided and what is contrasted do not move each other.
+        wrong_rng = np.random.default_rng([self.seed, step, slot, 1])
+        wrong = pick_wrong_contexts(prompt, self.num_wrong, wrong_rng)
+        x_with_wrong = tuple(self.renderer.context_prompt_ids(prompt.question, context) for context in wrong)
+        return [
+            RolloutRequest(
+                rollout_id=f"{group}-{index:03d}",
+                prompt_id=prompt.prompt_id,
+                group_id=group,
+                guided=guided,
+                context_position=self.config.context_position,
+                prompt_ids=x,
+                context_prompt_ids=x_with_r,
+                wrong_context_prompt_ids=x_with_wrong,
+            )
+            for index, guided in enumerate(flags)
+        ]
+
+
+def _prompts(request: RolloutRequest) -> tuple[Ids, ...]:
+    return (request.prompt_ids, request.context_prompt_ids, *request.wrong_context_prompt_ids)
