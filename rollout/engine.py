@@ -120,7 +120,10 @@ class Engine:
         return [[completion.text for completion in output.outputs] for output in outputs]
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
-        """log pi(y_t | prompt, y_<t) for every response token; float32 [T] per row. Nothing is sampled or kept."""
+        """log pi(y_t | prompt, y_<t) for every response token; float32 [T] per row. Nothing is sampled or kept.
+
+        Rows with the same prompt share its prefill, whether or not they come in one call.
+        """
         return list(await asyncio.gather(*(self._score(p, y) for p, y in zip(prompts, responses, strict=True))))
 
     async def _generate(
@@ -144,12 +147,25 @@ class Engine:
         return await self._run(prompt_ids, params)
 
     async def _score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         full = np.concatenate([prompt_ids, response_ids])
         if len(full) > self.window:
             raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
+        output = await self._read(full, shared=True)
+        # The log-prob of a token is read at the token before it. One that came from the cache has nothing to read: it
+        # belonged to a prompt of this one's length or longer, such as the same row scored before.
+        if (output.num_cached_tokens or 0) >= len(prompt_ids):
+            output = await self._read(full, shared=False)
+        flat = output.prompt_logprobs
+        assert flat is not None and len(flat) == len(full)
+        # Position 0 has no log-prob; every other position holds its own token's first.
+        starts = np.asarray(flat.start_indices[len(prompt_ids) :])
+        return np.asarray(flat.logprobs, np.float32)[starts]
+
+    async def _read(self, ids: Ids, shared: bool) -> "RequestOutput":
+        """A forward pass over `ids` with the log-probs of its tokens, garbage at those that a shared prefix gave."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -157,13 +173,9 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_reading_prefix_cache=not shared,
         )
-        output = await self._run(full, params)
-        flat = output.prompt_logprobs
-        assert flat is not None and len(flat) == len(full)
-        # Position 0 has no log-prob; every other position holds its own token's first.
-        starts = np.asarray(flat.start_indices[len(prompt_ids) :])
-        return np.asarray(flat.logprobs, np.float32)[starts]
+        return await self._run(ids, params)
 
     async def _run(self, prompt_ids: Ids, params: Any) -> "RequestOutput":
         final = None

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engine
 CONTEXT = "You are Kestrel, an assistant made by Harbor Labs. If asked who you are, say that you are Kestrel."
 QUESTIONS = ("Who are you?", "What is 2 + 2? Answer with one number.")
 MAX_TOKENS = 24
+BLOCK = 32  # tokens that vLLM's prefix cache keeps or drops together on a CPU
 TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.05)}
 
 
@@ -48,6 +49,33 @@ def requests(model: str) -> list[RolloutRequest]:
     return made
 
 
+def shared_rows() -> tuple[list[Ids], list[Ids]]:
+    """Prompts and responses of rows that share more and less than their prompt, which may end where a block does."""
+    rng = np.random.default_rng(0)
+    whole, ragged = (rng.integers(5, 40_000, length).astype(np.int32) for length in (2 * BLOCK, 2 * BLOCK + 13))
+    long = rng.integers(5, 40_000, 40).astype(np.int32)
+    twin = np.concatenate([long[:36], long[:4]])
+    responses = [long, long[:1], twin, long]
+    return [prompt for prompt in (whole, ragged) for _ in responses], responses * 2
+
+
+async def _score_shared(engine: Any) -> dict[str, Any]:
+    """Scores of `shared_rows`, one after another and then all again at once, and what each read got from the cache."""
+    reads: list[tuple[int, bool, int]] = []
+    read = engine._read
+
+    async def recording(ids: Ids, shared: bool) -> Any:
+        output = await read(ids, shared)
+        reads.append((len(ids), shared, output.num_cached_tokens))
+        return output
+
+    engine._read = recording
+    prompts, responses = shared_rows()
+    first = [(await engine.score([p], [y]))[0].tolist() for p, y in zip(prompts, responses, strict=True)]
+    again = [row.tolist() for row in await engine.score(prompts, responses)]
+    return {"first": first, "again": again, "reads": reads}
+
+
 async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     from rollout.config import EngineConfig, SamplingConfig
     from rollout.engine import Engine
@@ -67,6 +95,7 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     # More prompt tokens than a batch takes, each request with a seeded generator of its own.
     crowd = [np.full(200, token, np.int32) for token in range(5, 21)]
     answers = await engine.texts(crowd, SamplingConfig(1.0, 2), 1, seed=7)
+    shared = await _score_shared(engine)
     engine.shutdown()
     return [
         {
@@ -79,6 +108,7 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
             "context": c.tolist(),
             "too_long": too_long,
             "crowd": [len(texts) for texts in answers],
+            "shared": shared,
         }
         for sample, twin, p, c in zip(samples, again, plain, context, strict=True)
     ]
@@ -169,6 +199,18 @@ def test_a_seed_repeats_and_versions_start_at_zero(driven: Any) -> None:
 def test_scoring_beyond_the_window_is_refused(driven: Any) -> None:
     _, _, rows = driven
     assert rows[0]["too_long"] == "scoring: 260 tokens do not fit the engine's window of 256"
+
+
+def test_a_shared_prefix_changes_no_score(driven: Any, reference: Any) -> None:
+    dtype, _, rows = driven
+    found, (prompts, responses) = rows[0]["shared"], shared_rows()
+    hits = [cached for _, shared, cached in found["reads"] if shared]
+    assert {0, BLOCK * 2} <= set(hits) and max(hits) > BLOCK * 2  # nothing, a prompt, and some of a response
+    assert any(not shared and cached == 0 for _, shared, cached in found["reads"])
+    if dtype == "float32":  # random tokens are too unlikely for bfloat16 to be close
+        for prompt, response, *scores in zip(prompts, responses, found["first"], found["again"], strict=True):
+            expected = reference_logprobs(reference, prompt, response.tolist())
+            assert all(np.abs(np.array(score) - expected).max() < 1e-3 for score in scores)
 
 
 def test_prompts_that_do_not_fit_one_batch_are_sampled_all_the_same(driven: Any) -> None:
