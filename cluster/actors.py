@@ -1,6 +1,5 @@
 """Thin Ray shells around the services. Nothing is decided here."""
 
-import asyncio
 import os
 import socket
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import ray
 
 from cluster.config import Recipe
+from cluster.pool import EnginePool
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table, train_rows
 from evidence.shards import read_shard, write_shard
@@ -105,87 +105,6 @@ class EngineActor:
             raise RuntimeError(
                 f"{self.name} died: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
             ) from None
-
-
-class EnginePool:
-    """Several engines as one: work goes to the one with the fewest outstanding tokens, a prompt's samples together."""
-
-    def __init__(self, handles: Sequence[Any]) -> None:
-        self._handles = list(handles)
-        self._outstanding = [0] * len(self._handles)
-
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
-        groups: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.group_id, []).append(index)
-        parts = await asyncio.gather(
-            *(
-                self._on_lightest(
-                    "sample",
-                    len(members) * sampling.max_tokens,
-                    [requests[index] for index in members],
-                    sampling,
-                    seed + members[0],
-                )
-                for members in groups.values()
-            )
-        )
-        return _in_order(list(groups.values()), parts)
-
-    async def texts(
-        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
-    ) -> list[list[str]]:
-        parts = self._parts(len(prompts))
-        results = await asyncio.gather(
-            *(
-                self._on_lightest(
-                    "texts",
-                    len(part) * num_samples * sampling.max_tokens,
-                    [prompts[i] for i in part],
-                    sampling,
-                    num_samples,
-                    seed + part[0] * num_samples,
-                )
-                for part in parts
-            )
-        )
-        return _in_order(parts, results)
-
-    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
-        parts = self._parts(len(prompts))
-        results = await asyncio.gather(
-            *(
-                self._on_lightest(
-                    "score",
-                    sum(len(prompts[i]) + len(responses[i]) for i in part),
-                    [prompts[i] for i in part],
-                    [responses[i] for i in part],
-                )
-                for part in parts
-            )
-        )
-        return _in_order(parts, results)
-
-    def _parts(self, count: int) -> list[list[int]]:
-        spread = [list(range(start, count, len(self._handles))) for start in range(len(self._handles))]
-        return [part for part in spread if part]
-
-    async def _on_lightest(self, method: str, tokens: int, *arguments: Any) -> Any:
-        lightest = self._outstanding.index(min(self._outstanding))
-        self._outstanding[lightest] += tokens
-        try:
-            return await getattr(self._handles[lightest], method).remote(*arguments)
-        finally:
-            self._outstanding[lightest] -= tokens
-
-
-def _in_order(parts: Sequence[Sequence[int]], results: Sequence[Sequence[T]]) -> list[T]:
-    placed = {
-        index: value
-        for part, values in zip(parts, results, strict=True)
-        for index, value in zip(part, values, strict=True)
-    }
-    return [placed[index] for index in range(len(placed))]
 
 
 @ray.remote

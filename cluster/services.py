@@ -14,9 +14,10 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import EngineActor, EnginePool, LearnerActor, RolloutActor
+from cluster.actors import EngineActor, LearnerActor, RolloutActor
 from cluster.config import Recipe
 from cluster.placement import Plan, Share, make_plan
+from cluster.pool import EnginePool
 from evidence.diagnostics import TokenStats
 from evidence.records import Floats, Ids, ShardInfo
 from rollout.worker import StepRollouts

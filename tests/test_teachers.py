@@ -28,10 +28,24 @@ def column(table: Any, name: str) -> np.ndarray:
 
 @pytest.mark.engine
 def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> None:
-    """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start."""
-    done = small_run(tmp_path / "run", *DRIFT, "teacher.kind=live", "learner.dtype=float32", "student.dtype=float32")
+    """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start.
+
+    Here the teacher samples and the evidence is teacher_student, so that the student's engines score every row.
+    """
+    settings = ("teacher.kind=live", "evidence.kind=teacher_student", "rollout.sampler=teacher")
+    done = small_run(tmp_path / "run", *DRIFT, *settings, "learner.dtype=float32", "student.dtype=float32")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [table.column("teacher_version").to_pylist() for table in tables(tmp_path / "run")] == [[0] * 8, [1] * 8]
+    for version, table in enumerate(tables(tmp_path / "run")):
+        for name in ("teacher_version", "policy_version_min", "policy_version_max"):
+            assert table.column(name).to_pylist() == [version] * 8
+        student, plain, context = (
+            column(table, name) for name in ("student_logprobs", "teacher_logprobs", "teacher_context_logprobs")
+        )
+        assert np.abs(student - plain).max() < 1e-4  # two engines with the same weights
+        assert np.array_equal(column(table, "evidence"), (context - student).astype(np.float32))
+        for row in table.to_pylist():
+            own = row["teacher_context_logprobs" if row["guided"] else "student_logprobs"]
+            assert np.abs(np.array(row["sampler_logprobs"]) - np.array(own)).max() < 1e-4
     for record in lines(tmp_path / "run" / "metrics.jsonl"):
         for group in record["diagnostics"].values():
             assert group["mean_evidence"] == pytest.approx(-group["k1"], abs=1e-4)

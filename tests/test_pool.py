@@ -1,0 +1,103 @@
+"""Several engines as one: what goes where, and that everything comes back in order."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.pool import EnginePool
+from evidence.records import Ids, RolloutRequest
+from rollout.config import SamplingConfig
+from tests.fakes import FakeEngine, fake_logprobs
+
+SAMPLING = SamplingConfig(1.0, 6)
+
+
+def handle(engine: Any) -> Any:
+    """`engine` as Ray shows an actor: method.remote(...) gives something to await, which takes a while."""
+
+    def remote(method: Any) -> Any:
+        async def call(*arguments: Any) -> Any:
+            await asyncio.sleep(0)
+            return await method(*arguments)
+
+        return SimpleNamespace(remote=call)
+
+    return SimpleNamespace(sample=remote(engine.sample), score=remote(engine.score))
+
+
+def ids(*tokens: int) -> Ids:
+    return np.array(tokens, np.int32)
+
+
+def request(group: str, index: int) -> RolloutRequest:
+    return RolloutRequest(f"{group}-{index}", group, group, index % 2 == 0, "system", ids(1, len(group)), ids(2))
+
+
+def test_rows_of_one_prompt_are_scored_in_one_call_and_come_back_in_order() -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    prompts = [ids(1, 2), ids(3), ids(1, 2), ids(4), ids(3)]
+    responses = [ids(9, token) for token in range(5)]
+    rows = asyncio.run(EnginePool([handle(engine) for engine in engines]).score(prompts, responses))
+    for row, prompt, response in zip(rows, prompts, responses, strict=True):
+        assert np.array_equal(row, fake_logprobs(prompt, response))
+    calls = [[prompt.tolist() for prompt in asked] for engine in engines for asked, _ in engine.scored]
+    assert sorted(calls) == [[[1, 2], [1, 2]], [[3], [3]], [[4]]]
+    assert all(engine.scored for engine in engines)
+
+
+def test_the_samples_of_a_group_are_drawn_by_one_engine_each_with_its_own_seed() -> None:
+    engines = [FakeEngine(version=1), FakeEngine(version=2)]
+    requests = [request(group, index) for index in range(3) for group in ("a", "bb", "ccc")]
+    samples = asyncio.run(EnginePool([handle(engine) for engine in engines]).sample(requests, SAMPLING, seed=70))
+    assert [sample.request.rollout_id for sample in samples] == [r.rollout_id for r in requests]
+    for group in ("a", "bb", "ccc"):
+        assert len({s.policy_version_min for s in samples if s.request.group_id == group}) == 1
+    assert sorted(seed for engine in engines for _, _, seed in engine.sampled) == [70, 71, 72]
+    assert {s.policy_version_min for s in samples} == {1, 2}
+
+
+class SlowEngine:
+    """Answers when it is told to; `fails` says how."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails, self.asked, self.go = fails, 0, asyncio.Event()
+
+    async def score(self, prompts: list[Ids], responses: list[Ids]) -> list[Any]:
+        self.asked += 1
+        await self.go.wait()
+        if self.fails:
+            raise RuntimeError("engine died")
+        return [np.zeros(len(response), np.float32) for response in responses]
+
+    sample = score
+
+
+def test_work_goes_to_the_engine_with_the_fewest_outstanding_tokens() -> None:
+    async def drive() -> tuple[int, int]:
+        busy, idle = SlowEngine(), SlowEngine()
+        pool = EnginePool([handle(busy), handle(idle)])
+        long = asyncio.create_task(pool.score([ids(*range(100))], [ids(1)]))
+        await asyncio.sleep(0)
+        short = [asyncio.create_task(pool.score([ids(token)], [ids(1)])) for token in range(5)]
+        await asyncio.sleep(0.01)
+        counts = busy.asked, idle.asked
+        busy.go.set(), idle.go.set()
+        await asyncio.gather(long, *short)
+        return counts
+
+    assert asyncio.run(drive()) == (1, 5)
+
+
+def test_a_failed_call_leaves_nothing_outstanding() -> None:
+    async def drive() -> list[int]:
+        broken = SlowEngine(fails=True)
+        broken.go.set()
+        pool = EnginePool([handle(broken)])
+        with pytest.raises(RuntimeError, match="engine died"):
+            await pool.score([ids(1, 2, 3)], [ids(4)])
+        return pool._outstanding
+
+    assert asyncio.run(drive()) == [0]
