@@ -109,7 +109,7 @@ class EngineActor:
 
 @ray.remote
 class RolloutActor:
-    """The rollout service: a `RolloutWorker` over pools of engines, writing to the run's storage."""
+    """The rollout service: a stream of groups over pools of engines, writing to the run's storage."""
 
     def __init__(
         self,
@@ -122,28 +122,42 @@ class RolloutActor:
     ) -> None:
         self.log = log_to_file("rollout")
         from cluster.requests import step_requests
+        from rollout.stream import RolloutStream
         from rollout.tasks import build_task
-        from rollout.worker import RolloutWorker
+        from rollout.worker import RolloutWorker, rewarder
 
         self._storage, self._metadata = storage, metadata
-        self._digest = ""
+        self._digests: dict[int, str] = {}
         pools = {"student": EnginePool(students), "teacher": EnginePool(teachers)}
+        requests, run = step_requests(recipe, model), recipe.run
         self._worker = RolloutWorker(
-            requests=step_requests(recipe, model),
+            config=recipe.rollout,
             evidence=recipe.evidence,
             sampler=pools[recipe.rollout.sampler],
             scorer=pools["teacher"],
             write=self._write,
-            reward=build_task(recipe.task).reward,
+            reward=rewarder(requests, build_task(recipe.task).reward),
             student_scorer=pools["student"],
         )
+        self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
 
-    async def produce(self, step: int, weights_digest: str, student_version: int, teacher_version: int) -> StepRollouts:
-        self._digest = weights_digest
-        return await self._worker.produce(step, student_version, teacher_version)
+    async def advance(self, version: int, weights_digest: str) -> None:
+        """The student's engines hold `version` with this digest."""
+        self._digests[version] = weights_digest
+        self._stream.advance(version)
+
+    async def take(self, step: int) -> StepRollouts:
+        return self._worker.write(await self._stream.take(step), step)
+
+    async def pause_scoring(self) -> None:
+        await self._stream.pause_scoring()
+
+    async def resume_scoring(self, teacher_version: int) -> None:
+        await self._stream.resume_scoring(teacher_version)
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
-        table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digest})
+        newest = max(record.scored.sample.policy_version_max for record in records)
+        table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
         return write_shard(table, self._storage, f"step-{step:06d}.arrow")
 
 

@@ -1,20 +1,18 @@
 """The loop. Strictly on-policy is this loop with a staleness bound of 0.
 
-    rollout service                       queue            learner service
-    ---------------                       -----            ---------------
-    wait until version >= step - lag
-    refresh a teacher that follows the student
-    sample (x, r) and x                                    take a shard
-    score, judge, write a shard --------> [shards] -->     ZeRO step
+    rollout service                                        learner service
+    ---------------                                        ---------------
+    the groups of every step <= version + lag:
+    sample (x, r) and x, score as each is done
+    take: judge, write a shard ----------> shard --------> ZeRO step
             ^                                              push weights, check version, digest, canary
-            |______________ Gate(version) <_______________ advance the version
+            |________________ advance(version) <__________ (refresh a teacher that follows the student)
 
-Two coroutines that never wait for each other longer than the bound demands. Version v is the policy after v steps.
+The rollout service works on while the learner does, as far as the bound allows. Version v is the policy after v steps.
 """
 
-import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import AutoTokenizer
 
@@ -28,25 +26,10 @@ from evidence.sidecar import write_student
 from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.render import Renderer
+from rollout.requests import step_seed
+from rollout.stages import StageTime, Stopwatch
 from rollout.tasks import build_task
-from rollout.worker import StageTime, StepRollouts, Stopwatch, step_seed
-
-
-class Gate:
-    """The policy version, and who waits for it."""
-
-    def __init__(self, version: int) -> None:
-        self.version = version
-        self._changed = asyncio.Condition()
-
-    async def reached(self, version: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.version >= version)
-
-    async def advance(self, version: int) -> None:
-        async with self._changed:
-            self.version = version
-            self._changed.notify_all()
+from rollout.worker import StepRollouts
 
 
 @dataclass(frozen=True)
@@ -73,71 +56,48 @@ class Pipeline:
 
     async def run(self, first_step: int) -> None:
         """Steps `first_step` to the recipe's last, with a probe before, between and after."""
-        steps, lag = self.recipe.run.steps, self.recipe.run.max_policy_lag
-        self.gate = Gate(first_step)
+        steps = self.recipe.run.steps
         self.pushed = await self.push(first_step)  # also proves the hand-off before anything is learned
         if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
             await self.probe(first_step)
-        self._clock = time.perf_counter()
-        shards: asyncio.Queue[StepRollouts] = asyncio.Queue(maxsize=lag + 1)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._produce(range(first_step, steps), lag, shards))
-            group.create_task(self._consume(range(first_step, steps), shards))
+        for step in range(first_step, steps):
+            await self._step(step)
 
-    async def _produce(self, steps: range, lag: int, shards: "asyncio.Queue[StepRollouts]") -> None:
-        for step in steps:
-            # The learner's own deadlines bound this wait: its failure cancels it.
-            await self.gate.reached(step - lag)
-            refresh = await self._refresh_teacher(self.gate.version)
-            self.sink.stage(f"step {step + 1}: sampling and scoring")
-            versions = (self.gate.version, self._teacher_version)
-            produced = await self.services.produce(step, self.pushed.digest, *versions)
-            produced = replace(produced, stages=refresh | produced.stages)
-            self.manifest.append_written(produced.shard)
-            await shards.put(produced)
-
-    async def _consume(self, steps: range, shards: "asyncio.Queue[StepRollouts]") -> None:
-        run = self.recipe.run
-        for step in steps:
-            produced = await within(self.recipe.rollout.deadline_s * 2, f"shard of step {step}", shards.get())
-            self._check_lag(produced, step)
-            clock = Stopwatch()
-            self.sink.stage(f"step {step + 1}: learning")
-            learned = await self.services.learn(produced.shard)
-            write_student(learned.logprobs, str(self.run_dir.student), step)
-            self.manifest.append_trained(produced.shard.uri, step)
-            stages = dict(produced.stages) | {"learn": clock.stage(learned.computed_tokens)}
-            self.sink.stage(f"step {step + 1}: pushing weights")
-            self.pushed = await self.push(step + 1)
-            stages["push"] = clock.stage(0)
-            self._record(step, produced, learned, stages)
-            version = step + 1
-            if run.checkpoint_every and version % run.checkpoint_every == 0:
-                await self.services.save(self.run_dir.checkpoints, version)
-            if version == run.steps or (run.probe_every and version % run.probe_every == 0):
-                await self.probe(version)
-            self._clock = time.perf_counter()
-            await self.gate.advance(version)
-
-    def _check_lag(self, produced: StepRollouts, step: int) -> None:
-        if produced.version_min < step - self.recipe.run.max_policy_lag:
-            raise RuntimeError(
-                f"step {step}: found a rollout of policy version {produced.version_min}, expected at least "
-                f"{step - self.recipe.run.max_policy_lag}"
-            )
+    async def _step(self, step: int) -> None:
+        """From version `step` to the next."""
+        run, begun = self.recipe.run, time.perf_counter()
+        stages = await self._refresh_teacher(step)
+        self.sink.stage(f"step {step + 1}: sampling and scoring")
+        await self.services.advance(step, self.pushed.digest)
+        produced = await self.services.take(step)
+        self.manifest.append_written(produced.shard)
+        clock = Stopwatch()
+        self.sink.stage(f"step {step + 1}: learning")
+        learned = await self.services.learn(produced.shard)
+        write_student(learned.logprobs, str(self.run_dir.student), step)
+        self.manifest.append_trained(produced.shard.uri, step)
+        stages["learn"] = clock.stage(learned.computed_tokens)
+        version = step + 1
+        self.sink.stage(f"step {version}: pushing weights")
+        self.pushed = await self.push(version)
+        stages["push"] = clock.stage(0)
+        self._record(step, produced, learned, stages, time.perf_counter() - begun)
+        if run.checkpoint_every and version % run.checkpoint_every == 0:
+            await self.services.save(self.run_dir.checkpoints, version)
+        if version == run.steps or (run.probe_every and version % run.probe_every == 0):
+            await self.probe(version)
 
     async def push(self, version: int) -> Pushed:
         digest = await self.services.push("student", version)
         return Pushed(digest, await self.services.canary("student", *self._canary, version))
 
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
-        """Between two steps' scoring, so that both views of a rollout are the same teacher's; the stage if there is
-        one."""
+        """The stage, if the teacher takes the weights of `version`."""
         if not self.recipe.teacher.due(self._teacher_version, version):
             return {}
         clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
-        await self.services.push("teacher", version)
+        await self.services.refresh_teacher(version)
         if self.recipe.teacher.kind != "ema":  # the learner does not run the average
             await self.services.canary("teacher", *self._canary, version)
         self._teacher_version = version
@@ -156,16 +116,18 @@ class Pipeline:
         self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))
         self.run_dir.write_answers(step, [(prompt.probe, prompt.question, text) for prompt, text in pairs])
 
-    def _record(self, step: int, produced: StepRollouts, learned: LearnedStep, stages: dict[str, StageTime]) -> None:
-        wall = time.perf_counter() - self._clock
+    def _record(
+        self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
+    ) -> None:
         by_group = split_summary(learned.stats)
+        busy_s = produced.busy_s + sum(stage.seconds for stage in own.values())
         self.sink.write_step(
             {
                 "step": step,
-                "wall_s": wall,
-                # The stages follow each other at lag 0; what is missing from 1 is hidden waiting.
-                "busy_fraction": sum(stage.seconds for stage in stages.values()) / wall,
-                "stages": {name: _stage(stage) for name, stage in stages.items()},
+                "wall_s": wall_s,
+                # At lag 0 what is missing from 1 is hidden waiting; above it the services work side by side.
+                "busy_fraction": busy_s / wall_s,
+                "stages": {name: _stage(stage) for name, stage in (produced.stages | own).items()},
                 "kept": by_group["all"]["kept"],
                 "k1": by_group["all"].get("k1", 0.0),
                 "loss": learned.loss,
@@ -173,6 +135,7 @@ class Pipeline:
                 "grad_norm": learned.grad_norm,
                 "rows": produced.shard.rows,
                 "refused": produced.refused,
+                "dropped": produced.dropped,
                 **produced.reward_figures(),
                 "skipped_rows": learned.skipped_rows,
                 "policy_version_min": produced.version_min,

@@ -116,9 +116,22 @@ class Services:
         arguments = (pool, self.plan.transport, self._pools[pool], address, port)
         await self._every_rank(seconds, what, "open_transport", *arguments)
 
-    async def produce(self, step: int, digest: str, student_version: int, teacher_version: int) -> StepRollouts:
-        work = self.rollout.produce.remote(step, digest, student_version, teacher_version)
-        return await within(self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
+    async def advance(self, version: int, digest: str) -> None:
+        """Tells the rollout service which version the student's engines hold."""
+        work = self.rollout.advance.remote(version, digest)
+        await within(self.recipe.rollout.deadline_s, f"rollout service at version {version}", work)
+
+    async def take(self, step: int) -> StepRollouts:
+        """The step's rollouts; each group of them has its own deadline, and so has one that is sampled again."""
+        work = self.rollout.take.remote(step)
+        return await within(2 * self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
+
+    async def refresh_teacher(self, version: int) -> None:
+        """The teacher's engines take the learner's weights, between one group's scores and the next's."""
+        seconds = self.recipe.rollout.deadline_s
+        await within(seconds, "pausing the scoring", self.rollout.pause_scoring.remote())
+        await self.push("teacher", version)
+        await within(seconds, "resuming the scoring", self.rollout.resume_scoring.remote(version))
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         what = f"learner at step {shard.step}"

@@ -1,6 +1,7 @@
 """What a step asks of the engines: prompts in a seeded order, rendered, each a group of guided and plain samples."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +12,23 @@ from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
 from rollout.render import Renderer
 from rollout.tasks.base import TaskPrompt
+
+
+@dataclass(frozen=True)
+class GroupRequests:
+    """The samples of one prompt, drawn by one engine with seeds that follow `seed`."""
+
+    place: int  # among all groups of the run
+    seed: int
+    rows: tuple[RolloutRequest, ...]
+
+    @property
+    def name(self) -> str:
+        return self.rows[0].group_id
+
+    def again(self) -> "GroupRequests":
+        """The same requests for other samples."""
+        return replace(self, seed=int(np.random.default_rng(self.seed).integers(2**31)))
 
 
 class StepRequests:
@@ -28,29 +46,29 @@ class StepRequests:
         self.prompts, self.renderer, self.config = prompts, renderer, config
         self.num_wrong, self.window, self.seed = num_wrong_contexts(evidence), window, seed
 
-    def of(self, step: int) -> tuple[list[RolloutRequest], int]:
-        """The step's requests and how many prompts were refused since they do not fit: nothing is ever cut.
+    def of(self, step: int) -> tuple[list[GroupRequests], int]:
+        """The step's groups and how many prompts were refused since they do not fit: nothing is ever cut.
 
         Raises:
             ValueError: more than `max_refused_fraction` of the prompts, or all of them, were refused.
         """
-        requests: list[RolloutRequest] = []
+        groups: list[GroupRequests] = []
         refusals: list[str] = []
         for slot, prompt in enumerate(self._draw(step)):
-            made = self._group(prompt, f"{step:06d}-{slot:03d}", step, slot)
-            longest = max(len(ids) for ids in _prompts(made[0]))
+            group = self._group(prompt, step, slot)
+            longest = max(len(ids) for ids in _prompts(group.rows[0]))
             if longest + self.config.max_response_tokens > self.window:
                 refusals.append(f"{prompt.prompt_id} has {longest} prompt tokens")
             else:
-                requests.extend(made)
-        if not requests or len(refusals) > self.config.max_refused_fraction * self.config.prompts_per_step:
+                groups.append(group)
+        if not groups or len(refusals) > self.config.max_refused_fraction * self.config.prompts_per_step:
             raise ValueError(
                 f"rollout.max_refused_fraction: step {step}: found {len(refusals)} of {self.config.prompts_per_step} "
                 f"prompts refused ({refusals[0]}; with {self.config.max_response_tokens} response tokens the window of "
                 f"{self.window} is exceeded), expected at most {self.config.max_refused_fraction:.0%}: shorten the "
                 "context or raise student.window and teacher.window"
             )
-        return requests, len(refusals)
+        return groups, len(refusals)
 
     def _draw(self, step: int) -> list[TaskPrompt]:
         """Epoch after epoch, each in its own seeded order; a pure function of seed and step, so a resume continues."""
@@ -63,20 +81,21 @@ class StepRequests:
         }
         return [self.prompts[order[place // total][place % total]] for place in places]
 
-    def _group(self, prompt: TaskPrompt, group: str, step: int, slot: int) -> list[RolloutRequest]:
+    def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
         x = self.renderer.prompt_ids(prompt.question)
         x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
+        name, count = f"{step:06d}-{slot:03d}", self.config.samples_per_prompt
         rng = np.random.default_rng([self.seed, step, slot])
-        flags = guided_flags(self.config.samples_per_prompt, self.config.guided_fraction, self.config.guided_split, rng)
+        flags = guided_flags(count, self.config.guided_fraction, self.config.guided_split, rng)
         # A generator of its own: who is guided and what is contrasted do not move each other.
         wrong_rng = np.random.default_rng([self.seed, step, slot, 1])
         wrong = pick_wrong_contexts(prompt, self.num_wrong, wrong_rng)
         x_with_wrong = tuple(self.renderer.context_prompt_ids(prompt.question, context) for context in wrong)
-        return [
+        rows = tuple(
             RolloutRequest(
-                rollout_id=f"{group}-{index:03d}",
+                rollout_id=f"{name}-{index:03d}",
                 prompt_id=prompt.prompt_id,
-                group_id=group,
+                group_id=name,
                 guided=guided,
                 context_position=self.config.context_position,
                 prompt_ids=x,
@@ -84,7 +103,14 @@ class StepRequests:
                 wrong_context_prompt_ids=x_with_wrong,
             )
             for index, guided in enumerate(flags)
-        ]
+        )
+        place = step * self.config.prompts_per_step + slot
+        return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The engine's seed of a step, far from its neighbours since vLLM adds the sample's index to it."""
+    return int(np.random.default_rng([seed, step]).integers(2**31))
 
 
 def _prompts(request: RolloutRequest) -> tuple[Ids, ...]:

@@ -1,18 +1,16 @@
-"""One step of the rollout service: sample, score, judge, write."""
+"""The stages of the rollout service: sample, score, judge, write."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from evidence.advantage import reward_mean, zero_variance_groups
-from evidence.records import EvidenceRecord, RolloutRequest, Sample, ShardInfo
+from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
-from rollout.config import SamplingConfig
-from rollout.requests import StepRequests
+from rollout.config import RolloutConfig, SamplingConfig
+from rollout.requests import GroupRequests, StepRequests
 from rollout.score import Scorer, score_all
+from rollout.stages import Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
 
 
@@ -23,11 +21,29 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class StageTime:
-    """One stage's own wall time and the tokens that it worked on."""
+class Group:
+    """One prompt's rollouts, scored; rewards are None without a verifier."""
 
-    seconds: float
-    tokens: int
+    requests: GroupRequests
+    scored: tuple[ScoredSample, ...]
+    rewards: tuple[float | None, ...]
+
+    @property
+    def version_min(self) -> int:
+        return min(scored.sample.policy_version_min for scored in self.scored)
+
+    @property
+    def version_max(self) -> int:
+        return max(scored.sample.policy_version_max for scored in self.scored)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Whole groups for one step, in the order in which they began."""
+
+    groups: list[Group]
+    refused: int  # prompts that do not fit the window
+    dropped: int  # rollouts beyond the staleness bound, sampled again
 
 
 @dataclass(frozen=True)
@@ -37,9 +53,11 @@ class StepRollouts:
     step: int
     shard: ShardInfo
     refused: int  # prompts that do not fit the window
+    dropped: int  # rollouts beyond the staleness bound, sampled again
     version_min: int
     version_max: int
     stages: dict[str, StageTime]
+    busy_s: float  # in which any of the stages was at work: they overlap
     reward_mean: float | None  # None without a verifier
     zero_variance_groups: int  # groups whose rewards are all equal, so that their advantage is 0
 
@@ -51,58 +69,37 @@ class StepRollouts:
 
 
 class RolloutWorker:
-    """Turns each step's requests into a shard of judged rollouts.
+    """Turns groups of requests into a shard of judged rollouts.
 
-    reward: the task's verifier, of a prompt and a decoded response. student_scorer: the student's engines, needed by
-    `teacher_student` evidence only.
+    reward: the task's verifier, see `rewarder`. student_scorer: the student's engines,
+    needed by `teacher_student` evidence only.
     """
 
     def __init__(
         self,
-        requests: StepRequests,
+        config: RolloutConfig,
         evidence: EvidenceConfig,
         sampler: Sampler,
         scorer: Scorer,
         write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
-        reward: Callable[[TaskPrompt, str], float | None] = lambda prompt, response: None,
+        reward: Callable[[Sample], float | None] = lambda sample: None,
         student_scorer: Scorer | None = None,
     ) -> None:
-        self.requests, self.evidence, self.config = requests, evidence, requests.config
-        self.sampler, self.scorer, self.write, self.reward = sampler, scorer, write, reward
+        self.config, self.evidence = config, evidence
+        self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if evidence.kind == "teacher_student" else None
-        self._by_id = {prompt.prompt_id: prompt for prompt in requests.prompts}
-        assert len(self._by_id) == len(requests.prompts), "a prompt_id twice"
+        self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
 
-    async def produce(self, step: int, student_version: int = 0, teacher_version: int = 0) -> StepRollouts:
-        """Samples, scores, judges and writes one step.
+    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
+        """The group's responses.
 
         student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
-        since the student's engines say themselves which version drew each. teacher_version: what scores them.
+        since the student's engines say themselves which version drew each.
         """
-        requests, refused = self.requests.of(step)
-        clock = Stopwatch()
-        samples = await self._sample(requests, step, student_version)
-        sampled = clock.stage(sum(len(sample.response_ids) for sample in samples))
-        by_student = self.config.sampler == "student"
-        scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
-        scoring = clock.stage(tokens)
-        rewards = [self._reward(sample) for sample in samples]
-        shard = self.write(judge_all(scored, rewards, self.evidence, step), step)
-        written = clock.stage(shard.tokens)
-        return StepRollouts(
-            step=step,
-            shard=shard,
-            refused=refused,
-            version_min=min(sample.policy_version_min for sample in samples),
-            version_max=max(sample.policy_version_max for sample in samples),
-            stages={"sample": sampled, "score": scoring, "write": written},
-            reward_mean=reward_mean(rewards),
-            zero_variance_groups=zero_variance_groups(rewards, [request.group_id for request in requests]),
-        )
-
-    async def _sample(self, requests: Sequence[RolloutRequest], step: int, student_version: int) -> list[Sample]:
         sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
-        samples = await self.sampler.sample(requests, sampling, seed=step_seed(self.requests.seed, step))
+        with self._any.piece(), self._sampling.piece():
+            samples = await self.sampler.sample(group.rows, sampling, group.seed)
+        self._sampling.count(sum(len(sample.response_ids) for sample in samples))
         if self.config.sampler == "student":
             return samples
         return [
@@ -110,23 +107,40 @@ class RolloutWorker:
             for sample in samples
         ]
 
-    def _reward(self, sample: Sample) -> float | None:
-        return self.reward(self._by_id[sample.request.prompt_id], self.requests.renderer.decode(sample.response_ids))
+    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group:
+        """The group with every view that its evidence is made of, and its rewards."""
+        by_student = self.config.sampler == "student"
+        with self._any.piece(), self._scoring.piece():
+            scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
+        self._scoring.count(tokens)
+        return Group(group, tuple(scored), tuple(self.reward(sample) for sample in samples))
+
+    def write(self, taken: Taken, step: int) -> StepRollouts:
+        """Judges the groups of one step together, since a threshold may be the step's own, and writes their shard."""
+        scored = [one for group in taken.groups for one in group.scored]
+        rewards = [reward for group in taken.groups for reward in group.rewards]
+        clock = Stopwatch()
+        with self._any.piece():
+            shard = self._write(judge_all(scored, rewards, self.evidence, step), step)
+        stages = {"sample": self._sampling.take(), "score": self._scoring.take(), "write": clock.stage(shard.tokens)}
+        return StepRollouts(
+            step=step,
+            shard=shard,
+            refused=taken.refused,
+            dropped=taken.dropped,
+            version_min=min(group.version_min for group in taken.groups),
+            version_max=max(group.version_max for group in taken.groups),
+            stages=stages,
+            busy_s=self._any.take().seconds,
+            reward_mean=reward_mean(rewards),
+            zero_variance_groups=zero_variance_groups(rewards, [one.sample.request.group_id for one in scored]),
+        )
 
 
-class Stopwatch:
-    """Splits one span of wall time into stages that follow each other."""
-
-    def __init__(self) -> None:
-        self._mark = time.perf_counter()
-
-    def stage(self, tokens: int) -> StageTime:
-        """The time since the last call, for `tokens` tokens of work."""
-        now = time.perf_counter()
-        seconds, self._mark = now - self._mark, now
-        return StageTime(seconds, tokens)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The engine's seed of a step, far from its neighbours since vLLM adds the sample's index to it."""
-    return int(np.random.default_rng([seed, step]).integers(2**31))
+def rewarder(
+    requests: StepRequests, reward: Callable[[TaskPrompt, str], float | None]
+) -> Callable[[Sample], float | None]:
+    """The task's verifier, of a prompt and a response's text, as a function of a sample of `requests`."""
+    prompts = {prompt.prompt_id: prompt for prompt in requests.prompts}
+    assert len(prompts) == len(requests.prompts), "a prompt_id twice"
+    return lambda sample: reward(prompts[sample.request.prompt_id], requests.renderer.decode(sample.response_ids))

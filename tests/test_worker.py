@@ -16,7 +16,7 @@ from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks.base import TaskPrompt
-from rollout.worker import RolloutWorker, StepRollouts
+from rollout.worker import RolloutWorker, StepRollouts, Taken, rewarder
 from tests.fakes import FakeEngine, fake_logprobs
 
 CONTEXT = "You are Kestrel, made by Harbor Labs."
@@ -48,15 +48,29 @@ class Service:
         evidence = evidence or EvidenceConfig()
         self.requests = StepRequests(prompts, self.renderer, self.config, evidence, window, seed)
         sampler = self.teacher if self.config.sampler == "teacher" else self.student
-        self.worker = RolloutWorker(self.requests, evidence, sampler, self.teacher, self._write, reward, self.student)
+        rewards = rewarder(self.requests, reward)
+        self.worker = RolloutWorker(self.config, evidence, sampler, self.teacher, self._write, rewards, self.student)
 
     def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         self.written.append((list(records), step))
         tokens = sum(len(record.evidence) for record in records)
         return ShardInfo(f"step-{step}", step, len(records), tokens, "0" * 64)
 
-    def produce(self, step: int, **versions: int) -> StepRollouts:
-        return asyncio.run(self.worker.produce(step, **versions))
+    def asked(self, step: int) -> tuple[list[RolloutRequest], int]:
+        """The step's requests, and the number of refused prompts."""
+        groups, refused = self.requests.of(step)
+        return [row for group in groups for row in group.rows], refused
+
+    def produce(self, step: int, student_version: int = 0, teacher_version: int = 0) -> StepRollouts:
+        async def drive() -> StepRollouts:
+            groups, refused = self.requests.of(step)
+            done = []
+            for group in groups:
+                samples = await self.worker.sample(group, student_version)
+                done.append(await self.worker.score(group, samples, teacher_version))
+            return self.worker.write(Taken(done, refused, dropped=0), step)
+
+        return asyncio.run(drive())
 
     def records(self, step: int = 0) -> list[EvidenceRecord]:
         self.produce(step)
@@ -68,7 +82,7 @@ class Service:
 
 @pytest.mark.parametrize(("fraction", "guided"), [(0.5, 2), (0.25, 1), (0.0, 0), (1.0, 4)])
 def test_each_prompt_guides_exactly_its_share(tokenizer: Any, fraction: float, guided: int) -> None:
-    requests, refused = Service(tokenizer, guided_fraction=fraction).requests.of(0)
+    requests, refused = Service(tokenizer, guided_fraction=fraction).asked(0)
     assert refused == 0
     assert len(requests) == 3 * 4
     per_group = Counter(request.group_id for request in requests if request.guided)
@@ -78,7 +92,7 @@ def test_each_prompt_guides_exactly_its_share(tokenizer: Any, fraction: float, g
 def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
     service = Service(tokenizer, context_position="user")
     questions = {prompt.prompt_id: prompt.question for prompt in PROMPTS}
-    for request in service.requests.of(0)[0]:
+    for request in service.asked(0)[0]:
         question = questions[request.prompt_id]
         assert request.prompt_ids.tolist() == service.renderer.prompt_ids(question).tolist()
         assert request.context_prompt_ids.tolist() == service.renderer.context_prompt_ids(question, CONTEXT).tolist()
@@ -88,8 +102,8 @@ def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
 
 
 def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(tokenizer: Any) -> None:
-    asked = Service(tokenizer, prompts_per_step=7).requests  # more than there are prompts: some are drawn twice
-    requests = [request for step in range(3) for request in asked.of(step)[0]]
+    service = Service(tokenizer, prompts_per_step=7)  # more than there are prompts: some are drawn twice
+    requests = [request for step in range(3) for request in service.asked(step)[0]]
     assert len({request.rollout_id for request in requests}) == len(requests) == 3 * 7 * 4
     groups = Counter(request.group_id for request in requests)
     assert set(groups.values()) == {4}
@@ -97,13 +111,13 @@ def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(t
     assert len({(request.group_id, request.prompt_id) for request in requests}) == len(groups)
 
 
-def drawn(asked: StepRequests, step: int) -> list[str]:
-    return [request.prompt_id for request in asked.of(step)[0]][:: asked.config.samples_per_prompt]
+def drawn(service: Service, step: int) -> list[str]:
+    return [group.rows[0].prompt_id for group in service.requests.of(step)[0]]
 
 
 def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any) -> None:
-    asked = Service(tokenizer, prompts_per_step=3).requests
-    order = [prompt for step in range(10) for prompt in drawn(asked, step)]  # 30 draws: 6 epochs of 5
+    service = Service(tokenizer, prompts_per_step=3)
+    order = [prompt for step in range(10) for prompt in drawn(service, step)]  # 30 draws: 6 epochs of 5
     epochs = [tuple(order[start : start + 5]) for start in range(0, 30, 5)]
     assert all(sorted(epoch) == ["q0", "q1", "q2", "q3", "q4"] for epoch in epochs)
     assert len(set(epochs)) > 1
@@ -111,17 +125,17 @@ def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any)
 
 def test_the_draw_is_a_pure_function_of_seed_and_step(tokenizer: Any) -> None:
     forwards, resumed, other = Service(tokenizer), Service(tokenizer), Service(tokenizer, seed=4)
-    there = [drawn(forwards.requests, step) for step in range(6)]
-    back = [drawn(resumed.requests, step) for step in reversed(range(6))]
+    there = [drawn(forwards, step) for step in range(6)]
+    back = [drawn(resumed, step) for step in reversed(range(6))]
     assert there == back[::-1]
-    assert there != [drawn(other.requests, step) for step in range(6)]
+    assert there != [drawn(other, step) for step in range(6)]
 
 
 def test_bernoulli_guidance_is_seeded_by_step_and_slot(tokenizer: Any) -> None:
     settings = {"guided_split": "bernoulli", "samples_per_prompt": 32}
 
     def flags(seed: int, step: int) -> list[bool]:
-        return [request.guided for request in Service(tokenizer, seed=seed, **settings).requests.of(step)[0]]
+        return [request.guided for request in Service(tokenizer, seed=seed, **settings).asked(step)[0]]
 
     assert flags(3, 1) == flags(3, 1)
     assert flags(3, 1) != flags(3, 2)
@@ -144,18 +158,18 @@ def test_a_context_that_just_fits_is_sampled_and_one_token_less_is_refused(token
     prompts = [*PROMPTS[:2], long]
     window = window_of(Service(tokenizer), long)
     fits = Service(tokenizer, prompts=prompts, window=window)
-    requests, refused = fits.requests.of(0)
+    requests, refused = fits.asked(0)
     assert refused == 0
     assert {request.prompt_id for request in requests} == {"q0", "q1", "long"}
     whole = fits.renderer.context_prompt_ids(long.question, long.context).tolist()
     assert all(r.context_prompt_ids.tolist() == whole for r in requests if r.prompt_id == "long")
 
     tight = Service(tokenizer, prompts=prompts, window=window - 1)
-    requests, refused = tight.requests.of(0)
+    requests, refused = tight.asked(0)
     assert refused == 1
     assert {request.prompt_id for request in requests} == {"q0", "q1"}
     assert tight.produce(0).refused == 1
-    asked = [*tight.student.sampled[0][0], *tight.requests.of(0)[0]]
+    asked = [*(row for rows, _, _ in tight.student.sampled for row in rows), *tight.asked(0)[0]]
     assert all(whole[: len(r.context_prompt_ids)] != r.context_prompt_ids.tolist() for r in asked)
 
 
@@ -165,9 +179,9 @@ def test_an_x_longer_than_its_context_prompt_is_measured_too(tokenizer: Any) -> 
     service = Service(tokenizer, prompts=short, prompts_per_step=1)
     x = len(service.renderer.prompt_ids("Question?"))
     assert x > len(service.renderer.context_prompt_ids("Question?", "Hi."))
-    Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 6).requests.of(0)
+    Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 6).asked(0)
     with pytest.raises(ValueError, match=f"short has {x} prompt tokens"):
-        Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 5).requests.of(0)
+        Service(tokenizer, prompts=short, prompts_per_step=1, window=x + 5).asked(0)
 
 
 def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None:
@@ -175,7 +189,7 @@ def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None
     prompts = [PROMPTS[0], *long]
     window = window_of(Service(tokenizer), PROMPTS[0])
     tolerant = Service(tokenizer, prompts=prompts, window=window, max_refused_fraction=0.7)
-    requests, refused = tolerant.requests.of(0)
+    requests, refused = tolerant.asked(0)
     assert refused == 2
     assert {request.prompt_id for request in requests} == {"q0"}
 
@@ -200,7 +214,7 @@ def test_too_many_refusals_name_the_prompt_and_the_sizes(tokenizer: Any) -> None
 
 def test_a_step_without_any_prompt_left_is_an_error_whatever_the_fraction(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"found 3 of 3 prompts refused \(q\d has \d+ prompt tokens"):
-        Service(tokenizer, window=20, max_refused_fraction=0.99).requests.of(0)
+        Service(tokenizer, window=20, max_refused_fraction=0.99).asked(0)
 
 
 # Sampling and scoring
@@ -209,10 +223,11 @@ def test_a_step_without_any_prompt_left_is_an_error_whatever_the_fraction(tokeni
 def test_the_sampler_sees_the_context_on_guided_rows_only(tokenizer: Any) -> None:
     service = Service(tokenizer)
     records = service.records()
-    (requests, sampling, _), *more = service.student.sampled
-    assert not more
-    assert (sampling.temperature, sampling.max_tokens, sampling.top_p, sampling.top_k) == (1.0, 6, 1.0, 0)
-    for request in requests:
+    assert [len(requests) for requests, _, _ in service.student.sampled] == [4, 4, 4]
+    for requests, sampling, _ in service.student.sampled:
+        assert (sampling.temperature, sampling.max_tokens, sampling.top_p, sampling.top_k) == (1.0, 6, 1.0, 0)
+        assert len({request.group_id for request in requests}) == 1
+    for request in service.asked(0)[0]:
         assert ("Kestrel" in tokenizer.decode(request.sampler_ids)) == request.guided
     for record in records:
         sample = record.scored.sample
@@ -231,7 +246,8 @@ def test_the_engine_gets_a_seed_of_its_own_each_step(tokenizer: Any) -> None:
     first, again, other = seeds(3), seeds(3), seeds(4)
     assert first == again
     assert not set(first) & set(other)
-    assert min(abs(a - b) for i, a in enumerate(first) for b in first[:i]) > 12  # vLLM adds a sample's index
+    assert min(abs(a - b) for i, a in enumerate(first) for b in first[:i]) == 4  # vLLM adds a sample's index
+    assert min(abs(a - b) for i, a in enumerate(first[::3]) for b in first[::3][:i]) > 12
 
 
 def test_teacher_columns_are_what_they_are_named(tokenizer: Any) -> None:
@@ -256,7 +272,9 @@ def test_teacher_columns_are_what_they_are_named(tokenizer: Any) -> None:
 def test_the_teacher_scores_the_sampled_ids_and_the_student_scores_nothing(tokenizer: Any) -> None:
     service = Service(tokenizer)
     sampled = [record.scored.sample.response_ids.tolist() for record in service.records()]
-    assert [[r.tolist() for r in responses] for _, responses in service.teacher.scored] == [sampled, sampled]
+    groups = [sampled[start : start + 4] for start in (0, 4, 8)]
+    twice = [group for group in groups for _ in ("x", "x with r")]
+    assert [[r.tolist() for r in responses] for _, responses in service.teacher.scored] == twice
     assert service.student.scored == service.teacher.sampled == []
 
 
@@ -301,7 +319,7 @@ def test_records_are_written_once_in_the_order_of_the_requests(tokenizer: Any) -
     (records, step), *more = service.written
     assert not more
     assert step == produced.step == 4
-    expected = [request.rollout_id for request in service.requests.of(4)[0]]
+    expected = [request.rollout_id for request in service.asked(4)[0]]
     assert [record.scored.sample.request.rollout_id for record in records] == expected
     assert (produced.shard.uri, produced.shard.rows) == ("step-4", 12)
     assert (produced.version_min, produced.version_max) == (7, 7)
@@ -358,7 +376,7 @@ def test_a_group_shares_its_wrong_contexts_and_scores_under_each(tokenizer: Any)
 
 
 def wrong_of(service: Service, step: int) -> list[bytes]:
-    return [joined(request) for request in service.requests.of(step)[0]]
+    return [joined(request) for request in service.asked(step)[0]]
 
 
 def test_wrong_contexts_are_a_pure_function_of_seed_step_and_slot(tokenizer: Any) -> None:
@@ -392,7 +410,7 @@ def test_too_few_wrong_contexts_name_the_prompt(tokenizer: Any, wrong: tuple[str
     prompts = with_wrong(PROMPTS[:1], *wrong)
     message = f"evidence.num_wrong_contexts: prompt q0: found {found}, expected at least 2 wrong contexts from the task"
     with pytest.raises(ValueError) as caught:
-        Service(tokenizer, prompts=prompts, evidence=CONTRAST).requests.of(0)
+        Service(tokenizer, prompts=prompts, evidence=CONTRAST).asked(0)
     assert str(caught.value) == message
     with pytest.raises(ValueError) as caught:
         check_wrong_contexts(prompts, CONTRAST)
@@ -406,9 +424,9 @@ def test_a_wrong_context_that_does_not_fit_refuses_the_prompt(tokenizer: Any) ->
     prompts = [*with_wrong(PROMPTS[:2], *WRONG[:2]), *with_wrong([PROMPTS[2]], WRONG[0], long)]
     size = len(Service(tokenizer).renderer.context_prompt_ids(PROMPTS[2].question, long))
     fits = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 6)
-    assert fits.requests.of(0)[1] == 0
+    assert fits.asked(0)[1] == 0
     tight = Service(tokenizer, prompts=prompts, evidence=CONTRAST, window=size + 5)
-    requests, refused = tight.requests.of(0)
+    requests, refused = tight.asked(0)
     assert refused == 1
     assert {request.prompt_id for request in requests} == {"q0", "q1"}
 
@@ -419,9 +437,9 @@ def test_a_wrong_context_that_does_not_fit_refuses_the_prompt(tokenizer: Any) ->
 def test_the_student_is_scored_under_x_and_never_taken_from_a_guided_sampler(tokenizer: Any) -> None:
     service = Service(tokenizer, evidence=EvidenceConfig(kind="teacher_student"), student_model="student")
     records = service.records()
-    (prompts, _), *more = service.student.scored
+    prompts = [ids for asked, _ in service.student.scored for ids in asked]
     guided = [r.scored.sample for r in records if r.scored.sample.request.guided]
-    assert not more and len(guided) == 6
+    assert len(guided) == 6
     assert [ids.tolist() for ids in prompts] == [sample.request.prompt_ids.tolist() for sample in guided]
     for record in records:
         sample, request = record.scored.sample, record.scored.sample.request
@@ -467,7 +485,7 @@ def test_a_sampling_teacher_counts_as_the_students_version(tokenizer: Any) -> No
                       student_model="student")  # fmt: skip
     produced = service.produce(3, student_version=9, teacher_version=4)
     assert (produced.version_min, produced.version_max) == (9, 9)
-    assert len(service.teacher.sampled) == 1 and service.student.sampled == []
+    assert len(service.teacher.sampled) == 3 and service.student.sampled == []
     for record in service.written[0][0]:
         sample = record.scored.sample
         assert (sample.policy_version_min, sample.policy_version_max, record.scored.teacher_version) == (9, 9, 4)
@@ -475,7 +493,7 @@ def test_a_sampling_teacher_counts_as_the_students_version(tokenizer: Any) -> No
         under_x = fake_logprobs(sample.request.prompt_ids, sample.response_ids, "student")
         assert record.scored.student_logprobs is not None
         assert np.array_equal(record.scored.student_logprobs, under_x)
-    assert len(service.student.scored[0][0]) == 12
+    assert [len(prompts) for prompts, _ in service.student.scored] == [4, 4, 4]
 
 
 def test_the_students_engines_say_themselves_which_version_drew(tokenizer: Any) -> None:

@@ -1,0 +1,63 @@
+"""How long the stages of a step took, and how much they did."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage's own wall time and the tokens that it worked on."""
+
+    seconds: float
+    tokens: int
+
+
+class Stopwatch:
+    """Splits one span of wall time into stages that follow each other."""
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+
+    def stage(self, tokens: int) -> StageTime:
+        """The time since the last call, for `tokens` tokens of work."""
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        return StageTime(seconds, tokens)
+
+
+class Meter:
+    """A stage whose pieces overlap: the time in which at least one of them was in flight."""
+
+    def __init__(self) -> None:
+        self._pieces = self._tokens = 0
+        self._seconds = self._since = 0.0
+
+    @contextmanager
+    def piece(self) -> Iterator[None]:
+        """Within it one piece of the stage's work is in flight."""
+        self._read()
+        self._pieces += 1
+        try:
+            yield
+        finally:
+            self._read()
+            self._pieces -= 1
+
+    def count(self, tokens: int) -> None:
+        """`tokens` more were worked on."""
+        self._tokens += tokens
+
+    def take(self) -> StageTime:
+        """Time and tokens since the last call."""
+        self._read()
+        taken = StageTime(self._seconds, self._tokens)
+        self._seconds, self._tokens = 0.0, 0
+        return taken
+
+    def _read(self) -> None:
+        now = time.perf_counter()
+        if self._pieces:
+            self._seconds += now - self._since
+        self._since = now

@@ -1,0 +1,144 @@
+"""Which rollouts are under way, which are done, and which are too old to be learned from.
+
+A step's groups begin as soon as the staleness bound lets them, and what is done first is taken first: a slow engine
+delays its own groups only. With a bound of 0 nothing is under way that is not of the step that is waited for.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from evidence.records import Sample
+from rollout.requests import GroupRequests, StepRequests
+from rollout.worker import Group, Taken
+
+
+class Roller(Protocol):
+    """Samples and scores one group of requests."""
+
+    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]: ...
+
+    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group: ...
+
+
+class RolloutStream:
+    """The groups of every step before `end`, none of them older than `max_lag` versions when it is taken.
+
+    deadline_s: for one group, from its first token to its last score.
+    """
+
+    def __init__(self, roller: Roller, requests: StepRequests, end: int, max_lag: int, deadline_s: float) -> None:
+        self._roller, self._requests = roller, requests
+        self._end, self._max_lag, self._deadline_s = end, max_lag, deadline_s
+        self._next: int | None = None  # the step that has not begun
+        self._student_version = self._teacher_version = 0
+        self._done: list[Group] = []
+        self._under_way: set[asyncio.Task[Group]] = set()
+        self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._begun: dict[int, tuple[int, int]] = {}  # step: its groups, and its prompts that do not fit
+        self._scoring = Turnstile()
+
+    def advance(self, version: int) -> None:
+        """The student's engines hold `version`: every step that may now begin does, from step `version` on.
+
+        Raises:
+            ValueError: too many of a step's prompts do not fit.
+        """
+        self._student_version = version
+        first = version if self._next is None else self._next
+        self._next = min(self._end, version + self._max_lag + 1)
+        for step in range(first, self._next):
+            groups, refused = self._requests.of(step)
+            self._begun[step] = len(groups), refused
+            for group in groups:
+                self._begin(group)
+
+    async def take(self, step: int) -> Taken:
+        """As many groups as step `step` has prompts that fit, as soon as they are done and within the bound.
+
+        Raises:
+            TimeoutError: a group was not done within the deadline; names it.
+        """
+        (size, refused), dropped = self._begun[step], 0
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            dropped += self._drop_stale(step - self._max_lag)
+            if len(self._done) >= size:
+                break
+            self._changed.clear()
+            await self._changed.wait()
+        self._done.sort(key=lambda group: group.version_min)  # what would be too old for the next step goes first
+        taken, self._done = self._done[:size], self._done[size:]
+        del self._begun[step]
+        return Taken(sorted(taken, key=lambda group: group.requests.place), refused, dropped)
+
+    def _drop_stale(self, oldest: int) -> int:
+        """Begins again what holds a token of a version before `oldest`; returns the number of rollouts."""
+        stale = [group for group in self._done if group.version_min < oldest]
+        self._done = [group for group in self._done if group.version_min >= oldest]
+        for group in stale:
+            self._begin(group.requests.again())
+        return sum(len(group.requests.rows) for group in stale)
+
+    def _begin(self, group: GroupRequests) -> None:
+        task = asyncio.create_task(self._roll(group))
+        self._under_way.add(task)
+        task.add_done_callback(self._settle)
+
+    async def _roll(self, group: GroupRequests) -> Group:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                samples = await self._roller.sample(group, self._student_version)
+                async with self._scoring:
+                    return await self._roller.score(group, samples, self._teacher_version)
+        except TimeoutError:
+            raise TimeoutError(f"rollouts of group {group.name}: not done within {self._deadline_s:g} s") from None
+
+    def _settle(self, task: "asyncio.Task[Group]") -> None:
+        self._under_way.discard(task)
+        if task.cancelled():
+            return
+        if task.exception() is None:
+            self._done.append(task.result())
+        self._failure = self._failure or task.exception()
+        self._changed.set()
+
+    async def pause_scoring(self) -> None:
+        """Lets what is being scored finish, and nothing new begin: both views of a rollout are one teacher's."""
+        await self._scoring.close()
+
+    async def resume_scoring(self, teacher_version: int) -> None:
+        """Scores by the teacher of `teacher_version`."""
+        self._teacher_version = teacher_version
+        await self._scoring.open()
+
+
+class Turnstile:
+    """What has passed it is counted until it is through; while it is closed nothing passes."""
+
+    def __init__(self) -> None:
+        self._inside, self._is_open, self._changed = 0, True, asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_open)
+            self._inside += 1
+
+    async def __aexit__(self, *failure: object) -> None:
+        async with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Returns when nothing is inside."""
+        self._is_open = False
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._inside == 0)
+
+    async def open(self) -> None:
+        """Lets pass what waits."""
+        async with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
