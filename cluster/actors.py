@@ -47,18 +47,20 @@ def last_lines(path: str, count: int = LAST_LINES) -> str:
 class EngineActor:
     """One vLLM engine. Its output goes to a log, whose last lines come with any failure."""
 
-    def __init__(self, name: str, model: str, config: EngineConfig, device: str, backend: str | None) -> None:
+    def __init__(
+        self, name: str, model: str, config: EngineConfig, device: str, backend: str | None, in_flight: bool
+    ) -> None:
         self.name, self.log = name, log_to_file(name)
-        self._arguments = (model, config, device, backend)
+        self._arguments = (model, config, device, backend, in_flight)
 
     async def start(self) -> str:
         """Builds the engine; returns the node's id."""
         from rollout.engine import Engine
 
-        model, config, device, backend = self._arguments
+        model, config, device, backend, in_flight = self._arguments
         try:
             extension = "cluster.weights.WeightReceiver" if backend else None
-            self.engine = Engine(model, config, device, backend, extension)
+            self.engine = Engine(model, config, device, backend, extension, in_flight)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise RuntimeError(
                 f"{self.name} did not start: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"

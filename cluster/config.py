@@ -98,6 +98,7 @@ class TeacherConfig(EngineConfig):
 @dataclass(frozen=True)
 class WeightsConfig:
     transport: str = "auto"
+    in_flight: bool = True  # rollouts under way go on with the new weights; False: each ends with those it began with
     canary_tolerance: float = 0.1  # mean |engine - learner| log-prob of the canary text, nats a token
     deadline_s: float = 120.0
 

@@ -74,7 +74,9 @@ class Services:
     def _engines(self, pool: str, model: str, config: Any, share: Share, backend: str | None) -> list[Any]:
         actor = self._options(EngineActor, share)
         return [
-            actor.remote(f"{pool} engine {index}", model, config, self.plan.device, backend)
+            actor.remote(
+                f"{pool} engine {index}", model, config, self.plan.device, backend, self.recipe.weights.in_flight
+            )
             for index in range(config.num_engines)
         ]
 

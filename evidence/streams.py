@@ -87,6 +87,7 @@ def _check(scored: ScoredSample) -> None:
     for name, values in streams.items():
         if values.shape != expected:
             raise ValueError(f"{where}: {name}: found shape {values.shape}, expected {expected} as response_ids")
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            raise ValueError(f"{where}: {name}: found {values[bad[0]]} at token {bad[0]}, expected a finite log-prob")
+        finite = np.isfinite(values)
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise ValueError(f"{where}: {name}: found {values[bad]} at token {bad}, expected a finite log-prob")

@@ -42,6 +42,8 @@ class Engine:
         device: "cpu" or "cuda".
         weight_backend: name in vLLM's WeightTransferEngineFactory, or None for an engine whose weights are frozen.
         worker_extension: dotted name of the class that vLLM mixes into its workers and that registers the backend.
+        in_flight: whether requests under way go on with new weights (their prompts and what they have so far are read
+            again); otherwise an update waits for them.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         device: str,
         weight_backend: str | None = None,
         worker_extension: str | None = None,
+        in_flight: bool = True,
     ) -> None:
         if device == "cpu":
             os.environ.update(cpu_environment(config))
@@ -68,7 +71,7 @@ class Engine:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:
             extra["worker_extension_cls"] = worker_extension
-        self.window = config.window
+        self.window, self._pause_mode = config.window, "keep" if in_flight else "wait"
         self._ids = itertools.count()
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -192,7 +195,7 @@ class Engine:
         await self._llm.init_weight_transfer_engine(request)
 
     async def start_weight_update(self) -> None:
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.pause_generation(mode=self._pause_mode, clear_cache=True)
         await self._llm.start_weight_update()
 
     async def update_weights(self, request: Any) -> None:
