@@ -103,7 +103,7 @@ class ZeroEngine:
         causal_lm.config.use_cache = False
         self.hf_config = causal_lm.config
         optimizer = torch.optim.AdamW(
-            student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.engine, *_ = deepspeed.initialize(
             model=student, optimizer=optimizer, config=zero_settings(config), lr_scheduler=warmup(config.warmup_steps)
