@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from evidence.rule import EvidenceConfig
+from evidence.storage import refuse_credentials
 from learner.config import LearnerConfig
 from rollout.config import EngineConfig, RolloutConfig
 from rollout.probe import ProbeConfig
@@ -51,6 +52,10 @@ class RunConfig:
         _require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
         _require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
         _require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+        try:
+            refuse_credentials(self.storage)
+        except ValueError as error:
+            raise ValueError(f"run.storage: {error}") from None
 
 
 @dataclass(frozen=True)

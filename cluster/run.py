@@ -14,6 +14,7 @@ from cluster.pipeline import Pipeline
 from cluster.requests import step_requests
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
+from evidence.files import check_writable
 from evidence.manifest import Manifest
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
@@ -51,6 +52,7 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     check_task(recipe)
+    check_storage(recipe)
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)
@@ -91,6 +93,19 @@ def check_task(recipe: Recipe) -> None:
             f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
             f"whose probe has {', '.join(task.rates)}"
         )
+
+
+def check_storage(recipe: Recipe) -> None:
+    """Before anything starts, and before the run's folder belongs to this recipe: shards can be written.
+
+    Raises:
+        ValueError: names run.storage, the place and what was found there.
+    """
+    if recipe.run.storage:
+        try:
+            check_writable(recipe.run.storage)
+        except ValueError as error:
+            raise ValueError(f"run.storage: {error}") from error
 
 
 async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool) -> None:

@@ -9,18 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-
-def join(root: str, name: str) -> str:
-    """The path or URI of `name` under `root`: a local path, or a pyarrow filesystem URI with its options after `?`.
-
-    ValueError when `name` is not a plain file name.
-    """
-    if not name or name != os.path.basename(name) or name.startswith("."):
-        raise ValueError(f"shard name: found {name!r}, expected a plain file name that does not start with a dot")
-    if "://" not in root:
-        return os.path.join(os.path.abspath(root), name)
-    base, mark, options = root.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
+from evidence.storage import locate
 
 
 def write_table(table: pa.Table, uri: str) -> str:
@@ -29,9 +18,9 @@ def write_table(table: pa.Table, uri: str) -> str:
     On a full or read-only disk nothing is left behind and OSError names the path.
     """
     data = _serialise(table)
-    target, path = _locate(uri)
+    target, path = locate(uri)
     try:
-        _write_local(path, data) if target is None else _write_remote(target, path, data)
+        _write(target, path, data)
     except OSError as error:
         raise naming(error, uri, "cannot write shard") from error
     return hashlib.sha256(data).hexdigest()
@@ -43,7 +32,7 @@ def read_table(uri: str, sha256: str | None = None) -> pa.Table:
     ValueError names the file when it is not a whole Arrow IPC file or its checksum is not `sha256`. OSError when it
     cannot be opened.
     """
-    source, path = _locate(uri)
+    source, path = locate(uri)
     try:
         data = _map_local(path) if source is None else source.open_input_file(path).read_buffer()
     except OSError as error:
@@ -62,8 +51,28 @@ def expect(uri: str, what: str, found: object, expected: object) -> None:
 def naming(error: OSError, uri: str, act: str) -> OSError:
     """The same error with the file in its message: a failed write or fsync does not name one."""
     if error.errno is None:
-        return OSError(f"{act}: {error}: {uri!r}")
+        return OSError(f"{act}: {one_line(error)}: {uri!r}")
     return OSError(error.errno, f"{act}: {error.strerror}", uri)
+
+
+def one_line(error: OSError) -> str:
+    """What the error says, without the file that it may name; an object store's answer can span lines."""
+    return " ".join((error.strerror or str(error)).split())
+
+
+def check_writable(root: str) -> None:
+    """Writes a small object under `root` and removes it: what would else fail after the engines have started.
+
+    ValueError names `root` and what was found. An S3 store that does not answer takes some 20 s.
+    """
+    try:
+        target, folder = locate(root)
+        path = os.path.join(folder, f"check-{uuid.uuid4().hex}")
+        _write(target, path, pa.py_buffer(b"ok"))
+        os.unlink(path) if target is None else target.delete_file(path)
+    except OSError as error:
+        found = one_line(error).rstrip(".")
+        raise ValueError(f"{root}: found {found!r}, expected a place that shards can be written to") from error
 
 
 def fsync_folder(folder: str) -> None:
@@ -73,14 +82,6 @@ def fsync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _locate(uri: str) -> tuple[pafs.FileSystem | None, str]:
-    """(filesystem, path inside it); None stands for the local disk, which has stronger guarantees of its own."""
-    if "://" not in uri:
-        return None, uri
-    found, path = pafs.FileSystem.from_uri(uri)
-    return (None, path) if isinstance(found, pafs.LocalFileSystem) else (found, path)
 
 
 def _serialise(table: pa.Table) -> pa.Buffer:
@@ -103,6 +104,10 @@ def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
 def _temporary(path: str) -> str:
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+
+
+def _write(target: pafs.FileSystem | None, path: str, data: pa.Buffer) -> None:
+    _write_local(path, data) if target is None else _write_remote(target, path, data)
 
 
 def _write_local(path: str, data: pa.Buffer) -> None:

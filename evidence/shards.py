@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from evidence.diagnostics import TokenStats, diagnose, split_summary
-from evidence.files import expect, join, read_table, write_table
+from evidence.files import expect, read_table, write_table
 from evidence.records import Bools, Floats, ShardInfo
 from evidence.rule import EvidenceConfig, judge_streams
 from evidence.schema import check_table, num_tokens, shard_metadata, table_streams
+from evidence.storage import join
 
 
 def write_shard(table: pa.Table, root: str, name: str) -> ShardInfo:

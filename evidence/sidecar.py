@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from evidence.columns import column_of, flat_column, rows_of
-from evidence.files import expect, join, read_table, write_table
+from evidence.files import expect, read_table, write_table
 from evidence.records import Floats
+from evidence.storage import join
 
 SIDECAR = {"rollout_id": pa.string(), "student_logprobs": pa.list_(pa.float32())}
 
