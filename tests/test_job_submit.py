@@ -51,6 +51,7 @@ def cluster() -> Iterator[dict[str, str]]:
             [
                 str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}",
                 f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats",
+                "--dashboard-agent-listen-port=0",  # any: without its agent a head takes no jobs
             ],
             env=env, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
