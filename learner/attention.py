@@ -1,11 +1,10 @@
 """Causal attention over packed rows: each row sees itself only, and no [S, S] score matrix is made.
 
-Registered with transformers as "packed_rows"; the rows' boundaries travel as `cu_seq_lens_q`, the name that
-transformers gives them. Legend: S = tokens of the packed sequence, R = rows in it, L = tokens of the longest row,
-A = attention heads, D = head size.
+Rows may begin with the same tokens, which are then packed once: what they hold depends on nothing that follows.
+Registered with transformers as "packed_rows", which hands `rows_RL` and `place_S` through. Legend: S = packed tokens,
+R = rows, L = tokens of the longest row, A = attention heads, D = head size.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -20,24 +19,25 @@ def packed_rows(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    cu_seq_lens_q: Tensor | None = None,
+    rows_RL: Tensor | None = None,
+    place_S: Tensor | None = None,
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention output [1, S, A, D]. `cu_seq_lens_q` [R+1] holds where rows begin, and S as its last element."""
-    assert cu_seq_lens_q is not None and attention_mask is None and dropout == 0.0
-    lengths_R = torch.diff(cu_seq_lens_q)
-    longest = int(lengths_R.max())
+    """Attention output [1, S, A, D].
+
+    rows_RL: which packed tokens a row consists of, and any of them after its end. place_S: where a packed token stands
+    in the flattened rows, in any of those that share it.
+    """
+    assert rows_RL is not None and place_S is not None and attention_mask is None and dropout == 0.0
+    longest = rows_RL.shape[1]
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
     if odd or longest > (sliding_window or longest):
         raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected plain attention")
-    row_S = torch.repeat_interleave(torch.arange(len(lengths_R), device=lengths_R.device), lengths_R)
-    place_S = torch.arange(len(row_S), device=row_S.device) - cu_seq_lens_q[row_S]
 
     def unpack(packed_1ASD: Tensor) -> Tensor:
-        """[R, A, L, D], zeros after each row's end: causal attention never lets a token see what follows it."""
-        padded = packed_1ASD.new_zeros(len(lengths_R), longest, packed_1ASD.shape[1], packed_1ASD.shape[3])
-        return padded.index_put((row_S, place_S), packed_1ASD[0].transpose(0, 1)).transpose(1, 2)
+        """[R, A, L, D], anything after each row's end: causal attention never lets a token see what follows it."""
+        return packed_1ASD[0].transpose(0, 1)[rows_RL].transpose(1, 2)
 
     # One call for all rows: on CPUs the backward of one small call a row took half of the whole backward pass.
     rows_RALD = nn.functional.scaled_dot_product_attention(
@@ -48,7 +48,7 @@ def packed_rows(
         scale=scaling,
         enable_gqa=query_1ASD.shape[1] != key_1ASD.shape[1],
     )
-    return rows_RALD.transpose(1, 2)[row_S, place_S][None], None
+    return rows_RALD.transpose(1, 2).flatten(0, 1)[place_S][None], None
 
 
 def _no_mask(*args: object, **kwargs: object) -> None:

@@ -1,7 +1,8 @@
 """Shard rows to packed micro-batches, the same plan on every rank.
 
-Legend: S = tokens of one packed sequence, N = response tokens in it.
+Legend: S = tokens of one packed sequence, R = rows in it, L = tokens of the longest, N = response tokens.
 A row's input is prompt + response[:-1]; the positions that predict its response are the last len(response) of them.
+Rows with the same prompt, such as the samples of a group, share it: it is packed, and run, once.
 """
 
 import math
@@ -18,10 +19,12 @@ from learner.objectives import DENOMINATORS, BatchCounts, Objective
 
 
 class PackedTokens(NamedTuple):
-    """Rows one after the other, as `Student` reads them; a row begins where `position_ids_S` is 0."""
+    """Prompts, each once, and responses, as `Student` reads them."""
 
     input_ids_S: Tensor
     position_ids_S: Tensor
+    rows_RL: Tensor  # which tokens a row consists of, and any of them after its end
+    place_S: Tensor  # where a token stands in the flattened rows
     needed_N: Tensor
     targets_N: Tensor
 
@@ -69,38 +72,61 @@ def contributing(rows: Sequence[TrainRow], objective: Objective, beta_kl: float)
 
 
 def row_length(row: TrainRow) -> int:
-    """Tokens that the student's forward runs for this row."""
+    """Tokens that the student's forward runs for this row alone."""
     return len(row.prompt_ids) + len(row.response_ids) - 1
 
 
 def plan(rows: Sequence[TrainRow], num_ranks: int, budget: int) -> list[list[list[TrainRow]]]:
     """Rows to [rank][micro-batch][row]: balanced by tokens, packs of at most `budget` tokens (or one longer row).
 
-    Every rank gets the same number of micro-batches, since ZeRO-2 and ZeRO-3 run collectives in each of them: a rank
-    that runs out repeats as an empty list, which `pack_idle` turns into a batch with zero weight.
+    Rows with the same prompt stay together as far as the budget and the balance let them. Every rank gets the same
+    number of micro-batches, since ZeRO-2 and ZeRO-3 run collectives in each of them: a rank that runs out repeats as an
+    empty list, which `pack_idle` turns into a batch with zero weight.
     """
-    ranks: list[list[TrainRow]] = [[] for _ in range(num_ranks)]
+    groups: dict[bytes, list[TrainRow]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt_ids.tobytes(), []).append(row)
+    fair = sum(map(_num_tokens, groups.values())) // (2 * num_ranks)  # two parts a rank leave room to balance
+    limit = budget if num_ranks == 1 else min(budget, fair)
+    parts = [part for group in groups.values() for part in _split(group, limit)]
+    ranks: list[list[list[TrainRow]]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for row in sorted(rows, key=row_length, reverse=True):
+    for part in sorted(parts, key=_num_tokens, reverse=True):
         lightest = loads.index(min(loads))
-        ranks[lightest].append(row)
-        loads[lightest] += row_length(row)
-    packs = [_first_fit(rank_rows, budget) for rank_rows in ranks]
+        ranks[lightest].append(part)
+        loads[lightest] += _num_tokens(part)
+    packs = [_first_fit(rank_parts, budget) for rank_parts in ranks]
     most = max(1, max(len(p) for p in packs))
     return [p + [[] for _ in range(most - len(p))] for p in packs]
 
 
-def _first_fit(rows: Sequence[TrainRow], budget: int) -> list[list[TrainRow]]:
+def _num_tokens(group: Sequence[TrainRow]) -> int:
+    """Tokens that are run for rows with one prompt."""
+    return len(group[0].prompt_ids) + sum(len(row.response_ids) - 1 for row in group)
+
+
+def _split(group: Sequence[TrainRow], limit: int) -> list[list[TrainRow]]:
+    """Parts of at most `limit` tokens, or one longer row."""
+    parts: list[list[TrainRow]] = []
+    for row in group:
+        if parts and _num_tokens([*parts[-1], row]) <= limit:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _first_fit(parts: Sequence[list[TrainRow]], budget: int) -> list[list[TrainRow]]:
     bins: list[list[TrainRow]] = []
     room: list[int] = []
-    for row in rows:
-        need = row_length(row)
+    for part in parts:
+        need = _num_tokens(part)
         fit = next((i for i, free in enumerate(room) if free >= need), None)
         if fit is None:
             bins.append([])
             room.append(budget)
             fit = len(bins) - 1
-        bins[fit].append(row)
+        bins[fit].extend(part)
         room[fit] -= need
     return bins
 
@@ -138,14 +164,35 @@ def pack_idle(example: TrainRow) -> PackedBatch:
 
 
 def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedTokens:
-    inputs, positions, needed, offset = [], [], [], 0
+    inputs, positions, needed, rows = [], [], [], []
+    begins: dict[bytes, int] = {}  # where a prompt stands
+    offset = 0
     for prompt, response in zip(prompts, responses, strict=True):
-        inputs.append(np.concatenate([prompt, response[:-1]]))
-        length = len(inputs[-1])
-        positions.append(np.arange(length))
-        needed.append(np.arange(offset + length - len(response), offset + length))
-        offset += length
-    return PackedTokens(_long(inputs), _long(positions), _long(needed), _long(responses))
+        key, size, rest = prompt.tobytes(), len(prompt), len(response) - 1
+        if key not in begins:
+            begins[key] = offset
+            inputs.append(prompt)
+            positions.append(np.arange(size))
+            offset += size
+        rows.append(np.concatenate([np.arange(size) + begins[key], np.arange(rest) + offset]))
+        needed.append(rows[-1][size - 1 :])
+        inputs.append(response[:-1])
+        positions.append(np.arange(size, size + rest))
+        offset += rest
+    rows_RL, place_S = _unpacking(rows, offset)
+    return PackedTokens(
+        _long(inputs), _long(positions), _long(rows_RL).view(len(rows), -1), _long([place_S]), _long(needed),
+        _long(responses),
+    )  # fmt: skip
+
+
+def _unpacking(rows: Sequence[np.ndarray], num_tokens: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The rows, all as long as the longest, and where each token stands in them."""
+    longest = max(len(row) for row in rows)
+    place_S = np.empty(num_tokens, np.int64)
+    for index, row in enumerate(rows):
+        place_S[row] = index * longest + np.arange(len(row))
+    return [np.pad(row, (0, longest - len(row))) for row in rows], place_S
 
 
 def _long(parts: Sequence[np.ndarray]) -> Tensor:

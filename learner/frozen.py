@@ -35,7 +35,7 @@ class FrozenModel:
     def distribution(self, tokens: PackedTokens) -> Distribution:
         """Its distributions of the targets; under ZeRO-3 a collective."""
         with torch.no_grad():
-            hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:3]))
+            hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:-1]))
         return Distribution(hidden_NH, self._head.weight, self._whole)
 
     def logprobs(self, tokens: PackedTokens) -> Tensor:

@@ -1,7 +1,7 @@
 """The student as the learner runs it: packed tokens in, log-probs (and divergences) at the needed positions out.
 
-Legend: S = tokens of one packed sequence, N = response tokens in it, H = hidden size. The head works on the N needed
-positions only: logits of the whole sequence never exist.
+Legend: S = tokens of one packed sequence, R = rows in it, L = tokens of the longest, N = response tokens, H = hidden
+size. The head works on the N needed positions only: logits of the whole sequence never exist.
 """
 
 from pathlib import Path
@@ -30,15 +30,16 @@ def head_weight(causal_lm: PreTrainedModel) -> nn.Parameter:
     return causal_lm.lm_head.weight
 
 
-def _hidden_states(causal_lm: PreTrainedModel, input_ids_S: Tensor, position_ids_S: Tensor) -> Tensor:
+def _hidden_states(
+    causal_lm: PreTrainedModel, input_ids_S: Tensor, position_ids_S: Tensor, rows_RL: Tensor, place_S: Tensor
+) -> Tensor:
     """[S, H] of packed rows, before the head."""
-    starts = torch.nonzero(position_ids_S == 0).squeeze(1)
-    boundaries = torch.cat([starts, starts.new_tensor([len(position_ids_S)])])
     return causal_lm.model(
         input_ids=input_ids_S[None],
         position_ids=position_ids_S[None],
         use_cache=False,
-        cu_seq_lens_q=boundaries,
+        rows_RL=rows_RL,
+        place_S=place_S,
     ).last_hidden_state[0]
 
 
@@ -49,9 +50,11 @@ class Trunk(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
 
-    def forward(self, input_ids_S: Tensor, position_ids_S: Tensor, needed_N: Tensor) -> Tensor:
+    def forward(
+        self, input_ids_S: Tensor, position_ids_S: Tensor, rows_RL: Tensor, place_S: Tensor, needed_N: Tensor
+    ) -> Tensor:
         """Hidden states [N, H] at the needed positions; arguments as those of `Student.forward`."""
-        return _hidden_states(self.causal_lm, input_ids_S, position_ids_S)[needed_N]
+        return _hidden_states(self.causal_lm, input_ids_S, position_ids_S, rows_RL, place_S)[needed_N]
 
 
 class Student(nn.Module):
@@ -69,6 +72,8 @@ class Student(nn.Module):
         self,
         input_ids_S: Tensor,
         position_ids_S: Tensor,
+        rows_RL: Tensor,
+        place_S: Tensor,
         needed_N: Tensor,
         targets_N: Tensor,
         teacher: Distribution | None = None,
@@ -76,11 +81,12 @@ class Student(nn.Module):
         """Log-probs of `targets_N` given what precedes them in their own packed row, as `LogprobHead` gives them.
 
         Args:
-            input_ids_S: packed rows, prompt then response without its last token.
-            position_ids_S: restarts at 0 in each row; rows do not see each other.
+            input_ids_S: packed rows, prompt then response without its last token; a prompt that rows share stands once.
+            position_ids_S: each token's place in its row.
+            rows_RL, place_S: which tokens a row consists of, as in `learner.attention`; rows do not see each other.
             needed_N: indices into S whose next token is a response token.
             targets_N: those next tokens.
             teacher: its distributions of the same N tokens, whatever its own prompts were.
         """
-        hidden_SH = _hidden_states(self.causal_lm, input_ids_S, position_ids_S)
+        hidden_SH = _hidden_states(self.causal_lm, input_ids_S, position_ids_S, rows_RL, place_S)
         return self.causal_lm.lm_head(hidden_SH[needed_N], targets_N, teacher=teacher)

@@ -1,7 +1,9 @@
 """The student's log-probs and gradients against a plain Hugging Face forward of each row alone, with full logits."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,52 @@ def test_a_row_longer_than_the_models_sliding_window_is_refused(tmp_path: Path, 
                 forward(student, [row])
 
 
+def grouped(rows: Sequence[TrainRow], num_prompts: int) -> list[TrainRow]:
+    """The rows with the prompts of the first `num_prompts` of them, in turn."""
+    return [
+        replace(row, prompt_ids=other.prompt_ids, context_prompt_ids=other.context_prompt_ids)
+        for row, other in zip(rows, itertools.cycle(rows[:num_prompts]), strict=False)
+    ]
+
+
+# Rows that share a prompt
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_shared_prompt_is_run_once_and_changes_neither_log_probs_nor_gradients(
+    models: dict[str, Path], kind: str
+) -> None:
+    rows = grouped(ROWS, 2)
+    factors = torch.randn(sum(n for _, n in SIZES), generator=torch.Generator().manual_seed(1))
+    student, model = student_of(models[kind], 3), plain_model(models[kind])
+    assert len(packed(rows).tokens.input_ids_S) == 5 + 1 + sum(n - 1 for _, n in SIZES)
+    found, expected = forward(student, rows), torch.cat([row_logprobs(model, row) for row in rows])
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=2e-5)
+    (found * factors).sum().backward()
+    (expected * factors.double()).sum().backward()
+    mine = dict(student.causal_lm.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(mine[name].grad, parameter.grad, rtol=1e-4, atol=1e-4 * parameter.grad.abs().max()), name
+
+
+def test_a_plan_keeps_a_prompts_rows_together_where_budget_and_balance_allow() -> None:
+    rows = grouped([make_row(20, 6, seed=seed) for seed in range(16)], 2)
+    shuffled = [rows[index] for index in np.random.default_rng(0).permutation(16)]
+
+    def prompts(budget: int, num_ranks: int) -> list[list[int]]:
+        """The number of different prompts of each pack, rank by rank."""
+        ranks = plan(shuffled, num_ranks, budget)
+        assert sorted(id(row) for packs in ranks for part in packs for row in part) == sorted(map(id, shuffled))
+        return [[len({row.prompt_ids.tobytes() for row in part}) for part in packs] for packs in ranks]
+
+    assert prompts(120, 1) == [[2]]  # 2 prompts of 20 tokens and 16 responses of 5
+    assert prompts(60, 1) == [[1, 1]]
+    assert prompts(119, 1) == [[1, 1]]
+    assert prompts(40, 1) == [[1, 1, 1, 1]]
+    halves = plan(shuffled, 2, 1000)
+    assert [sum(len(part) for part in packs) for packs in halves] == [8, 8]
+
+
 # plan and pack
 
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=30)
@@ -297,13 +345,12 @@ def test_scales_of_any_split_sum_to_the_whole(
 
 
 @quick
-@given(sizes)
-def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[tuple[int, int]]) -> None:
-    rows = [make_row(*size, seed=seed) for seed, size in enumerate(sizes)]
+@given(sizes, st.integers(1, 30))
+def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[tuple[int, int]], num: int) -> None:
+    rows = grouped([make_row(*size, seed=seed) for seed, size in enumerate(sizes)], num)
     batch = packed(rows)
     assert_points_at_what_predicts(batch.tokens, [row.prompt_ids for row in rows], rows)
     assert_points_at_what_predicts(batch.context_tokens, [row.context_prompt_ids for row in rows], rows)
-    assert len(batch.context_tokens.input_ids_S) > len(batch.tokens.input_ids_S)
     columns = {"teacher_context_logprobs": "teacher_context_logprobs", "base_logprobs": "teacher_logprobs"}
     for stream, column in (columns | {"weight": "weight"}).items():
         expected = np.concatenate([getattr(row, column) for row in rows])
@@ -311,24 +358,23 @@ def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[t
 
 
 def assert_points_at_what_predicts(tokens: PackedTokens, prompts: Sequence[np.ndarray], rows: list[TrainRow]) -> None:
-    inputs, positions, needed, targets = (stream.tolist() for stream in tokens)
-    assert (
-        len(inputs)
-        == len(positions)
-        == sum(len(p) + len(r.response_ids) - 1 for p, r in zip(prompts, rows, strict=True))
-    )
-    start = at = 0
-    for prompt, row in zip(prompts, rows, strict=True):
+    inputs, positions, table, place, needed, targets = (stream.tolist() for stream in tokens)
+    once = {prompt.tobytes(): len(prompt) for prompt in prompts}
+    assert len(inputs) == sum(once.values()) + sum(len(row.response_ids) - 1 for row in rows)
+    at = 0
+    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         full = [*prompt.tolist(), *row.response_ids.tolist()]
-        assert inputs[start : start + len(full) - 1] == full[:-1]
-        assert positions[start : start + len(full) - 1] == list(range(len(full) - 1))
+        own = table[index][: len(full) - 1]
+        assert [inputs[token] for token in own] == full[:-1]
+        assert [positions[token] for token in own] == list(range(len(full) - 1))
         for t, token in enumerate(row.response_ids.tolist()):
-            position = needed[at + t] - start
-            assert 0 <= position < len(full) - 1
+            position = own.index(needed[at + t])
             assert full[position + 1] == targets[at + t] == token
-        assert needed[at] - start == len(prompt) - 1  # the last prompt token predicts the first of the response
-        start, at = start + len(full) - 1, at + len(row.response_ids)
+        assert own.index(needed[at]) == len(prompt) - 1  # the last prompt token predicts the first of the response
+        at += len(row.response_ids)
     assert at == len(needed) == len(targets)
+    flat = [token for own in table for token in own]
+    assert [flat[spot] for spot in place] == list(range(len(inputs)))
 
 
 def test_an_advantage_is_on_each_token_of_its_row_and_not_a_number_where_there_is_none() -> None:
