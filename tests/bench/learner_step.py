@@ -1,0 +1,150 @@
+"""The learner's step against a plain PyTorch loop: padded rows, full logits, one float32 AdamW.
+
+    python tests/bench/learner_step.py [--rounds 3]
+
+Both take the same rows (4 prompts, 8 responses each of 10 to 256 tokens) in the same compute type. Each side is a
+process of its own and they take turns; the figures are medians of times, and peak memory. Gradient norms are printed
+since they must be the same.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.default_model import prepare_default_model
+from evidence.records import TrainRow
+
+ROOT = Path(__file__).parents[2]
+PROMPTS, SAMPLES, PROMPT_TOKENS, PLAIN_BATCH = 4, 8, 40, 8
+SETTINGS = {"anchored": (0.05, 1.0), "half kept": (0.0, 0.5)}  # beta_kl, the share of rows with a kept token
+
+
+def make_rows(kept: float) -> list[TrainRow]:
+    """Half of the tokens of the first `kept` of the rows are kept, and nothing of the others."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for prompt in (rng.integers(5, 40_000, PROMPT_TOKENS).astype(np.int32) for _ in range(PROMPTS)):
+        for sample in range(SAMPLES):
+            length = int(np.clip(rng.lognormal(4.0, 0.8), 10, 256))
+            response = rng.integers(5, 40_000, length).astype(np.int32)
+            with_r, without = (-5 * rng.random(length, np.float32) for _ in range(2))
+            weight = (rng.random(length) < 0.5) & (sample < kept * SAMPLES)
+            streams = (with_r, without, with_r - without, weight.astype(np.float32))
+            rows.append(TrainRow(str(len(rows)), False, prompt, prompt, response, *streams))
+    return rows
+
+
+def ours(rows: list[TrainRow], beta_kl: float) -> Callable[[], float]:
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT="29611", DS_ACCELERATOR="cpu")  # fmt: skip
+    from learner.config import LearnerConfig
+    from learner.engine import ZeroEngine
+    from learner.train import Trainer
+
+    config = LearnerConfig(beta_kl=beta_kl, lr=1e-7)
+    trainer = Trainer(ZeroEngine(str(prepare_default_model()), config), config)
+    return lambda: trainer.step(rows).grad_norm
+
+
+def plain(rows: list[TrainRow], beta_kl: float) -> Callable[[], float]:
+    """bfloat16 compute and float32 master weights, as ours; K1 with the k3 anchor, method.md."""
+    model = AutoModelForCausalLM.from_pretrained(str(prepare_default_model()), dtype=torch.bfloat16)
+    masters = [parameter.detach().float() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=1e-7, weight_decay=0.0)
+    tokens = sum(len(row.response_ids) for row in rows)
+
+    def loss_of(batch: list[TrainRow]) -> torch.Tensor:
+        full = [torch.from_numpy(np.concatenate([row.prompt_ids, row.response_ids])).long() for row in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(full, batch_first=True)
+        seen = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in full], batch_first=True)
+        logits = model(input_ids=padded, attention_mask=seen, use_cache=False).logits.float()
+        logprobs = torch.log_softmax(logits[:, :-1], -1).gather(2, padded[:, 1:, None]).squeeze(2)
+        total = logprobs.new_zeros(())
+        for mine, row in zip(logprobs, batch, strict=True):
+            own = mine[len(row.prompt_ids) - 1 :][: len(row.response_ids)]
+            gap = torch.from_numpy(row.teacher_context_logprobs) - own.detach()
+            total = total - (torch.from_numpy(row.weight) * gap * own).sum() / tokens
+            if beta_kl:
+                d = torch.from_numpy(row.teacher_logprobs) - own
+                total = total + beta_kl * (torch.exp(d) - d - 1).sum() / tokens
+        return total
+
+    def step() -> float:
+        for start in range(0, len(rows), PLAIN_BATCH):
+            loss_of(rows[start : start + PLAIN_BATCH]).backward()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            master.grad, parameter.grad = parameter.grad.float(), None
+        norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        for master, parameter in zip(masters, model.parameters(), strict=True):
+            parameter.data.copy_(master)
+        optimizer.zero_grad()
+        return float(norm)
+
+    return step
+
+
+def serve(side: str, setting: str) -> None:
+    """Takes a step for every line on stdin, and tells seconds, gradient norm and peak memory."""
+    beta_kl, kept = SETTINGS[setting]
+    step = {"ours": ours, "plain": plain}[side](make_rows(kept), beta_kl)
+    step()
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        norm = step()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print("RESULT", json.dumps({"seconds": time.perf_counter() - start, "norm": norm, "gb": peak}), flush=True)
+
+
+def start(side: str, setting: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, __file__, "--serve", side, setting]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+
+
+def ask(process: "subprocess.Popen[str]") -> Any:
+    assert process.stdin and process.stdout
+    process.stdin.write("\n"), process.stdin.flush()
+    answer = next(line for line in process.stdout if line.startswith("RESULT"))
+    return json.loads(answer.removeprefix("RESULT"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", nargs=2, metavar=("SIDE", "SETTING"))
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(*arguments.serve)
+    for setting in SETTINGS:
+        sides = {side: start(side, setting) for side in ("ours", "plain")}
+        rounds = [{side: ask(process) for side, process in sides.items()} for _ in range(arguments.rounds)]
+        for process in sides.values():
+            process.communicate()
+        seconds, gb, norm = (
+            [pick(one[side][key] for one in rounds) for side in sides]
+            for key, pick in (("seconds", statistics.median), ("gb", max), ("norm", min))
+        )
+        print(
+            f"{setting}: time {seconds[0]:.2f} / {seconds[1]:.2f} s = {seconds[0] / seconds[1]:.2f}  "
+            f"peak memory {gb[0]:.2f} / {gb[1]:.2f} GB = {gb[0] / gb[1]:.2f}  "
+            f"gradient norm {norm[0]:.4g} / {norm[1]:.4g}",
+            flush=True,
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()
