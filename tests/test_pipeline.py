@@ -20,7 +20,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
-from tests.runs import RECIPE, edge_opd, lines, small_run
+from tests.runs import RECIPE, REPEATABLE, edge_opd, lines, small_run
 
 pytestmark = pytest.mark.engine
 
@@ -124,9 +124,9 @@ def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) 
 
 def test_a_second_run_in_the_same_folder_is_refused(finished: tuple[Path, Any]) -> None:
     run_dir, _ = finished
-    again = small_run(run_dir)
+    again = small_run(run_dir, REPEATABLE)
     assert again.returncode == 2 and "--resume" in again.stderr
-    other = small_run(run_dir, "learner.lr=1e-4")
+    other = small_run(run_dir, REPEATABLE, "learner.lr=1e-4")
     assert other.returncode == 2 and "lr" in other.stderr and "another recipe" in other.stderr
 
 
