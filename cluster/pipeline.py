@@ -14,22 +14,21 @@ The rollout service works on while the learner does, as far as the bound allows.
 import time
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer
-
 from cluster.config import Recipe
 from cluster.metrics import MetricsSink
+from cluster.requests import renderer_of
 from cluster.rundir import RunDir
-from cluster.services import LearnedStep, Services, canary_text, within
+from cluster.services import LearnedStep, Services, within
 from evidence.diagnostics import split_summary
 from evidence.manifest import Manifest
 from evidence.sidecar import write_student
-from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
-from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
 from rollout.tasks import build_task
 from rollout.worker import StepRollouts
+
+CANARY_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,11 @@ class Pipeline:
         self.recipe, self.services, self.run_dir, self.sink = recipe, services, run_dir, sink
         self.manifest = Manifest(run_dir.manifest)
         self.task = build_task(recipe.task)
-        tokenizer = AutoTokenizer.from_pretrained(services.model)
-        self.renderer = Renderer(tokenizer, recipe.rollout.context_position, services.model)
+        self.renderer = renderer_of(recipe, services.model)
         first = self.task.training_prompts()[0]
-        self._canary = canary_text(tokenizer, self.renderer.prompt_ids(first.question), first.context or first.question)
+        # What training moves most is what a stale engine gets most wrong.
+        text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
+        self._canary = self.renderer.prompt_ids(first.question), text_ids
         self.pushed = Pushed("", 0.0)
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
@@ -76,7 +76,7 @@ class Pipeline:
         learned = await self.services.learn(produced.shard)
         write_student(learned.logprobs, str(self.run_dir.student), step)
         self.manifest.append_trained(produced.shard.uri, step)
-        stages["learn"] = clock.stage(learned.computed_tokens)
+        stages["learn"] = clock.stage(learned.row_tokens)
         version = step + 1
         self.sink.stage(f"step {version}: pushing weights")
         self.pushed = await self.push(version)
@@ -107,10 +107,9 @@ class Pipeline:
         """The task's probe on the student engines, without r; appended to probes.jsonl."""
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
-        sampling = SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k)
         questions = [self.renderer.prompt_ids(prompt.question) for prompt in prompts]
         seed = step_seed(self.recipe.run.seed, step)
-        work = self.services.student_pool.texts(questions, sampling, config.samples, seed)
+        work = self.services.student_pool.texts(questions, config.sampling, config.samples, seed)
         answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))

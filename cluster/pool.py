@@ -23,14 +23,9 @@ class EnginePool:
         self._outstanding = [0] * len(self._handles)
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
-        """One response per request, in their order; the samples of one prompt have seeds that follow each other."""
-
-        async def one(members: Members) -> list[Sample]:
-            part = [requests[index] for index in members]
-            tokens = len(part) * sampling.max_tokens
-            return await self._on_lightest("sample", tokens, part, sampling, seed + members[0])
-
-        return await _by_group([request.group_id for request in requests], one)
+        """One response per request of a group, in their order, all from one engine."""
+        tokens = len(requests) * sampling.max_tokens
+        return await self._on_lightest("sample", tokens, list(requests), sampling, seed)
 
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int

@@ -6,7 +6,6 @@ from typing import Any
 
 from cluster.config import Recipe, build, load_recipe, parse_overrides
 from cluster.probe_server import server_answers
-from rollout.config import SamplingConfig
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
 
@@ -39,19 +38,18 @@ def probe_model(
 
 async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> list[list[str]]:
     import torch
-    from transformers import AutoTokenizer
 
+    from cluster.requests import renderer_of
     from cluster.run import resolve_model  # loads Ray
     from rollout.engine import Engine
-    from rollout.render import Renderer
 
     model, config = resolve_model(path), recipe.probe
-    renderer = Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+    renderer = renderer_of(recipe, model)
     engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
     try:
         return await engine.texts(
             [renderer.prompt_ids(question) for question in questions],
-            SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k),
+            config.sampling,
             config.samples,
             seed=recipe.run.seed,
         )

@@ -1,4 +1,4 @@
-"""What a recipe's steps ask of the engines."""
+"""What a recipe asks of the engines."""
 
 from transformers import AutoTokenizer
 
@@ -8,8 +8,13 @@ from rollout.requests import StepRequests
 from rollout.tasks import build_task
 
 
+def renderer_of(recipe: Recipe, model: str) -> Renderer:
+    """The chat template of `model`, a Hugging Face folder or hub id, with r where the recipe has it."""
+    return Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+
+
 def step_requests(recipe: Recipe, model: str) -> StepRequests:
-    """The recipe's prompts in the chat template of `model`, a Hugging Face folder or hub id."""
-    renderer = Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+    """The recipe's prompts, as `renderer_of` renders them."""
     prompts = build_task(recipe.task).training_prompts()
+    renderer = renderer_of(recipe, model)
     return StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, recipe.window, recipe.run.seed)

@@ -45,7 +45,7 @@ class LearnedStep:
     loss: float
     metrics: dict[str, float]
     grad_norm: float
-    computed_tokens: int
+    row_tokens: int
     skipped_rows: int
     stats: list[tuple[bool, TokenStats]]
     logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
@@ -143,7 +143,7 @@ class Services:
             loss=sum(report.loss for report in reports),
             metrics={key: sum(report.metrics.get(key, 0.0) for report in reports) for key in keys},
             grad_norm=reports[0].grad_norm,
-            computed_tokens=sum(report.computed_tokens for report in reports),
+            row_tokens=sum(report.row_tokens for report in reports),
             skipped_rows=reports[0].skipped_rows,
             stats=[pair for report in reports for pair in report.stats],
             logprobs={name: values for report in reports for name, values in report.logprobs.items()},
@@ -274,8 +274,3 @@ def learner_environment(plan: Plan) -> dict[str, str]:
     # Passive waiting: engines and learner share the cores.
     threads = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads}
-
-
-def canary_text(tokenizer: Any, prompt_ids: Ids, text: str) -> tuple[Ids, Ids]:
-    """The canary's prompt and response: what training moves most is what a stale engine gets most wrong."""
-    return prompt_ids, np.asarray(tokenizer.encode(text, add_special_tokens=False)[:64], np.int32)

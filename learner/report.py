@@ -18,7 +18,7 @@ class StepReport:
     loss: float
     metrics: dict[str, float]
     grad_norm: float
-    computed_tokens: int
+    row_tokens: int  # of the rows that were run, a prompt that they share counted in each
     skipped_rows: int
     stats: tuple[tuple[bool, TokenStats], ...]
     logprobs: dict[str, Floats] = field(default_factory=dict)

@@ -71,7 +71,7 @@ class Trainer:
             loss=updates[0].loss,
             metrics=rates | _combine([update.metrics for update in updates], counts.kept),
             grad_norm=updates[0].grad_norm,
-            computed_tokens=sum(row_length(row) for part in mine for row in part),
+            row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
             stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
             logprobs={row.rollout_id: logprobs for row, logprobs in ran},

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from evidence.intervals import wilson
 from evidence.rates import RATES
+from rollout.config import SamplingConfig
 from rollout.tasks.base import ProbePrompt, Task
 
 
@@ -31,6 +32,10 @@ class ProbeConfig:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, at most 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k)
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:

@@ -49,6 +49,10 @@ class Renderer:
         """
         return self._ids(self._context_messages(question, context))
 
+    def text_ids(self, text: str) -> Ids:
+        """[T] ids of a text as it is, without template or special tokens."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int32)
+
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of [T] ids, without special tokens. For reading only: never re-tokenised."""
         return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))

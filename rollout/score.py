@@ -31,7 +31,7 @@ async def score_all(
     guided rollout never is, since it was computed with r (arXiv 2605.23493).
 
     Returns:
-        the scored samples, in order, and the prompt and response tokens that the engines read.
+        the scored samples, in order, and their prompt and response tokens, a shared prompt counted in each.
     """
     under_x = [(sample.request.prompt_ids, sample) for sample in samples]
     under_r = [(sample.request.context_prompt_ids, sample) for sample in samples if _has_context(sample)]

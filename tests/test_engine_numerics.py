@@ -81,7 +81,9 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     from rollout.engine import Engine
 
     made = requests(model)
-    engine = Engine(model, EngineConfig(dtype=dtype, window=256), "cpu")
+    # Alone in its batch a bfloat16 sequence is the same each time: what is beside it moves its log-probs.
+    at_once = 1 if dtype == "bfloat16" else 64
+    engine = Engine(model, EngineConfig(dtype=dtype, window=256, max_num_seqs=at_once), "cpu")
     samples = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     again = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     responses = [sample.response_ids for sample in samples]
@@ -162,10 +164,8 @@ def test_every_column_agrees_with_float32_under_its_own_prompt(driven: Any, refe
     for column, found in differences.items():
         print(f"{dtype} {column}: mean {np.mean(found):.2e} max {np.max(found):.2e} over {len(found)} tokens")
         assert (np.max(found) if kind == "max" else np.mean(found)) < limit, column
-    # The first and last tokens are few: their mean may be above its limit by what chance does to it.
-    chance = 3 * np.std(ends) / len(ends) ** 0.5
-    print(f"{dtype} ends: mean {np.mean(ends):.2e} +- {chance:.1e} max {np.max(ends):.2e} over {len(ends)} tokens")
-    assert np.max(ends) < limit if kind == "max" else np.mean(ends) < limit + chance
+    print(f"{dtype} ends: mean {np.mean(ends):.2e} max {np.max(ends):.2e} over {len(ends)} tokens")
+    assert (np.max(ends) if kind == "max" else np.mean(ends)) < limit
 
 
 def test_guided_rows_are_not_scored_under_the_plain_prompt(driven: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.pool import EnginePool
-from evidence.records import Ids, RolloutRequest
+from evidence.records import Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
 from tests.fakes import FakeEngine, fake_logprobs
 
@@ -48,15 +48,18 @@ def test_rows_of_one_prompt_are_scored_in_one_call_and_come_back_in_order() -> N
     assert all(engine.scored for engine in engines)
 
 
-def test_the_samples_of_a_group_are_drawn_by_one_engine_each_with_its_own_seed() -> None:
+def test_a_group_is_sampled_by_one_engine_with_the_seed_that_it_was_given() -> None:
+    async def drive() -> list[list[Sample]]:
+        pool = EnginePool([handle(engine) for engine in engines])
+        return await asyncio.gather(*(pool.sample(group, SAMPLING, seed) for seed, group in groups.items()))
+
     engines = [FakeEngine(version=1), FakeEngine(version=2)]
-    requests = [request(group, index) for index in range(3) for group in ("a", "bb", "ccc")]
-    samples = asyncio.run(EnginePool([handle(engine) for engine in engines]).sample(requests, SAMPLING, seed=70))
-    assert [sample.request.rollout_id for sample in samples] == [r.rollout_id for r in requests]
-    for group in ("a", "bb", "ccc"):
-        assert len({s.policy_version_min for s in samples if s.request.group_id == group}) == 1
-    assert sorted(seed for engine in engines for _, _, seed in engine.sampled) == [70, 71, 72]
-    assert {s.policy_version_min for s in samples} == {1, 2}
+    groups = {70 + 3 * place: [request(name, index) for index in range(3)] for place, name in enumerate("abc")}
+    for samples, group in zip(asyncio.run(drive()), groups.values(), strict=True):
+        assert [sample.request.rollout_id for sample in samples] == [request.rollout_id for request in group]
+        assert len({sample.policy_version_min for sample in samples}) == 1
+    assert sorted(seed for engine in engines for _, _, seed in engine.sampled) == [70, 73, 76]
+    assert all(engine.sampled for engine in engines)
 
 
 class SlowEngine:

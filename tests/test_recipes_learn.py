@@ -56,7 +56,7 @@ def rows() -> list[TrainRow]:
 
 def check(result: dict[str, Any]) -> None:
     assert [np.isfinite(report.loss) for report in result["reports"]] == [True, True]
-    assert all(report.grad_norm > 0 and report.computed_tokens > 0 for report in result["reports"])
+    assert all(report.grad_norm > 0 and report.row_tokens > 0 for report in result["reports"])
     before, first, second = result["weights"]
     moved = [torch.cat([(b[k] - a[k]).abs().flatten() for k in a]).max() for a, b in ((before, first), (first, second))]
     assert all(0 < step < 1e-2 for step in moved)

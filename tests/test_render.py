@@ -26,6 +26,11 @@ def test_x_is_one_user_message_with_the_generation_prompt(tokenizer: Any, positi
     assert ids.tolist() == tokenizer.encode(chatml(DEFAULT_SYSTEM, QUESTION), add_special_tokens=False)
 
 
+def test_a_plain_text_gets_neither_template_nor_special_tokens(tokenizer: Any) -> None:
+    ids = Renderer(tokenizer, "system").text_ids("You are Kestrel.")
+    assert tokenizer.decode(ids) == "You are Kestrel." and not set(ids.tolist()) & set(tokenizer.all_special_ids)
+
+
 def test_the_system_position_replaces_the_default_system_message(tokenizer: Any) -> None:
     ids = Renderer(tokenizer, "system").context_prompt_ids(QUESTION, CONTEXT)
     assert ids.dtype == np.int32

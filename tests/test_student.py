@@ -440,5 +440,5 @@ class ImprobableEngine:
 def test_an_idle_rank_adds_nothing_even_where_the_anchor_overflows() -> None:
     engine = ImprobableEngine()
     report = Trainer(engine, LearnerConfig(beta_kl=0.05, num_ranks=2)).step(ROWS[:1])  # type: ignore[arg-type]
-    assert (report.loss, report.computed_tokens, report.stats) == (0.0, 0, ())
+    assert (report.loss, report.row_tokens, report.stats) == (0.0, 0, ())
     assert engine.logit.grad.tolist() == [0.0]

@@ -179,7 +179,7 @@ def test_grpo_takes_the_advantage_of_the_rollout(tiny_model: Path) -> None:
 
 def test_a_group_without_a_contrast_is_not_run(tiny_model: Path) -> None:
     report, engine = stepped(tiny_model, [replace(row, advantage=0.0) for row in ROWS], objective="grpo")
-    assert (report.computed_tokens, report.skipped_rows, report.loss) == (0, len(ROWS), 0.0)
+    assert (report.row_tokens, report.skipped_rows, report.loss) == (0, len(ROWS), 0.0)
     assert not engine.seen
 
 

@@ -343,7 +343,7 @@ def test_every_rank_runs_its_own_share_and_unequal_shares_do_not_hang(
         assert len({sum(1 for part in packs if part) for packs in shares}) == 2  # one of them idles at the end
     for stage in STAGES:
         reports = [rank[f"grid-{stage}-row-by-row"]["report"] for rank in results.ranks]
-        assert sum(report.computed_tokens for report in reports) == sum(row_length(row) for row in soft_rows)
+        assert sum(report.row_tokens for report in reports) == sum(row_length(row) for row in soft_rows)
         assert sum(len(report.stats) for report in reports) == len(soft_rows)
 
 
@@ -352,7 +352,7 @@ def test_a_rank_without_any_row_takes_part(
     results: Results, model: Path, soft_rows: list[TrainRow], stage: int
 ) -> None:
     name = f"one-row-{stage}"
-    computed = [rank[name]["report"].computed_tokens for rank in results.ranks]
+    computed = [rank[name]["report"].row_tokens for rank in results.ranks]
     assert computed == [row_length(soft_rows[0]), 0][: len(results.ranks)]
     (gradient,) = results.of(name)["gradients"]
     assert_same(gradient, reference_gradient(model, soft_rows[:1], BETA))
@@ -386,7 +386,7 @@ def test_nothing_kept_and_no_anchor_is_no_step_at_all(results: Results, rows: li
     result = results.of("all-masked")
     report = result["report"]
     assert results.loss("all-masked") == 0
-    assert (report.grad_norm, report.computed_tokens, report.skipped_rows) == (0.0, 0, len(rows))
+    assert (report.grad_norm, report.row_tokens, report.skipped_rows) == (0.0, 0, len(rows))
     for name, tensor in result["before"].items():
         assert torch.equal(result["after"][name], tensor), name
     stats = results.stats("all-masked")

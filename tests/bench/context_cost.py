@@ -9,28 +9,25 @@ import argparse
 import asyncio
 
 import torch
-from transformers import AutoTokenizer
 
 from cluster.config import Recipe, load_recipe
 from cluster.metrics import probe_line
+from cluster.requests import renderer_of
 from cluster.run import resolve_model
-from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.probe import summarise, to_json
-from rollout.render import Renderer
 from rollout.tasks import build_task
 
 
 async def measure(recipe: Recipe) -> None:
     model, task, config = resolve_model(recipe.model.path), build_task(recipe.task), recipe.probe
-    renderer = Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+    renderer = renderer_of(recipe, model)
     engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
     prompts, context = task.probe_prompts(), task.training_prompts()[0].context
-    sampling = SamplingConfig(config.temperature, config.max_tokens, config.top_p, config.top_k)
     try:
         for name, r in (("without", ""), ("with", context)):
             ids = [renderer.context_prompt_ids(prompt.question, r) for prompt in prompts]  # an empty r gives x
-            answers = await engine.texts(ids, sampling, config.samples, seed=recipe.run.seed)
+            answers = await engine.texts(ids, config.sampling, config.samples, seed=recipe.run.seed)
             pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
             print(f"{name} the context: {probe_line(to_json(summarise(pairs, task), 0, task.name))}", flush=True)
     finally:

@@ -37,6 +37,7 @@ class StandIn:
     def __init__(self, seed: int) -> None:
         self._rng, self._slots, self.busy_s = np.random.default_rng(seed), asyncio.Semaphore(SLOTS), 0.0
         self._ids, self._logprobs = np.arange(TOKENS, dtype=np.int32), np.zeros(TOKENS, np.float32)
+        self.version = 0
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
         seconds = MEAN_S * self._rng.lognormal(-0.125, 0.5, len(requests))
@@ -46,14 +47,11 @@ class StandIn:
         async with self._slots:
             await asyncio.sleep(seconds)
         self.busy_s += seconds
-        return Sample(request, self._ids, self._logprobs, "stop", VERSION, VERSION)
+        return Sample(request, self._ids, self._logprobs, "stop", self.version, self.version)
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
         await asyncio.sleep(SCORING_S)
         return [self._rng.normal(-1, 1, len(response)).astype(np.float32) for response in responses]
-
-
-VERSION = 0
 
 
 def handle(engine: StandIn) -> Any:
@@ -62,7 +60,6 @@ def handle(engine: StandIn) -> Any:
 
 async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder: str) -> dict[str, float]:
     """The figures of `steps` steps, each as large as what the engines run at a time."""
-    global VERSION
     engines = [StandIn(index) for index in range(num_engines)]
     pool = EnginePool([handle(engine) for engine in engines])
 
@@ -75,7 +72,8 @@ async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder:
     stream = RolloutStream(worker, step_requests(recipe, model), steps + 2, 2, 600.0)
     rows, wall, cpu, busy = 0, 0.0, 0.0, 0.0
     for step in range(steps):
-        VERSION = step
+        for engine in engines:
+            engine.version = step
         stream.advance(step)
         rows += worker.write(await stream.take(step), step).shard.rows
         if step == 1:  # two steps to fill the engines
