@@ -23,11 +23,13 @@ INITIAL_VERSION = 0
 
 def cpu_environment(config: EngineConfig) -> dict[str, str]:
     """Environment of a CPU engine's process: passive OpenMP waiting, so that engines and learner that share
-    cores do not spin against each other, and no core kept idle for vLLM's scheduler."""
+    cores do not spin against each other, no core kept idle for vLLM's scheduler, and the model run by that scheduler's
+    own process: a worker process of its own would take 8 s more to start, and busy-wait on a core."""
     threads = config.cpu_threads or os.cpu_count() or 1
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
