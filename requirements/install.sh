@@ -8,7 +8,7 @@ state="$device $PWD"
 
 say() { echo "setup: $*"; }
 fail() { say "$*" >&2; exit 1; }
-pip() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps "$@"; }
+pip() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps "$@"; }
 pinned() { grep -E "^$1==" "$lock"; }
 
 check_machine() {
