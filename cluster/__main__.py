@@ -4,6 +4,7 @@ Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -105,7 +106,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _model(arguments: argparse.Namespace) -> int:
     from cluster.default_model import prepare_default_model
 
-    print(prepare_default_model())
+    with contextlib.redirect_stdout(sys.stderr):  # libraries that it loads greet on standard output
+        folder = prepare_default_model()
+    print(folder)
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from cluster.__main__ import main
 from cluster.default_model import NAME, default_cache, default_model_path, is_prepared, prepare_default_model
 
 
@@ -92,3 +93,15 @@ def test_a_folder_is_prepared_only_when_whole(tmp_path: Path) -> None:
     assert not is_prepared(tmp_path)
     (tmp_path / "model.safetensors").touch()
     assert is_prepared(tmp_path)
+
+
+def test_the_command_prints_the_folder_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare() -> Path:
+        print("a library greets")
+        return tmp_path
+
+    monkeypatch.setattr("cluster.default_model.prepare_default_model", prepare)
+    assert main(["model"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}\n"
