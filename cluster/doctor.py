@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -212,15 +213,26 @@ def _check_accelerator(index: int, device: Accelerator) -> Finding:
     return Finding(f"{text}: compute capability {major}.{minor} has no bfloat16, expected 8.0 or more", is_problem=True)
 
 
+def machine_name() -> str:
+    """This machine's accelerators, or its processor, with their number."""
+    names = [device.name for device in find_accelerators()]
+    if names:
+        return ", ".join(f"{count} x {name}" for name, count in Counter(names).items())
+    return f"{os.cpu_count()} x {cpu_fact('model name') or platform.machine()}"
+
+
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The first processor's feature flags; empty where the system does not tell."""
-    if not path.is_file():
-        return frozenset()
-    for line in path.read_text().splitlines():
+    return frozenset((cpu_fact("flags", path) or cpu_fact("Features", path)).split())
+
+
+def cpu_fact(name: str, path: Path = Path("/proc/cpuinfo")) -> str:
+    """What the system says of its first processor; empty where it does not tell."""
+    for line in path.read_text().splitlines() if path.is_file() else []:
         key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+        if key.strip() == name:
+            return value.strip()
+    return ""
 
 
 def describe_plan(accelerators: Sequence[Accelerator], flags: frozenset[str]) -> list[Finding]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import DEFAULT_MODEL, Recipe
+from cluster.doctor import machine_name
 from cluster.metrics import MetricsSink, read_json_lines, summary_table
 from cluster.model_card import write_model_card
 from cluster.pipeline import Pipeline
@@ -129,7 +130,13 @@ def supersede_after(folder: RunDir, step: int) -> None:
 def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
     """What a shard says of where it came from; step and weights digest are added as it is written."""
     rule = recipe.evidence.to_json()
-    return {"run_id": run_id, "mask_rule": rule, "model_id": model, "code_version": code_version()}
+    return {
+        "run_id": run_id,
+        "mask_rule": rule,
+        "model_id": model,
+        "code_version": code_version(),
+        "machine": machine_name(),
+    }
 
 
 def finish(recipe: Recipe, model: str, folder: RunDir) -> int:

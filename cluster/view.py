@@ -25,7 +25,7 @@ def view_run(run: Path, step: int | None, tau: float | None, region: str | None,
     Raises:
         ValueError: not a run, no such step, a damaged shard, or a region that does not exist.
     """
-    _, config = read_config(run)
+    config = read_config(run)
     info = _shard_of(run, step)
     table = read_shard(find_shard(run, info), expected=info)
     rule = EvidenceConfig.from_json(shard_metadata(table)["mask_rule"])

@@ -20,6 +20,7 @@ from cluster.doctor import (
     cpu_flags,
     describe_plan,
     free_gib,
+    machine_name,
     print_report,
     report,
 )
@@ -171,3 +172,13 @@ def test_a_problem_makes_the_exit_status_1(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert print_report() == 1
+
+
+def test_a_machine_is_named_by_its_accelerators_or_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Accelerator("H100", 80.0, (9, 0)), Accelerator("H100", 80.0, (9, 0))]
+    monkeypatch.setattr("cluster.doctor.find_accelerators", lambda: found)
+    assert machine_name() == "2 x H100"
+    found.clear()
+    monkeypatch.setattr("cluster.doctor.cpu_fact", {"model name": "Epic 1"}.get)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert machine_name() == "2 x Epic 1"

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -22,7 +23,7 @@ from evidence.view.groups import Group, group_runs
 from evidence.view.numbers import Number, difference
 from evidence.view.published import load_published
 from evidence.view.report import write_report
-from evidence.view.runs import read_config, read_runs
+from evidence.view.runs import RECORD, read_config, read_runs
 from evidence.view.settings import run_lines
 from evidence.view.tables import Table, group_tables
 from evidence.view.text import figure
@@ -118,12 +119,12 @@ def test_the_arms_are_those_of_the_matrix() -> None:
 
 @pytest.mark.parametrize("code", ARMS)
 def test_a_recipe_is_told_by_its_settings(code: str, tmp_path: Path) -> None:
-    _, config = read_config(arm_run(tmp_path, code))
+    config = read_config(arm_run(tmp_path, code))
     assert arm_of(config).code == code
 
 
 def test_a_verifier_makes_the_rlsd_arm(tmp_path: Path) -> None:
-    _, config = read_config(arm_run(tmp_path, "N9"))
+    config = read_config(arm_run(tmp_path, "N9"))
     verified = {"evidence": {**config["evidence"], "soft": "rlsd_verifier"}}
     assert arm_of({**config, **verified, "learner": {**config["learner"], "objective": "grpo"}}).code == "N15"
 
@@ -143,7 +144,7 @@ def test_a_verifier_makes_the_rlsd_arm(tmp_path: Path) -> None:
 def test_another_setting_is_no_published_arm(
     table: str, key: str, value: object, described: str, tmp_path: Path
 ) -> None:
-    _, config = read_config(arm_run(tmp_path, "N3"))
+    config = read_config(arm_run(tmp_path, "N3"))
     arm = arm_of({**config, table: {**config[table], key: value}})
     assert (arm.code, arm.label) == ("other", described)
 
@@ -314,7 +315,7 @@ def test_a_second_task_of_an_axis_has_recipes_of_its_own(tmp_path: Path) -> None
         chosen = {**settings("N6"), "task": {"name": name}}
         fake_run(tmp_path / name, {0: {"pass_at_1": (5, 20)}, 2: {"pass_at_1": (9, 20)}}, **chosen)
     out = write_report([tmp_path / "math", tmp_path / "arithmetic"], tmp_path / "report").parent
-    assert {path.name for path in (out / "configs").iterdir()} == {"N6-seed0.toml", "arithmetic-N6-seed0.toml"}
+    assert {path.name for path in (out / "runs").iterdir()} == {"N6-seed0", "arithmetic-N6-seed0"}
 
 
 # Claims
@@ -524,7 +525,7 @@ def test_every_number_of_the_summary_is_found_at_its_source(matrix: list[Path], 
 def test_the_page_is_whole_by_itself(report: Path) -> None:
     page = (report / "report.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert {link.split("/")[0] for link in links if link[0] != "#"} == {"configs"}
+    assert {link.split("/")[0] for link in links if link[0] != "#"} == {"runs"}
     assert all((report / link).is_file() for link in links if link[0] != "#")
     assert not re.findall(r"@import|url\((?!#)|<script|<link", page)
 
@@ -550,10 +551,29 @@ def test_marks_carry_their_origin(report: Path) -> None:
     assert '<td title="13 of 20; N3-0/probes.jsonl step 2, N3-1/probes.jsonl step 2">0.65 [0.43, 0.82]</td>' in page
 
 
-def test_recipes_are_copied_as_they_are(matrix: list[Path], report: Path) -> None:
+def test_runs_are_recorded_as_they_are(matrix: list[Path], report: Path) -> None:
     for path in matrix:
         code, _, seed = path.name.rpartition("-")
-        assert (report / "configs" / f"{code}-seed{seed}.toml").read_bytes() == (path / "config.toml").read_bytes()
+        record = report / "runs" / f"{code}-seed{seed}"
+        for name in RECORD:
+            assert (record / name).is_file() == (path / name).is_file()
+        for name in ("config.toml", "probes.jsonl", "metrics.jsonl"):
+            assert (record / name).read_bytes() == (path / name).read_bytes()
+
+
+def test_a_report_over_records_is_the_same_report(report: Path, tmp_path: Path) -> None:
+    """So that a later run can join runs whose folders are gone."""
+    lines = json.loads((report / "summary.json").read_text())["runs"]
+    records = [shutil.copytree(report / line["record"], tmp_path / "runs" / line["name"]) for line in lines]
+    again = write_report(records, tmp_path / "again").parent
+    for name in ("report.md", "summary.json", "report.html"):
+        assert (again / name).read_text() == (report / name).read_text()
+
+
+def test_a_report_may_replace_the_one_whose_records_it_reads(tmp_path: Path) -> None:
+    out = write_report([arm_run(tmp_path, "N3")], tmp_path / "report").parent
+    write_report([out / "runs" / "N3-seed0", arm_run(tmp_path, "N1")], out)
+    assert {path.name for path in (out / "runs").iterdir()} == {"N3-seed0", "N1-seed0"}
 
 
 def test_tables_are_whole_in_markdown(report: Path) -> None:
@@ -579,7 +599,7 @@ def test_an_older_report_makes_room_and_anything_else_does_not(tmp_path: Path) -
     out = tmp_path / "report"
     write_report([arm_run(tmp_path, "N3")], out)
     write_report([arm_run(tmp_path, "N1")], out)
-    assert [path.name for path in (out / "configs").iterdir()] == ["N1-seed0.toml"]
+    assert [path.name for path in (out / "runs").iterdir()] == ["N1-seed0"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="found something that is not a report"):

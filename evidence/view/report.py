@@ -48,9 +48,10 @@ class GroupPage:
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Writes report.html, report.md, summary.json, configs/ and figures/ under `out`; returns the page.
+    """Writes report.html, report.md, summary.json, figures/ and runs/ under `out`; returns the page.
 
-    The same runs give the same bytes, in whatever order they are named.
+    The same runs give the same bytes, in whatever order they are named. runs/ holds of each run what the report was
+    made from, as a run directory: a later report takes those beside new runs.
 
     Raises:
         ValueError: what `read_runs` and `group_runs` refuse, or `out` is something else than a report.
@@ -62,7 +63,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         for chart in page.charts:
             _write(out / "figures" / f"{chart.key}.svg", chart.picture.standalone)
         for line, run in zip(page.runs, page.group.runs, strict=True):
-            _write(out / line.config_file, run.config_text)
+            for name, text in run.record.items():
+                _write(out / line.record / name, text)
     _write(out / "report.md", render("report.md.jinja", pages=pages, published=published))
     _write(out / "summary.json", json.dumps(_summary(pages, published), indent=1, ensure_ascii=False) + "\n")
     _write(out / "report.html", render("report.html.jinja", pages=pages, published=published))
@@ -85,7 +87,7 @@ def _clear(out: Path) -> None:
     """An older report makes room; anything else is left alone."""
     if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not _is_report(out)):
         raise ValueError(f"{out}: found something that is not a report, expected a new or an empty folder")
-    for folder in ("configs", "figures"):
+    for folder in ("runs", "figures"):
         shutil.rmtree(out / folder, ignore_errors=True)
 
 

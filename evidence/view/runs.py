@@ -18,13 +18,15 @@ from evidence.view.numbers import Source
 
 Part = tuple[float, int, Source]
 
+BASE_ANSWERS, SHARD = "answers/step-000000.jsonl", "shard.json"
+RECORD = ("config.toml", "probes.jsonl", "metrics.jsonl", BASE_ANSWERS)  # the files of a run that a report reads
+
 
 @dataclass(frozen=True)
 class Run:
     """One run directory. `probes` and `steps` map a step to its line: k updates made before it."""
 
     name: str  # the directory's name; with its parents' where two runs share it
-    config_text: str
     config: Config
     probes: Mapping[int, Mapping[str, tuple[int, int]]]  # step -> rate -> (successes, answers)
     steps: Mapping[int, Mapping[str, Any]]  # the lines of metrics.jsonl
@@ -32,6 +34,7 @@ class Run:
         tuple[str, str], ...
     ]  # (question, answer) of the probe at step 0; empty when they are not there
     shard: Mapping[str, str]  # metadata of its first shard; empty when it is not there
+    record: Mapping[str, str]  # path -> text: all that is known of it, a run directory that reads as this run
 
     @property
     def seed(self) -> int:
@@ -102,25 +105,26 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    text, config = read_config(folder)
+    config, shard = read_config(folder), _shard_metadata(folder)
     probes = {step: _counts(lines) for step, lines in _by_step(folder / "probes.jsonl").items()}
     if not probes:
         raise ValueError(f"{folder}: found no probes in probes.jsonl, expected at least one")
     run = Run(
         name=name,
-        config_text=text,
         config=config,
         probes=probes,
         steps={step: lines[-1] for step, lines in _by_step(folder / "metrics.jsonl").items()},
-        base_answers=_answers(folder / "answers" / "step-000000.jsonl"),
-        shard=_shard_metadata(folder),
+        base_answers=_answers(folder / BASE_ANSWERS),
+        shard=shard,
+        record={name: (folder / name).read_text(encoding="utf-8") for name in RECORD if (folder / name).is_file()}
+        | {SHARD: json.dumps(shard, indent=1) + "\n"},
     )
     _check_config(folder, run)
     return run
 
 
-def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The text and the tables of RUN/config.toml.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The tables of RUN/config.toml.
 
     Raises:
         ValueError: not a run directory, or not TOML.
@@ -128,9 +132,8 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     path = folder / "config.toml"
     if not path.is_file():
         raise ValueError(f"{folder}: found no config.toml, expected a run directory")
-    text = path.read_text(encoding="utf-8")
     try:
-        return text, tomllib.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
 
@@ -179,8 +182,17 @@ def find_shard(folder: Path, info: ShardInfo) -> str:
 
 
 def _shard_metadata(folder: Path) -> dict[str, str]:
-    """What the first shard says of model and code. A run whose shards were deleted can still be reported."""
+    """What the first shard says of model and code, or a report's record of it. A run whose shards were deleted can
+    still be reported."""
+    if (folder / SHARD).is_file():
+        return dict(json.loads((folder / SHARD).read_text(encoding="utf-8")))
     for info in list(Manifest(folder / "manifest.jsonl").written().values())[:1]:
         with suppress(OSError):
-            return shard_metadata(read_shard(find_shard(folder, info)))
+            found = shard_metadata(read_shard(find_shard(folder, info)))
+            return found | {"model_id": model_name(found["model_id"])}
     return {}
+
+
+def model_name(model_id: str) -> str:
+    """A hub id as it is; of a local folder its last part, since the rest is about a machine."""
+    return model_id.rstrip("/").rsplit("/", 1)[-1] if model_id.startswith(("/", ".", "~")) else model_id

@@ -6,7 +6,7 @@ from typing import Any
 
 from evidence.view.arms import Config
 from evidence.view.groups import Group, Pool
-from evidence.view.runs import Run
+from evidence.view.runs import Run, model_name
 
 _TABLES = ("model", "task", "run", "rollout", "evidence", "teacher", "learner", "probe")
 _NAMES = ("run.name", "run.seed", "run.storage")  # tell runs apart without being settings
@@ -21,7 +21,7 @@ class RunLine:
     label: str
     seed: int
     status: str
-    config_file: str
+    record: str  # folder in the report with the run's own files
     model: str
     code_version: str
     machine: str
@@ -53,7 +53,7 @@ def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
         label=pool.arm.label,
         seed=run.seed,
         status=run.status,
-        config_file=f"configs/{prefix}{pool.arm.code}-seed{run.seed}.toml",
+        record=f"runs/{prefix}{pool.arm.code}-seed{run.seed}",
         model=model_name(run.shard.get("model_id") or str(run.config.get("model", {}).get("path", "unknown"))),
         code_version=run.shard.get("code_version", "unknown"),
         machine=run.shard.get("machine", "not recorded"),
@@ -61,11 +61,6 @@ def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
         tokens=sum(int(step["diagnostics"]["all"]["tokens"]) for step in run.steps.values() if "diagnostics" in step),
         base=base,
     )
-
-
-def model_name(model_id: str) -> str:
-    """A hub id as it is; of a local folder its last part, since the rest is about a machine."""
-    return model_id.rstrip("/").rsplit("/", 1)[-1] if model_id.startswith(("/", ".", "~")) else model_id
 
 
 def settings(group: Group) -> Settings:
