@@ -1,6 +1,7 @@
 """The chat template: from a question, with or without its context, to token ids."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 POSITIONS = ("system", "user")
 _MARK = "evidence-marker"
+REMEMBERED = 4096  # prompts, the latest: a step's rollouts share theirs, and a small task's come back every epoch
 
 Message = dict[str, str]
 
@@ -35,19 +37,20 @@ class Renderer:
         self._model = model or str(tokenizer.name_or_path)
         if not tokenizer.chat_template:
             raise ValueError(f"{self._model}: found a tokenizer without a chat template, expected a chat model")
+        self._ids = lru_cache(REMEMBERED)(self._tokenize)
         self._check_context_arrives()
         self.eos_token_ids = self._find_eos_token_ids()
 
     def prompt_ids(self, question: str) -> Ids:
-        """x: [P] ids of one user message, ready for the assistant's answer."""
-        return self._ids([_message("user", question)])
+        """x: [P] ids of one user message, ready for the assistant's answer. Read-only, as all prompts are."""
+        return self._ids(question, "")
 
     def context_prompt_ids(self, question: str, context: str) -> Ids:
         """(x, r): [P'] ids. r is a system message, or stands before the question in the user's; empty r gives x.
 
         In the user position no system message is given, so that the template's default applies as it does in x.
         """
-        return self._ids(self._context_messages(question, context))
+        return self._ids(question, context)
 
     def text_ids(self, text: str) -> Ids:
         """[T] ids of a text as it is, without template or special tokens."""
@@ -64,11 +67,13 @@ class Renderer:
             return [_message("system", context), _message("user", question)]
         return [_message("user", f"{context}\n\n{question}")]
 
-    def _ids(self, messages: list[Message]) -> Ids:
-        ids = self._tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=False, add_generation_prompt=True
+    def _tokenize(self, question: str, context: str) -> Ids:
+        found = self._tokenizer.apply_chat_template(
+            self._context_messages(question, context), tokenize=True, return_dict=False, add_generation_prompt=True
         )
-        return np.asarray(ids, dtype=np.int32)
+        ids = np.asarray(found, dtype=np.int32)
+        ids.flags.writeable = False  # whoever asks again gets the same array
+        return ids
 
     def _text(self, messages: list[Message], generation_prompt: bool) -> str:
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)

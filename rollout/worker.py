@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from evidence.advantage import reward_mean, zero_variance_groups
@@ -28,11 +29,11 @@ class Group:
     scored: tuple[ScoredSample, ...]
     rewards: tuple[float | None, ...]
 
-    @property
+    @cached_property
     def version_min(self) -> int:
         return min(scored.sample.policy_version_min for scored in self.scored)
 
-    @property
+    @cached_property
     def version_max(self) -> int:
         return max(scored.sample.policy_version_max for scored in self.scored)
 
