@@ -130,7 +130,10 @@ class RolloutActor:
 
         self._storage, self._metadata = storage, metadata
         self._digests: dict[int, str] = {}
-        pools = {"student": EnginePool(students), "teacher": EnginePool(teachers)}
+        pools = {
+            "student": EnginePool(students, recipe.student.max_num_seqs),
+            "teacher": EnginePool(teachers, recipe.teacher.max_num_seqs),
+        }
         requests, run = step_requests(recipe, model), recipe.run
         self._worker = RolloutWorker(
             config=recipe.rollout,

@@ -1,7 +1,10 @@
 """Several engines as one: a `Sampler` and a `Scorer` over their handles."""
 
 import asyncio
+import heapq
+import itertools
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
@@ -11,21 +14,37 @@ T = TypeVar("T")
 Members = list[int]  # of one group: places in the caller's list
 
 
+@dataclass(frozen=True)
+class Work:
+    """A piece of work for one engine."""
+
+    sequences: int
+    tokens: int
+
+
+BATCHES = 2  # of sequences that an engine holds: one that it runs, and one to go on with as sequences end
+
+
 class EnginePool:
     """Rows with one prompt go together, so that they share its prefill, to the engine with the fewest outstanding
-    tokens.
+    tokens. What is beyond the engines' room waits here, and not in the queue of an engine that may be slow: such an
+    engine delays what it has begun and nothing else. Scores, which end a group, go before samples, which begin one;
+    otherwise first come, first served.
 
     handles: of actors with the methods `sample`, `texts` and `score` of an engine.
+    max_num_seqs: sequences that one engine runs at a time.
     """
 
-    def __init__(self, handles: Sequence[Any]) -> None:
-        self._handles = list(handles)
-        self._outstanding = [0] * len(self._handles)
+    def __init__(self, handles: Sequence[Any], max_num_seqs: int) -> None:
+        self._handles, self._room = list(handles), BATCHES * max_num_seqs
+        self._tokens, self._sequences = [0] * len(self._handles), [0] * len(self._handles)  # outstanding, by engine
+        self._waiting: list[tuple[bool, int, Work, asyncio.Future[int]]] = []  # a heap
+        self._numbers = itertools.count()
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
         """One response per request of a group, in their order, all from one engine."""
-        tokens = len(requests) * sampling.max_tokens
-        return await self._on_lightest("sample", tokens, list(requests), sampling, seed)
+        work = Work(len(requests), len(requests) * sampling.max_tokens)
+        return await self._on_lightest(work, "sample", list(requests), sampling, seed)
 
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
@@ -34,8 +53,8 @@ class EnginePool:
 
         async def one(members: Members) -> list[list[str]]:
             part, first = [prompts[index] for index in members], seed + members[0] * num_samples
-            tokens = len(part) * num_samples * sampling.max_tokens
-            return await self._on_lightest("texts", tokens, part, sampling, num_samples, first)
+            work = Work(num_samples, num_samples * sampling.max_tokens)
+            return await self._on_lightest(work, "texts", part, sampling, num_samples, first)
 
         return await _by_group(range(len(prompts)), one)
 
@@ -44,18 +63,36 @@ class EnginePool:
 
         async def one(members: Members) -> list[Floats]:
             asked, given = [prompts[index] for index in members], [responses[index] for index in members]
-            tokens = len(asked[0]) + sum(len(response) for response in given)
-            return await self._on_lightest("score", tokens, asked, given)
+            work = Work(len(given), len(asked[0]) + sum(len(response) for response in given))
+            return await self._on_lightest(work, "score", asked, given)
 
         return await _by_group([prompt.tobytes() for prompt in prompts], one)
 
-    async def _on_lightest(self, method: str, tokens: int, *arguments: Any) -> Any:
-        lightest = self._outstanding.index(min(self._outstanding))
-        self._outstanding[lightest] += tokens
+    async def _on_lightest(self, work: Work, method: str, *arguments: Any) -> Any:
+        place = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (method != "score", next(self._numbers), work, place))
+        self._give_out()
         try:
-            return await getattr(self._handles[lightest], method).remote(*arguments)
+            return await getattr(self._handles[await place], method).remote(*arguments)
         finally:
-            self._outstanding[lightest] -= tokens
+            if not place.cancelled():  # an engine was found
+                self._tokens[place.result()] -= work.tokens
+                self._sequences[place.result()] -= work.sequences
+                self._give_out()
+
+    def _give_out(self) -> None:
+        """Places what waits, as far as there is room. An engine that is not full takes a piece of any size."""
+        while self._waiting:
+            *_, work, place = self._waiting[0]
+            if not place.cancelled():
+                open_engines = [i for i, held in enumerate(self._sequences) if held < self._room]
+                if not open_engines:
+                    return
+                lightest = min(open_engines, key=self._tokens.__getitem__)
+                self._tokens[lightest] += work.tokens
+                self._sequences[lightest] += work.sequences
+                place.set_result(lightest)
+            heapq.heappop(self._waiting)
 
 
 async def _by_group(keys: Iterable[Hashable], one: Callable[[Members], Awaitable[list[T]]]) -> list[T]:

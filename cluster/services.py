@@ -110,7 +110,7 @@ class Services:
         self.rollout = self._options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
             self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
         )
-        self.student_pool = EnginePool(self.students)
+        self.student_pool = EnginePool(self.students, student.max_num_seqs)
 
     async def _open_transport(self, pool: str) -> None:
         seconds, what = self.recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"

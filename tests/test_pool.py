@@ -40,7 +40,7 @@ def test_rows_of_one_prompt_are_scored_in_one_call_and_come_back_in_order() -> N
     engines = [FakeEngine(), FakeEngine()]
     prompts = [ids(1, 2), ids(3), ids(1, 2), ids(4), ids(3)]
     responses = [ids(9, token) for token in range(5)]
-    rows = asyncio.run(EnginePool([handle(engine) for engine in engines]).score(prompts, responses))
+    rows = asyncio.run(EnginePool([handle(engine) for engine in engines], 64).score(prompts, responses))
     for row, prompt, response in zip(rows, prompts, responses, strict=True):
         assert np.array_equal(row, fake_logprobs(prompt, response))
     calls = [[prompt.tolist() for prompt in asked] for engine in engines for asked, _ in engine.scored]
@@ -50,7 +50,7 @@ def test_rows_of_one_prompt_are_scored_in_one_call_and_come_back_in_order() -> N
 
 def test_a_group_is_sampled_by_one_engine_with_the_seed_that_it_was_given() -> None:
     async def drive() -> list[list[Sample]]:
-        pool = EnginePool([handle(engine) for engine in engines])
+        pool = EnginePool([handle(engine) for engine in engines], 64)
         return await asyncio.gather(*(pool.sample(group, SAMPLING, seed) for seed, group in groups.items()))
 
     engines = [FakeEngine(version=1), FakeEngine(version=2)]
@@ -81,7 +81,7 @@ class SlowEngine:
 def test_work_goes_to_the_engine_with_the_fewest_outstanding_tokens() -> None:
     async def drive() -> tuple[int, int]:
         busy, idle = SlowEngine(), SlowEngine()
-        pool = EnginePool([handle(busy), handle(idle)])
+        pool = EnginePool([handle(busy), handle(idle)], 64)
         long = asyncio.create_task(pool.score([ids(*range(100))], [ids(1)]))
         await asyncio.sleep(0)
         short = [asyncio.create_task(pool.score([ids(token)], [ids(1)])) for token in range(5)]
@@ -98,9 +98,29 @@ def test_a_failed_call_leaves_nothing_outstanding() -> None:
     async def drive() -> list[int]:
         broken = SlowEngine(fails=True)
         broken.go.set()
-        pool = EnginePool([handle(broken)])
+        pool = EnginePool([handle(broken)], 64)
         with pytest.raises(RuntimeError, match="engine died"):
             await pool.score([ids(1, 2, 3)], [ids(4)])
-        return pool._outstanding
+        return pool._tokens + pool._sequences
 
-    assert asyncio.run(drive()) == [0]
+    assert asyncio.run(drive()) == [0, 0]
+
+
+def test_what_does_not_fit_waits_in_turn_for_the_first_engine_with_room() -> None:
+    """Engines that run one sequence at a time hold two; the fifth piece waits, and a piece that gives up is skipped."""
+
+    async def drive() -> None:
+        stuck, quick = SlowEngine(), SlowEngine()
+        pool = EnginePool([handle(stuck), handle(quick)], 1)
+        tasks = [asyncio.create_task(pool.score([ids(token)], [ids(1)])) for token in range(8)]
+        await asyncio.sleep(0.01)
+        assert (stuck.asked, quick.asked, len(pool._waiting)) == (2, 2, 4)
+        tasks[4].cancel()
+        quick.go.set()
+        await asyncio.gather(*tasks[1:4:2], *tasks[5:])
+        assert (stuck.asked, quick.asked, len(pool._waiting)) == (2, 5, 0)
+        stuck.go.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert pool._tokens == pool._sequences == [0, 0] and tasks[4].cancelled()
+
+    asyncio.run(drive())

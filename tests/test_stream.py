@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.pool import EnginePool
 from evidence.records import RolloutRequest, Sample, ScoredSample
+from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream, Turnstile
 from rollout.worker import Group
+from tests.virtual_time import run_virtual
 
 IDS = np.array([1], np.int32)
 LOGPROBS = np.zeros(1, np.float32)
@@ -246,3 +250,59 @@ def test_a_meter_counts_time_in_which_anything_was_under_way_once(monkeypatch: p
     at(7, lambda: second.__exit__(None, None, None))
     clock[0] = 9
     assert meter.take() == StageTime(1.0, 0)  # from 6 to 7
+
+
+class PacedEngine:
+    """Draws one group after another, each in `seconds`; its samples are of the version that it held at the start."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.version, self._turn = seconds, 0, asyncio.Lock()
+        self.sample = SimpleNamespace(remote=self._sample)
+
+    async def _sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+        async with self._turn:
+            version = self.version
+            await asyncio.sleep(self.seconds)
+        return [Sample(request, IDS, LOGPROBS, "stop", version, version) for request in requests]
+
+
+class PooledEngines(Engines):
+    """The pool decides which engine draws."""
+
+    def __init__(self, engines: Sequence[PacedEngine]) -> None:
+        super().__init__()
+        self.pool = EnginePool(engines, 2)  # one group at a time
+
+    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
+        return await self.pool.sample(group.rows, SamplingConfig(1.0, 8), group.seed)
+
+
+class ManyRequests(Requests):
+    """`size` groups a step."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def of(self, step: int) -> tuple[list[GroupRequests], int]:
+        return [group_of(step, slot) for slot in range(self.size)], 0
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_one_engine_in_four_that_is_ten_times_slower_costs_its_share_and_no_more(lag: int) -> None:
+    size, num_steps = 24, 24
+
+    async def seconds(paces: Sequence[float]) -> float:
+        engines = [PacedEngine(pace) for pace in paces]
+        stream = RolloutStream(PooledEngines(engines), ManyRequests(size), num_steps, lag, 1e6)  # type: ignore[arg-type]
+        for step in range(num_steps):
+            for engine in engines:
+                engine.version = step
+            stream.advance(step)
+            taken = await stream.take(step)
+            assert len(taken.groups) == size
+        return asyncio.get_running_loop().time()
+
+    slowed = run_virtual(seconds([1.0, 1.0, 1.0, 10.0]))
+    print(f"lag {lag}: {slowed} s")
+    assert slowed <= run_virtual(seconds([1.0] * 4)) * 4 / 3.1 + 2 * 10  # and the last two groups that it has begun
