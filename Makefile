@@ -9,7 +9,7 @@ SMOKE := runs/local-smoke
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce test lint clean FORCE
+.PHONY: help setup local-smoke reproduce test bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -32,6 +32,9 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
+
+bench: setup ## ratios within one run, with their targets, as a table and in runs/bench.json; about 10 minutes on 2 cores
+	$(BIN)/python -m tests.bench
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What a context does to the model that reads it: the probe's rates with the recipe's r in the prompt and without.
 
-    python tests/bench/context_cost.py [RECIPE.toml] [--set table.key=value ...]
+    python -m tests.bench.context_cost [RECIPE.toml] [--set table.key=value ...]
 
 The frozen teacher of a run is this model under r: what it loses in capability, a student that learns from it may lose.
 """

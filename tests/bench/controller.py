@@ -1,6 +1,6 @@
 """How many rollouts the controller can feed: real requests, stream, pools, rule and shards over stand-in engines.
 
-    python tests/bench/controller.py [--engines 8 64 256] [--steps 12]
+    python -m tests.bench.controller [--engines 8 64 256] [--steps 12]
 
 Every engine runs SLOTS rollouts at a time, whose lengths are log-normal, and is otherwise free: what is missing from a
 utilisation of 1 is the controller's, and so is its processor time. All of it is in one process.
@@ -26,8 +26,9 @@ from evidence.shards import write_shard
 from rollout.config import SamplingConfig
 from rollout.stream import RolloutStream
 from rollout.worker import RolloutWorker
+from tests.bench.figures import Figure
 
-SLOTS, MEAN_S, SCORING_S = 8, 0.4, 0.05  # rollouts at a time; seconds of one, and of scoring one group
+SLOTS, MEAN_S, SCORING_S = 8, 0.37, 0.05  # rollouts at a time; seconds of one, and of scoring one group
 TOKENS = 40
 
 
@@ -61,7 +62,7 @@ def handle(engine: StandIn) -> Any:
 async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder: str) -> dict[str, float]:
     """The figures of `steps` steps, each as large as what the engines run at a time."""
     engines = [StandIn(index) for index in range(num_engines)]
-    pool = EnginePool([handle(engine) for engine in engines])
+    pool = EnginePool([handle(engine) for engine in engines], SLOTS)
 
     def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         metadata = {"run_id": "bench", "mask_rule": recipe.evidence.to_json(), "model_id": model, "code_version": "0"}
@@ -99,9 +100,14 @@ def main() -> None:
         recipe = load_recipe("cluster/recipes/N3.toml", [f"rollout.prompts_per_step={groups}"])
         with tempfile.TemporaryDirectory() as folder:
             found = asyncio.run(feed(recipe, model, num_engines, arguments.steps, folder))
-        print(
-            f"{num_engines:4d} engines: " + "  ".join(f"{key} {value:.2f}" for key, value in found.items()), flush=True
-        )
+        say(found, num_engines, num_engines == max(arguments.engines))
+
+
+def say(found: dict[str, float], num_engines: int, is_largest: bool) -> None:
+    who = f"{num_engines} engines"
+    Figure("rollouts/s", found["rollouts_per_s"], ">= 5000" if is_largest else "", who).say()
+    Figure("utilisation of engines", found["utilisation"], ">= 0.95", who).say()
+    Figure("processor time a rollout, us", found["controller_us_per_rollout"], "", who).say()
 
 
 if __name__ == "__main__":

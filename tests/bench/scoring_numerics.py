@@ -1,6 +1,6 @@
 """What the teacher's number format costs: mask bits that flip between bfloat16 and float32 scoring, and time.
 
-    python tests/bench/scoring_numerics.py RUN [--shards N]
+    python -m tests.bench.scoring_numerics RUN [--shards N]
 
 Scores the first N shards of a run again with one engine of each format, in one process after the other, and compares
 with the float32 engine. Figures are ratios and fractions of one call; machines differ.

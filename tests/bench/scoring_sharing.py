@@ -1,6 +1,6 @@
 """Scoring tokens/s with a prompt's prefill shared by its rollouts, over vLLM's prompt_logprobs of each row alone.
 
-    python tests/bench/scoring_sharing.py [--rounds 3]
+    python -m tests.bench.scoring_sharing [--rounds 3]
 
 Eight responses a prompt of 10 to 40 tokens, under a context of 1,500 tokens and under the shipped persona's size.
 """
@@ -17,9 +17,10 @@ from cluster.default_model import prepare_default_model
 from evidence.records import Floats, Ids
 from rollout.config import EngineConfig
 from rollout.engine import Engine
+from tests.bench.figures import Figure
 
 SAMPLES = 8
-SHAPES = {"long context": (1, 1540), "persona": (8, 70)}  # prompts, tokens of each
+SHAPES = {"long context": (1, 1540, ">= 3"), "persona": (8, 70, "")}  # prompts, tokens of each, target
 
 
 async def timed(work: Callable[[], Awaitable[list[Floats]]]) -> tuple[float, list[Floats]]:
@@ -43,7 +44,7 @@ async def measure(rounds: int) -> None:
         ]
 
     try:
-        for name, (num_prompts, size) in SHAPES.items():
+        for name, (num_prompts, size, target) in SHAPES.items():
             ratios, worst = [], 0.0
             for _ in range(rounds):
                 made = [rng.integers(5, 40_000, size).astype(np.int32) for _ in range(num_prompts)]
@@ -56,11 +57,8 @@ async def measure(rounds: int) -> None:
                 ours_s, ours = await timed(lambda p=prompts, y=responses: engine.score(p, y))  # type: ignore[misc]
                 ratios.append(bare_s / ours_s)
                 worst = max(worst, *(float(np.abs(a - b).max()) for a, b in zip(bare, ours, strict=True)))
-            print(
-                f"{name}: {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}), "
-                f"log-probs differ by at most {worst:.1e}",
-                flush=True,
-            )
+            note = f"{name}; {min(ratios):.2f} to {max(ratios):.2f}; log-probs differ by at most {worst:.0e}"
+            Figure("scoring over each row alone, tokens/s", statistics.median(ratios), target, note).say()
     finally:
         engine.shutdown()
 
