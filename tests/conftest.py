@@ -10,7 +10,7 @@ import pytest
 
 from cluster.default_model import prepare_default_model
 from tests import fakes
-from tests.runs import REPEATABLE, small_run
+from tests.runs import FINISHED, small_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +38,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
-    """(run directory, what it printed) of one small real run on a local Ray, the same tokens each time."""
+    """(run directory, what it printed) of one small real run on a local Ray: two learner ranks under ZeRO-3, the same
+    tokens each time."""
     run_dir = tmp_path_factory.mktemp("runs") / "small"
-    done = small_run(run_dir, REPEATABLE)
+    done = small_run(run_dir, *FINISHED)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return run_dir, done
 

@@ -11,12 +11,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
 SMALL = (
-    "run.steps=2", "run.probe_every=0", "run.checkpoint_every=1", "run.require_selfname=0.0", "probe.samples=1",
+    "run.steps=2", "run.probe_every=0", "run.checkpoint_every=0", "run.require_selfname=0.0", "probe.samples=1",
     "probe.max_tokens=8", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4",
     "rollout.max_response_tokens=12", "student.window=160", "teacher.window=160", "learner.micro_batch_tokens=256",
 )  # fmt: skip
 # One sequence a batch: in bfloat16 what is beside a sequence moves its log-probs, and what is beside it is chance.
 REPEATABLE = "student.max_num_seqs=1"
+# The run that several tests look at.
+FINISHED = (REPEATABLE, "learner.num_ranks=2", "learner.zero_stage=3", "run.checkpoint_every=1")
 
 
 def edge_opd(*arguments: str, timeout: int = 500, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,9 +27,13 @@ def edge_opd(*arguments: str, timeout: int = 500, **environment: str) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def small_arguments(run_dir: Path, *overrides: str) -> list[str]:
     settings = [part for item in (*SMALL, *overrides) for part in ("--set", item)]
-    return edge_opd("run", str(RECIPE), "--run-dir", str(run_dir), *settings, *flags)
+    return ["run", str(RECIPE), "--run-dir", str(run_dir), *settings]
+
+
+def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return edge_opd(*small_arguments(run_dir, *overrides), *flags)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

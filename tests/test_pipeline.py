@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.__main__ import main
 from cluster.config import load_recipe
 from cluster.metrics import append_json
 from cluster.run import finish
@@ -20,7 +21,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
-from tests.runs import RECIPE, REPEATABLE, edge_opd, lines, small_run
+from tests.runs import FINISHED, RECIPE, edge_opd, lines, small_arguments, small_run
 
 pytestmark = pytest.mark.engine
 
@@ -122,54 +123,56 @@ def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) 
     assert everything["all"]["all"]["kept"] == 1.0
 
 
-def test_a_second_run_in_the_same_folder_is_refused(finished: tuple[Path, Any]) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(
+    finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir, _ = finished
-    again = small_run(run_dir, REPEATABLE)
-    assert again.returncode == 2 and "--resume" in again.stderr
-    other = small_run(run_dir, REPEATABLE, "learner.lr=1e-4")
-    assert other.returncode == 2 and "lr" in other.stderr and "another recipe" in other.stderr
+    assert main(small_arguments(run_dir, *FINISHED)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(small_arguments(run_dir, *FINISHED, "learner.lr=1e-4")) == 2
+    said = capsys.readouterr().err
+    assert "lr" in said and "another recipe" in said
 
 
-def test_resume_continues_from_the_checkpoint_on_two_zero3_ranks(tmp_path: Path) -> None:
-    """Two learner ranks under ZeRO-3; the run is cut after its first checkpoint, then resumed."""
-    run_dir = tmp_path / "cut"
-    overrides = ("learner.num_ranks=2", "learner.zero_stage=3", "run.steps=2")
-    done = small_run(run_dir, *overrides)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    first = lines(run_dir / "metrics.jsonl")
+def test_resume_continues_from_the_checkpoint_on_two_zero3_ranks(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    """A copy of the run, cut after its first checkpoint, then resumed."""
+    whole, run_dir = finished[0], tmp_path / "cut"
+    shutil.copytree(whole, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    shutil.rmtree(run_dir / "export")
     (run_dir / "checkpoints" / "latest").write_text("step-000001")
-    resumed = small_run(run_dir, *overrides, flags=("--resume",))
+    resumed = small_run(run_dir, *FINISHED, flags=("--resume",))
     assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
     records = lines(run_dir / "metrics.jsonl")
     assert [record["step"] for record in records] == [0, 1, 1]
     # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
-    table = read_shard(str(run_dir / "shards" / "step-000001.arrow"))
-    assert table.schema.metadata[b"weights_digest"].decode() == first[0]["weights_digest"]
+    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
+    assert ours.schema.metadata[b"weights_digest"].decode() == records[0]["weights_digest"]
+    assert ours.column("response_ids").to_pylist() == theirs.column("response_ids").to_pylist()
     manifest = Manifest(run_dir / "manifest.jsonl")
     assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    assert (run_dir / "export" / "model.safetensors").is_file()
 
 
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    missing = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "a"), "--set", "model.path=./nowhere")
-    assert missing.returncode == 2 and "model.path" in missing.stderr and "./nowhere" in missing.stderr
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
     unknown = edge_opd("run", str(RECIPE), "--set", "learner.zero_stag=1")
     assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
-    empty = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "b"), "--set", "task.context=' '")
-    assert empty.returncode == 2 and "task.context" in empty.stderr
+
+
+def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
-    malformed = edge_opd("run", str(RECIPE), "--run-dir", str(tmp_path / "c"), "--set", f"task.prompts_file={rows}")
-    assert malformed.returncode == 2 and f"{rows}, line 2" in malformed.stderr
-    assert not any((tmp_path / name).exists() for name in "abc")
-
-
-def test_a_context_that_does_not_fit_is_told_before_anything_starts(tmp_path: Path) -> None:
     long = "You are Kestrel. " * 60
-    done = small_run(tmp_path / "long", f"task.context={long}")
-    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "rollout.max_refused_fraction" in done.stderr and "window of 160" in done.stderr
-    assert not (tmp_path / "long").exists()
+    for override, words in (
+        ("model.path=./nowhere", ("model.path", "./nowhere")),
+        ("task.context=' '", ("task.context",)),
+        (f"task.prompts_file={rows}", (f"{rows}, line 2",)),
+        (f"task.context={long}", ("rollout.max_refused_fraction", "window of 160")),
+    ):
+        assert main(small_arguments(tmp_path / "run", override)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+        assert not (tmp_path / "run").exists()
 
 
 def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path) -> None:

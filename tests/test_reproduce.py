@@ -9,7 +9,7 @@ from cluster.config import load_recipe
 from cluster.metrics import append_json, read_json_lines
 from cluster.reproduce import AXES, RECIPES, is_finished, reproduce
 from cluster.rundir import RunDir
-from tests.runs import RECIPE, REPEATABLE, SMALL
+from tests.runs import FINISHED, RECIPE, SMALL
 
 
 class Runner:
@@ -93,4 +93,4 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_
 @pytest.mark.engine
 def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:
     run_dir, _ = finished
-    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, REPEATABLE)))
+    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, *FINISHED)))

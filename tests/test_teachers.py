@@ -15,7 +15,7 @@ from evidence.shards import read_shard
 from rollout.render import require_same_token_ids
 from tests.runs import lines, small_run
 
-DRIFT = ("learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all", "run.checkpoint_every=0")
+DRIFT = ("learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all")
 
 
 def tables(run_dir: Path) -> list[Any]:
