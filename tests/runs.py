@@ -27,9 +27,9 @@ def edge_opd(*arguments: str, timeout: int = 500, **environment: str) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def small_arguments(run_dir: Path, *overrides: str) -> list[str]:
+def small_arguments(run_dir: Path, *overrides: str, recipe: str = str(RECIPE)) -> list[str]:
     settings = [part for item in (*SMALL, *overrides) for part in ("--set", item)]
-    return ["run", str(RECIPE), "--run-dir", str(run_dir), *settings]
+    return ["run", recipe, "--run-dir", str(run_dir), *settings]
 
 
 def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,8 @@
-"""`ray job submit` against a running cluster, with Ray's token authentication on, gives what a local run gives."""
+"""`ray job submit` against a running cluster, with Ray's token authentication on, and `--resume`: the same tokens as
+in a local run that nothing cut."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ import pytest
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from tests.runs import FINISHED, ROOT, SMALL, free_port, lines
+from tests.runs import FINISHED, ROOT, free_port, lines, small_arguments
 
 pytestmark = pytest.mark.engine
 
@@ -62,24 +64,28 @@ def cluster() -> Iterator[dict[str, str]]:
             end_session(folder)
 
 
-def test_a_submitted_job_gives_the_same_result(
+def test_a_submitted_job_resumes_a_cut_run_and_gives_what_the_whole_run_gave(
     cluster: dict[str, str], finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "submitted"
-    settings = [part for item in (*SMALL, *FINISHED, "run.steps=1") for part in ("--set", item)]
-    command = [
-        str(BIN / "ray"), "job", "submit", "--address", cluster["DASHBOARD"], "--working-dir", str(ROOT), "--",
-        "edge-opd", "run", "cluster/recipes/identity.toml", "--run-dir", str(run_dir), *settings,
-    ]  # fmt: skip
-    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=500)
+    """A copy of a local run, cut after its first checkpoint: the job goes on from there, on two ranks under ZeRO-3."""
+    whole, run_dir = finished[0], tmp_path / "submitted"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    shutil.rmtree(run_dir / "export")
+    (run_dir / "checkpoints" / "latest").write_text("step-000001")
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster["DASHBOARD"], "--working-dir", str(ROOT), "--"]
+    run = ["edge-opd", *small_arguments(run_dir, *FINISHED, recipe="cluster/recipes/identity.toml"), "--resume"]
+    done = subprocess.run([*submit, *run], env=cluster, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "succeeded" in done.stdout.lower() and "step   1/1" in done.stdout
+    assert "succeeded" in done.stdout.lower() and "step   2/2" in done.stdout
 
-    local = finished[0]
-    ours, theirs = (read_shard(min(Manifest(d / "manifest.jsonl").written())).to_pylist() for d in (run_dir, local))
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1, 1] and [probe["step"] for probe in probes] == [0, 2, 2]
+    # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
+    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
+    assert ours.schema.metadata[b"weights_digest"].decode() == metrics[0]["weights_digest"]
     same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
-    assert [[row[key] for key in same] for row in ours] == [[row[key] for key in same] for row in theirs]
-    (step,), (before, after) = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
-    assert before == lines(local / "probes.jsonl")[0] and after["step"] == 1
-    assert step["step"] == 0 and step["rows"] == 8
+    assert all(ours.column(name).to_pylist() == theirs.column(name).to_pylist() for name in same)
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
     assert (run_dir / "export" / "model.safetensors").is_file()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -132,26 +131,6 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert main(small_arguments(run_dir, *FINISHED, "learner.lr=1e-4")) == 2
     said = capsys.readouterr().err
     assert "lr" in said and "another recipe" in said
-
-
-def test_resume_continues_from_the_checkpoint_on_two_zero3_ranks(finished: tuple[Path, Any], tmp_path: Path) -> None:
-    """A copy of the run, cut after its first checkpoint, then resumed."""
-    whole, run_dir = finished[0], tmp_path / "cut"
-    shutil.copytree(whole, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
-    shutil.rmtree(run_dir / "export")
-    (run_dir / "checkpoints" / "latest").write_text("step-000001")
-    resumed = small_run(run_dir, *FINISHED, flags=("--resume",))
-    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
-    records = lines(run_dir / "metrics.jsonl")
-    assert [record["step"] for record in records] == [0, 1, 1]
-    # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
-    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
-    assert ours.schema.metadata[b"weights_digest"].decode() == records[0]["weights_digest"]
-    assert ours.column("response_ids").to_pylist() == theirs.column("response_ids").to_pylist()
-    manifest = Manifest(run_dir / "manifest.jsonl")
-    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
-    assert (run_dir / "export" / "model.safetensors").is_file()
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
