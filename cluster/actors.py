@@ -216,12 +216,13 @@ class LearnerActor:
 
     def open_transport(self, pool: str, transport: str, engines: list[Any], address: str, port: int) -> None:
         """Connects this rank to the engines of `pool`, "student" or "teacher"."""
-        from cluster.weights import TrainerSource, WeightLink
+        from cluster.weights import Meeting, TrainerSource, WeightLink
 
         config = self._recipe.student if pool == "student" else self._recipe.teacher
-        workers = len(engines) * config.tensor_parallel_size
+        workers, deadline_s = len(engines) * config.tensor_parallel_size, self._recipe.weights.deadline_s
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
-        self._links[pool] = WeightLink(transport, engines, source, self._rank, address, port, workers)
+        meeting = Meeting(self._rank, address, port, workers, deadline_s)
+        self._links[pool] = WeightLink(transport, engines, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:
         report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))

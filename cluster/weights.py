@@ -4,28 +4,25 @@
     TrainerSource --(name, tensor)--> trainer engine ====> transfer engine --> model.load_weights --> mend tied head
          \\_ WeightsDigest                                        \\_ WeightsDigest
 
-nccl and ipc are vLLM's own engines on both sides; shm is this project's backend for CPUs, where vLLM has none.
+nccl and ipc are vLLM's own engines on both sides; shm and gloo are this project's for CPUs (`cluster.cpu_transports`).
 A digest compares what was sent with what was received; it cannot see what an engine made of it (a stale packed copy
 behind a tied lm_head), so after each push the canary of `cluster.pipeline` compares log-probs as well.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
     WeightSource,
     WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
+    WeightTransferInitRequest,
     layerwise_groups,
 )
 from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
@@ -33,6 +30,14 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 
+from cluster.cpu_transports import (
+    GlooTrainerEngine,
+    GlooTrainerInitInfo,
+    GlooTransferEngine,
+    ShmTrainerEngine,
+    ShmTrainerInitInfo,
+    ShmTransferEngine,
+)
 from learner.ema import Ema
 from learner.engine import ZeroEngine
 
@@ -98,72 +103,27 @@ class TrainerSource(WeightSource):
 
 
 class VersionedClient(RayVLLMWeightSyncClient):
-    """Commits `version` on every engine when an update finishes; vLLM's trainer engines do not name one."""
+    """Commits `version` on every engine when an update finishes, and gives each engine's workers ranks of their own:
+    vLLM's trainer engines name no version, and know of one engine."""
 
     version = 0
 
+    def __init__(self, engines: list[Any], workers_per_engine: int) -> None:
+        super().__init__(engines)
+        self._workers_per_engine = workers_per_engine
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        requests = []
+        for index, _ in enumerate(self.handles):
+            own = dict(init_info)
+            if "rank_offset" in own:
+                own["rank_offset"] += index * self._workers_per_engine
+            requests.append(WeightTransferInitRequest(init_info=own))
+        pairs = zip(self.handles, requests, strict=True)
+        ray.get([handle.init_weight_transfer_engine.remote(request) for handle, request in pairs])
+
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         super().finish_weight_update(weight_version or str(self.version))
-
-
-@dataclass
-class ShmTrainerInitInfo(TrainerInitInfo):
-    backend: ClassVar[str] = "shm"
-
-
-class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
-    """Writes the weights once into a memory file that every engine on this host maps."""
-
-    init_info_cls = ShmTrainerInitInfo
-
-    @classmethod
-    def trainer_init(
-        cls, init_info: ShmTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
-    ) -> Self:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if engine.is_sender:
-            client.init_weight_transfer_engine({})
-        return engine
-
-    def send_weights(self) -> None:
-        assert self.source is not None
-        if not self.is_sender:
-            for _ in self.source:
-                pass
-            return
-        metas = self.source.metadata()
-        sizes = [torch.Size(meta.shape).numel() * meta.dtype.itemsize for meta in metas]
-        offsets = _aligned_offsets(sizes)
-        handle = os.memfd_create("edge-opd-weights")  # goes with this process, however it ends
-        path = f"/proc/{os.getpid()}/fd/{handle}"
-        try:
-            os.truncate(handle, offsets[-1])
-            buffer = torch.from_file(path, shared=True, size=offsets[-1], dtype=torch.uint8)
-            places = {meta.name: (offset, size) for meta, offset, size in zip(metas, offsets, sizes, strict=False)}
-            for name, tensor in self.source:
-                offset, size = places[name]
-                buffer[offset : offset + size].copy_(tensor.contiguous().view(-1).view(torch.uint8))
-            self.client.start_weight_update()
-            self.client.update_weights(
-                {
-                    "path": path,
-                    "names": [meta.name for meta in metas],
-                    "dtypes": [str(meta.dtype).removeprefix("torch.") for meta in metas],
-                    "shapes": [list(meta.shape) for meta in metas],
-                    "offsets": offsets,
-                }
-            )
-            self.client.finish_weight_update()
-        finally:
-            os.close(handle)
-
-
-def _aligned_offsets(sizes: list[int], alignment: int = 64) -> list[int]:
-    """Where each block starts, and the total as the last element."""
-    offsets = [0]
-    for size in sizes:
-        offsets.append(offsets[-1] + -(-size // alignment) * alignment)
-    return offsets
 
 
 # The engines' end
@@ -204,60 +164,11 @@ def mend_tied_head(model: torch.nn.Module) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-@dataclass
-class ShmInitInfo(WeightTransferInitInfo):
+class ShmEngine(_Checked, ShmTransferEngine):
     pass
 
 
-@dataclass
-class ShmUpdateInfo(WeightTransferUpdateInfo):
-    path: str
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-
-
-class _ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
-    """Maps the learner's shared-memory file and loads from it without a copy in between."""
-
-    init_info_cls = ShmInitInfo
-    update_info_cls = ShmUpdateInfo
-
-    def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        pass
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class would call torch.accelerator.synchronize(), which a CPU does not have.
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        total = update_info.offsets[-1]
-        buffer = torch.from_file(update_info.path, shared=False, size=total, dtype=torch.uint8)
-        weights = []
-        for name, dtype_name, shape, offset in zip(
-            update_info.names, update_info.dtypes, update_info.shapes, update_info.offsets, strict=False
-        ):
-            dtype = getattr(torch, dtype_name)
-            size = torch.Size(shape).numel() * dtype.itemsize
-            weights.append((name, buffer[offset : offset + size].view(dtype).view(shape)))
-        self.model.load_weights(weights)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def shutdown(self) -> None:
-        pass
-
-
-class ShmEngine(_Checked, _ShmEngine):
+class GlooEngine(_Checked, GlooTransferEngine):
     pass
 
 
@@ -285,45 +196,53 @@ class Transport:
     """`worker_backend` is the engines' registered name; `trainer_info` makes the learner's init info."""
 
     worker_backend: str
-    trainer_info: Callable[[int, str, int, int], TrainerInitInfo]  # rank, master address, port, number of workers
+    trainer_info: Callable[["Meeting"], TrainerInitInfo]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the learner's ranks and the engines' workers find each other."""
+
+    rank: int  # of the learner
+    address: str
+    port: int
+    num_workers: int
+    timeout_s: float
 
 
 TRANSPORTS: dict[str, Transport] = {
-    "shm": Transport("edge_shm", lambda rank, address, port, workers: ShmTrainerInitInfo(rank=rank)),
-    "ipc": Transport("edge_ipc", lambda rank, address, port, workers: IPCTrainerInitInfo(rank=rank, packed=True)),
+    "shm": Transport("edge_shm", lambda at: ShmTrainerInitInfo(rank=at.rank)),
+    "gloo": Transport(
+        "edge_gloo",
+        lambda at: GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank),
+    ),
+    "ipc": Transport("edge_ipc", lambda at: IPCTrainerInitInfo(rank=at.rank, packed=True)),
     "nccl": Transport(
         "edge_nccl",
-        lambda rank, address, port, workers: NCCLTrainerInitInfo(
-            rank=rank, master_address=address, master_port=port, world_size=workers + 1
+        lambda at: NCCLTrainerInitInfo(
+            rank=at.rank, master_address=at.address, master_port=at.port, world_size=at.num_workers + 1
         ),
     ),
 }
 
 _RECEIVERS: dict[str, type[WeightTransferEngine]] = {
     "edge_shm": ShmEngine,
+    "edge_gloo": GlooEngine,
     "edge_ipc": IpcEngine,
     "edge_nccl": NcclEngine,
 }
 for _name, _engine in _RECEIVERS.items():
     WeightTransferEngineFactory.register_engine(_name, _engine)
 WeightTransferTrainerFactory.register_engine("shm", ShmTrainerEngine)
+WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerEngine)
 
 
 class WeightLink:
     """One rank's end of `transport` to one pool of engines; rank 0 meets their workers."""
 
-    def __init__(
-        self,
-        transport: str,
-        engines: list[Any],
-        source: TrainerSource,
-        rank: int,
-        address: str,
-        port: int,
-        workers: int,
-    ) -> None:
-        self._client, self._source = VersionedClient(engines), source
-        info = TRANSPORTS[transport].trainer_info(rank, address, port, workers)
+    def __init__(self, transport: str, engines: list[Any], source: TrainerSource, meeting: Meeting) -> None:
+        self._client, self._source = VersionedClient(engines, meeting.num_workers // len(engines)), source
+        info = TRANSPORTS[transport].trainer_info(meeting)
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
 
     def push(self, version: int) -> str:

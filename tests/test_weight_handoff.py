@@ -1,4 +1,4 @@
-"""Engine-to-engine truth of the hand-off: real vLLM engines, vLLM's own lifecycle, the shm transport.
+"""Engine-to-engine truth of the hand-off: real vLLM engines, vLLM's own lifecycle, both transports of CPUs.
 
 The model has tied embeddings: a stale packed lm_head leaves every checksum right and every output wrong.
 """
@@ -7,8 +7,10 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+
+from tests.runs import free_port
 
 pytestmark = pytest.mark.engine
 
@@ -68,10 +72,11 @@ class InProcessClient:
         self._call(self._engine.update_weight_version(str(self._version)))
 
 
-async def _drive(model: str, backend: str, receiver: str) -> dict[str, Any]:
+async def _drive(model: str, transport: str, backend: str, receiver: str) -> dict[str, Any]:
     from vllm.distributed.weight_transfer.base import ModuleSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    from cluster.weights import ShmTrainerEngine, ShmTrainerInitInfo, WeightsDigest
+    from cluster.weights import TRANSPORTS, Meeting, WeightsDigest
     from rollout.config import EngineConfig
     from rollout.engine import Engine
 
@@ -85,10 +90,9 @@ async def _drive(model: str, backend: str, receiver: str) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        sender = ShmTrainerEngine.trainer_init(
-            ShmTrainerInitInfo(rank=0), client=InProcessClient(engine, loop, 5), source=ModuleSource(changed)
-        )
-        sender.send_weights()
+        info = TRANSPORTS[transport].trainer_info(Meeting(0, "127.0.0.1", free_port(), 1, 60.0))
+        client = InProcessClient(engine, loop, 5)
+        WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 
     await asyncio.to_thread(send)
     after = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
@@ -99,9 +103,9 @@ async def _drive(model: str, backend: str, receiver: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def drive(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def run(backend: str, receiver: str) -> dict[str, Any]:
+    def run(transport: str, backend: str, receiver: str = "cluster.weights.WeightReceiver") -> dict[str, Any]:
         target = tmp_path_factory.mktemp("handoff") / "result.json"
-        command = [sys.executable, __file__, str(default_model), backend, receiver, str(target)]
+        command = [sys.executable, __file__, str(default_model), transport, backend, receiver, str(target)]
         root = Path(__file__).parents[1]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=root, env=_environment(root))
         assert done.returncode == 0, done.stderr[-3000:]
@@ -116,8 +120,9 @@ def _environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(root)}
 
 
-def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_model: Path) -> None:
-    result = drive("edge_shm", "cluster.weights.WeightReceiver")
+@pytest.mark.parametrize("transport", ["shm", "gloo"])
+def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_model: Path, transport: str) -> None:
+    result = drive(transport, f"edge_{transport}")
     original = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
     assert np.abs(np.array(result["before"]) - hf_logprobs(original)).max() < 1e-3
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
@@ -129,10 +134,32 @@ def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_m
 
 def test_only_the_canary_sees_a_stale_tied_head(drive: Any, default_model: Path) -> None:
     """Version and digest are right, the outputs are not: this is why the canary exists."""
-    result = drive("edge_unmended", "tests.unmended.UnmendedReceiver")
+    result = drive("shm", "edge_unmended", "tests.unmended.UnmendedReceiver")
     assert result["state"] == [5, result["sent"]]
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
     assert np.abs(np.array(result["after"]) - expected).mean() > 0.1  # the default canary_tolerance
+
+
+def test_every_engine_has_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines of two workers each, as vLLM's NCCL and this project's gloo number them."""
+    from cluster.weights import VersionedClient
+
+    asked: list[dict[str, Any]] = []
+    engine = SimpleNamespace(init_weight_transfer_engine=SimpleNamespace(remote=lambda r: asked.append(r.init_info)))
+    monkeypatch.setattr("ray.get", list)
+    client = VersionedClient([engine, engine], workers_per_engine=2)
+    client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 5})
+    client.init_weight_transfer_engine({})
+    assert asked == [{"rank_offset": 1, "world_size": 5}, {"rank_offset": 3, "world_size": 5}, {}, {}]
+
+
+def test_a_receiver_that_never_comes_is_given_up() -> None:
+    from cluster.cpu_transports import broadcast, open_group
+
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError):  # gloo's, of the rendezvous or of the first tensor
+        broadcast(open_group("127.0.0.1", free_port(), rank=0, size=2, timeout_s=2.0), torch.ones(3))
+    assert time.monotonic() - begun < 30
 
 
 def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -167,5 +194,5 @@ def test_digest_sees_every_kind_of_damage(damage: str) -> None:
 
 
 if __name__ == "__main__":
-    model, backend, receiver, target = sys.argv[1:]
-    Path(target).write_text(json.dumps(asyncio.run(_drive(model, backend, receiver))))
+    model, transport, backend, receiver, target = sys.argv[1:]
+    Path(target).write_text(json.dumps(asyncio.run(_drive(model, transport, backend, receiver))))
