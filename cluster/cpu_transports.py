@@ -6,7 +6,8 @@ Each has a learner's end, driven as vLLM's own trainer engines are, and an engin
 
 import os
 import socket
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo, TCPStore
 from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
@@ -26,6 +28,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 InitInfo = TypeVar("InitInfo", bound=WeightTransferInitInfo)
+TrainerInfo = TypeVar("TrainerInfo", bound=TrainerInitInfo)
 UpdateInfo = TypeVar("UpdateInfo", bound=WeightTransferUpdateInfo)
 SENDER = 0  # the learner's rank among those that a transfer connects
 
@@ -51,6 +54,45 @@ class CpuTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo], Generic[Init
         pass
 
 
+class CpuTrainerEngine(TrainerWeightTransferEngine[TrainerInfo], Generic[TrainerInfo]):
+    """The learner's end on a CPU: every rank iterates the source, which may be a collective, and rank 0 sends."""
+
+    @classmethod
+    def trainer_init(
+        cls, init_info: TrainerInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
+    ) -> Self:
+        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
+        if engine.is_sender:
+            engine._meet(init_info)
+        return engine
+
+    def send_weights(self) -> None:
+        assert self.source is not None
+        metas = self.source.metadata()
+        if self.is_sender:
+            self._send(self.source, metas)
+        else:
+            for _ in self.source:
+                pass
+
+    @abstractmethod
+    def _meet(self, init_info: TrainerInfo) -> None:
+        """Opens the way to the engines."""
+
+    @abstractmethod
+    def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
+        """One whole update of every engine."""
+
+
+def described(metas: Sequence[ParamMeta]) -> dict[str, Any]:
+    """What the engines are told of the tensors that come."""
+    return {
+        "names": [meta.name for meta in metas],
+        "dtypes": [str(meta.dtype).removeprefix("torch.") for meta in metas],
+        "shapes": [list(meta.shape) for meta in metas],
+    }
+
+
 # Shared memory
 
 
@@ -59,27 +101,15 @@ class ShmTrainerInitInfo(TrainerInitInfo):
     backend: ClassVar[str] = "shm"
 
 
-class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
+class ShmTrainerEngine(CpuTrainerEngine[ShmTrainerInitInfo]):
     """Writes the weights once into a memory file that every engine on this host maps."""
 
     init_info_cls = ShmTrainerInitInfo
 
-    @classmethod
-    def trainer_init(
-        cls, init_info: ShmTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
-    ) -> Self:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if engine.is_sender:
-            client.init_weight_transfer_engine({})
-        return engine
+    def _meet(self, init_info: ShmTrainerInitInfo) -> None:
+        self.client.init_weight_transfer_engine({})
 
-    def send_weights(self) -> None:
-        assert self.source is not None
-        if not self.is_sender:
-            for _ in self.source:
-                pass
-            return
-        metas = self.source.metadata()
+    def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
         sizes = [torch.Size(meta.shape).numel() * meta.dtype.itemsize for meta in metas]
         offsets = _aligned_offsets(sizes)
         handle = os.memfd_create("edge-opd-weights")  # goes with this process, however it ends
@@ -88,19 +118,11 @@ class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             os.truncate(handle, offsets[-1])
             buffer = torch.from_file(path, shared=True, size=offsets[-1], dtype=torch.uint8)
             places = {meta.name: (offset, size) for meta, offset, size in zip(metas, offsets, sizes, strict=False)}
-            for name, tensor in self.source:
+            for name, tensor in source:
                 offset, size = places[name]
                 buffer[offset : offset + size].copy_(tensor.contiguous().view(-1).view(torch.uint8))
             self.client.start_weight_update()
-            self.client.update_weights(
-                {
-                    "path": path,
-                    "names": [meta.name for meta in metas],
-                    "dtypes": [str(meta.dtype).removeprefix("torch.") for meta in metas],
-                    "shapes": [list(meta.shape) for meta in metas],
-                    "offsets": offsets,
-                }
-            )
+            self.client.update_weights(described(metas) | {"path": path, "offsets": offsets})
             self.client.finish_weight_update()
         finally:
             os.close(handle)
@@ -206,43 +228,26 @@ def broadcast(group: ProcessGroupGloo, tensor: Tensor) -> None:
     group.broadcast(tensor.view(-1).view(torch.uint8), root=SENDER).wait()
 
 
-class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
+class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
     """Broadcasts the weights tensor by tensor, so that neither side holds more than one beside the model."""
 
     init_info_cls = GlooTrainerInitInfo
     _group: ProcessGroupGloo
 
-    @classmethod
-    def trainer_init(
-        cls, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
-    ) -> Self:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if engine.is_sender:
-            where = (init_info.master_address, init_info.master_port)
-            theirs = GlooInitInfo(*where, 1, init_info.world_size, init_info.timeout_s)
-            with ThreadPoolExecutor(1) as beside:  # all meet in the rendezvous
-                joined = beside.submit(client.init_weight_transfer_engine, asdict(theirs))
-                engine._group = open_group(*where, SENDER, init_info.world_size, init_info.timeout_s)
-                joined.result()
-        return engine
+    def _meet(self, init_info: GlooTrainerInitInfo) -> None:
+        where = (init_info.master_address, init_info.master_port)
+        theirs = GlooInitInfo(*where, SENDER + 1, init_info.world_size, init_info.timeout_s)
+        with ThreadPoolExecutor(1) as beside:  # all meet in the rendezvous
+            joined = beside.submit(self.client.init_weight_transfer_engine, asdict(theirs))
+            self._group = open_group(*where, SENDER, init_info.world_size, init_info.timeout_s)
+            joined.result()
 
-    def send_weights(self) -> None:
-        assert self.source is not None
-        metas = self.source.metadata()
-        if not self.is_sender:
-            for _ in self.source:
-                pass
-            return
-        update = GlooUpdateInfo(
-            names=[meta.name for meta in metas],
-            dtypes=[str(meta.dtype).removeprefix("torch.") for meta in metas],
-            shapes=[list(meta.shape) for meta in metas],
-        )
+    def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
         self.client.start_weight_update()
         beside = ThreadPoolExecutor(1)
         try:
-            received = beside.submit(self.client.update_weights, asdict(update))
-            for meta, (name, tensor) in zip(metas, self.source, strict=True):
+            received = beside.submit(self.client.update_weights, described(metas))
+            for meta, (name, tensor) in zip(metas, source, strict=True):
                 assert (name, tensor.dtype) == (meta.name, meta.dtype), f"{name} {tensor.dtype}: expected {meta}"
                 broadcast(self._group, tensor.contiguous())
             received.result()
