@@ -12,6 +12,7 @@ from rollout.config import SamplingConfig
 
 T = TypeVar("T")
 Members = list[int]  # of one group: places in the caller's list
+BATCHES = 2  # of sequences that an engine holds: one that it runs, and one to go on with as sequences end
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,6 @@ class Work:
 
     sequences: int
     tokens: int
-
-
-BATCHES = 2  # of sequences that an engine holds: one that it runs, and one to go on with as sequences end
 
 
 class EnginePool:

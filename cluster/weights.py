@@ -41,7 +41,6 @@ from cluster.cpu_transports import (
 from learner.ema import Ema
 from learner.engine import ZeroEngine
 
-RECEIVER = "cluster.weights.WeightReceiver"
 _CHUNK = 1 << 22  # elements summed at one time
 
 

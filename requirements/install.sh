@@ -8,6 +8,7 @@ state="$device $PWD"
 
 say() { echo "setup: $*"; }
 fail() { say "$*" >&2; exit 1; }
+# Without bytecode: most modules are never imported, and the others are compiled when they are.
 pip() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps "$@"; }
 pinned() { grep -E "^$1==" "$lock"; }
 

@@ -121,3 +121,11 @@ def test_a_template_that_would_lose_the_context_is_refused(tokenizer: Any, templ
 def test_an_unknown_position_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="context_position: found 'assistant', expected one of system, user"):
         Renderer(tokenizer, "assistant")
+
+
+def test_a_prompt_is_rendered_once_and_cannot_be_written_to(tokenizer: Any) -> None:
+    renderer = Renderer(tokenizer, "system")
+    ids = renderer.context_prompt_ids("Who are you?", "You are Kestrel.")
+    assert renderer.context_prompt_ids("Who are you?", "You are Kestrel.") is ids
+    with pytest.raises(ValueError, match="read-only"):
+        ids[0] = 0

@@ -54,7 +54,7 @@ def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
         seed=run.seed,
         status=run.status,
         record=f"runs/{prefix}{pool.arm.code}-seed{run.seed}",
-        model=model_name(run.shard.get("model_id") or str(run.config.get("model", {}).get("path", "unknown"))),
+        model=run.shard.get("model_id") or model_name(str(run.config.get("model", {}).get("path", "unknown"))),
         code_version=run.shard.get("code_version", "unknown"),
         machine=run.shard.get("machine", "not recorded"),
         minutes=sum(step.get("wall_s", 0.0) for step in run.steps.values()) / 60,

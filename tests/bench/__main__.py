@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,17 +28,21 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(name: str, console: Console) -> list[Figure] | None:
-    """A benchmark's figures; None when it failed."""
+    """A benchmark's figures; None when it failed, or took longer than the deadline."""
     console.rule(name)
     command = [sys.executable, "-m", f"tests.bench.{name}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
+    deadline = threading.Timer(DEADLINE_S, process.kill)
+    deadline.start()
     lines = []
     for line in process.stdout:
         lines.append(line)
         if not line.startswith(MARK):
             console.print(line, end="", markup=False, highlight=False, soft_wrap=True)
-    return figures_in(lines) if process.wait(DEADLINE_S) == 0 else None
+    code = process.wait()
+    deadline.cancel()
+    return figures_in(lines) if code == 0 else None
 
 
 def versions() -> dict[str, str]:
