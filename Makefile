@@ -33,7 +33,7 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
 
-bench: setup ## ratios within one run, with their targets, as a table and in runs/bench.json; about 10 minutes on 2 cores
+bench: setup ## ratios within one run, with their targets, as a table and in runs/bench.json; about 20 minutes on 2 cores
 	$(BIN)/python -m tests.bench
 
 lint: setup ## ruff, mypy and the import contracts

@@ -59,7 +59,7 @@ def main() -> int:
     unknown = [name for name in arguments.names if name not in NAMES]
     if unknown:
         parser.error(f"found benchmark {unknown[0]!r}, expected one of {', '.join(NAMES)}")
-    console, begun = Console(), time.monotonic()
+    console, begun = Console(width=None if sys.stdout.isatty() else 140), time.monotonic()
     found = {name: run(name, console) for name in arguments.names or NAMES}
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
