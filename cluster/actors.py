@@ -4,7 +4,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,8 @@ import numpy as np
 import ray
 
 from cluster.config import Recipe
+from cluster.models import resolve_model
+from cluster.network import interface_towards
 from cluster.pool import EnginePool
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table, train_rows
@@ -24,6 +27,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LAST_LINES = 12
+PART_BYTES = 64 << 20  # of a file that goes to another host
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a learner rank is. `port` is free there."""
+
+    host: str  # its address
+    port: int
+    sees_run: bool
 
 
 def log_to_file(name: str) -> str:
@@ -43,6 +56,12 @@ def last_lines(path: str, count: int = LAST_LINES) -> str:
     return "\n".join(f"    {line}" for line in lines[-count:])
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
 @ray.remote
 class EngineActor:
     """One vLLM engine. Its output goes to a log, whose last lines come with any failure."""
@@ -54,18 +73,18 @@ class EngineActor:
         self._arguments = (model, config, device, backend, in_flight)
 
     async def start(self) -> str:
-        """Builds the engine; returns the node's id."""
+        """Builds the engine; returns the address of its host."""
         from rollout.engine import Engine
 
         model, config, device, backend, in_flight = self._arguments
         try:
             extension = "cluster.weights.WeightReceiver" if backend else None
-            self.engine = Engine(model, config, device, backend, extension, in_flight)
+            self.engine = Engine(resolve_model(model), config, device, backend, extension, in_flight)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise RuntimeError(
                 f"{self.name} did not start: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
             ) from None
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.util.get_node_ip_address())
 
     async def sample(self, requests: list[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
         return await self._told(self.engine.sample(requests, sampling, seed))
@@ -134,7 +153,7 @@ class RolloutActor:
             "student": EnginePool(students, recipe.student.max_num_seqs),
             "teacher": EnginePool(teachers, recipe.teacher.max_num_seqs),
         }
-        requests, run = step_requests(recipe, model), recipe.run
+        requests, run = step_requests(recipe, resolve_model(model)), recipe.run
         self._worker = RolloutWorker(
             config=recipe.rollout,
             evidence=recipe.evidence,
@@ -174,22 +193,21 @@ class LearnerActor:
         self.log = log_to_file("learner")
         self._recipe, self._model, self._teacher = recipe, model, teacher
 
-    def address(self) -> tuple[str, int, str]:
-        """(address, free port, node id) for the ranks' and the transport's rendezvous."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        return ray.util.get_node_ip_address(), port, str(ray.get_runtime_context().get_node_id())
+    def place(self, run_file: str) -> Place:
+        """Where this rank is, and whether it sees a file of the run's folder."""
+        return Place(ray.util.get_node_ip_address(), _free_port(), Path(run_file).is_file())
 
-    def start(self, rank: int, num_ranks: int, address: str, port: int) -> None:
+    def start(self, rank: int, places: Sequence[Place]) -> None:
+        """Joins the other ranks, where rank 0 is, and loads the models."""
+        hosts = [place.host for place in places]
         os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_SIZE=str(num_ranks), LOCAL_RANK=str(rank),
-            MASTER_ADDR=address, MASTER_PORT=str(port),
+            RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
+            LOCAL_RANK=str(hosts[:rank].count(hosts[rank])), LOCAL_SIZE=str(hosts.count(hosts[rank])),
         )  # fmt: skip
-        if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-            os.environ["LOCAL_RANK"] = str(rank)
-        else:
+        if os.environ.get("CUDA_VISIBLE_DEVICES"):
             os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
+        # gloo would otherwise speak from the address of the host's name, which may be its loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
         from cluster.weights import export_groups
         from learner.ema import Ema
         from learner.engine import ZeroEngine
@@ -197,13 +215,14 @@ class LearnerActor:
         from learner.train import Trainer
 
         config, scoring = self._recipe.learner, self._recipe.teacher
+        self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
         self._engine = ZeroEngine(self._model, config)
         device = self._engine.device
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
             self._engine,
             config,
-            FrozenModel(self._teacher, config, device) if teacher else None,
+            FrozenModel(teacher_model, config, device) if teacher else None,
             FrozenModel(self._model, config, device) if base else None,
         )
         self._groups, self._rank = export_groups(self._engine), rank
@@ -245,3 +264,13 @@ class LearnerActor:
 
     def export(self, folder: str) -> None:
         self._engine.export(folder, self._model, self._groups)
+
+    def export_parts(self) -> Iterator[tuple[str, bytes]]:
+        """(file name, the next part of its bytes) of the exported model, for a driver that does not share a folder;
+        one rank writes, in a collective."""
+        with tempfile.TemporaryDirectory(prefix="edge-opd-export-") as folder:
+            self.export(folder)
+            for path in sorted(Path(folder).iterdir()):
+                with path.open("rb") as file:
+                    while part := file.read(PART_BYTES):
+                        yield path.name, part

@@ -22,7 +22,7 @@ from rollout.config import EngineConfig, RolloutConfig
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 
-TRANSPORTS = ("auto", "shm", "ipc", "nccl")
+TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl")
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
 

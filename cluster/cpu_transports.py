@@ -5,7 +5,6 @@ Each has a learner's end, driven as vLLM's own trainer engines are, and an engin
 """
 
 import os
-import socket
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+
+from cluster.network import own_address
 
 InitInfo = TypeVar("InitInfo", bound=WeightTransferInitInfo)
 TrainerInfo = TypeVar("TrainerInfo", bound=TrainerInitInfo)
@@ -214,13 +215,6 @@ def open_group(address: str, port: int, rank: int, size: int, timeout_s: float) 
     options._timeout = timeout
     options._devices = [ProcessGroupGloo.create_device(hostname=own_address(address, port))]
     return ProcessGroupGloo(store, rank, size, options)
-
-
-def own_address(address: str, port: int) -> str:
-    """The address by which the host at `address` sees this one. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, port))
-        return str(probe.getsockname()[0])
 
 
 def broadcast(group: ProcessGroupGloo, tensor: Tensor) -> None:

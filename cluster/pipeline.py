@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from cluster.config import Recipe
 from cluster.metrics import MetricsSink
-from cluster.requests import renderer_of
 from cluster.rundir import RunDir
 from cluster.services import LearnedStep, Services, within
 from evidence.diagnostics import split_summary
 from evidence.manifest import Manifest
 from evidence.sidecar import write_student
 from rollout.probe import summarise, to_json
+from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
 from rollout.tasks import build_task
@@ -42,11 +42,13 @@ class Pushed:
 class Pipeline:
     """One run over started services."""
 
-    def __init__(self, recipe: Recipe, services: Services, run_dir: RunDir, sink: MetricsSink) -> None:
+    def __init__(
+        self, recipe: Recipe, services: Services, run_dir: RunDir, sink: MetricsSink, renderer: Renderer
+    ) -> None:
         self.recipe, self.services, self.run_dir, self.sink = recipe, services, run_dir, sink
         self.manifest = Manifest(run_dir.manifest)
         self.task = build_task(recipe.task)
-        self.renderer = renderer_of(recipe, services.model)
+        self.renderer = renderer
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]

@@ -1,80 +1,130 @@
-"""Which actor gets which resource. Counts come from the recipe, devices from the cluster."""
+"""Which actor gets which resource. Counts come from the recipe, devices from the cluster's nodes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import Recipe
 
+POOLS = ("student", "teacher", "learner")
+
 
 @dataclass(frozen=True)
 class Share:
-    """What one actor asks Ray for."""
+    """CPUs and GPUs: of a node, of one actor, or of what is reserved together on one node."""
 
-    num_cpus: float
-    num_gpus: float
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+    def holds(self, asked: "Share") -> bool:
+        return asked.cpus <= self.cpus and asked.gpus <= self.gpus
+
+    def __sub__(self, other: "Share") -> "Share":
+        return Share(self.cpus - other.cpus, self.gpus - other.gpus)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One placement of one run."""
+    """One placement of one run: what is reserved before anything starts, and who gets what of it."""
 
     device: str  # "cpu" or "cuda"
     transport: str
-    student: Share
-    teacher: Share
-    learner: Share
-    threads: int  # OpenMP threads of a CPU actor
-    colocated: bool  # every actor in one bundle on one node
+    shares: dict[str, list[Share]]  # by pool: of each engine or learner rank
+    colocated: bool  # everyone on one node; otherwise each where it fits
+    spread: bool  # over as many nodes as there are; otherwise over as few as will do
+    threads: int = 0  # OpenMP threads of a learner rank on CPUs
+
+    @property
+    def bundles(self) -> list[Share]:
+        """What must be free together on one node: everyone's, or each engine's and rank's own."""
+        each = [share for pool in POOLS for share in self.shares[pool]]
+        if not self.colocated:
+            return each
+        gpus = sum(share.gpus for share in each)
+        return [Share(sum(share.cpus for share in each), 1.0 if gpus else 0.0)]
+
+    def bundle(self, pool: str, index: int) -> int:
+        """The place in `bundles` of engine or rank `index` of a pool."""
+        return 0 if self.colocated else index + sum(len(self.shares[p]) for p in POOLS[: POOLS.index(pool)])
 
 
-def make_plan(recipe: Recipe, cpus: float, gpus: float, nodes: int) -> Plan:
-    """Colocated on what there is, or one GPU per engine worker and learner rank where there are enough.
+def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
+    """Colocated on what there is, or one GPU per engine worker and learner rank where there are enough; without GPUs
+    on the cores of one node, or spread over several.
 
     Raises:
         ValueError: the plan cannot fit; names the resources asked and found.
     """
     student, teacher, learner = recipe.student, recipe.teacher, recipe.learner
+    gpus = sum(node.gpus for node in nodes)
     if gpus == 0:
-        return _cpu_plan(recipe, cpus, nodes)
+        return _cpu_plan(recipe, [node for node in nodes if node.cpus > 0])
     workers = student.num_engines * student.tensor_parallel_size + teacher.num_engines * teacher.tensor_parallel_size
     asked = workers + learner.num_ranks
     if gpus >= asked:
-        return Plan(
-            device="cuda",
-            transport=_transport(recipe, "nccl", "with a GPU for each engine worker and learner rank"),
-            student=Share(1, student.tensor_parallel_size),
-            teacher=Share(1, teacher.tensor_parallel_size),
-            learner=Share(1, 1),
-            threads=0,
-            colocated=False,
-        )
-    if asked == 3:
-        third = Share(num_cpus=1, num_gpus=0.33)
-        transport = _transport(recipe, "ipc", "on one shared GPU")
-        return Plan("cuda", transport, third, third, third, threads=0, colocated=True)
+        transport = _transport(recipe, ("nccl",), "with a GPU for each engine worker and learner rank")
+        engines = {
+            pool: [Share(1, config.tensor_parallel_size)] * config.num_engines
+            for pool, config in (("student", student), ("teacher", teacher))
+        }
+        shares = engines | {"learner": [Share(1, 1)] * learner.num_ranks}
+        plan = Plan("cuda", transport, shares, colocated=False, spread=False)
+        _require_room(plan, nodes)
+        return plan
+    if asked == len(POOLS):
+        transport = _transport(recipe, ("ipc",), "on one shared GPU")
+        return Plan("cuda", transport, {pool: [Share(1, 0.33)] for pool in POOLS}, colocated=True, spread=False)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"
     )
 
 
-def _cpu_plan(recipe: Recipe, cpus: float, nodes: int) -> Plan:
-    """Every actor shares the cores of one node."""
+def _cpu_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
+    """Every actor shares the cores of one node; of several nodes each takes its part of the actors."""
+    cpus = max((node.cpus for node in nodes), default=0.0)
     if cpus < 1:
         raise ValueError(f"placement: asked 1 CPU, found {cpus:g}")
-    if nodes > 1:
-        raise ValueError(
-            f"weights.transport: found {nodes} nodes without GPUs, expected one: shared memory does not leave its host"
-        )
-    actors = recipe.student.num_engines + recipe.teacher.num_engines + recipe.learner.num_ranks
-    share = Share(num_cpus=min(1.0, cpus / (actors + 1)), num_gpus=0)
-    threads = max(1, int(cpus) // recipe.learner.num_ranks)
-    transport = _transport(recipe, "shm", "on a cluster without GPUs")
-    return Plan("cpu", transport, share, share, share, threads, colocated=True)
+    several = len(nodes) > 1
+    where = f"on {len(nodes)} nodes without GPUs" if several else "on a node without GPUs"
+    transport = _transport(recipe, ("gloo", "shm") if several else ("shm", "gloo"), where)
+    counts = (recipe.student.num_engines, recipe.teacher.num_engines, recipe.learner.num_ranks)
+    if transport == "shm":  # the largest node holds everyone
+        actors, ranks = sum(counts), recipe.learner.num_ranks
+    else:  # the smallest holds its part
+        cpus = min(node.cpus for node in nodes)
+        actors, ranks = (-(-count // len(nodes)) for count in (sum(counts), recipe.learner.num_ranks))
+    share = Share(min(1.0, cpus / (actors + 1)), 0)
+    shares = {pool: [share] * count for pool, count in zip(POOLS, counts, strict=True)}
+    threads = max(1, int(cpus) // ranks)
+    return Plan("cpu", transport, shares, colocated=transport == "shm", spread=transport == "gloo", threads=threads)
 
 
-def _transport(recipe: Recipe, natural: str, where: str) -> str:
-    """The one transport that works with a placement; a recipe may name it, but not another."""
+def _transport(recipe: Recipe, possible: Sequence[str], where: str) -> str:
+    """The recipe's transport among those that work with a placement, the most natural first."""
     named = recipe.weights.transport
-    if named not in ("auto", natural):
-        raise ValueError(f"weights.transport: found {named!r} {where}, expected 'auto' or {natural!r}")
-    return natural
+    if named == "auto":
+        return possible[0]
+    if named not in possible:
+        expected = " or ".join(repr(name) for name in ("auto", *possible))
+        raise ValueError(f"weights.transport: found {named!r} {where}, expected {expected}")
+    return named
+
+
+def _require_room(plan: Plan, nodes: Sequence[Share]) -> None:
+    """Each engine fits on one node with what larger ones leave of it (first fit, the largest first).
+
+    Raises:
+        ValueError: names the engine or rank without a place, and what the nodes have left.
+    """
+    left = list(nodes)
+    everyone = [(pool, index, share) for pool in POOLS for index, share in enumerate(plan.shares[pool])]
+    for pool, index, share in sorted(everyone, key=lambda one: -one[2].gpus):
+        node = next((number for number, free in enumerate(left) if free.holds(share)), None)
+        if node is None:
+            what = f"learner rank {index}" if pool == "learner" else f"{pool} engine {index}"
+            found = ", ".join(str(free) for free in left)
+            raise ValueError(f"placement: asked a node with {share} for {what}, found {found} left by the others")
+        left[node] -= share

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Recipe, build, load_recipe, parse_overrides
+from cluster.models import resolve_model
 from cluster.probe_server import server_answers
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
@@ -40,7 +41,6 @@ async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> li
     import torch
 
     from cluster.requests import renderer_of
-    from cluster.run import resolve_model  # loads Ray
     from rollout.engine import Engine
 
     model, config = resolve_model(path), recipe.probe

@@ -2,17 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import DEFAULT_MODEL, Recipe
+from cluster.config import Recipe
 from cluster.doctor import machine_name
 from cluster.metrics import MetricsSink, read_json_lines, summary_table
 from cluster.model_card import write_model_card
+from cluster.models import resolve_model
 from cluster.pipeline import Pipeline
-from cluster.requests import step_requests
+from cluster.requests import renderer_of, step_requests
 from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.files import check_writable
@@ -20,19 +20,6 @@ from evidence.manifest import Manifest
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
 from rollout.tasks import TaskPrompt, build_task
-
-
-def resolve_model(path: str, key: str = "model.path") -> str:
-    """The recipe's model as a folder: the default model is prepared when it is not there yet."""
-    if path == DEFAULT_MODEL:
-        from cluster.default_model import prepare_default_model
-
-        return str(prepare_default_model())
-    if (path.startswith((".", "/", "~")) or Path(path).exists()) and not (
-        Path(path).expanduser() / "config.json"
-    ).is_file():
-        raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 
 
 def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
@@ -69,9 +56,9 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
     )
     storage = recipe.run.storage or str(folder.shards)
-    services = Services(recipe, model, teacher, plan, storage, shard_metadata(recipe, model, folder.root.name))
+    services = Services(recipe, plan, folder, storage, shard_metadata(recipe, model, folder.root.name))
     try:
-        asyncio.run(_run(recipe, services, folder, sink, resume))
+        asyncio.run(_run(recipe, services, folder, sink, resume, model))
     finally:
         sink.close()
         services.stop()
@@ -109,12 +96,14 @@ def check_storage(recipe: Recipe) -> None:
             raise ValueError(f"run.storage: {error}") from error
 
 
-async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool) -> None:
+async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
     sink.stage("starting engines and learner")
-    await services.start()
+    hosts = await services.start()
+    if len(set(hosts.values())) > 1:
+        sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
     first = await services.load(folder.checkpoints) if resume else 0
     supersede_after(folder, first)
-    await Pipeline(recipe, services, folder, sink).run(first)
+    await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
     sink.stage("exporting the model")
     await services.export(folder.export)
 

@@ -3,8 +3,10 @@
 import asyncio
 import importlib.metadata
 import os
+import shutil
 import sys
-from collections.abc import Awaitable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +14,17 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster.actors import EngineActor, LearnerActor, RolloutActor
+from cluster.actors import EngineActor, LearnerActor, Place, RolloutActor
 from cluster.config import Recipe
+from cluster.models import for_every_host
 from cluster.placement import Plan, Share, make_plan
 from cluster.pool import EnginePool
+from cluster.rundir import RunDir
 from evidence.diagnostics import TokenStats
 from evidence.records import Floats, Ids, ShardInfo
+from evidence.storage import locate
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
@@ -38,6 +43,15 @@ async def _as_coroutine(work: Awaitable[T]) -> T:
     return await work
 
 
+async def _each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[Any]:
+    """What an actor yields, each with the deadline."""
+    while True:
+        try:
+            yield await within(seconds, what, await within(seconds, what, anext(stream)))
+        except StopAsyncIteration:
+            return
+
+
 @dataclass(frozen=True)
 class LearnedStep:
     """One learner step over all ranks."""
@@ -54,68 +68,82 @@ class LearnedStep:
 class Services:
     """Handles of every actor of one run. `start` builds them; each call below has a deadline and a name."""
 
-    def __init__(
-        self, recipe: Recipe, model: str, teacher: str, plan: Plan, storage: str, metadata: dict[str, str]
-    ) -> None:
-        self.recipe, self.model, self.plan = recipe, model, plan
-        self._storage, self._metadata = storage, metadata
-        self._bundle = reserve_one_node(recipe, plan) if plan.colocated else None
+    def __init__(self, recipe: Recipe, plan: Plan, run_dir: RunDir, storage: str, metadata: dict[str, str]) -> None:
+        self.recipe, self.plan = recipe, plan
+        self._run_dir, self._storage, self._metadata = run_dir, storage, metadata
+        model = self._model = for_every_host(recipe.model.path)
+        teacher = for_every_host(recipe.teacher.path) if recipe.teacher.path else model
+        self._reserved = reserve(plan, recipe.student.start_deadline_s)
         backend = f"edge_{plan.transport}"
-        self.students = self._engines("student", model, recipe.student, plan.student, backend)
-        self.teachers = self._engines(
-            "teacher", teacher, recipe.teacher, plan.teacher, backend if recipe.teacher.follows else None
-        )
+        self.students = self._engines("student", model, recipe.student, backend)
+        self.teachers = self._engines("teacher", teacher, recipe.teacher, backend if recipe.teacher.follows else None)
         self._pools = {"student": self.students, "teacher": self.teachers}
+        environment = learner_environment(plan)
         self.learners = [
-            self._options(LearnerActor, plan.learner, learner_environment(plan)).remote(recipe, model, teacher)
-            for _ in range(recipe.learner.num_ranks)
+            self._placed(LearnerActor, "learner", rank, environment).remote(recipe, model, teacher)
+            for rank in range(recipe.learner.num_ranks)
         ]
 
-    def _engines(self, pool: str, model: str, config: Any, share: Share, backend: str | None) -> list[Any]:
-        actor = self._options(EngineActor, share)
+    def _engines(self, pool: str, model: str, config: Any, backend: str | None) -> list[Any]:
         return [
-            actor.remote(
+            self._placed(EngineActor, pool, index).remote(
                 f"{pool} engine {index}", model, config, self.plan.device, backend, self.recipe.weights.in_flight
             )
             for index in range(config.num_engines)
         ]
 
-    def _options(self, actor: Any, share: Share, environment: dict[str, str] | None = None) -> Any:
-        """The actor class with its resources, inside the reserved bundle where the plan is colocated."""
-        strategy: Any = "DEFAULT"
-        if self._bundle is not None:
-            strategy = PlacementGroupSchedulingStrategy(self._bundle, placement_group_bundle_index=0)
+    def _placed(self, actor: Any, pool: str, index: int, environment: dict[str, str] | None = None) -> Any:
+        """The actor class with its resources, inside what is reserved for it."""
+        share, bundle = self.plan.shares[pool][index], self.plan.bundle(pool, index)
         return actor.options(
-            num_cpus=share.num_cpus,
-            num_gpus=share.num_gpus,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
             runtime_env={"env_vars": environment or {}},
-            scheduling_strategy=strategy,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._reserved, placement_group_bundle_index=bundle),
         )
 
-    async def start(self) -> None:
-        """Engines and ranks start side by side; then the rollout service and the weight transport connect them."""
+    async def start(self) -> dict[str, str]:
+        """Engines and ranks start side by side; then the rollout service and the weight transport connect them.
+
+        Returns:
+            the address of the host of each engine and rank, by its name.
+
+        Raises:
+            ValueError: what the recipe writes would not be found again on another host.
+        """
         student, teacher, learner = self.recipe.student, self.recipe.teacher, self.recipe.learner
-        address, port, _ = await within(learner.start_deadline_s, "learner rank 0", self.learners[0].address.remote())
+        places = await self._places()
+        require_common_folder(self.recipe, self._storage, places, self._run_dir.root)
+        starts: dict[str, asyncio.Task[str]] = {}
         async with asyncio.TaskGroup() as group:
             for pool, handles, config in (("student", self.students, student), ("teacher", self.teachers, teacher)):
                 for index, handle in enumerate(handles):
-                    what = f"start of {pool} engine {index}"
-                    group.create_task(within(config.start_deadline_s, what, handle.start.remote()))
+                    name = f"{pool} engine {index}"
+                    work = within(config.start_deadline_s, f"start of {name}", handle.start.remote())
+                    starts[name] = group.create_task(work)
             for rank, handle in enumerate(self.learners):
-                begun = handle.start.remote(rank, learner.num_ranks, address, port)
+                begun = handle.start.remote(rank, places)
                 group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
         await self._open_transport("student")
         if teacher.follows:
             await self._open_transport("teacher")
-        self.rollout = self._options(RolloutActor, Share(num_cpus=0, num_gpus=0)).remote(
-            self.recipe, self.model, self.students, self.teachers, self._storage, self._metadata
+        # Beside the loop: where shards may go to the run's own folder.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.rollout = RolloutActor.options(num_cpus=0, scheduling_strategy=here).remote(  # type: ignore[attr-defined]
+            self.recipe, self._model, self.students, self.teachers, self._storage, self._metadata
         )
         self.student_pool = EnginePool(self.students, student.max_num_seqs)
+        ranks = {f"learner rank {rank}": place.host for rank, place in enumerate(places)}
+        return {name: start.result() for name, start in starts.items()} | ranks
+
+    async def _places(self) -> list[Place]:
+        seconds = self.recipe.learner.start_deadline_s
+        return await self._every_rank(seconds, "places of the learner's ranks", "place", str(self._run_dir.config))
 
     async def _open_transport(self, pool: str) -> None:
         seconds, what = self.recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"
-        address, port, _ = await within(seconds, "learner rank 0", self.learners[0].address.remote())
-        arguments = (pool, self.plan.transport, self._pools[pool], address, port)
+        meeting = (await self._places())[0]
+        arguments = (pool, self.plan.transport, self._pools[pool], meeting.host, meeting.port)
         await self._every_rank(seconds, what, "open_transport", *arguments)
 
     async def advance(self, version: int, digest: str) -> None:
@@ -200,7 +228,21 @@ class Services:
         return int(steps[0])
 
     async def export(self, folder: Path) -> None:
-        await self._every_rank(self.recipe.learner.step_deadline_s, "exporting the model", "export", str(folder))
+        """The model of rank 0 as a Hugging Face folder here, whichever host the ranks are on."""
+        seconds, what = self.recipe.learner.step_deadline_s, "exporting the model"
+        if (await self._places())[0].sees_run:
+            await self._every_rank(seconds, what, "export", str(folder))
+            return
+        first, *others = self.learners
+        parts = first.export_parts.options(num_returns="streaming").remote()
+        beside = [handle.export.remote(str(folder)) for handle in others]
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
+            arrived = Path(name)
+            async for file_name, content in _each_within(seconds, what, parts):
+                with (arrived / file_name).open("ab") as file:
+                    file.write(content)
+            await within(seconds, what, asyncio.gather(*beside))
+            shutil.copytree(arrived, folder, dirs_exist_ok=True)
 
     async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
         work = asyncio.gather(*(getattr(handle, method).remote(*arguments) for handle in self.learners))
@@ -217,8 +259,7 @@ class Services:
             *([self.rollout] if hasattr(self, "rollout") else []),
         ):
             ray.kill(handle)
-        if self._bundle is not None:
-            remove_placement_group(self._bundle)
+        remove_placement_group(self._reserved)
 
 
 def connect() -> None:
@@ -234,34 +275,43 @@ def connect() -> None:
 
 def plan_for(recipe: Recipe) -> Plan:
     """The placement of `recipe` on the connected cluster."""
-    resources = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return make_plan(recipe, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return make_plan(recipe, [Share(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in found])
 
 
 def code_version() -> str:
     return importlib.metadata.version("edge-opd")
 
 
-def reserve_one_node(recipe: Recipe, plan: Plan) -> PlacementGroup:
-    """One bundle for every colocated actor, so that they share one node and, with a GPU, the same one.
+def require_common_folder(recipe: Recipe, storage: str, places: Sequence[Place], root: Path) -> None:
+    """What the learner's ranks read or write in a folder must be the same folder for all.
+
+    Raises:
+        ValueError: names the key, the rank that does not see the run's folder, and its host.
+    """
+    away = next((rank for rank, place in enumerate(places) if not place.sees_run), None)
+    if away is None:
+        return
+    where = f"learner rank {away} on {places[away].host} does not see {root}"
+    if locate(storage)[0] is None:
+        raise ValueError(f"run.storage: found {storage} here, but {where}; expected an object store, or shared folders")
+    if every := recipe.run.checkpoint_every:
+        raise ValueError(f"run.checkpoint_every: found {every}, but {where}; expected 0, or a shared folder")
+
+
+def reserve(plan: Plan, deadline_s: float) -> PlacementGroup:
+    """The plan's bundles, each on one node.
 
     Raises:
         TimeoutError: the cluster has the resources but does not give them.
     """
-    pools = (
-        (plan.student, recipe.student.num_engines),
-        (plan.teacher, recipe.teacher.num_engines),
-        (plan.learner, recipe.learner.num_ranks),
-    )
-    bundle = {"CPU": sum(share.num_cpus * count for share, count in pools)}
-    if plan.device != "cpu":
-        bundle["GPU"] = 1.0
-    group = placement_group([bundle])
-    if not group.wait(timeout_seconds=recipe.student.start_deadline_s):
+    bundles = [{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) for share in plan.bundles]
+    group = placement_group(bundles, strategy="SPREAD" if plan.spread else "PACK")
+    if not group.wait(timeout_seconds=deadline_s):
         remove_placement_group(group)
+        asked = ", ".join(str(share) for share in plan.bundles)
         raise TimeoutError(
-            f"placement: no node gave {bundle} within {recipe.student.start_deadline_s:g} s; other jobs may hold it"
+            f"placement: the cluster did not give {asked} within {deadline_s:g} s; other jobs may hold them"
         )
     return group
 

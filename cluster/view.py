@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from transformers import AutoTokenizer
 
+from cluster.models import resolve_model
 from evidence.columns import flat_column
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
@@ -57,8 +58,6 @@ def _shard_of(run: Path, step: int | None) -> ShardInfo:
 def _tokenizer_folder(run: Path, model: str) -> str:
     if (run / "export" / "tokenizer_config.json").is_file():
         return str(run / "export")
-    from cluster.run import resolve_model  # loads Ray: only for a run that has not exported its model yet
-
     return resolve_model(model)
 
 

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`make test` has two workers: a module's tests go to one, and so do all that run the whole pipeline, which takes
+    the memory of one."""
+    group = "pipeline" if item.get_closest_marker("pipeline") else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first."""
+    items.sort(key=lambda item: ("pipeline" not in item.keywords, "engine" not in item.keywords))
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The folder of the default model; the first time ever this takes about 25 s and a download."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from cluster.actors import Place
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
 from cluster.placement import Plan, Share, make_plan
 from cluster.rundir import RunDir
+from cluster.services import require_common_folder
 from evidence.rule import EvidenceConfig
 from evidence.view.arms import MATRIX, Arm, arm_of
 from learner.config import LearnerConfig
@@ -94,7 +96,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[learner]\nbetas = [0.9, 1.0]", "learner.betas", "(0.9, 1.0)", "below 1"),
         ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "'k1'"),
         ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
-        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'ipc', 'nccl')"),
+        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'gloo', 'ipc', 'nccl')"),
         ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),
     ],
 )  # fmt: skip
@@ -354,47 +356,69 @@ def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
 # Placement
 
 
-def placed(gpus: float, *, cpus: float = 8, nodes: int = 1, **counts: Any) -> Plan:
+def placed(*nodes: Share, **counts: Any) -> Plan:
     student = EngineConfig(num_engines=counts.get("students", 1), tensor_parallel_size=counts.get("student_tp", 1))
     teacher = TeacherConfig(num_engines=counts.get("teachers", 1), tensor_parallel_size=counts.get("teacher_tp", 1))
     learner = LearnerConfig(num_ranks=counts.get("ranks", 1))
     weights = WeightsConfig(transport=counts.get("transport", "auto"))
-    return make_plan(Recipe(student=student, teacher=teacher, learner=learner, weights=weights), cpus, gpus, nodes)
+    return make_plan(Recipe(student=student, teacher=teacher, learner=learner, weights=weights), nodes)
+
+
+def everyone(plan: Plan) -> list[Share]:
+    return [share for shares in plan.shares.values() for share in shares]
 
 
 @pytest.mark.parametrize("transport", ["auto", "shm"])
 def test_cpus_are_shared_by_everyone(transport: str) -> None:
-    plan = placed(0, cpus=2, transport=transport)
+    plan = placed(Share(2, 0), transport=transport)
     assert (plan.device, plan.transport, plan.colocated, plan.threads) == ("cpu", "shm", True, 2)
-    assert plan.student == plan.teacher == plan.learner
-    assert plan.student.num_gpus == 0
-    assert 0 < 3 * plan.student.num_cpus <= 2  # all three fit
+    assert len(set(everyone(plan))) == 1
+    [together] = plan.bundles
+    assert 0 < together.cpus <= 2 and together.gpus == 0
 
 
 def test_cpu_ranks_divide_the_threads() -> None:
-    plan = placed(0, cpus=8, ranks=2, students=3)
+    plan = placed(Share(8, 0), ranks=2, students=3)
     assert plan.threads == 4
-    assert 6 * plan.learner.num_cpus <= 8
-    assert placed(0, cpus=1, ranks=3).threads == 1
+    assert plan.bundles[0].cpus <= 8
+    assert placed(Share(1, 0), ranks=3).threads == 1
+
+
+def test_cpu_nodes_each_take_their_part() -> None:
+    """Two engines and two ranks over three nodes: at most two on one, and a head without CPUs counts for nothing."""
+    plan = placed(Share(0, 0), Share(2, 0), Share(4, 0), Share(4, 0), ranks=2)
+    assert (plan.device, plan.transport, plan.colocated, plan.spread, plan.threads) == ("cpu", "gloo", False, True, 2)
+    assert plan.bundles == everyone(plan) and len(plan.bundles) == 4
+    assert 2 * plan.bundles[0].cpus <= 2
+    assert [plan.bundle("student", 0), plan.bundle("teacher", 0), plan.bundle("learner", 1)] == [0, 1, 3]
+
+
+def test_a_cpu_cluster_may_share_the_memory_of_its_largest_node_and_one_node_may_use_gloo() -> None:
+    plan = placed(Share(2, 0), Share(6, 0), transport="shm")
+    assert (plan.transport, plan.colocated, len(plan.bundles), plan.threads) == ("shm", True, 1, 6)
+    plan = placed(Share(2, 0), transport="gloo")
+    assert (plan.transport, plan.colocated, len(plan.bundles)) == ("gloo", False, 3)
 
 
 def test_one_gpu_is_shared_by_one_of_each() -> None:
-    plan = placed(1)
+    plan = placed(Share(8, 1))
     assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ipc", True)
-    shares = [plan.student, plan.teacher, plan.learner]
-    assert all(share.num_gpus > 0 for share in shares)
-    assert sum(share.num_gpus for share in shares) <= 1
+    assert all(share.gpus > 0 for share in everyone(plan))
+    assert sum(share.gpus for share in everyone(plan)) <= 1
+    assert plan.bundles == [Share(3, 1)]
+    assert plan.bundle("learner", 0) == 0
 
 
 def test_many_gpus_give_each_worker_and_rank_its_own() -> None:
-    plan = placed(8, students=2, student_tp=2, ranks=3)  # 4 + 1 + 3
-    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "nccl", False)
-    assert (plan.student, plan.teacher, plan.learner) == (Share(1, 2), Share(1, 1), Share(1, 1))
+    plan = placed(Share(8, 8), students=2, student_tp=2, ranks=3)  # 4 + 1 + 3
+    assert (plan.device, plan.transport, plan.colocated, plan.spread) == ("cuda", "nccl", False, False)
+    assert plan.bundles == [Share(1, 2)] * 2 + [Share(1, 1)] * 4
+    assert plan.bundle("learner", 2) == 5
 
 
 def test_three_gpus_are_enough_not_to_share() -> None:
-    assert not placed(3).colocated
-    assert placed(2).colocated
+    assert not placed(Share(8, 3)).colocated
+    assert placed(Share(8, 2)).colocated
 
 
 @pytest.mark.parametrize(
@@ -409,29 +433,51 @@ def test_too_few_gpus_say_how_many_were_asked_and_found(
     gpus: float, counts: dict[str, int], asked: int, workers: int, ranks: int
 ) -> None:
     with pytest.raises(ValueError, match="placement: asked") as caught:
-        placed(gpus, **counts)
+        placed(Share(8, gpus), **counts)
     message = str(caught.value)
     assert "\n" not in message
     assert f"asked {asked} GPUs ({workers} engine workers and {ranks} learner ranks), found {gpus}" in message
 
 
+def test_an_engine_has_its_gpus_on_one_node() -> None:
+    assert placed(Share(8, 2), Share(8, 4), student_tp=4).bundles[0] == Share(1, 4)
+    with pytest.raises(ValueError, match=r"asked a node with 1 CPUs and 4 GPUs for student engine 0, found .* 3 GPUs"):
+        placed(Share(8, 3), Share(8, 3), student_tp=4)
+    with pytest.raises(ValueError, match="for learner rank 0, found 0 CPUs and 1 GPUs left by the others"):
+        placed(Share(2, 3))
+
+
 @pytest.mark.parametrize(("gpus", "transport", "natural"), [(1, "nccl", "ipc"), (1, "shm", "ipc"), (3, "ipc", "nccl")])
 def test_a_transport_that_cannot_work_with_the_placement_is_refused(gpus: int, transport: str, natural: str) -> None:
     with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' .*, expected 'auto' or '{natural}'"):
-        placed(gpus, transport=transport)
+        placed(Share(8, gpus), transport=transport)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
 def test_a_gpu_transport_needs_gpus(transport: str) -> None:
-    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' on a cluster without GPUs, expected"):
-        placed(0, transport=transport)
-
-
-def test_shared_memory_does_not_span_nodes() -> None:
-    with pytest.raises(ValueError, match=r"weights\.transport: found 2 nodes without GPUs, expected one"):
-        placed(0, nodes=2)
+    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' on a node without GPUs, expected"):
+        placed(Share(8, 0), transport=transport)
+    with pytest.raises(ValueError, match=f"found '{transport}' on 2 nodes without GPUs, expected 'auto' or 'gloo' or"):
+        placed(Share(8, 0), Share(8, 0), transport=transport)
 
 
 def test_less_than_a_cpu_is_not_enough() -> None:
     with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0\.5"):
-        placed(0, cpus=0.5)
+        placed(Share(0.5, 0))
+    with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0$"):
+        placed()
+
+
+# The folder of a run over several hosts
+
+
+def test_what_the_ranks_share_must_be_seen_by_each() -> None:
+    seen, away = Place("10.0.0.1", 1, True), Place("10.0.0.2", 1, False)
+    uri, root = "gs://bucket/runs", Path("/runs/r")
+    saving = load_recipe(RECIPES[0].parent / "identity.toml", ["run.checkpoint_every=4"])
+    require_common_folder(saving, "/runs/r/shards", [seen, seen], root)
+    require_common_folder(replace(saving, run=replace(saving.run, checkpoint_every=0)), uri, [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.storage: found /x here, but learner rank 1 on 10\.0\.0\.2 does"):
+        require_common_folder(saving, "/x", [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.checkpoint_every: found 4, but learner rank 0 on 10\.0\.0\.2"):
+        require_common_folder(saving, uri, [away, seen], root)

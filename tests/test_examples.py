@@ -18,7 +18,7 @@ import yaml
 
 from cluster.__main__ import _parser
 from cluster.config import Recipe, load_recipe
-from cluster.placement import make_plan
+from cluster.placement import Share, make_plan
 from tests.runs import ROOT
 
 EXAMPLES = ROOT / "cluster" / "examples"
@@ -153,11 +153,10 @@ def check_edge_opd(words: Sequence[str], project: str) -> Recipe:
     return load_recipe(ROOT / Path(arguments.recipe.removeprefix(f"{project}/")), arguments.set)
 
 
-def assert_a_gpu_each(recipe: Recipe, gpus: int, nodes: int) -> None:
-    """Every engine and rank has a GPU of its own, and no GPU is left over."""
-    assert make_plan(recipe, cpus=16.0 * nodes, gpus=gpus, nodes=nodes).transport == "nccl"
-    pools = (recipe.student, recipe.teacher)
-    assert gpus == sum(pool.num_engines * pool.tensor_parallel_size for pool in pools) + recipe.learner.num_ranks
+def assert_a_gpu_each(recipe: Recipe, per_node: int, nodes: int) -> None:
+    """Every engine and rank has a GPU of its own, on a cluster whose head has none, and no GPU is left over."""
+    plan = make_plan(recipe, [Share(16, 0), *[Share(16, per_node)] * nodes])
+    assert plan.transport == "nccl" and sum(share.gpus for share in plan.bundles) == per_node * nodes
 
 
 def locked_ray() -> str:
@@ -219,7 +218,7 @@ def test_on_slurm_the_run_is_one_that_fits_the_allocation(stage: Path) -> None:
     assert [check_ray("submit", early.words[3:])["entrypoint"] for early in asked] == [("true",)] * 2
     parsed = check_ray("submit", call.words[3:])
     assert (parsed["address"], parsed["working_dir"]) == ("http://192.0.2.1:8265", str(stage / "project"))
-    assert_a_gpu_each(check_edge_opd(parsed["entrypoint"], str(stage / "project")), nodes * per_node, nodes)
+    assert_a_gpu_each(check_edge_opd(parsed["entrypoint"], str(stage / "project")), per_node, nodes)
 
 
 def test_on_slurm_a_run_that_fails_fails_the_job(stage: Path) -> None:
@@ -317,7 +316,7 @@ def test_the_rayjobs_run_is_one_that_fits_its_workers() -> None:
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
     gpus = int(pods()["ray-worker"]["containers"][0]["resources"]["requests"]["nvidia.com/gpu"])
-    assert_a_gpu_each(recipe, group["replicas"] * gpus, group["replicas"] + 1)
+    assert_a_gpu_each(recipe, gpus, group["replicas"])
 
 
 @pytest.mark.parametrize("name", ["ray-head", "ray-worker"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
 from tests.runs import FINISHED, RECIPE, edge_opd, lines, small_arguments, small_run
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.pipeline]
 
 
 def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
@@ -99,6 +100,28 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
         "self-name",
     ):
         assert word in card
+
+
+def test_a_run_that_was_cut_goes_on_from_its_checkpoint(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    """A copy that ends after its first checkpoint repeats the second step, on two ranks under ZeRO-3."""
+    whole, run_dir = finished[0], tmp_path / "cut"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    shutil.rmtree(run_dir / "export")
+    (run_dir / "checkpoints" / "latest").write_text("step-000001")
+    done = small_run(run_dir, *FINISHED, flags=("--resume",))
+    assert done.returncode == 0 and "step   2/2" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1, 1] and [probe["step"] for probe in probes] == [0, 2, 2]
+    # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
+    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
+    assert ours.schema.metadata[b"weights_digest"].decode() == metrics[0]["weights_digest"]
+    same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
+    assert all(ours.column(name).to_pylist() == theirs.column(name).to_pylist() for name in same)
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    assert (run_dir / "export" / "model.safetensors").is_file()
 
 
 def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:

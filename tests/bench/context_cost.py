@@ -12,8 +12,8 @@ import torch
 
 from cluster.config import Recipe, load_recipe
 from cluster.metrics import probe_line
+from cluster.models import resolve_model
 from cluster.requests import renderer_of
-from cluster.run import resolve_model
 from rollout.engine import Engine
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task

@@ -23,12 +23,13 @@ from cluster.requests import step_requests
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import write_shard
-from rollout.config import SamplingConfig
+from rollout.config import EngineConfig, SamplingConfig
 from rollout.stream import RolloutStream
 from rollout.worker import RolloutWorker
 from tests.bench.figures import Figure
 
-SLOTS, MEAN_S, SCORING_S = 8, 0.37, 0.05  # rollouts at a time; seconds of one, and of scoring one group
+SLOTS = EngineConfig().max_num_seqs  # rollouts at a time
+MEAN_S, SCORING_S = 2.9, 0.05  # seconds of one rollout, and of scoring one group
 TOKENS = 40
 
 

@@ -1,0 +1,25 @@
+"""Which of a host's addresses and interfaces others see."""
+
+import socket
+
+import psutil
+
+
+def own_address(address: str, port: int) -> str:
+    """The address by which the host at `address` sees this one. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, port))
+        return str(probe.getsockname()[0])
+
+
+def interface_towards(address: str, port: int) -> str:
+    """The name of the interface with that address.
+
+    Raises:
+        OSError: none has it, or no way leads there.
+    """
+    own = own_address(address, port)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == own for found in addresses):
+            return str(name)
+    raise OSError(f"found no network interface with the address {own}, expected one that leads to {address}")

@@ -1,0 +1,69 @@
+"""Hosts of their own on one machine: network namespaces on a bridge, each with its address, /tmp/... and processes."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NETWORK = "10.213.47"  # of the bridge; nothing leaves it
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace. `hidden` are folders that are empty on it: it does not share them with the others."""
+
+    name: str
+    address: str
+    hidden: tuple[Path, ...] = ()
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """`words`, to be run there."""
+        inside = ["ip", "netns", "exec", self.name]
+        if not self.hidden:
+            return [*inside, *words]
+        mounts = " && ".join(f"mount -t tmpfs tmpfs '{folder}'" for folder in self.hidden)
+        return [*inside, "unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *words]
+
+    def run(self, words: Sequence[str], env: Mapping[str, str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(self.command(words), env=env, capture_output=True, text=True, timeout=timeout)
+
+    def popen(self, words: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(self.command(words), env=env, **quiet)
+
+
+@contextmanager
+def hosts(count: int) -> Iterator[list[Host]]:
+    """`count` hosts that reach each other, and nothing else.
+
+    Raises:
+        PermissionError: this user may not make them.
+    """
+    bridge = f"edge{os.getpid() % 100_000}"
+    with ExitStack() as undo:
+        _ip(f"link add {bridge} type bridge")
+        undo.callback(_ip, f"link delete {bridge}")
+        _ip(f"addr add {NETWORK}.254/24 dev {bridge}")
+        _ip(f"link set {bridge} up")
+        made = []
+        for number in range(1, count + 1):
+            host = Host(f"{bridge}-{number}", f"{NETWORK}.{number}")
+            _ip(f"netns add {host.name}")
+            undo.callback(_ip, f"netns delete {host.name}")
+            _ip(f"link add {bridge}v{number} type veth peer name eth0 netns {host.name}")
+            _ip(f"link set {bridge}v{number} master {bridge} up")
+            _ip(f"-n {host.name} addr add {host.address}/24 dev eth0")
+            _ip(f"-n {host.name} link set lo up")
+            _ip(f"-n {host.name} link set eth0 up")
+            _ip(f"-n {host.name} route add default via {NETWORK}.254")
+            made.append(host)
+        yield made
+
+
+def _ip(arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, timeout=30)
+    if done.returncode != 0:
+        raise PermissionError(f"ip {arguments}: {done.stderr.strip()}")
