@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 from cluster.config import Recipe
 from cluster.doctor import machine_name
@@ -17,6 +18,7 @@ from cluster.rundir import RunDir, run_folder
 from cluster.services import Services, code_version, connect, plan_for
 from evidence.files import check_writable
 from evidence.manifest import Manifest
+from rollout.config import EngineConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
 from rollout.tasks import TaskPrompt, build_task
@@ -44,6 +46,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     model = resolve_model(recipe.model.path)
     teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)
+    check_parallel("student", recipe.student, model)
+    check_parallel("teacher", recipe.teacher, teacher)
     step_requests(recipe, model).of(0)  # a context that does not fit is told before any engine starts
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
@@ -80,6 +84,19 @@ def check_task(recipe: Recipe) -> None:
         raise ValueError(
             f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
             f"whose probe has {', '.join(task.rates)}"
+        )
+
+
+def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
+    """ValueError when an engine of `pool` cannot share the model's attention heads out among its workers."""
+    heads, workers = (
+        AutoConfig.from_pretrained(model).get_text_config().num_attention_heads,
+        config.tensor_parallel_size,
+    )
+    if heads % workers:
+        raise ValueError(
+            f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "
+            f"{model}"
         )
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,24 @@ async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
 
 async def _as_coroutine(work: Awaitable[T]) -> T:
     return await work
+
+
+async def all_within(seconds: float, what: str, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answer of each rank, in their order; the first failure ends the waiting.
+
+    Raises:
+        TimeoutError: names the ranks without an answer. One that is late holds up all that meet it in a collective.
+    """
+    tasks = [asyncio.create_task(answer) for answer in answers]
+    done, late = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    for task in done:
+        task.result()
+    if late:
+        ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if task in late)
+        raise TimeoutError(f"{what}: no answer from rank {ranks} of {len(tasks)} within {seconds:g} s")
+    return [task.result() for task in tasks]
 
 
 async def _each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[Any]:
@@ -245,8 +263,8 @@ class Services:
             shutil.copytree(arrived, folder, dirs_exist_ok=True)
 
     async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
-        work = asyncio.gather(*(getattr(handle, method).remote(*arguments) for handle in self.learners))
-        return list(await within(seconds, what, work))
+        answers = [_as_coroutine(getattr(handle, method).remote(*arguments)) for handle in self.learners]
+        return await all_within(seconds, what, answers)
 
     def stop(self) -> None:
         """Ends every actor. Engines first end their own children and give back the shared memory between them."""

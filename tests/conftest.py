@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """`make test` has two workers: a module's tests go to one, and so do all that run the whole pipeline, which takes
-    the memory of one."""
-    group = "pipeline" if item.get_closest_marker("pipeline") else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
+# Files whose tests run the whole pipeline, which takes about 11 GB.
+PIPELINE = tuple(f"tests/test_{name}.py" for name in ("pipeline", "job_submit", "teachers", "gpu"))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`make test` has two workers. A file's tests go to one, and so do all that run the whole pipeline, one by one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OnePipeline(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "pipeline" if file in PIPELINE else file
+
+    return OnePipeline(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
-    items.sort(key=lambda item: ("pipeline" not in item.keywords, "engine" not in item.keywords))
+    items.sort(key=lambda item: (item.nodeid.split("::")[0] not in PIPELINE, "engine" not in item.keywords))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tests.hosts import Host, hosts
 from tests.runs import FINISHED, ROOT, lines, small_arguments
 from tests.test_object_store import CREDENTIALS
 
-pytestmark = [pytest.mark.engine, pytest.mark.pipeline]
+pytestmark = pytest.mark.engine
 
 BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000

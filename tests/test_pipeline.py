@@ -23,7 +23,7 @@ from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
 from tests.runs import FINISHED, RECIPE, edge_opd, lines, small_arguments, small_run
 
-pytestmark = [pytest.mark.engine, pytest.mark.pipeline]
+pytestmark = pytest.mark.engine
 
 
 def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
@@ -168,6 +168,7 @@ def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest
     for override, words in (
         ("model.path=./nowhere", ("model.path", "./nowhere")),
         ("task.context=' '", ("task.context",)),
+        ("teacher.tensor_parallel_size=2", ("teacher.tensor_parallel_size: found 2", "the 9 attention heads of")),
         (f"task.prompts_file={rows}", (f"{rows}, line 2",)),
         (f"task.context={long}", ("rollout.max_refused_fraction", "window of 160")),
     ):

@@ -27,7 +27,6 @@ def column(table: Any, name: str) -> np.ndarray:
 
 
 @pytest.mark.engine
-@pytest.mark.pipeline
 def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> None:
     """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start.
 
@@ -54,7 +53,6 @@ def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> Non
 
 
 @pytest.mark.engine
-@pytest.mark.pipeline
 def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_base(
     tmp_path: Path, default_model: Path
 ) -> None:

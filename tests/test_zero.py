@@ -202,6 +202,7 @@ def scenarios(
         "clipped": of(soft_rows, stage, grad_clip=0.01),
         "checkpoint": of(soft_rows, stage, act="checkpoint", extra={"folder": str(folder / "checkpoints")}),
         "export": of(soft_rows, stage, act="export", extra={"folder": str(folder / "export"), "tokenizer": tokenizer}),
+        "gather": of(soft_rows, 3, act="gather"),
         "resume": of(
             soft_rows, stage, act="resume", warmup_steps=3, weight_decay=0.01,
             extra={"folder": str(folder / "resumed"), "rate": EMA_RATE, "model": model},
@@ -508,7 +509,7 @@ def test_a_frozen_teacher_and_a_frozen_base_give_the_reference_gradient(
 def test_frozen_models_are_sharded_under_zero_3_only(results: Results, other: Path) -> None:
     whole = sum(parameter.numel() for parameter in plain_model(other).parameters())
     for rank in results.ranks:
-        held = rank["compared"]["held"]
+        held = rank["compared"]["frozen"]
         assert len(held) == 2
         # Between steps ZeRO-3 keeps whole only what is small: here all but the embedding and the head.
         small = whole - 2 * VOCAB * 56
@@ -545,6 +546,17 @@ def test_full_tensors_have_full_shapes_and_every_stages_values(results: Results,
         for name, tensor in expected.items():
             assert torch.equal(result["before"][name], tensor), (stage, name)
             assert not torch.equal(result["after"][name], tensor), (stage, name)
+
+
+def test_a_push_gathers_one_group_of_layers_at_a_time(results: Results) -> None:
+    """Under ZeRO-3; with one rank too, which has nothing to gather but keeps to the same order."""
+    for rank in results.ranks:
+        (before, most, after), groups = rank["gather"]["held"], rank["gather"]["groups"]
+        print(
+            f"{len(results.ranks)} ranks: at most {most} bytes held, the largest of {len(groups)} groups {max(groups)}"
+        )
+        assert before == after == 0 and len(groups) == 4  # embeddings, two layers, the last norm
+        assert max(groups) <= most <= 2 * max(groups) < sum(groups)
 
 
 def test_a_checkpoint_brings_back_parameters_and_optimizer(results: Results) -> None:

@@ -189,8 +189,26 @@ def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
     return {"after": full_parameters(engine)} | score(engine, trainer, scenario)
 
 
+def gather(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Bytes of full parameters that this rank holds beside its shards while the tensors of a push pass by: before, the
+    most at any of them, and after; and the bytes of each group that is gathered together."""
+    from cluster.weights import export_groups
+
+    groups, parameters = export_groups(engine), dict(engine.engine.module.causal_lm.named_parameters())
+
+    def held() -> int:
+        return sum(parameter.data.nbytes for parameter in parameters.values())  # a shard's parameter has no data
+
+    before, most, sizes = held(), 0, dict.fromkeys(range(len(groups)), 0)
+    place = {name: index for index, group in enumerate(groups) for name in group}
+    for name, tensor in engine.full_tensors(groups):
+        most, sizes[place[name]] = max(most, held()), sizes[place[name]] + tensor.nbytes
+    return {"held": (before, most, held()), "groups": list(sizes.values())}
+
+
 ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
-    act.__name__: act for act in (step, two_steps, score, live_teacher, checkpoint, resume, load_nothing, export)
+    act.__name__: act
+    for act in (step, two_steps, score, live_teacher, checkpoint, resume, load_nothing, export, gather)
 }
 
 
@@ -204,7 +222,7 @@ def run(model: str, scenario: Scenario, num_ranks: int) -> dict[str, Any]:
     engine = ZeroEngine(model, config)
     models = {role: FrozenModel(path, config, engine.device) for role, path in scenario.frozen.items()}
     result = ACTS[scenario.act](engine, Trainer(engine, config, **models), scenario)
-    result["held"] = [sum(p.numel() for p in model._trunk.parameters()) for model in models.values()]
+    result["frozen"] = [sum(p.numel() for p in model._trunk.parameters()) for model in models.values()]
     engine.engine.destroy()
     return result
 
