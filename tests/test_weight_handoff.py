@@ -4,6 +4,7 @@ The model has tied embeddings: a stale packed lm_head leaves every checksum righ
 """
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -191,6 +192,21 @@ def test_digest_sees_every_kind_of_damage(damage: str) -> None:
     for name, tensor in reversed(items) if damage == "order" else items:
         other.add(name, tensor)
     assert (reference.hexdigest() == other.hexdigest()) == (damage in ("none", "order"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 2**22 + 2**21 + 5], ids=str)  # the last is more than one chunk of words
+def test_the_digests_sums_are_those_of_its_documentation(length: int) -> None:
+    from cluster.weights import WeightsDigest
+
+    tensor = torch.randn(length + 3, generator=torch.Generator().manual_seed(2)).bfloat16()[3:]  # not at a word's start
+    digest = WeightsDigest()
+    digest.add("a", tensor)
+    content = tensor.view(torch.uint8).numpy().tobytes()
+    words = np.frombuffer(content + bytes(-len(content) % 8), np.uint64)
+    factors = np.arange(1, 2 * len(words), 2, dtype=np.uint64)
+    sums = (int(total.astype(np.int64)) for total in (words.sum(), (words * factors).sum()))
+    line = " ".join(["a torch.bfloat16", str((length,)), *map(str, sums)])
+    assert digest.hexdigest() == hashlib.sha256(line.encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python -m tests.bench.controller [--engines 8 64 256] [--steps 12]
 
-Every engine runs SLOTS rollouts at a time, whose lengths are log-normal, and is otherwise free: what is missing from a
-utilisation of 1 is the controller's, and so is its processor time. All of it is in one process.
+Every engine runs as many rollouts at a time as a recipe's does by default. Their lengths are log-normal, and the engine
+is otherwise free: what is missing from a utilisation of 1 is the controller's, and so is its processor time. All of it
+is in one process.
 """
 
 import argparse
 import asyncio
+import heapq
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,31 +31,36 @@ from rollout.worker import RolloutWorker
 from tests.bench.figures import Figure
 
 SLOTS = EngineConfig().max_num_seqs  # rollouts at a time
-MEAN_S, SCORING_S = 2.9, 0.05  # seconds of one rollout, and of scoring one group
+MEAN_S, SPREAD, SCORING_S = 2.9, 0.5, 0.05  # seconds of one rollout, their log's deviation; of scoring a group
 TOKENS = 40
 
 
 class StandIn:
-    """An engine that waits as long as its rollouts would take."""
+    """An engine that waits as long as its rollouts would take, each in the slot that is free first."""
 
     def __init__(self, seed: int) -> None:
-        self._rng, self._slots, self.busy_s = np.random.default_rng(seed), asyncio.Semaphore(SLOTS), 0.0
+        self._rng, self._free_at = np.random.default_rng(seed), [0.0] * SLOTS  # a heap
         self._ids, self._logprobs = np.arange(TOKENS, dtype=np.int32), np.zeros(TOKENS, np.float32)
-        self.version = 0
+        self.version, self.spans = 0, [(0.0, 0.0)]  # from when until when a slot was taken
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
-        seconds = MEAN_S * self._rng.lognormal(-0.125, 0.5, len(requests))
-        return list(await asyncio.gather(*(self._one(*pair) for pair in zip(requests, seconds, strict=True))))
-
-    async def _one(self, request: RolloutRequest, seconds: float) -> Sample:
-        async with self._slots:
-            await asyncio.sleep(seconds)
-        self.busy_s += seconds
-        return Sample(request, self._ids, self._logprobs, "stop", self.version, self.version)
+        now = asyncio.get_running_loop().time()
+        own = []
+        for seconds in MEAN_S * self._rng.lognormal(-SPREAD * SPREAD / 2, SPREAD, len(requests)):
+            begin = max(now, self._free_at[0])
+            heapq.heapreplace(self._free_at, begin + seconds)
+            own.append((begin, begin + seconds))
+        self.spans += own
+        await asyncio.sleep(max(end for _, end in own) - now)
+        return [Sample(one, self._ids, self._logprobs, "stop", self.version, self.version) for one in requests]
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
         await asyncio.sleep(SCORING_S)
         return [self._rng.normal(-1, 1, len(response)).astype(np.float32) for response in responses]
+
+    def busy_s(self, begin: float, end: float) -> float:
+        """Slot seconds taken between two times."""
+        return float(np.clip(np.array(self.spans), begin, end) @ [-1, 1] @ np.ones(len(self.spans)))
 
 
 def handle(engine: StandIn) -> Any:
@@ -72,20 +79,20 @@ async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder:
 
     worker = RolloutWorker(recipe.rollout, recipe.evidence, pool, pool, write)
     stream = RolloutStream(worker, step_requests(recipe, model), steps + 2, 2, 600.0)
-    rows, wall, cpu, busy = 0, 0.0, 0.0, 0.0
+    rows, cpu, clock = 0, 0.0, asyncio.get_running_loop().time
+    begun = clock()
     for step in range(steps):
         for engine in engines:
             engine.version = step
         stream.advance(step)
         rows += worker.write(await stream.take(step), step).shard.rows
         if step == 1:  # two steps to fill the engines
-            rows, wall, cpu = 0, time.perf_counter(), time.process_time()
-            busy = sum(engine.busy_s for engine in engines)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    busy = sum(engine.busy_s for engine in engines) - busy
+            rows, begun, cpu = 0, clock(), time.process_time()
+    ended, cpu = clock(), time.process_time() - cpu
+    busy = sum(engine.busy_s(begun, ended) for engine in engines)
     return {
-        "rollouts_per_s": rows / wall,
-        "utilisation": busy / (wall * num_engines * SLOTS),
+        "rollouts_per_s": rows / (ended - begun),
+        "utilisation": busy / ((ended - begun) * num_engines * SLOTS),
         "controller_us_per_rollout": cpu / rows * 1e6,
     }
 
