@@ -31,7 +31,7 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 	$(BIN)/edge-opd reproduce
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(GPU_TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
 
 bench: setup ## ratios within one run, with their targets, as a table and in runs/bench.json; about 20 minutes on 2 cores
 	$(BIN)/python -m tests.bench

@@ -19,11 +19,11 @@ from cluster.pool import EnginePool
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table, train_rows
 from evidence.shards import read_shard, write_shard
-from rollout.config import EngineConfig, SamplingConfig
+from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 from rollout.worker import StepRollouts
 
 if TYPE_CHECKING:
-    from cluster.weights import WeightLink
+    from cluster.weights import AdapterLink, WeightLink
 
 T = TypeVar("T")
 LAST_LINES = 12
@@ -67,33 +67,45 @@ class EngineActor:
     """One vLLM engine. Its output goes to a log, whose last lines come with any failure."""
 
     def __init__(
-        self, name: str, model: str, config: EngineConfig, device: str, backend: str | None, in_flight: bool
+        self,
+        name: str,
+        model: str,
+        config: EngineConfig,
+        device: str,
+        backend: str | None,
+        in_flight: bool,
+        adapter: AdapterConfig | None,
     ) -> None:
         self.name, self.log = name, log_to_file(name)
-        self._arguments = (model, config, device, backend, in_flight)
+        self._arguments = (model, config, device, backend, in_flight, adapter)
 
     async def start(self) -> str:
         """Builds the engine; returns the address of its host."""
         from rollout.engine import Engine
 
-        model, config, device, backend, in_flight = self._arguments
+        model, config, device, backend, in_flight, adapter = self._arguments
         try:
             extension = "cluster.weights.WeightReceiver" if backend else None
-            self.engine = Engine(resolve_model(model), config, device, backend, extension, in_flight)
+            self.engine = Engine(resolve_model(model), config, device, backend, extension, in_flight, adapter)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise RuntimeError(
                 f"{self.name} did not start: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
             ) from None
         return str(ray.util.get_node_ip_address())
 
-    async def sample(self, requests: list[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
-        return await self._told(self.engine.sample(requests, sampling, seed))
+    async def sample(
+        self, requests: list[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+    ) -> list[Sample]:
+        return await self._told(self.engine.sample(requests, sampling, seed, base))
 
     async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
         return await self._told(self.engine.texts(prompts, sampling, num_samples, seed))
 
-    async def score(self, prompts: list[Ids], responses: list[Ids]) -> list[Floats]:
-        return await self._told(self.engine.score(prompts, responses))
+    async def score(self, prompts: list[Ids], responses: list[Ids], base: bool = False) -> list[Floats]:
+        return await self._told(self.engine.score(prompts, responses, base))
+
+    async def load_adapter(self, files: dict[str, bytes], version: int) -> None:
+        await self._told(self.engine.load_adapter(files, version))
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._told(self.engine.init_weight_transfer_engine(request))
@@ -151,7 +163,9 @@ class RolloutActor:
         self._digests: dict[int, str] = {}
         pools = {
             "student": EnginePool(students, recipe.student.max_num_seqs),
-            "teacher": EnginePool(teachers, recipe.teacher.max_num_seqs),
+            "teacher": EnginePool(teachers, recipe.teacher.max_num_seqs)
+            if teachers
+            else EnginePool(students, recipe.student.max_num_seqs, base=True),
         }
         requests, run = step_requests(recipe, resolve_model(model)), recipe.run
         self._worker = RolloutWorker(
@@ -227,7 +241,7 @@ class LearnerActor:
         )
         self._groups, self._rank = export_groups(self._engine), rank
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
-        self._links: dict[str, WeightLink] = {}
+        self._links: dict[str, WeightLink | AdapterLink] = {}
 
     def _weights(self) -> Any:
         """(name, full tensor) of every parameter; a collective under ZeRO-3."""
@@ -235,8 +249,11 @@ class LearnerActor:
 
     def open_transport(self, pool: str, transport: str, engines: list[Any], address: str, port: int) -> None:
         """Connects this rank to the engines of `pool`, "student" or "teacher"."""
-        from cluster.weights import Meeting, TrainerSource, WeightLink
+        from cluster.weights import AdapterLink, Meeting, TrainerSource, WeightLink
 
+        if self._recipe.learner.lora_rank:
+            self._links[pool] = AdapterLink(engines, self._engine)
+            return
         config = self._recipe.student if pool == "student" else self._recipe.teacher
         workers, deadline_s = len(engines) * config.tensor_parallel_size, self._recipe.weights.deadline_s
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)

@@ -22,7 +22,7 @@ from rollout.config import EngineConfig, RolloutConfig
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 
-TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl")
+TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl", "ray")
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
 
@@ -133,6 +133,16 @@ class Recipe:
             self.teacher.kind,
             f"'frozen' for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",
         )
+        if self.learner.lora_rank:
+            where = "with learner.lora_rank, where the student's engines are the teacher's too, without the adapter"
+            plain = self.teacher.is_base
+            found = self.teacher.kind if self.teacher.follows else self.teacher.path
+            _require(
+                plain, "teacher.kind" if self.teacher.follows else "teacher.path", found, f"the frozen base {where}"
+            )
+            _require(
+                self.teacher.dtype == self.student.dtype, "teacher.dtype", self.teacher.dtype, f"student.dtype {where}"
+            )
         every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
         _require(
             self.teacher.kind != "snapshot" or saved % every == 0,
@@ -140,6 +150,11 @@ class Recipe:
             saved,
             f"a multiple of teacher.snapshot_every = {every}, so that a resumed run has the teacher's weights",
         )
+
+    @property
+    def teacher_engines(self) -> int:
+        """None of their own beside an adapter: the student's engines score without it as the frozen base."""
+        return 0 if self.learner.lora_rank else self.teacher.num_engines
 
     @property
     def window(self) -> int:
@@ -214,8 +229,11 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
         return build(typing.cast(type, kind), value, source, f"{where}.")
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
-        if not isinstance(value, list) or len(value) != len(inner):
-            raise ValueError(f"{source}: {where}: found {value!r}, expected a list of {len(inner)}")
+        many = inner[-1] is ...  # of any length
+        if not isinstance(value, list) or (not many and len(value) != len(inner)):
+            expected = "a list" if many else f"a list of {len(inner)}"
+            raise ValueError(f"{source}: {where}: found {value!r}, expected {expected}")
+        inner = inner[:1] * len(value) if many else inner
         return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
     if kind is float and type(value) is int:
         return float(value)

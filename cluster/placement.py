@@ -61,21 +61,24 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
     gpus = sum(node.gpus for node in nodes)
     if gpus == 0:
         return _cpu_plan(recipe, [node for node in nodes if node.cpus > 0])
-    workers = student.num_engines * student.tensor_parallel_size + teacher.num_engines * teacher.tensor_parallel_size
+    num_teachers = recipe.teacher_engines
+    workers = student.num_engines * student.tensor_parallel_size + num_teachers * teacher.tensor_parallel_size
     asked = workers + learner.num_ranks
     if gpus >= asked:
         transport = _transport(recipe, ("nccl",), "with a GPU for each engine worker and learner rank")
-        engines = {
-            pool: [Share(1, config.tensor_parallel_size)] * config.num_engines
-            for pool, config in (("student", student), ("teacher", teacher))
+        shares = {
+            "student": [Share(1, student.tensor_parallel_size)] * student.num_engines,
+            "teacher": [Share(1, teacher.tensor_parallel_size)] * num_teachers,
+            "learner": [Share(1, 1)] * learner.num_ranks,
         }
-        shares = engines | {"learner": [Share(1, 1)] * learner.num_ranks}
         plan = Plan("cuda", transport, shares, colocated=False, spread=False)
         _require_room(plan, nodes)
         return plan
-    if asked == len(POOLS):
+    if asked == (3 if num_teachers else 2):
         transport = _transport(recipe, ("ipc",), "on one shared GPU")
-        return Plan("cuda", transport, {pool: [Share(1, 0.33)] for pool in POOLS}, colocated=True, spread=False)
+        third = [Share(1, 0.33)]
+        shares = {"student": third, "teacher": third * num_teachers, "learner": third}
+        return Plan("cuda", transport, shares, colocated=True, spread=False)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"
@@ -90,21 +93,24 @@ def _cpu_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
     several = len(nodes) > 1
     where = f"on {len(nodes)} nodes without GPUs" if several else "on a node without GPUs"
     transport = _transport(recipe, ("gloo", "shm") if several else ("shm", "gloo"), where)
-    counts = (recipe.student.num_engines, recipe.teacher.num_engines, recipe.learner.num_ranks)
-    if transport == "shm":  # the largest node holds everyone
+    counts = (recipe.student.num_engines, recipe.teacher_engines, recipe.learner.num_ranks)
+    together = transport == "shm" or (transport == "ray" and not several)
+    if together:  # on the largest node
         actors, ranks = sum(counts), recipe.learner.num_ranks
-    else:  # the smallest holds its part
+    else:  # the smallest node has its part
         cpus = min(node.cpus for node in nodes)
         actors, ranks = (-(-count // len(nodes)) for count in (sum(counts), recipe.learner.num_ranks))
     share = Share(min(1.0, cpus / (actors + 1)), 0)
     shares = {pool: [share] * count for pool, count in zip(POOLS, counts, strict=True)}
     threads = max(1, int(cpus) // ranks)
-    return Plan("cpu", transport, shares, colocated=transport == "shm", spread=transport == "gloo", threads=threads)
+    return Plan("cpu", transport, shares, colocated=together, spread=not together, threads=threads)
 
 
 def _transport(recipe: Recipe, possible: Sequence[str], where: str) -> str:
-    """The recipe's transport among those that work with a placement, the most natural first."""
+    """The recipe's transport among those that work with a placement, the most natural first. An adapter is small: it
+    goes as an object of Ray's, wherever the engines are."""
     named = recipe.weights.transport
+    possible = ("ray",) if recipe.learner.lora_rank else possible
     if named == "auto":
         return possible[0]
     if named not in possible:

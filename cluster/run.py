@@ -56,7 +56,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     sink = MetricsSink(folder.root, recipe.run.steps)
     sink.say(
         f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
-        f"{recipe.student.num_engines} student and {recipe.teacher.num_engines} teacher engine(s), "
+        f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
         f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
     )
     storage = recipe.run.storage or str(folder.shards)

@@ -25,6 +25,7 @@ from cluster.rundir import RunDir
 from evidence.diagnostics import TokenStats
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.storage import locate
+from rollout.config import AdapterConfig
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
@@ -92,8 +93,9 @@ class Services:
         model = self._model = for_every_host(recipe.model.path)
         teacher = for_every_host(recipe.teacher.path) if recipe.teacher.path else model
         self._reserved = reserve(plan, recipe.student.start_deadline_s)
-        backend = f"edge_{plan.transport}"
-        self.students = self._engines("student", model, recipe.student, backend)
+        rank, targets = recipe.learner.lora_rank, recipe.learner.lora_targets
+        backend, adapter = (None, AdapterConfig(rank, targets)) if rank else (f"edge_{plan.transport}", None)
+        self.students = self._engines("student", model, recipe.student, backend, adapter)
         self.teachers = self._engines("teacher", teacher, recipe.teacher, backend if recipe.teacher.follows else None)
         self._pools = {"student": self.students, "teacher": self.teachers}
         environment = learner_environment(plan)
@@ -102,12 +104,15 @@ class Services:
             for rank in range(recipe.learner.num_ranks)
         ]
 
-    def _engines(self, pool: str, model: str, config: Any, backend: str | None) -> list[Any]:
+    def _engines(
+        self, pool: str, model: str, config: Any, backend: str | None, adapter: AdapterConfig | None = None
+    ) -> list[Any]:
+        device, in_flight = self.plan.device, self.recipe.weights.in_flight
         return [
             self._placed(EngineActor, pool, index).remote(
-                f"{pool} engine {index}", model, config, self.plan.device, backend, self.recipe.weights.in_flight
+                f"{pool} engine {index}", model, config, device, backend, in_flight, adapter
             )
-            for index in range(config.num_engines)
+            for index in range(len(self.plan.shares[pool]))
         ]
 
     def _placed(self, actor: Any, pool: str, index: int, environment: dict[str, str] | None = None) -> Any:

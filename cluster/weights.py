@@ -39,8 +39,10 @@ from cluster.cpu_transports import (
     ShmTrainerInitInfo,
     ShmTransferEngine,
 )
+from learner.adapter import adapter_files
 from learner.ema import Ema
 from learner.engine import ZeroEngine
+from rollout.engine import files_digest
 
 _CHUNK = 1 << 20  # words summed at one time
 
@@ -263,6 +265,24 @@ class WeightLink:
         self._client.version = version
         self._sender.send_weights()
         return self._source.digest.hexdigest()
+
+
+class AdapterLink:
+    """One rank's end for an adapter: its files, as one object of Ray's, to every engine."""
+
+    def __init__(self, engines: list[Any], engine: ZeroEngine) -> None:
+        self._engines, self._engine = engines, engine
+
+    def push(self, version: int) -> str:
+        """As `WeightLink.push`; rank 0 knows the digest."""
+        groups = layerwise_groups(self._engine.trained_names())
+        named = [(name, tensor.to("cpu", copy=True)) for name, tensor in self._engine.full_tensors(groups)]
+        if self._engine.rank != 0:
+            return ""
+        files = adapter_files(named, self._engine.config)
+        sent = ray.put(files)
+        ray.get([handle.load_adapter.remote(sent, version) for handle in self._engines])
+        return files_digest(files)
 
 
 def export_groups(engine: ZeroEngine) -> list[list[str]]:

@@ -29,6 +29,10 @@ class LearnerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    lora_rank: int = 0  # 0: every parameter is trained
+    lora_alpha: int = 32  # an adapter's product is scaled by lora_alpha / lora_rank
+    # Names of the linear layers that get one; the head may not be among them.
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     num_ranks: int = 1
     zero_stage: int = 1
     dtype: str = "bfloat16"  # compute; master weights are float32
@@ -62,6 +66,10 @@ class LearnerConfig:
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")
+        _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 (no adapter) or more")
+        _require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
+        _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "names of linear layers")
+        _require("lm_head" not in self.lora_targets, "lora_targets", self.lora_targets, "layers before the head")
         _require(self.num_ranks >= 1, "num_ranks", self.num_ranks, "at least 1")
         _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
         _require(self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "bfloat16 or float32")

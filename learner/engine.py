@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from learner.adapter import add_adapter, merged
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.divergence import Divergence, divergence
@@ -98,12 +99,15 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
         _unname_shared_buffers()
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
+        if config.lora_rank:
+            add_adapter(causal_lm, config)
         self.vocabulary = len(head_weight(causal_lm))
         student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
         causal_lm.config.use_cache = False
         self.hf_config = causal_lm.config
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            student.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.engine, *_ = deepspeed.initialize(
             model=student, optimizer=optimizer, config=zero_settings(config), lr_scheduler=warmup(config.warmup_steps)
@@ -149,6 +153,10 @@ class ZeroEngine:
             (name, param.dtype, tuple(getattr(param, "ds_shape", param.shape))) for name, param in self._parameters()
         ]
 
+    def trained_names(self) -> list[str]:
+        """Of the parameters that are not frozen: all of them, or the adapter's."""
+        return [name for name, param in self._parameters() if param.requires_grad]
+
     def full_tensors(self, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
         """(name, full tensor) group by group; under ZeRO-3 a collective: every rank iterates, one group is gathered."""
         by_name = dict(self._parameters())
@@ -185,6 +193,8 @@ class ZeroEngine:
             return
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        if self.config.lora_rank:
+            state = merged(state, self.config)
         model = AutoModelForCausalLM.from_config(self.hf_config, dtype=DTYPES[self.config.dtype])
         missing, unexpected = model.load_state_dict(state, strict=False)
         tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())

@@ -55,7 +55,8 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx: Any, grad_KN: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NH)
-        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
+        # A frozen head, as under an adapter, needs none.
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, ctx.teacher, ctx.chunk):
             hidden = hidden_NH[part]
             # d logprob / d logits = onehot - softmax
@@ -67,8 +68,9 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_logits += _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part])
             grad_logits = grad_logits.to(weight_VH.dtype)
             grad_hidden[part] = grad_logits @ weight_VH
-            grad_weight += (grad_logits.T @ hidden).float()
-        return grad_hidden, grad_weight.to(weight_VH.dtype), None, None, None, None
+            if grad_weight is not None:
+                grad_weight += (grad_logits.T @ hidden).float()
+        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 4
 
 
 def _logit_chunks(

@@ -84,6 +84,14 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA adapter that an engine takes: its rank, and the names of the linear layers that have one."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """Sampling parameters of one call. Log-probs are always raw: before temperature, top_p and top_k."""
 

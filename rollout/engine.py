@@ -5,17 +5,21 @@ Log-probs are natural logarithms of the untempered model, computed by vLLM in fl
 """
 
 import asyncio
+import hashlib
 import itertools
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
-from rollout.config import EngineConfig, SamplingConfig
+from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput, RequestOutput
 
 INITIAL_VERSION = 0
@@ -44,6 +48,7 @@ class Engine:
         device: "cpu" or "cuda".
         weight_backend: name in vLLM's WeightTransferEngineFactory, or None for an engine whose weights are frozen.
         worker_extension: dotted name of the class that vLLM mixes into its workers and that registers the backend.
+        adapter: the kind of adapter that the engine takes (`load_adapter`), if any.
         in_flight: whether requests under way go on with new weights (their prompts and what they have so far are read
             again); otherwise an update waits for them.
     """
@@ -56,6 +61,7 @@ class Engine:
         weight_backend: str | None = None,
         worker_extension: str | None = None,
         in_flight: bool = True,
+        adapter: AdapterConfig | None = None,
     ) -> None:
         if device == "cpu":
             os.environ.update(cpu_environment(config))
@@ -73,7 +79,13 @@ class Engine:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:
             extra["worker_extension_cls"] = worker_extension
+        if adapter is not None:
+            extra |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_room(adapter.rank)}
+            # The head stays as it is: vLLM's adapter of a head cannot give the log-probs of prompts.
+            extra["lora_target_modules"] = list(adapter.targets)
         self.window, self._pause_mode = config.window, "keep" if in_flight else "wait"
+        self._adapter: LoRARequest | None = None
+        self._adapter_digest = ""
         self._ids = itertools.count()
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -91,8 +103,12 @@ class Engine:
             )
         )
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+    ) -> list[Sample]:
         """One response per request, under its `sampler_ids`; requests with the same prompt share one prefill.
+
+        base: by the model itself, without the adapter that it may have; so in the methods below.
 
         Returns samples in the order of `requests`; `sampler_logprobs` are under the prompt sampled from.
         """
@@ -102,7 +118,7 @@ class Engine:
         offsets = itertools.accumulate((len(members) for members in groups.values()), initial=seed)
         outputs = await asyncio.gather(
             *(
-                self._generate(requests[members[0]].sampler_ids, sampling, len(members), offset)
+                self._generate(requests[members[0]].sampler_ids, sampling, len(members), offset, base=base)
                 for members, offset in zip(groups.values(), offsets, strict=False)
             )
         )
@@ -124,15 +140,22 @@ class Engine:
         )
         return [[completion.text for completion in output.outputs] for output in outputs]
 
-    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
         """log pi(y_t | prompt, y_<t) for every response token; float32 [T] per row. Nothing is sampled or kept.
 
         Rows with the same prompt share its prefill, whether or not they come in one call.
         """
-        return list(await asyncio.gather(*(self._score(p, y) for p, y in zip(prompts, responses, strict=True))))
+        rows = zip(prompts, responses, strict=True)
+        return list(await asyncio.gather(*(self._score(prompt, response, base) for prompt, response in rows)))
 
     async def _generate(
-        self, prompt_ids: Ids, sampling: SamplingConfig, num_samples: int, seed: int, detokenize: bool = False
+        self,
+        prompt_ids: Ids,
+        sampling: SamplingConfig,
+        num_samples: int,
+        seed: int,
+        detokenize: bool = False,
+        base: bool = False,
     ) -> "RequestOutput":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -149,24 +172,24 @@ class Engine:
             detokenize=detokenize,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return await self._run(prompt_ids, params)
+        return await self._run(prompt_ids, params, base)
 
-    async def _score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+    async def _score(self, prompt_ids: Ids, response_ids: Ids, base: bool) -> Floats:
         full = np.concatenate([prompt_ids, response_ids])
         if len(full) > self.window:
             raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
-        output = await self._read(full, shared=True)
+        output = await self._read(full, True, base)
         # The log-prob of a token is read at the token before it. One that came from the cache has nothing to read: it
         # belonged to a prompt of this one's length or longer, such as the same row scored before.
         if (output.num_cached_tokens or 0) >= len(prompt_ids):
-            output = await self._read(full, shared=False)
+            output = await self._read(full, False, base)
         flat = output.prompt_logprobs
         assert flat is not None and len(flat) == len(full)
         # Position 0 has no log-prob; every other position holds its own token's first.
         starts = np.asarray(flat.start_indices[len(prompt_ids) :])
         return np.asarray(flat.logprobs, np.float32)[starts]
 
-    async def _read(self, ids: Ids, shared: bool) -> "RequestOutput":
+    async def _read(self, ids: Ids, shared: bool, base: bool) -> "RequestOutput":
         """A forward pass over `ids` with the log-probs of its tokens, garbage at those that a shared prefix gave."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -180,12 +203,15 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_reading_prefix_cache=not shared,
         )
-        return await self._run(ids, params)
+        return await self._run(ids, params, base)
 
-    async def _run(self, prompt_ids: Ids, params: Any) -> "RequestOutput":
+    async def _run(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
         final = None
         async for output in self._llm.generate(
-            {"prompt_token_ids": prompt_ids.tolist()}, params, request_id=str(next(self._ids))
+            {"prompt_token_ids": prompt_ids.tolist()},
+            params,
+            request_id=str(next(self._ids)),
+            lora_request=None if base else self._adapter,
         ):
             final = output
         assert final is not None
@@ -211,9 +237,29 @@ class Engine:
         await self._llm.update_weight_version(version)
         await self._llm.resume_generation()
 
+    async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
+        """Samples and scores with the adapter of these files from now on; what is under way ends with the one before.
+
+        Each version has a name of its own, so that no prefix comes from another's cache.
+        """
+        from vllm.lora.request import LoRARequest
+
+        await self._llm.pause_generation(mode="wait", clear_cache=False)
+        with tempfile.TemporaryDirectory(prefix="edge-opd-adapter-") as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            adapter = LoRARequest(f"version-{version}", version + 1, folder)
+            if self._adapter is not None:
+                await self._llm.remove_lora(self._adapter.lora_int_id)
+            await self._llm.add_lora(adapter)
+        self._adapter, self._adapter_digest = adapter, files_digest(files)
+        await self.update_weight_version(str(version))
+
     async def weight_state(self) -> tuple[int, str]:
         """(version, digest of the last weights received); version 0 and "" before the first update."""
         version = await self._llm.get_weight_version()
+        if self._adapter is not None:
+            return int(version), self._adapter_digest
         digests = set(await self._llm.collective_rpc("received_digest"))
         if len(digests) != 1:
             raise RuntimeError(f"the engine's workers hold different weights: digests {sorted(digests)}")
@@ -221,6 +267,21 @@ class Engine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """SHA-256 of the files, shortened."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + files[name])
+    return digest.hexdigest()[:16]
+
+
+def _lora_room(rank: int) -> int:
+    """The least rank for which vLLM has room that is not less."""
+    from vllm.config.lora import MaxLoRARanks
+
+    return min(room for room in get_args(MaxLoRARanks) if room >= rank)
 
 
 def _to_sample(request: RolloutRequest, completion: "CompletionOutput") -> Sample:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,28 +14,6 @@ from tests.runs import FINISHED, small_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-# Files whose tests run the whole pipeline, which takes about 11 GB.
-PIPELINE = tuple(f"tests/test_{name}.py" for name in ("pipeline", "job_submit", "teachers", "gpu"))
-
-
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` has two workers. A file's tests go to one, and so do all that run the whole pipeline, one by one."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class OnePipeline(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
-            return "pipeline" if file in PIPELINE else file
-
-    return OnePipeline(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first."""
-    items.sort(key=lambda item: (item.nodeid.split("::")[0] not in PIPELINE, "engine" not in item.keywords))
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +34,15 @@ def tokenizer(default_model: Path) -> "PreTrainedTokenizerBase":
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `fakes.tiny_model`: float32, tied embeddings, no tokenizer."""
     return fakes.tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def small_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the default one's tokenizer, for runs whose subject is not what a model says."""
+    folder = tmp_path_factory.mktemp("small-model")
+    # vLLM's attention on CPUs knows no smaller heads.
+    sizes = {"vocab": 49152, "hidden_size": 128, "head_dim": 32}
+    return fakes.tiny_model(folder, dtype="bfloat16", tokenizer_from=default_model, **sizes)
 
 
 @pytest.fixture(scope="session")

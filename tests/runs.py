@@ -36,6 +36,23 @@ def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> su
     return edge_opd(*small_arguments(run_dir, *overrides), *flags)
 
 
+def side_by_side(scripts: dict[str, list[str]], timeout: int = 400) -> None:
+    """Runs each list of Python arguments in a process of its own, all at once; AssertionError for one that fails."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = {
+        name: subprocess.Popen([sys.executable, *script], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        for name, script in scripts.items()
+    }
+    try:
+        for name, process in started.items():
+            _, said = process.communicate(timeout=timeout)
+            assert process.returncode == 0, f"{name}: {said[-3000:]}"
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -96,7 +96,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[learner]\nbetas = [0.9, 1.0]", "learner.betas", "(0.9, 1.0)", "below 1"),
         ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "'k1'"),
         ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
-        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'gloo', 'ipc', 'nccl')"),
+        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'gloo', 'ipc', 'nccl', 'ray')"),
         ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),
     ],
 )  # fmt: skip
@@ -359,7 +359,8 @@ def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
 def placed(*nodes: Share, **counts: Any) -> Plan:
     student = EngineConfig(num_engines=counts.get("students", 1), tensor_parallel_size=counts.get("student_tp", 1))
     teacher = TeacherConfig(num_engines=counts.get("teachers", 1), tensor_parallel_size=counts.get("teacher_tp", 1))
-    learner = LearnerConfig(num_ranks=counts.get("ranks", 1))
+    teacher = replace(teacher, dtype=student.dtype if "lora_rank" in counts else teacher.dtype)
+    learner = LearnerConfig(num_ranks=counts.get("ranks", 1), lora_rank=counts.get("lora_rank", 0))
     weights = WeightsConfig(transport=counts.get("transport", "auto"))
     return make_plan(Recipe(student=student, teacher=teacher, learner=learner, weights=weights), nodes)
 
@@ -466,6 +467,37 @@ def test_less_than_a_cpu_is_not_enough() -> None:
         placed(Share(0.5, 0))
     with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0$"):
         placed()
+
+
+def test_beside_an_adapter_the_teacher_has_no_engines_and_its_pushes_are_rays() -> None:
+    lora = {"lora_rank": 8}
+    plan = placed(Share(4, 0), teachers=3, **lora)
+    assert (plan.transport, plan.colocated, plan.shares["teacher"]) == ("ray", True, [])
+    plan = placed(Share(4, 0), Share(4, 0), **lora)
+    assert (plan.transport, plan.colocated, plan.spread, len(plan.bundles)) == ("ray", False, True, 2)
+    plan = placed(Share(4, 1), **lora)
+    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ray", True)
+    plan = placed(Share(4, 2), **lora)
+    assert (plan.transport, plan.bundles, plan.bundle("learner", 0)) == ("ray", [Share(1, 1)] * 2, 1)
+    with pytest.raises(ValueError, match=r"weights\.transport: found 'shm' .* expected 'auto' or 'ray'"):
+        placed(Share(4, 0), transport="shm", **lora)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["teacher.kind=live"], "teacher.kind: found 'live', expected the frozen base with learner.lora_rank"),
+        (["teacher.path=/m"], "teacher.path: found '/m', expected the frozen base with learner.lora_rank"),
+        (["teacher.dtype=float32"], "teacher.dtype: found 'float32', expected student.dtype with learner.lora_rank"),
+        (["learner.lora_targets=['q_proj', 'lm_head']"], "lora_targets: found ('q_proj', 'lm_head'), expected layers"),
+        (["learner.lora_targets=[]"], "lora_targets: found (), expected names of linear layers"),
+        (["learner.lora_alpha=0"], "lora_alpha: found 0, expected at least 1"),
+    ],
+)
+def test_an_adapter_goes_with_its_own_base_only(tmp_path: Path, overrides: list[str], key: str) -> None:
+    path = write(tmp_path, "[learner]\nlora_rank = 8\n[teacher]\ndtype = 'bfloat16'")
+    assert load_recipe(path).teacher_engines == 0
+    assert key in refusal(path, *overrides)
 
 
 # The folder of a run over several hosts

@@ -5,7 +5,6 @@ One engine a dtype; each engine lives in a subprocess of its own, as in a run, w
 
 import asyncio
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evidence.records import Ids, RolloutRequest
 from rollout.render import Renderer
+from tests.runs import side_by_side
 
 pytestmark = pytest.mark.engine
 
@@ -64,8 +64,8 @@ async def _score_shared(engine: Any) -> dict[str, Any]:
     reads: list[tuple[int, bool, int]] = []
     read = engine._read
 
-    async def recording(ids: Ids, shared: bool) -> Any:
-        output = await read(ids, shared)
+    async def recording(ids: Ids, shared: bool, base: bool) -> Any:
+        output = await read(ids, shared, base)
         reads.append((len(ids), shared, output.num_cached_tokens))
         return output
 
@@ -116,14 +116,19 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def driven(request: pytest.FixtureRequest, default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module")
+def outputs(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What each dtype's engine found. They run side by side: each waits for imports most of its time."""
+    folder = tmp_path_factory.mktemp("engines")
+    targets = {dtype: folder / f"{dtype}.json" for dtype in TOLERANCE}
+    side_by_side({dtype: [__file__, str(default_model), dtype, str(target)] for dtype, target in targets.items()})
+    return targets
+
+
+@pytest.fixture(scope="module", params=TOLERANCE)
+def driven(request: pytest.FixtureRequest, outputs: dict[str, Path], default_model: Path) -> Any:
     """(dtype, requests, rows) of one engine."""
-    target = tmp_path_factory.mktemp("engine") / "rows.json"
-    command = [sys.executable, __file__, str(default_model), request.param, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return request.param, requests(str(default_model)), json.loads(target.read_text())
+    return request.param, requests(str(default_model)), json.loads(outputs[request.param].read_text())
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +160,11 @@ def test_every_column_agrees_with_float32_under_its_own_prompt(driven: Any, refe
     differences: dict[str, list[float]] = {"sampler": [], "plain": [], "context": []}
     ends: list[float] = []
     for request, row in zip(made, rows, strict=True):
+        known: dict[bytes, np.ndarray] = {}  # a row was sampled under one of the prompts that it is scored under
         for column, prompt_ids in columns(request).items():
-            expected = reference_logprobs(reference, prompt_ids, row["response_ids"])
+            if (key := prompt_ids.tobytes()) not in known:
+                known[key] = reference_logprobs(reference, prompt_ids, row["response_ids"])
+            expected = known[key]
             assert len(row[column]) == len(row["response_ids"])
             difference = np.abs(np.array(row[column]) - expected)
             differences[column].extend(difference)

@@ -21,7 +21,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
-from tests.runs import FINISHED, RECIPE, edge_opd, lines, small_arguments, small_run
+from tests.runs import FINISHED, RECIPE, REPEATABLE, edge_opd, lines, small_arguments, small_run
 
 pytestmark = pytest.mark.engine
 
@@ -102,28 +102,6 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
         assert word in card
 
 
-def test_a_run_that_was_cut_goes_on_from_its_checkpoint(finished: tuple[Path, Any], tmp_path: Path) -> None:
-    """A copy that ends after its first checkpoint repeats the second step, on two ranks under ZeRO-3."""
-    whole, run_dir = finished[0], tmp_path / "cut"
-    shutil.copytree(whole, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
-    shutil.rmtree(run_dir / "export")
-    (run_dir / "checkpoints" / "latest").write_text("step-000001")
-    done = small_run(run_dir, *FINISHED, flags=("--resume",))
-    assert done.returncode == 0 and "step   2/2" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
-
-    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
-    assert [record["step"] for record in metrics] == [0, 1, 1] and [probe["step"] for probe in probes] == [0, 2, 2]
-    # The checkpoint holds the weights that step 0 pushed, so the repeated step samples from exactly those.
-    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
-    assert ours.schema.metadata[b"weights_digest"].decode() == metrics[0]["weights_digest"]
-    same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
-    assert all(ours.column(name).to_pylist() == theirs.column(name).to_pylist() for name in same)
-    manifest = Manifest(run_dir / "manifest.jsonl")
-    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
-    assert (run_dir / "export" / "model.safetensors").is_file()
-
-
 def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
     run_dir, _ = finished
     done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=8")
@@ -178,30 +156,86 @@ def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest
         assert not (tmp_path / "run").exists()
 
 
-def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path) -> None:
-    done = small_run(tmp_path / "dead", "student.kv_cache_gib=100000.0")
+ADAPTER = (
+    "learner.lora_rank=8", "learner.lr=1e-2", "student.dtype=float32", "evidence.region=all", "run.checkpoint_every=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapted(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, tuple[str, ...], str]":
+    """(run directory, settings, what it printed) of a run with LoRA."""
+    run_dir, settings = tmp_path_factory.mktemp("runs") / "adapted", (f"model.path={small_model}", *ADAPTER, REPEATABLE)
+    done = small_run(run_dir, *settings)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return run_dir, settings, done.stdout
+
+
+def test_beside_an_adapter_one_engine_is_student_and_teacher(
+    adapted: tuple[Path, tuple[str, ...], str], small_model: Path
+) -> None:
+    """The teacher's columns stay the base's, the student's leave them, and the export is an ordinary model."""
+    run_dir, _, printed = adapted
+    assert "weights over ray, 1 student and 0 teacher engine(s)" in printed
+    base = AutoModelForCausalLM.from_pretrained(str(small_model), dtype=torch.float32)
+    apart = []
+    for step in (0, 1):
+        table = read_shard(str(run_dir / "shards" / f"step-{step:06d}.arrow"))
+        assert table.column("policy_version_min").to_pylist() == [step] * 8
+        rows = table.to_pylist()
+        for row in rows:
+            plain, context = (
+                _reference(base, row[prompt], row["response_ids"]) for prompt in ("prompt_ids", "context_prompt_ids")
+            )
+            assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
+            assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+        own = [np.subtract(row["sampler_logprobs"], row["teacher_logprobs"]) for row in rows if not row["guided"]]
+        apart.append(np.abs(np.concatenate(own)).max())
+    assert apart[0] < 1e-3 < 0.05 < apart[1]
+    exported = AutoModelForCausalLM.from_pretrained(str(run_dir / "export"), dtype=torch.float32).state_dict()
+    changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, exported[name])}
+    assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)
+
+
+def test_a_run_that_was_cut_goes_on_from_its_checkpoint(
+    adapted: tuple[Path, tuple[str, ...], str], tmp_path: Path
+) -> None:
+    """A copy that ends after its first checkpoint repeats the second step: the same weights give the same tokens."""
+    (whole, settings, _), run_dir = adapted, tmp_path / "cut"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    shutil.rmtree(run_dir / "export")
+    (run_dir / "checkpoints" / "latest").write_text("step-000001")
+    done = small_run(run_dir, *settings, flags=("--resume",))
+    assert done.returncode == 0 and "step   2/2" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1, 1] and [probe["step"] for probe in probes] == [0, 2, 2]
+    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
+    assert ours.schema.metadata[b"weights_digest"].decode() == metrics[0]["weights_digest"]
+    same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
+    assert all(ours.column(name).to_pylist() == theirs.column(name).to_pylist() for name in same)
+    assert metrics[2]["weights_digest"] == metrics[1]["weights_digest"]  # the optimizer was brought back too
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    assert (run_dir / "export" / "model.safetensors").is_file()
+
+
+def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path, small_model: Path) -> None:
+    done = small_run(tmp_path / "dead", f"model.path={small_model}", "student.kv_cache_gib=100000.0")
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
     assert "100000" in done.stderr  # vLLM's own words
 
 
-def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path) -> None:
-    """No bfloat16 engine agrees with the learner to 1e-6: the canary before the first step must say so."""
-    done = small_run(tmp_path / "canary", "weights.canary_tolerance=1e-6")
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "canary at version 0: student engine 0 differs from the learner" in done.stderr
-    assert not (tmp_path / "canary" / "manifest.jsonl").exists()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small_model: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
-        done = small_run(tmp_path / "full", f"run.storage={disk}")
+        done = small_run(tmp_path / "full", f"model.path={small_model}", f"run.storage={disk}")
         assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
         assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
         assert list(disk.iterdir()) == []

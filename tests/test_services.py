@@ -2,10 +2,14 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from cluster.services import all_within, within
+from cluster.config import Recipe
+from cluster.services import Services, all_within, within
 
 
 async def answer(value: str, after_s: float = 0.0) -> str:
@@ -44,3 +48,35 @@ def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
     with pytest.raises(RuntimeError, match="rank 1 died"):
         asyncio.run(all_within(60, "learner", [answer("a", delay), fail()]))
     assert time.monotonic() - begun < 30
+
+
+# The canary. That a real engine with stale weights is off by more than the tolerance is in
+# tests/test_weight_handoff.py; that one with the learner's own is not, in tests/test_pipeline.py.
+
+
+def scoring(*logprobs: float, in_a_list: bool) -> Any:
+    """A handle of an actor whose score is this: of many rows for an engine, of one for the learner."""
+
+    async def score(*_: Any) -> Any:
+        found = np.array(logprobs, np.float32)
+        return [found] if in_a_list else found
+
+    return SimpleNamespace(score=SimpleNamespace(remote=score))
+
+
+def canary(*engines: Any) -> float:
+    services = Services.__new__(Services)
+    services.recipe, services._pools = Recipe(), {"student": list(engines)}
+    services.learners = [scoring(-1.0, -2.0, in_a_list=False)]
+    return asyncio.run(services.canary("student", np.arange(3), np.arange(2), 7))
+
+
+def test_the_canary_is_the_worst_engines_mean_difference() -> None:
+    engines = scoring(-1.0, -2.0, in_a_list=True), scoring(-1.02, -2.06, in_a_list=True)
+    assert canary(*engines) == pytest.approx(0.04, abs=1e-6)
+
+
+@pytest.mark.parametrize("last", [-2.3, float("nan")])
+def test_an_engine_that_disagrees_is_named(last: float) -> None:
+    with pytest.raises(RuntimeError, match="canary at version 7: student engine 1 differs from the learner by "):
+        canary(scoring(-1.0, -2.0, in_a_list=True), scoring(-1.0, last, in_a_list=True))

@@ -27,13 +27,14 @@ def column(table: Any, name: str) -> np.ndarray:
 
 
 @pytest.mark.engine
-def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> None:
+def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path, small_model: Path) -> None:
     """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start.
 
     Here the teacher samples and the evidence is teacher_student, so that the student's engines score every row.
     """
     settings = ("teacher.kind=live", "evidence.kind=teacher_student", "rollout.sampler=teacher")
-    done = small_run(tmp_path / "run", *DRIFT, *settings, "learner.dtype=float32", "student.dtype=float32")
+    exact = ("learner.dtype=float32", "student.dtype=float32")
+    done = small_run(tmp_path / "run", f"model.path={small_model}", *DRIFT, *settings, *exact)
     assert done.returncode == 0, done.stderr[-2000:]
     for version, table in enumerate(tables(tmp_path / "run")):
         for name in ("teacher_version", "policy_version_min", "policy_version_max"):
@@ -54,12 +55,19 @@ def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path) -> Non
 
 @pytest.mark.engine
 def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_base(
-    tmp_path: Path, default_model: Path
+    tmp_path: Path, small_model: Path
 ) -> None:
     """The same loop with a staleness bound of 1: no rollout is older than that, and every shard is trained once."""
-    settings = ("teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-3", "learner.beta_kl=0.05")
+    settings = ("teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-2", "learner.beta_kl=0.05")
     run_dir = tmp_path / "run"
-    done = small_run(run_dir, *settings, "run.max_policy_lag=1", "run.steps=3", "weights.in_flight=false")
+    done = small_run(
+        run_dir,
+        f"model.path={small_model}",
+        *settings,
+        "run.max_policy_lag=1",
+        "run.steps=3",
+        "weights.in_flight=false",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     records = lines(run_dir / "metrics.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2]
@@ -74,7 +82,7 @@ def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_bas
         )
         assert oldest == newest  # an update waits for the rollouts under way
         assert all(max(step - 1, 0) <= version <= step for version in (*oldest, *held))
-    base = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(str(small_model), dtype=torch.float32)
     first, _, last = (distance_from(base, table.to_pylist()[0]) for table in tables(run_dir))
     assert first < 1e-3 < 0.05 < last
     anchored = [record["anchor_kl"] for record in records]

@@ -6,7 +6,6 @@ The model has tied embeddings: a stale packed lm_head leaves every checksum righ
 import asyncio
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.runs import free_port
+from tests.runs import free_port, side_by_side
 
 pytestmark = pytest.mark.engine
 
@@ -102,28 +101,27 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     return {"before": before, "after": after, "fresh": fresh, "state": state, "sent": digest.hexdigest()}
 
 
+RECEIVER = "cluster.weights.WeightReceiver"
+DRIVES = {
+    "shm": ("shm", "edge_shm", RECEIVER),
+    "gloo": ("gloo", "edge_gloo", RECEIVER),
+    "unmended": ("shm", "edge_unmended", "tests.unmended.UnmendedReceiver"),
+}
+
+
 @pytest.fixture(scope="module")
-def drive(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def run(transport: str, backend: str, receiver: str = "cluster.weights.WeightReceiver") -> dict[str, Any]:
-        target = tmp_path_factory.mktemp("handoff") / "result.json"
-        command = [sys.executable, __file__, str(default_model), transport, backend, receiver, str(target)]
-        root = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=root, env=_environment(root))
-        assert done.returncode == 0, done.stderr[-3000:]
-        return dict(json.loads(target.read_text()))
-
-    return run
-
-
-def _environment(root: Path) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(root)}
+def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each of `DRIVES` found, run side by side."""
+    folder = tmp_path_factory.mktemp("handoff")
+    side_by_side({name: [__file__, str(default_model), *how, str(folder / name)] for name, how in DRIVES.items()})
+    return {name: json.loads((folder / name).read_text()) for name in DRIVES}
 
 
 @pytest.mark.parametrize("transport", ["shm", "gloo"])
-def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_model: Path, transport: str) -> None:
-    result = drive(transport, f"edge_{transport}")
+def test_a_push_changes_the_engine_to_the_learners_weights(
+    results: dict[str, dict[str, Any]], default_model: Path, transport: str
+) -> None:
+    result = results[transport]
     original = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
     assert np.abs(np.array(result["before"]) - hf_logprobs(original)).max() < 1e-3
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
@@ -133,9 +131,9 @@ def test_a_push_changes_the_engine_to_the_learners_weights(drive: Any, default_m
     assert result["state"] == [5, result["sent"]]
 
 
-def test_only_the_canary_sees_a_stale_tied_head(drive: Any, default_model: Path) -> None:
+def test_only_the_canary_sees_a_stale_tied_head(results: dict[str, dict[str, Any]], default_model: Path) -> None:
     """Version and digest are right, the outputs are not: this is why the canary exists."""
-    result = drive("shm", "edge_unmended", "tests.unmended.UnmendedReceiver")
+    result = results["unmended"]
     assert result["state"] == [5, result["sent"]]
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
     assert np.abs(np.array(result["after"]) - expected).mean() > 0.1  # the default canary_tolerance

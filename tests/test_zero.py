@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evidence.diagnostics import TokenStats
 from evidence.records import Ids, TrainRow
+from learner.adapter import add_adapter
 from learner.batches import plan, row_length
+from learner.config import LearnerConfig
 from tests import fakes
 from tests.zero_process import Job, Scenario
 
@@ -37,7 +39,7 @@ BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
 BETA = 0.05
 LR = 1e-3
 JSD_BETA, TOP_K = 0.3, 20
-EMA_RATE = 0.75
+EMA_RATE, LORA_RANK = 0.75, 4
 FLOAT32 = {"dtype": "float32", "lr": LR, "grad_clip": 0.0, "head_chunk_tokens": 5}
 # (context, prompt, response) tokens of each row: unequal, one-token responses among them, and an odd number of rows.
 SIZES = [(4, 5, 7), (3, 1, 4), (6, 9, 1), (1, 2, 1), (5, 3, 12), (2, 6, 2), (3, 4, 9)]
@@ -212,8 +214,9 @@ def scenarios(
         "load-nothing": of(rows, stage, act="load_nothing", extra={"folder": str(folder / "empty")}),
         "bfloat16": of(soft_rows, stage, dtype="bfloat16"),
     }  # fmt: skip
+    lora = {f"lora-{stage}": of(soft_rows, stage, act="adapter_steps", lora_rank=LORA_RANK) for stage in STAGES}
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
-    return grid | common | one_row
+    return grid | common | lora | one_row
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -532,6 +535,32 @@ def jsd_by_hand(teacher: Tensor, student: Tensor, top_k: int) -> Tensor:
     mixture = JSD_BETA * teacher + (1 - JSD_BETA) * student
     from_teacher, from_student = ((p * (p / mixture).log()).sum(1) for p in (teacher, student))
     return JSD_BETA * from_teacher + (1 - JSD_BETA) * from_student
+
+
+# LoRA
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_adapter_takes_the_reference_steps_and_nothing_else_moves(
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int
+) -> None:
+    """Two steps: in the first B is 0, so that A has no gradient yet."""
+    reference = plain_model(model)
+    add_adapter(reference, LearnerConfig(lora_rank=LORA_RANK))
+    trained = {name: parameter for name, parameter in reference.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
+    first, _, last = results.of(f"lora-{stage}")["weights"]
+    assert first.keys() == trained.keys() and all(".lora_" in name for name in trained)
+    assert results.of(f"lora-{stage}")["moved"] == []
+    assert all(torch.equal(first[name], parameter) for name, parameter in trained.items())
+    for _ in range(2):
+        optimizer.zero_grad()
+        reference_loss(reference, soft_rows, BETA)[0].backward()
+        optimizer.step()
+    moved = torch.cat([(last[name] - first[name]).abs().flatten() for name in trained])
+    apart = torch.cat([(last[name] - parameter.detach()).abs().flatten() for name, parameter in trained.items()])
+    assert (moved > 0.5 * LR).float().mean() > 0.9 and all(not torch.equal(last[name], first[name]) for name in trained)
+    assert (apart > 0.05 * LR).float().mean() < 2e-2
 
 
 # Full tensors, checkpoints, export

@@ -16,6 +16,7 @@ from evidence.records import TrainRow
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
     from learner.ema import Ema
     from learner.engine import ZeroEngine
@@ -53,6 +54,10 @@ def copied(named: "Iterable[tuple[str, Tensor]]") -> Tensors:
     return {name: tensor.to("cpu", copy=True) for name, tensor in named}
 
 
+def trained(engine: "ZeroEngine") -> "list[tuple[str, Parameter]]":
+    return [(name, param) for name, param in engine.engine.module.causal_lm.named_parameters() if param.requires_grad]
+
+
 def record_gradients(engine: "ZeroEngine") -> list[Tensors]:
     """A list that gets the full float32 gradients just before each of DeepSpeed's optimizer steps."""
     from deepspeed.utils import safe_get_full_grad
@@ -61,7 +66,7 @@ def record_gradients(engine: "ZeroEngine") -> list[Tensors]:
     deepspeed_step = engine.engine.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        named = engine.engine.module.causal_lm.named_parameters()
+        named = trained(engine)
         seen.append({name: safe_get_full_grad(param).float().cpu().clone() for name, param in named})
         return deepspeed_step(*args, **kwargs)
 
@@ -83,14 +88,24 @@ def two_steps(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> d
     from deepspeed.utils import safe_get_full_fp32_param
 
     def weights() -> Tensors:
-        named = engine.engine.module.causal_lm.named_parameters()
-        return {name: safe_get_full_fp32_param(param).cpu().clone() for name, param in named}
+        return {name: safe_get_full_fp32_param(param).cpu().clone() for name, param in trained(engine)}
 
     seen, reports = [weights()], []
     for _ in range(2):
         reports.append(trainer.step(scenario.rows))
         seen.append(weights())
     return {"reports": reports, "weights": seen}
+
+
+def adapter_steps(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Two training steps of a float32 adapter: its parameters around them, and those of everything else that moved."""
+    names, seen = set(engine.trained_names()), [full_parameters(engine)]
+    for _ in range(2):
+        trainer.step(scenario.rows)
+        seen.append(full_parameters(engine))
+    others = seen[0].keys() - names
+    moved = [name for name in others if not seen[0][name].equal(seen[-1][name])]
+    return {"weights": [{name: one[name] for name in sorted(names)} for one in seen], "moved": moved}
 
 
 def score(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
@@ -208,7 +223,7 @@ def gather(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 
 ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
     act.__name__: act
-    for act in (step, two_steps, score, live_teacher, checkpoint, resume, load_nothing, export, gather)
+    for act in (step, two_steps, adapter_steps, score, live_teacher, checkpoint, resume, load_nothing, export, gather)
 }
 
 
