@@ -113,7 +113,7 @@ def test_three_hosts_learn_what_one_host_learns(
 ) -> None:
     alone, run_dir = finished[0], cluster.runs / "hosts"
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
-    settings = (*FINISHED, "run.checkpoint_every=0", f"run.storage={cluster.store}")
+    settings = (*FINISHED, f"run.storage={cluster.store}")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
     done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -21,7 +21,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
-from tests.runs import FINISHED, RECIPE, REPEATABLE, edge_opd, lines, small_arguments, small_run
+from tests.runs import FINISHED, RECIPE, edge_opd, lines, small_arguments, small_run
 
 pytestmark = pytest.mark.engine
 
@@ -53,7 +53,7 @@ def test_generations_of_a_step_come_from_the_weights_of_the_step_before(finished
 
 
 def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any], default_model: Path) -> None:
-    """The first shard: sampled by the base model, scored by the frozen teacher in float32."""
+    """The first shard: sampled by the base model and scored by the frozen teacher, both in float32."""
     run_dir, _ = finished
     table = read_shard(min(Manifest(run_dir / "manifest.jsonl").written()))
     model = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
@@ -67,7 +67,7 @@ def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any
         assert np.array_equal(np.array(row["evidence"], np.float32), evidence)
         assert row["mask"] == (evidence > 0).tolist()
         sampler.extend(np.abs(np.array(row["sampler_logprobs"]) - (context if row["guided"] else plain)))
-    assert np.mean(sampler) < 0.05  # the student engine samples in bfloat16
+    assert np.max(sampler) < 1e-3
     assert [row["guided"] for row in table.to_pylist()] == [True, True, False, False] * 2
 
 
@@ -164,7 +164,7 @@ ADAPTER = (
 @pytest.fixture(scope="module")
 def adapted(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, tuple[str, ...], str]":
     """(run directory, settings, what it printed) of a run with LoRA."""
-    run_dir, settings = tmp_path_factory.mktemp("runs") / "adapted", (f"model.path={small_model}", *ADAPTER, REPEATABLE)
+    run_dir, settings = tmp_path_factory.mktemp("runs") / "adapted", (f"model.path={small_model}", *ADAPTER)
     done = small_run(run_dir, *settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return run_dir, settings, done.stdout
