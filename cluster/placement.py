@@ -32,22 +32,32 @@ class Plan:
     device: str  # "cpu" or "cuda"
     transport: str
     shares: dict[str, list[Share]]  # by pool: of each engine or learner rank
-    colocated: bool  # everyone on one node; otherwise each where it fits
-    spread: bool  # over as many nodes as there are; otherwise over as few as will do
+    num_nodes: int | None  # over which they are dealt out in turn; None: each where it fits, on few nodes
     threads: int = 0  # OpenMP threads of a learner rank on CPUs
 
     @property
+    def colocated(self) -> bool:
+        return self.num_nodes == 1
+
+    @property
     def bundles(self) -> list[Share]:
-        """What must be free together on one node: everyone's, or each engine's and rank's own."""
+        """What must be free together on one node: a node's part of everyone, or each engine's and rank's own."""
         each = [share for pool in POOLS for share in self.shares[pool]]
-        if not self.colocated:
+        if self.num_nodes is None:
             return each
-        gpus = sum(share.gpus for share in each)
-        return [Share(sum(share.cpus for share in each), 1.0 if gpus else 0.0)]
+        parts = [each[node :: self.num_nodes] for node in range(self.num_nodes)]
+        cpus = [sum(share.cpus for share in part) for part in parts]
+        return [Share(sum_cpus, 1.0 if part[0].gpus else 0.0) for sum_cpus, part in zip(cpus, parts, strict=True)]
+
+    @property
+    def strategy(self) -> str:
+        """Ray's name for how the bundles lie on the nodes."""
+        return "PACK" if self.num_nodes is None else "STRICT_SPREAD"
 
     def bundle(self, pool: str, index: int) -> int:
         """The place in `bundles` of engine or rank `index` of a pool."""
-        return 0 if self.colocated else index + sum(len(self.shares[p]) for p in POOLS[: POOLS.index(pool)])
+        place = index + sum(len(self.shares[before]) for before in POOLS[: POOLS.index(pool)])
+        return place if self.num_nodes is None else place % self.num_nodes
 
 
 def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
@@ -71,14 +81,14 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
             "teacher": [Share(1, teacher.tensor_parallel_size)] * num_teachers,
             "learner": [Share(1, 1)] * learner.num_ranks,
         }
-        plan = Plan("cuda", transport, shares, colocated=False, spread=False)
+        plan = Plan("cuda", transport, shares, num_nodes=None)
         _require_room(plan, nodes)
         return plan
     if asked == (3 if num_teachers else 2):
         transport = _transport(recipe, ("ipc",), "on one shared GPU")
         third = [Share(1, 0.33)]
         shares = {"student": third, "teacher": third * num_teachers, "learner": third}
-        return Plan("cuda", transport, shares, colocated=True, spread=False)
+        return Plan("cuda", transport, shares, num_nodes=1)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"
@@ -94,16 +104,14 @@ def _cpu_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
     where = f"on {len(nodes)} nodes without GPUs" if several else "on a node without GPUs"
     transport = _transport(recipe, ("gloo", "shm") if several else ("shm", "gloo"), where)
     counts = (recipe.student.num_engines, recipe.teacher_engines, recipe.learner.num_ranks)
-    together = transport == "shm" or (transport == "ray" and not several)
-    if together:  # on the largest node
-        actors, ranks = sum(counts), recipe.learner.num_ranks
-    else:  # the smallest node has its part
-        cpus = min(node.cpus for node in nodes)
-        actors, ranks = (-(-count // len(nodes)) for count in (sum(counts), recipe.learner.num_ranks))
+    if transport == "shm" or not several:  # on the largest node
+        num_nodes = 1
+    else:  # even the smallest has room for its part
+        num_nodes, cpus = min(len(nodes), sum(counts)), min(node.cpus for node in nodes)
+    actors, ranks = (-(-count // num_nodes) for count in (sum(counts), recipe.learner.num_ranks))
     share = Share(min(1.0, cpus / (actors + 1)), 0)
     shares = {pool: [share] * count for pool, count in zip(POOLS, counts, strict=True)}
-    threads = max(1, int(cpus) // ranks)
-    return Plan("cpu", transport, shares, colocated=together, spread=not together, threads=threads)
+    return Plan("cpu", transport, shares, num_nodes, threads=max(1, int(cpus) // ranks))
 
 
 def _transport(recipe: Recipe, possible: Sequence[str], where: str) -> str:

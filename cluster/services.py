@@ -329,7 +329,7 @@ def reserve(plan: Plan, deadline_s: float) -> PlacementGroup:
         TimeoutError: the cluster has the resources but does not give them.
     """
     bundles = [{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) for share in plan.bundles]
-    group = placement_group(bundles, strategy="SPREAD" if plan.spread else "PACK")
+    group = placement_group(bundles, strategy=plan.strategy)
     if not group.wait(timeout_seconds=deadline_s):
         remove_placement_group(group)
         asked = ", ".join(str(share) for share in plan.bundles)

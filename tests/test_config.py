@@ -386,19 +386,22 @@ def test_cpu_ranks_divide_the_threads() -> None:
 
 
 def test_cpu_nodes_each_take_their_part() -> None:
-    """Two engines and two ranks over three nodes: at most two on one, and a head without CPUs counts for nothing."""
+    """Two engines and two ranks over three nodes, dealt out in turn; a head without CPUs counts for nothing."""
     plan = placed(Share(0, 0), Share(2, 0), Share(4, 0), Share(4, 0), ranks=2)
-    assert (plan.device, plan.transport, plan.colocated, plan.spread, plan.threads) == ("cpu", "gloo", False, True, 2)
-    assert plan.bundles == everyone(plan) and len(plan.bundles) == 4
-    assert 2 * plan.bundles[0].cpus <= 2
-    assert [plan.bundle("student", 0), plan.bundle("teacher", 0), plan.bundle("learner", 1)] == [0, 1, 3]
+    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cpu", "gloo", 3, "STRICT_SPREAD")
+    one = plan.shares["student"][0].cpus
+    assert [bundle.cpus for bundle in plan.bundles] == [2 * one, one, one] and 2 * one <= 2
+    places = [plan.bundle(*who) for who in (("student", 0), ("teacher", 0), ("learner", 0), ("learner", 1))]
+    assert places == [0, 1, 2, 0]
+    assert plan.threads == 2
+    assert placed(*[Share(2, 0)] * 9).num_nodes == 3
 
 
 def test_a_cpu_cluster_may_share_the_memory_of_its_largest_node_and_one_node_may_use_gloo() -> None:
     plan = placed(Share(2, 0), Share(6, 0), transport="shm")
     assert (plan.transport, plan.colocated, len(plan.bundles), plan.threads) == ("shm", True, 1, 6)
     plan = placed(Share(2, 0), transport="gloo")
-    assert (plan.transport, plan.colocated, len(plan.bundles)) == ("gloo", False, 3)
+    assert (plan.transport, plan.colocated, len(plan.bundles)) == ("gloo", True, 1)
 
 
 def test_one_gpu_is_shared_by_one_of_each() -> None:
@@ -412,7 +415,7 @@ def test_one_gpu_is_shared_by_one_of_each() -> None:
 
 def test_many_gpus_give_each_worker_and_rank_its_own() -> None:
     plan = placed(Share(8, 8), students=2, student_tp=2, ranks=3)  # 4 + 1 + 3
-    assert (plan.device, plan.transport, plan.colocated, plan.spread) == ("cuda", "nccl", False, False)
+    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cuda", "nccl", None, "PACK")
     assert plan.bundles == [Share(1, 2)] * 2 + [Share(1, 1)] * 4
     assert plan.bundle("learner", 2) == 5
 
@@ -474,7 +477,7 @@ def test_beside_an_adapter_the_teacher_has_no_engines_and_its_pushes_are_rays() 
     plan = placed(Share(4, 0), teachers=3, **lora)
     assert (plan.transport, plan.colocated, plan.shares["teacher"]) == ("ray", True, [])
     plan = placed(Share(4, 0), Share(4, 0), **lora)
-    assert (plan.transport, plan.colocated, plan.spread, len(plan.bundles)) == ("ray", False, True, 2)
+    assert (plan.transport, plan.num_nodes, len(plan.bundles)) == ("ray", 2, 2)
     plan = placed(Share(4, 1), **lora)
     assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ray", True)
     plan = placed(Share(4, 2), **lora)

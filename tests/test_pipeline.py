@@ -156,9 +156,8 @@ def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest
         assert not (tmp_path / "run").exists()
 
 
-ADAPTER = (
-    "learner.lora_rank=8", "learner.lr=1e-2", "student.dtype=float32", "evidence.region=all", "run.checkpoint_every=1",
-)  # fmt: skip
+ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")  # LoRA: it is student and teacher
+ADAPTER = (*ONE_ENGINE, "learner.lr=1e-2", "evidence.region=all", "run.checkpoint_every=1")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +220,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(
 
 
 def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path, small_model: Path) -> None:
-    done = small_run(tmp_path / "dead", f"model.path={small_model}", "student.kv_cache_gib=100000.0")
+    done = small_run(tmp_path / "dead", f"model.path={small_model}", *ONE_ENGINE, "student.kv_cache_gib=100000.0")
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
     assert "100000" in done.stderr  # vLLM's own words
@@ -235,7 +234,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small
     if mounted.returncode != 0:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
-        done = small_run(tmp_path / "full", f"model.path={small_model}", f"run.storage={disk}")
+        done = small_run(tmp_path / "full", f"model.path={small_model}", *ONE_ENGINE, f"run.storage={disk}")
         assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
         assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
         assert list(disk.iterdir()) == []
