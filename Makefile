@@ -8,6 +8,10 @@ READY := .venv/.ready
 SMOKE := runs/local-smoke
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
+# `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
+# of every run compiles vLLM and torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup local-smoke reproduce test bench lint clean FORCE
 
