@@ -164,8 +164,8 @@ class RolloutActor:
         pools = {
             "student": EnginePool(students, recipe.student.max_num_seqs),
             "teacher": EnginePool(teachers, recipe.teacher.max_num_seqs)
-            if teachers
-            else EnginePool(students, recipe.student.max_num_seqs, base=True),
+            if recipe.teacher_engines
+            else EnginePool(students, recipe.student.max_num_seqs, base=True),  # LoRA: without the adapter
         }
         requests, run = step_requests(recipe, resolve_model(model)), recipe.run
         self._worker = RolloutWorker(

@@ -31,11 +31,11 @@ class EnginePool:
 
     handles: of actors with the methods `sample`, `texts` and `score` of an engine.
     max_num_seqs: sequences that one engine runs at a time.
-    told: keyword arguments of every call.
+    options: keyword arguments of every call.
     """
 
-    def __init__(self, handles: Sequence[Any], max_num_seqs: int, **told: Any) -> None:
-        self._handles, self._room, self._told = list(handles), BATCHES * max_num_seqs, told
+    def __init__(self, handles: Sequence[Any], max_num_seqs: int, **options: Any) -> None:
+        self._handles, self._room, self._options = list(handles), BATCHES * max_num_seqs, options
         self._tokens, self._sequences = [0] * len(self._handles), [0] * len(self._handles)  # outstanding, by engine
         self._waiting: list[tuple[bool, int, Work, asyncio.Future[int]]] = []  # a heap
         self._numbers = itertools.count()
@@ -72,7 +72,7 @@ class EnginePool:
         heapq.heappush(self._waiting, (method != "score", next(self._numbers), work, place))
         self._give_out()
         try:
-            return await getattr(self._handles[await place], method).remote(*arguments, **self._told)
+            return await getattr(self._handles[await place], method).remote(*arguments, **self._options)
         finally:
             if not place.cancelled():  # an engine was found
                 self._tokens[place.result()] -= work.tokens

@@ -89,10 +89,10 @@ def check_task(recipe: Recipe) -> None:
 
 def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
     """ValueError when an engine of `pool` cannot share the model's attention heads out among its workers."""
-    heads, workers = (
-        AutoConfig.from_pretrained(model).get_text_config().num_attention_heads,
-        config.tensor_parallel_size,
-    )
+    workers = config.tensor_parallel_size
+    if workers == 1:  # and a model without attention
+        return
+    heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
     if heads % workers:
         raise ValueError(
             f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "

@@ -66,7 +66,7 @@ class LearnerConfig:
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")
-        _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 (no adapter) or more")
+        _require(0 <= self.lora_rank <= 512, "lora_rank", self.lora_rank, "0 (no adapter) to 512, vLLM's largest")
         _require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
         _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "names of linear layers")
         _require("lm_head" not in self.lora_targets, "lora_targets", self.lora_targets, "layers before the head")

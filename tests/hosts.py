@@ -1,4 +1,4 @@
-"""Hosts of their own on one machine: network namespaces on a bridge, each with its address, /tmp/... and processes."""
+"""Hosts of their own on one machine: network namespaces on a bridge, each with an address and processes of its own."""
 
 import os
 import subprocess

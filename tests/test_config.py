@@ -494,6 +494,7 @@ def test_beside_an_adapter_the_teacher_has_no_engines_and_its_pushes_are_rays() 
         (["teacher.dtype=float32"], "teacher.dtype: found 'float32', expected student.dtype with learner.lora_rank"),
         (["learner.lora_targets=['q_proj', 'lm_head']"], "lora_targets: found ('q_proj', 'lm_head'), expected layers"),
         (["learner.lora_targets=[]"], "lora_targets: found (), expected names of linear layers"),
+        (["learner.lora_rank=513"], "lora_rank: found 513, expected 0 (no adapter) to 512, vLLM's largest"),
         (["learner.lora_alpha=0"], "lora_alpha: found 0, expected at least 1"),
     ],
 )

@@ -129,6 +129,7 @@ def test_three_hosts_learn_what_one_host_learns(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2
     assert manifest.trained() == set(manifest.written()) and all("s3://" in uri for uri in manifest.written())
     assert not list((run_dir / "shards").iterdir())
     ours = {info.step: read_shard(uri, info) for uri, info in manifest.written().items()}

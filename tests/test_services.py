@@ -50,8 +50,7 @@ def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
     assert time.monotonic() - begun < 30
 
 
-# The canary. That a real engine with stale weights is off by more than the tolerance is in
-# tests/test_weight_handoff.py; that one with the learner's own is not, in tests/test_pipeline.py.
+# The canary. Of real engines: tests/test_weight_handoff.py, and the whole run that it stops in tests/test_pipeline.py.
 
 
 def scoring(*logprobs: float, in_a_list: bool) -> Any:
