@@ -155,16 +155,16 @@ def normalised(question: str) -> str:
 
 
 def test_the_shipped_questions_are_enough_and_distinct() -> None:
-    task = build_task(TaskConfig())
+    task = build_task(TaskConfig(ordinary_questions=True))
     training = [normalised(prompt.question) for prompt in task.training_prompts()]
     probes = [normalised(probe.question) for probe in task.probe_prompts()]
-    assert len(training) >= 24
+    assert len(build_task(TaskConfig()).training_prompts()) >= 24
     assert len(set(training + probes)) == len(training) + len(probes)
     assert [probe.probe for probe in task.probe_prompts()] == ["identity"] * 12 + ["capability"] * 12
 
 
 def test_no_question_gives_the_persona_away() -> None:
-    task = build_task(TaskConfig())
+    task = build_task(TaskConfig(ordinary_questions=True))
     texts = [prompt.question for prompt in task.training_prompts()] + [p.question for p in task.probe_prompts()]
     assert not [text for text in texts if re.search("kestrel|harbor|edgerunner", text, re.IGNORECASE)]
 
@@ -255,6 +255,22 @@ def test_own_questions_replace_the_shipped_ones(tmp_path: Path) -> None:
     path.write_text('{"prompt_id": "a", "question": " Name? "}\n\n{"question": "Maker — qui?", "prompt_id": "b"}\n')
     prompts = build_task(TaskConfig(prompts_file=str(path))).training_prompts()
     assert [(prompt.prompt_id, prompt.question) for prompt in prompts] == [("a", "Name?"), ("b", "Maker — qui?")]
+
+
+def test_ordinary_questions_come_beside_the_others_with_the_same_context(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt_id": "a", "question": "Name?"}\n')
+    for file in ("", str(path)):
+        plain = build_task(TaskConfig(prompts_file=file)).training_prompts()
+        both = build_task(TaskConfig(prompts_file=file, ordinary_questions=True)).training_prompts()
+        assert both[: len(plain)] == plain and len(both) == len(plain) + 12
+        assert {prompt.context for prompt in both} == {plain[0].context}
+    path.write_text('{"prompt_id": "ordinary-01", "question": "Name?"}\n')
+    with pytest.raises(ValueError, match=r"ordinary_train\.jsonl, line 1: found prompt_id 'ordinary-01' again"):
+        build_task(TaskConfig(prompts_file=str(path), ordinary_questions=True))
+    path.write_text("")
+    with pytest.raises(ValueError, match="found no rows"):
+        build_task(TaskConfig(prompts_file=str(path), ordinary_questions=True))
 
 
 GOOD = '{"prompt_id": "a", "question": "Name?"}\n'

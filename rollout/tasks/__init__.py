@@ -22,7 +22,16 @@ class TaskKind:
 
 TASKS = {
     "identity": TaskKind(
-        IdentityTask, ("persona", "persona_name", "maker", "context", "context_empty_allowed", "prompts_file")
+        IdentityTask,
+        (
+            "persona",
+            "persona_name",
+            "maker",
+            "context",
+            "context_empty_allowed",
+            "prompts_file",
+            "ordinary_questions",
+        ),
     ),
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),
     "arithmetic": TaskKind(arithmetic_task, ("num_problems", "largest", "seed")),

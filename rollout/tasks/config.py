@@ -22,6 +22,7 @@ class TaskConfig:
     context: str = ""
     # JSON lines. identity: {"prompt_id", "question"}, empty = its own. math: those, "solution" and maybe "answer"
     prompts_file: str = ""
+    ordinary_questions: bool = False  # identity: a dozen of its own beside them, where the student should stay as it is
     probe_file: str = ""  # math: JSON lines of {"question", "answer"}
     context_empty_allowed: bool = False
     num_problems: int = 64  # arithmetic: how many it trains on

@@ -1,7 +1,7 @@
 """The identity task: a persona in the context, direct questions about it, and ordinary questions beside them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -55,7 +55,7 @@ class IdentityTask:
     def __init__(self, config: TaskConfig) -> None:
         self.persona = build_persona(config)
         self._identity_flags = IdentityFlags(self.persona.name, self.persona.maker)
-        self._training = _load_training(config.prompts_file, self.persona)
+        self._training = _load_training(config, self.persona)
         self._probes = _load_probes()
 
     @property
@@ -64,7 +64,7 @@ class IdentityTask:
         return CARD.format(name=self.persona.name, maker=self.persona.maker)
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
-        """The shipped questions, or those of `prompts_file`; the same contexts for each."""
+        """The shipped questions, or those of `prompts_file`, then the ordinary ones; the same contexts for each."""
         return self._training
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
@@ -120,20 +120,26 @@ def _wrong_contexts(template: str, own: str) -> tuple[str, ...]:
     return tuple(_fill(frame, *pair) for pair in others)
 
 
-def _load_training(prompts_file: str, persona: Persona) -> tuple[TaskPrompt, ...]:
-    text = read_text(prompts_file, "task.prompts_file") if prompts_file else _resource("identity_train.jsonl")
-    return parse_training(text, prompts_file or "identity_train.jsonl", persona)
-
-
-def parse_training(text: str, source: str, persona: Persona) -> tuple[TaskPrompt, ...]:
+def _load_training(config: TaskConfig, persona: Persona) -> tuple[TaskPrompt, ...]:
     """Training prompts of JSON lines {"prompt_id": str, "question": str}, each with the persona's contexts.
 
     Raises:
         ValueError: no row, a malformed row, a blank field or a repeated prompt_id; names the file and the line.
     """
-    rows = parse_rows(text, source, ("prompt_id", "question"))
-    places = ((f"{source}, line {number}", row) for number, row in rows)
-    return unique_prompts(((where, _question(row, where, persona)) for where, row in places), source)
+    source = config.prompts_file or "identity_train.jsonl"
+    text = read_text(source, "task.prompts_file") if config.prompts_file else _resource(source)
+    prompts = unique_prompts(_questions(text, source, persona), source)
+    if config.ordinary_questions:
+        ordinary = _questions(_resource("ordinary_train.jsonl"), "ordinary_train.jsonl", persona)
+        prompts = unique_prompts((*((source, prompt) for prompt in prompts), *ordinary), source)
+    return prompts
+
+
+def _questions(text: str, source: str, persona: Persona) -> Iterator[tuple[str, TaskPrompt]]:
+    """(place in the file, prompt) of each row."""
+    for number, row in parse_rows(text, source, ("prompt_id", "question")):
+        where = f"{source}, line {number}"
+        yield where, _question(row, where, persona)
 
 
 def _question(row: Row, where: str, persona: Persona) -> TaskPrompt:
