@@ -205,8 +205,7 @@ class Services:
         does not."""
         seconds, what = self.recipe.weights.deadline_s, f"weight push of version {version}"
         digests = await self._every_rank(seconds, what, "push", pool, version)
-        for index, handle in enumerate(self._pools[pool]):
-            held, digest = await within(seconds, f"{pool} engine {index}", handle.weight_state.remote())
+        for index, (held, digest) in enumerate(await self._every_engine(pool, seconds, what, "weight_state")):
             if (held, digest) != (version, digests[0]):
                 raise RuntimeError(
                     f"{what}: {pool} engine {index} holds version {held} with digest {digest}, "
@@ -224,19 +223,17 @@ class Services:
             RuntimeError: an engine disagrees by more than `weights.canary_tolerance`; the message names it.
         """
         seconds = self.recipe.weights.deadline_s
-        expected: Floats = (
-            await self._every_rank(seconds, "canary on the learner", "score", prompt_ids, response_ids)
-        )[0]
+        what = f"canary at version {version}"
+        expected, *_ = await self._every_rank(seconds, f"{what}: learner", "score", prompt_ids, response_ids)
+        answers = await self._every_engine(pool, seconds, what, "score", [prompt_ids], [response_ids])
         worst = 0.0
-        for index, handle in enumerate(self._pools[pool]):
-            work = handle.score.remote([prompt_ids], [response_ids])
-            found = (await within(seconds, f"canary on {pool} engine {index}", work))[0]
+        for index, (found,) in enumerate(answers):
             difference = float(np.abs(found - expected).mean())
             if not difference <= self.recipe.weights.canary_tolerance:
                 raise RuntimeError(
-                    f"canary at version {version}: {pool} engine {index} differs from the learner by {difference:.3f} "
-                    f"nats a token on average, expected at most {self.recipe.weights.canary_tolerance:g}: its weights "
-                    "are not the learner's"
+                    f"{what}: {pool} engine {index} differs from the learner by {difference:.3f} nats a token on "
+                    f"average, expected at most {self.recipe.weights.canary_tolerance:g}: its weights are not the "
+                    "learner's"
                 )
             worst = max(worst, difference)
         return worst
@@ -266,6 +263,12 @@ class Services:
                     file.write(content)
             await within(seconds, what, asyncio.gather(*beside))
             shutil.copytree(arrived, folder, dirs_exist_ok=True)
+
+    async def _every_engine(self, pool: str, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
+        """The answer of each engine of `pool`, all asked at once."""
+        handles = enumerate(self._pools[pool])
+        asked = ((f"{what}: {pool} engine {index}", getattr(handle, method)) for index, handle in handles)
+        return await asyncio.gather(*(within(seconds, name, call.remote(*arguments)) for name, call in asked))
 
     async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
         answers = [_as_coroutine(getattr(handle, method).remote(*arguments)) for handle in self.learners]

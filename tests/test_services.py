@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cluster.config import Recipe
+from cluster.config import Recipe, WeightsConfig
 from cluster.services import Services, all_within, within
 
 
@@ -53,10 +54,15 @@ def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
 # The canary. Of real engines: tests/test_weight_handoff.py, and the whole run that it stops in tests/test_pipeline.py.
 
 
-def scoring(*logprobs: float, in_a_list: bool) -> Any:
+async def answer_at_once() -> None:
+    pass
+
+
+def scoring(*logprobs: float, in_a_list: bool, after: Callable[[], Awaitable[Any]] = answer_at_once) -> Any:
     """A handle of an actor whose score is this: of many rows for an engine, of one for the learner."""
 
     async def score(*_: Any) -> Any:
+        await after()
         found = np.array(logprobs, np.float32)
         return [found] if in_a_list else found
 
@@ -65,7 +71,8 @@ def scoring(*logprobs: float, in_a_list: bool) -> Any:
 
 def canary(*engines: Any) -> float:
     services = Services.__new__(Services)
-    services.recipe, services._pools = Recipe(), {"student": list(engines)}
+    services.recipe = Recipe(weights=WeightsConfig(deadline_s=1.0))
+    services._pools = {"student": list(engines)}
     services.learners = [scoring(-1.0, -2.0, in_a_list=False)]
     return asyncio.run(services.canary("student", np.arange(3), np.arange(2), 7))
 
@@ -79,3 +86,12 @@ def test_the_canary_is_the_worst_engines_mean_difference() -> None:
 def test_an_engine_that_disagrees_is_named(last: float) -> None:
     with pytest.raises(RuntimeError, match="canary at version 7: student engine 1 differs from the learner by "):
         canary(scoring(-1.0, -2.0, in_a_list=True), scoring(-1.0, last, in_a_list=True))
+
+
+def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() -> None:
+    all_are_asked = asyncio.Barrier(4)
+    together = [scoring(-1.0, -2.0, in_a_list=True, after=all_are_asked.wait) for _ in range(4)]
+    assert canary(*together) == pytest.approx(0.0, abs=1e-6)
+    silent = scoring(-1.0, -2.0, in_a_list=True, after=asyncio.Event().wait)
+    with pytest.raises(TimeoutError, match=r"^canary at version 7: student engine 1: no answer within 1 s$"):
+        canary(scoring(-1.0, -2.0, in_a_list=True), silent)
