@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.actors import collect_seldom
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.pool import EnginePool
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
     model = str(prepare_default_model())
+    collect_seldom()  # as the rollout service does
     for num_engines in arguments.engines:
         groups = num_engines * SLOTS // 8
         recipe = load_recipe("cluster/recipes/N3.toml", [f"rollout.prompts_per_step={groups}"])
