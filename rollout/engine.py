@@ -26,9 +26,10 @@ INITIAL_VERSION = 0
 
 
 def cpu_environment(config: EngineConfig) -> dict[str, str]:
-    """Environment of a CPU engine's process: passive OpenMP waiting, so that engines and learner that share
-    cores do not spin against each other, no core kept idle for vLLM's scheduler, and the model run by that scheduler's
-    own process: a worker process of its own would take 8 s more to start, and busy-wait on a core."""
+    """Environment of a CPU engine's process: OpenMP threads that wait spin for microseconds and then sleep, so that
+    engines and learner that share cores do not spin against each other, and a decoding step, which is many short
+    parallel regions, need not wake them for each; no core kept idle for vLLM's scheduler, and the model run by that
+    scheduler's own process: a worker process of its own would take 8 s more to start, and busy-wait on a core."""
     threads = config.cpu_threads or os.cpu_count() or 1
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
@@ -36,6 +37,7 @@ def cpu_environment(config: EngineConfig) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "2000",
     }
 
 
