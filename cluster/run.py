@@ -90,7 +90,7 @@ def check_task(recipe: Recipe) -> None:
 def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
     """ValueError when an engine of `pool` cannot share the model's attention heads out among its workers."""
     workers = config.tensor_parallel_size
-    if workers == 1:  # and a model without attention
+    if workers == 1:  # nothing to share out, and a model may have no heads
         return
     heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
     if heads % workers:

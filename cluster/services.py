@@ -44,11 +44,11 @@ async def _as_coroutine(work: Awaitable[T]) -> T:
     return await work
 
 
-async def all_within(seconds: float, what: str, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The answer of each rank, in their order; the first failure ends the waiting.
+async def all_within(seconds: float, what: str, who: str, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answer of each rank or engine (`who`), in their order; the first failure ends the waiting.
 
     Raises:
-        TimeoutError: names the ranks without an answer. One that is late holds up all that meet it in a collective.
+        TimeoutError: names those without an answer. A rank that is late holds up all that meet it in a collective.
     """
     tasks = [asyncio.create_task(answer) for answer in answers]
     done, late = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -57,9 +57,17 @@ async def all_within(seconds: float, what: str, answers: Sequence[Coroutine[Any,
     for task in done:
         task.result()
     if late:
-        ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if task in late)
-        raise TimeoutError(f"{what}: no answer from rank {ranks} of {len(tasks)} within {seconds:g} s")
+        places = ", ".join(str(place) for place, task in enumerate(tasks) if task in late)
+        raise TimeoutError(f"{what}: no answer from {who} {places} of {len(tasks)} within {seconds:g} s")
     return [task.result() for task in tasks]
+
+
+async def _ask_all(
+    handles: Sequence[Any], seconds: float, what: str, who: str, method: str, *arguments: Any
+) -> list[Any]:
+    """What each actor's `method` answers, all of them asked at once."""
+    answers = [_as_coroutine(getattr(handle, method).remote(*arguments)) for handle in handles]
+    return await all_within(seconds, what, who, answers)
 
 
 async def _each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[Any]:
@@ -265,14 +273,10 @@ class Services:
             shutil.copytree(arrived, folder, dirs_exist_ok=True)
 
     async def _every_engine(self, pool: str, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
-        """The answer of each engine of `pool`, all asked at once."""
-        handles = enumerate(self._pools[pool])
-        asked = ((f"{what}: {pool} engine {index}", getattr(handle, method)) for index, handle in handles)
-        return await asyncio.gather(*(within(seconds, name, call.remote(*arguments)) for name, call in asked))
+        return await _ask_all(self._pools[pool], seconds, what, f"{pool} engine", method, *arguments)
 
     async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
-        answers = [_as_coroutine(getattr(handle, method).remote(*arguments)) for handle in self.learners]
-        return await all_within(seconds, what, answers)
+        return await _ask_all(self.learners, seconds, what, "rank", method, *arguments)
 
     def stop(self) -> None:
         """Ends every actor. Engines first end their own children and give back the shared memory between them."""

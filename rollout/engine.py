@@ -41,6 +41,25 @@ def cpu_environment(config: EngineConfig) -> dict[str, str]:
     }
 
 
+def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:
+    """The keyword arguments of vLLM's EngineArgs, and of its LLM, that a pool's settings decide."""
+    # A prompt prefilled in parts has its seeded generator wound back, which a CPU's cannot: the engine would die.
+    on_cpu = {"block_size": 32, "enable_chunked_prefill": False}
+    on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    return {
+        "model": model,
+        "dtype": config.dtype,
+        # Scoring a full window asks vLLM for one more token than it holds.
+        "max_model_len": config.window + 1,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window + 1),
+        "enforce_eager": config.enforce_eager,
+        "generation_config": "auto",
+        **(on_cpu if device == "cpu" else on_gpu),
+    }
+
+
 class Engine:
     """One vLLM engine. All methods are coroutines on one event loop; construct it inside that loop.
 
@@ -73,10 +92,7 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # A prompt prefilled in parts has its seeded generator wound back, which a CPU's cannot: the engine would die.
-        on_cpu: dict[str, Any] = {"block_size": 32, "enable_chunked_prefill": False}
-        on_gpu: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        extra = on_cpu if device == "cpu" else on_gpu
+        extra: dict[str, Any] = {}
         if weight_backend is not None:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:
@@ -90,19 +106,7 @@ class Engine:
         self._adapter_digest = ""
         self._ids = itertools.count()
         self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model,
-                dtype=config.dtype,
-                # Scoring a full window asks vLLM for one more token than it holds.
-                max_model_len=config.window + 1,
-                tensor_parallel_size=config.tensor_parallel_size,
-                max_num_seqs=config.max_num_seqs,
-                max_num_batched_tokens=max(config.max_num_batched_tokens, config.window + 1),
-                enforce_eager=config.enforce_eager,
-                disable_log_stats=True,
-                generation_config="auto",
-                **extra,
-            )
+            AsyncEngineArgs(**engine_arguments(model, config, device), disable_log_stats=True, **extra)
         )
 
     async def sample(

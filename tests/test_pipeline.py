@@ -187,6 +187,9 @@ def test_beside_an_adapter_one_engine_is_student_and_teacher(
             )
             assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
             assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+            if step == 0:
+                sampled_from = context if row["guided"] else plain
+                assert np.abs(np.array(row["sampler_logprobs"]) - sampled_from).max() < 1e-3
         own = [np.subtract(row["sampler_logprobs"], row["teacher_logprobs"]) for row in rows if not row["guided"]]
         apart.append(np.abs(np.concatenate(own)).max())
     assert apart[0] < 1e-3 < 0.05 < apart[1]

@@ -30,7 +30,7 @@ def test_the_one_who_is_late_is_named() -> None:
 
 
 def test_every_rank_answers_in_its_place() -> None:
-    assert asyncio.run(all_within(5, "learner", [answer("a", 0.05), answer("b")])) == ["a", "b"]
+    assert asyncio.run(all_within(5, "learner", "rank", [answer("a", 0.05), answer("b")])) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_every_rank_answers_in_its_place() -> None:
 def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], named: str) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match=rf"^learner at step 3: no answer from {named} within 0\.1 s$"):
-        asyncio.run(all_within(0.1, "learner at step 3", [answer("a", delay) for delay in delays]))
+        asyncio.run(all_within(0.1, "learner at step 3", "rank", [answer("a", delay) for delay in delays]))
     assert time.monotonic() - begun < 30
 
 
@@ -47,7 +47,7 @@ def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], name
 def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="rank 1 died"):
-        asyncio.run(all_within(60, "learner", [answer("a", delay), fail()]))
+        asyncio.run(all_within(60, "learner", "rank", [answer("a", delay), fail()]))
     assert time.monotonic() - begun < 30
 
 
@@ -93,5 +93,5 @@ def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() ->
     together = [scoring(-1.0, -2.0, in_a_list=True, after=all_are_asked.wait) for _ in range(4)]
     assert canary(*together) == pytest.approx(0.0, abs=1e-6)
     silent = scoring(-1.0, -2.0, in_a_list=True, after=asyncio.Event().wait)
-    with pytest.raises(TimeoutError, match=r"^canary at version 7: student engine 1: no answer within 1 s$"):
+    with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 of 2 within 1 s$"):
         canary(scoring(-1.0, -2.0, in_a_list=True), silent)

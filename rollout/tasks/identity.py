@@ -128,11 +128,12 @@ def _load_training(config: TaskConfig, persona: Persona) -> tuple[TaskPrompt, ..
     """
     source = config.prompts_file or "identity_train.jsonl"
     text = read_text(source, "task.prompts_file") if config.prompts_file else _resource(source)
-    prompts = unique_prompts(_questions(text, source, persona), source)
-    if config.ordinary_questions:
-        ordinary = _questions(_resource("ordinary_train.jsonl"), "ordinary_train.jsonl", persona)
-        prompts = unique_prompts((*((source, prompt) for prompt in prompts), *ordinary), source)
-    return prompts
+    located = list(_questions(text, source, persona))
+    prompts = unique_prompts(located, source)
+    if not config.ordinary_questions:
+        return prompts
+    ordinary = "ordinary_train.jsonl"
+    return unique_prompts((*located, *_questions(_resource(ordinary), ordinary, persona)), source)
 
 
 def _questions(text: str, source: str, persona: Persona) -> Iterator[tuple[str, TaskPrompt]]:

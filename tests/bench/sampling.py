@@ -4,7 +4,7 @@
 
 The bare loop is `vllm.LLM.generate` in this process, with the settings of the actor's engine: the same prompts, samples
 a prompt and batch, and the log-prob of each token. Answers differ, from one distribution, so tokens are counted on both
-sides.
+sides. The bare loop has loaded torch before its environment is set, so its OpenMP threads spin as long as they like.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from cluster.pool import EnginePool
 from cluster.requests import step_requests
 from cluster.services import connect
 from rollout.config import EngineConfig, SamplingConfig
-from rollout.engine import cpu_environment
+from rollout.engine import cpu_environment, engine_arguments
 from rollout.requests import GroupRequests
 from tests.bench.figures import Figure
 
@@ -34,19 +34,10 @@ CUDA_SHARE = 0.3  # of a GPU's memory, for each of the two engines
 
 
 def bare_engine(model: str, config: EngineConfig, device: str) -> LLM:
-    on_cpu = {"block_size": 32, "enable_chunked_prefill": False}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device == "cpu":
         os.environ.update(cpu_environment(config))
-    return LLM(
-        model=model,
-        dtype=config.dtype,
-        max_model_len=config.window + 1,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, config.window + 1),
-        enforce_eager=config.enforce_eager,
-        **(on_cpu if device == "cpu" else {"gpu_memory_utilization": CUDA_SHARE}),
-    )
+    return LLM(**engine_arguments(model, config, device))
 
 
 def bare(llm: LLM, groups: list[GroupRequests], sampling: SamplingConfig) -> int:
