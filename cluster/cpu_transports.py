@@ -106,27 +106,26 @@ class ShmTrainerEngine(CpuTrainerEngine[ShmTrainerInitInfo]):
     """Writes the weights once into a memory file that every engine on this host maps."""
 
     init_info_cls = ShmTrainerInitInfo
+    _path: str
 
     def _meet(self, init_info: ShmTrainerInitInfo) -> None:
+        # Kept from push to push, since new pages take longer than what is written to them; it goes with this process,
+        # however that ends.
+        self._path = f"/proc/{os.getpid()}/fd/{os.memfd_create('edge-opd-weights')}"
         self.client.init_weight_transfer_engine({})
 
     def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
         sizes = [torch.Size(meta.shape).numel() * meta.dtype.itemsize for meta in metas]
         offsets = _aligned_offsets(sizes)
-        handle = os.memfd_create("edge-opd-weights")  # goes with this process, however it ends
-        path = f"/proc/{os.getpid()}/fd/{handle}"
-        try:
-            os.truncate(handle, offsets[-1])
-            buffer = torch.from_file(path, shared=True, size=offsets[-1], dtype=torch.uint8)
-            places = {meta.name: (offset, size) for meta, offset, size in zip(metas, offsets, sizes, strict=False)}
-            for name, tensor in source:
-                offset, size = places[name]
-                buffer[offset : offset + size].copy_(tensor.contiguous().view(-1).view(torch.uint8))
-            self.client.start_weight_update()
-            self.client.update_weights(described(metas) | {"path": path, "offsets": offsets})
-            self.client.finish_weight_update()
-        finally:
-            os.close(handle)
+        os.truncate(self._path, offsets[-1])
+        buffer = torch.from_file(self._path, shared=True, size=offsets[-1], dtype=torch.uint8)
+        places = {meta.name: (offset, size) for meta, offset, size in zip(metas, offsets, sizes, strict=False)}
+        for name, tensor in source:
+            offset, size = places[name]
+            buffer[offset : offset + size].copy_(tensor.contiguous().view(-1).view(torch.uint8))
+        self.client.start_weight_update()
+        self.client.update_weights(described(metas) | {"path": self._path, "offsets": offsets})
+        self.client.finish_weight_update()
 
 
 def _aligned_offsets(sizes: list[int], alignment: int = 64) -> list[int]:

@@ -5,7 +5,7 @@ K = what is read at each position: the target's log-prob and, with a teacher, th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,49 +41,61 @@ class _ChunkedHead(torch.autograd.Function):
         teacher: Distribution | None,
     ) -> Tensor:
         readings_KN = hidden_NH.new_empty(1 if teacher is None else 2, len(targets_N), dtype=torch.float32)
+        normalizer_N = torch.empty_like(readings_KN[0])
         for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, teacher, chunk):
             picked = logits.gather(1, targets_N[part, None]).squeeze(1)
-            readings_KN[0, part] = picked - torch.logsumexp(logits, dim=1)
             if teacher is not None:
                 assert divergence is not None
                 readings_KN[1, part] = divergence(teacher_logits, logits)
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N)
+            normalizer_N[part] = _logsumexp_(logits)
+            readings_KN[0, part] = picked - normalizer_N[part]
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizer_N)
         ctx.chunk, ctx.divergence, ctx.teacher = chunk, divergence, teacher
         return readings_KN
 
     @staticmethod
     def backward(ctx: Any, grad_KN: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, targets_N = ctx.saved_tensors
+        hidden_NH, weight_VH, targets_N, normalizer_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NH)
         # A frozen head, as under an adapter, needs none.
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, ctx.teacher, ctx.chunk):
-            hidden = hidden_NH[part]
+            hidden, grad_C1 = hidden_NH[part], grad_KN[0, part, None]
+            pulled = _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part]) if ctx.teacher else None
             # d logprob / d logits = onehot - softmax
-            grad_logits = torch.softmax(logits, dim=1).neg_()
-            rows = torch.arange(len(hidden), device=hidden.device)
-            grad_logits[rows, targets_N[part]] += 1.0
-            grad_logits *= grad_KN[0, part, None]
-            if ctx.teacher is not None:
-                grad_logits += _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part])
-            grad_logits = grad_logits.to(weight_VH.dtype)
-            grad_hidden[part] = grad_logits @ weight_VH
+            grad_logits = logits.sub_(normalizer_N[part, None]).exp_().mul_(-grad_C1)
+            grad_logits.scatter_add_(1, targets_N[part, None], grad_C1)
+            if pulled is not None:
+                grad_logits += pulled
+            narrow = grad_logits.to(weight_VH.dtype)
+            grad_hidden[part] = narrow @ weight_VH
             if grad_weight is not None:
-                grad_weight += (grad_logits.T @ hidden).float()
+                _add_product_(grad_weight, (narrow if narrow.is_cuda else grad_logits).T, hidden)
         return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 4
 
 
 def _logit_chunks(
     hidden_NH: Tensor, weight_VH: Tensor, teacher: Distribution | None, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """(which positions, their logits, the teacher's logits there), a chunk of positions at a time."""
-    head_VH = _head_operand(weight_VH)
-    with nullcontext() if teacher is None else teacher.whole():
-        teacher_head_VH = None if teacher is None else _head_operand(teacher.weight_VH)
+    """(which positions, their logits, the teacher's logits there), a chunk of positions at a time.
+
+    The logits are the caller's to overwrite, until it asks for the next ones.
+    """
+    head_VH = _factor(weight_VH)
+    room_CV = hidden_NH.new_empty(min(chunk, len(hidden_NH)), len(weight_VH), dtype=torch.float32)
+    with _instructions_of(weight_VH.dtype), nullcontext() if teacher is None else teacher.whole():
+        teacher_head_VH = None if teacher is None else _factor(teacher.weight_VH)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
-            theirs = None if teacher is None else _logits(teacher.hidden_NH[part], teacher_head_VH)
-            yield part, _logits(hidden_NH[part], head_VH), theirs
+            hidden = hidden_NH[part]
+            theirs = None if teacher is None else _product(teacher.hidden_NH[part], teacher_head_VH.T)
+            yield part, _product(hidden, head_VH.T, out=room_CV[: len(hidden)]), theirs
+
+
+def _logsumexp_(logits_CV: Tensor) -> Tensor:
+    """[C]; overwrites the logits: a copy of them would cost more than the sum."""
+    largest_C1 = logits_CV.amax(1, keepdim=True)
+    return logits_CV.sub_(largest_C1).exp_().sum(1).log_() + largest_C1.squeeze(1)
 
 
 def _pull_back(divergence: Divergence, teacher_logits: Tensor, logits: Tensor, grad_C: Tensor) -> Tensor:
@@ -93,16 +105,43 @@ def _pull_back(divergence: Divergence, teacher_logits: Tensor, logits: Tensor, g
         return torch.autograd.grad(divergence(teacher_logits, leaf), leaf, grad_C)[0]
 
 
-def _head_operand(weight_VH: Tensor) -> Tensor:
-    """The head's weight as `_logits` wants it: on CPU, which has no bf16 product with a float32 result, widened."""
-    return weight_VH if weight_VH.is_cuda else weight_VH.float()
+# Products of bfloat16 matrices with a float32 result, never rounded to a narrower type: at |logit| of 16, bfloat16
+# steps by 0.125. CUDA has a call for them. A CPU multiplies widened matrices, with bfloat16 instructions where it has
+# them: what the matrices hold is exact in these, and sums are float32 either way, so that it only takes half the time.
 
 
-def _logits(hidden: Tensor, head_VH: Tensor) -> Tensor:
-    """float32 logits, never rounded to a narrower type: at |logit| of 16, bfloat16 steps by 0.125."""
-    if head_VH.dtype == torch.float32:
-        return hidden.float() @ head_VH.T
-    return torch.mm(hidden, head_VH.T, out_dtype=torch.float32)
+def _factor(matrix: Tensor) -> Tensor:
+    """A matrix as a product takes it."""
+    return matrix if matrix.is_cuda else matrix.float()
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """float32 left @ right; in `out`, where that saves room."""
+    left = _factor(left)
+    if right.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right, out=out)
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """float32 total += left @ right."""
+    right = _factor(right)
+    if right.dtype != torch.float32:
+        total += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        total.addmm_(left, right)
+
+
+@contextmanager
+def _instructions_of(dtype: torch.dtype) -> Iterator[None]:
+    """Within it a CPU multiplies float32 matrices with the instructions of that type."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16" if dtype == torch.bfloat16 else before
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class LogprobHead(nn.Module):
