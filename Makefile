@@ -5,6 +5,7 @@ PYTHON ?= python3
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready
+PEER := .venv/peer
 SMOKE := runs/local-smoke
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
@@ -37,8 +38,14 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
 
-bench: setup ## ratios within one run, with their targets, as a table and in runs/bench.json; about 20 minutes on 2 cores
+bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 40 minutes on 2 cores
 	$(BIN)/python -m tests.bench
+
+# The benchmarks' peer and what it needs beside the project's packages, apart from them.
+$(PEER)/.ready: requirements/peer.txt $(READY)
+	rm -rf $(PEER)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(PEER) -r $<
+	touch $@
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

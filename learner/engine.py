@@ -24,7 +24,7 @@ from learner.config import LearnerConfig
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.head import Distribution
-from learner.model import Student, head_weight, load_causal_lm
+from learner.model import Student, checkpoint_layers, head_weight, load_causal_lm
 from learner.objectives import OBJECTIVES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -101,6 +101,8 @@ class ZeroEngine:
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
         if config.lora_rank:
             add_adapter(causal_lm, config)
+        if config.gradient_checkpointing:
+            checkpoint_layers(causal_lm, config.zero_stage)
         self.vocabulary = len(head_weight(causal_lm))
         student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
         causal_lm.config.use_cache = False

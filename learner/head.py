@@ -70,26 +70,21 @@ class _ChunkedHead(torch.autograd.Function):
             narrow = grad_logits.to(weight_VH.dtype)
             grad_hidden[part] = narrow @ weight_VH
             if grad_weight is not None:
-                _add_product_(grad_weight, (narrow if narrow.is_cuda else grad_logits).T, hidden)
+                _add_product_(grad_weight, narrow.T, hidden)
         return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 4
 
 
 def _logit_chunks(
     hidden_NH: Tensor, weight_VH: Tensor, teacher: Distribution | None, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """(which positions, their logits, the teacher's logits there), a chunk of positions at a time.
-
-    The logits are the caller's to overwrite, until it asks for the next ones.
-    """
+    """(which positions, their logits, the teacher's logits there), a chunk of positions at a time."""
     head_VH = _factor(weight_VH)
-    room_CV = hidden_NH.new_empty(min(chunk, len(hidden_NH)), len(weight_VH), dtype=torch.float32)
     with _instructions_of(weight_VH.dtype), nullcontext() if teacher is None else teacher.whole():
         teacher_head_VH = None if teacher is None else _factor(teacher.weight_VH)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
-            hidden = hidden_NH[part]
             theirs = None if teacher is None else _product(teacher.hidden_NH[part], teacher_head_VH.T)
-            yield part, _product(hidden, head_VH.T, out=room_CV[: len(hidden)]), theirs
+            yield part, _product(hidden_NH[part], head_VH.T), theirs
 
 
 def _logsumexp_(logits_CV: Tensor) -> Tensor:
@@ -115,21 +110,19 @@ def _factor(matrix: Tensor) -> Tensor:
     return matrix if matrix.is_cuda else matrix.float()
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """float32 left @ right; in `out`, where that saves room."""
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """float32 left @ right; `right` is a factor already."""
     left = _factor(left)
-    if right.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return torch.mm(left, right, out=out)
+    return left @ right if right.dtype == torch.float32 else torch.mm(left, right, out_dtype=torch.float32)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """float32 total += left @ right."""
-    right = _factor(right)
-    if right.dtype != torch.float32:
-        total += torch.mm(left, right, out_dtype=torch.float32)
-    else:
+    left, right = _factor(left), _factor(right)
+    if right.dtype == torch.float32:
         total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right, out_dtype=torch.float32)
 
 
 @contextmanager

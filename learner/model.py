@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner import attention
 from learner.divergence import Divergence
@@ -21,6 +22,17 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
         raise ValueError(f"model.path: {path} holds no config.json, expected a Hugging Face model folder")
     config = AutoConfig.from_pretrained(path)
     return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention.NAME)
+
+
+def checkpoint_layers(causal_lm: PreTrainedModel, zero_stage: int) -> None:
+    """Each decoder layer keeps its input only, and runs again in the backward pass (arXiv 1604.06174).
+
+    Reentrant under ZeRO-3, whose parameters have no shape between two runs of a layer, which the other kind compares.
+    """
+    causal_lm.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
+    for module in causal_lm.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # of a layer itself transformers asks this; what it holds has no dropout still
 
 
 def head_weight(causal_lm: PreTrainedModel) -> nn.Parameter:

@@ -21,7 +21,7 @@ from evidence.records import TrainRow
 from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.head import LogprobHead
-from learner.model import Student, load_causal_lm
+from learner.model import Student, checkpoint_layers, load_causal_lm
 from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.train import Trainer
 from tests import fakes
@@ -158,6 +158,25 @@ def test_gradient_checks_out_numerically() -> None:
             assert grad[place].item() == pytest.approx((value(*up) - value(*down)) / 2e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_checkpointed_layers_keep_their_input_only(tiny_model: Path, zero_stage: int) -> None:
+    kept: dict[bool, int] = {}
+    for checkpointed in (False, True):
+        student, sizes = student_of(tiny_model, 8), {}
+        if checkpointed:
+            checkpoint_layers(student.causal_lm, zero_stage)
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward(student, ROWS)
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+        kept[checkpointed] = sum(size for place, size in sizes.items() if place not in parameters)
+    assert kept[True] < 0.2 * kept[False]
+
+
 class VocabularyRows(TorchDispatchMode):
     """Rows of each tensor made whose last dimension is the vocabulary; views of the parameters are not made."""
 
@@ -197,6 +216,7 @@ def test_the_recorder_sees_full_logits(tiny_model: Path) -> None:
 
 
 def test_bfloat16_heads_give_float32_logits() -> None:
+    precision = torch.backends.mkldnn.matmul.fp32_precision
     random = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(500, 64, generator=random).bfloat16())
     hidden = (3 * torch.randn(20, 64, generator=random)).bfloat16().requires_grad_()
@@ -214,6 +234,7 @@ def test_bfloat16_heads_give_float32_logits() -> None:
     for mine, exact in ((hidden, exact_hidden), (weight, exact_weight)):
         assert mine.grad.dtype == torch.bfloat16
         assert (mine.grad.double() - exact.grad).norm() < 0.01 * exact.grad.norm()
+    assert torch.backends.mkldnn.matmul.fp32_precision == precision  # other products stay as they were
 
 
 def test_a_bfloat16_student_is_a_float32_forward_of_its_rounded_hidden_states(tiny_model: Path) -> None:

@@ -36,6 +36,7 @@ VOCAB = 2048
 RANKS = (1, 2)
 STAGES = (0, 1, 2, 3)
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
+ADAPTERS = {"lora": False, "lora-recomputed": True}  # whether layers run again in the backward pass
 BETA = 0.05
 LR = 1e-3
 JSD_BETA, TOP_K = 0.3, 20
@@ -214,9 +215,14 @@ def scenarios(
         "load-nothing": of(rows, stage, act="load_nothing", extra={"folder": str(folder / "empty")}),
         "bfloat16": of(soft_rows, stage, dtype="bfloat16"),
     }  # fmt: skip
-    lora = {f"lora-{stage}": of(soft_rows, stage, act="adapter_steps", lora_rank=LORA_RANK) for stage in STAGES}
+    lora = {
+        f"{name}-{stage}": of(soft_rows, stage, act="adapter_steps", lora_rank=LORA_RANK, gradient_checkpointing=again)
+        for stage in STAGES
+        for name, again in ADAPTERS.items()
+    }
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
-    return grid | common | lora | one_row
+    again = {f"recomputed-{stage}": of(soft_rows, stage, gradient_checkpointing=True) for stage in STAGES}
+    return grid | common | lora | one_row | again
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -316,6 +322,14 @@ def test_every_stage_and_packing_gives_the_reference_gradient(
     assert_same(gradient, reference_gradient(model, soft_rows, BETA))
     expected = reference_loss(plain_model(model), soft_rows, BETA)[0].item()
     assert results.loss(name) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_layers_that_run_again_give_the_reference_gradient(
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int
+) -> None:
+    (gradient,) = results.of(f"recomputed-{stage}")["gradients"]
+    assert_same(gradient, reference_gradient(model, soft_rows, BETA))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -540,18 +554,19 @@ def jsd_by_hand(teacher: Tensor, student: Tensor, top_k: int) -> Tensor:
 # LoRA
 
 
+@pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_adapter_takes_the_reference_steps_and_nothing_else_moves(
-    results: Results, model: Path, soft_rows: list[TrainRow], stage: int
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int, kind: str
 ) -> None:
     """Two steps: in the first B is 0, so that A has no gradient yet."""
     reference = plain_model(model)
     add_adapter(reference, LearnerConfig(lora_rank=LORA_RANK))
     trained = {name: parameter for name, parameter in reference.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
-    first, _, last = results.of(f"lora-{stage}")["weights"]
+    first, _, last = results.of(f"{kind}-{stage}")["weights"]
     assert first.keys() == trained.keys() and all(".lora_" in name for name in trained)
-    assert results.of(f"lora-{stage}")["moved"] == []
+    assert results.of(f"{kind}-{stage}")["moved"] == []
     assert all(torch.equal(first[name], parameter) for name, parameter in trained.items())
     for _ in range(2):
         optimizer.zero_grad()

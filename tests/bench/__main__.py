@@ -22,8 +22,8 @@ from rich.table import Table
 from cluster.doctor import PINS, machine_name
 from tests.bench.figures import MARK, Figure, figures_in
 
-NAMES = ("controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "real_step")
-DEADLINE_S = 1800.0
+NAMES = ("controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "real_step", "peer")
+DEADLINE_S = 3600.0
 ROOT = Path(__file__).parents[2]
 
 

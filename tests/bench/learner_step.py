@@ -29,8 +29,12 @@ from tests.bench.figures import Figure
 
 ROOT = Path(__file__).parents[2]
 PROMPTS, SAMPLES, PROMPT_TOKENS, PLAIN_BATCH = 4, 8, 40, 8
-# beta_kl, the share of rows with a kept token, and what our time may be of the plain loop's
-SETTINGS = {"anchored": (0.05, 1.0, "<= 0.75"), "half kept": (0.0, 0.5, "<= 0.6")}
+# what the learner is told, the share of rows with a kept token, and what our time may be of the plain loop's
+SETTINGS: dict[str, tuple[dict[str, Any], float, str]] = {
+    "anchored": ({"beta_kl": 0.05}, 1.0, "<= 0.75"),
+    "half kept": ({"beta_kl": 0.0}, 0.5, "<= 0.6"),
+    "anchored, checkpointing": ({"beta_kl": 0.05, "gradient_checkpointing": True}, 1.0, "<= 0.75"),
+}
 
 
 def make_rows(kept: float) -> list[TrainRow]:
@@ -48,19 +52,19 @@ def make_rows(kept: float) -> list[TrainRow]:
     return rows
 
 
-def ours(rows: list[TrainRow], beta_kl: float) -> Callable[[], float]:
+def ours(rows: list[TrainRow], **told: Any) -> Callable[[], float]:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
                       MASTER_PORT="29611", DS_ACCELERATOR="cpu")  # fmt: skip
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
     from learner.train import Trainer
 
-    config = LearnerConfig(beta_kl=beta_kl, lr=1e-7)
+    config = LearnerConfig(lr=1e-7, **told)
     trainer = Trainer(ZeroEngine(str(prepare_default_model()), config), config)
     return lambda: trainer.step(rows).grad_norm
 
 
-def plain(rows: list[TrainRow], beta_kl: float) -> Callable[[], float]:
+def plain(rows: list[TrainRow], beta_kl: float, **told: Any) -> Callable[[], float]:
     """bfloat16 compute and float32 master weights, as ours; K1 with the k3 anchor, method.md."""
     model = AutoModelForCausalLM.from_pretrained(str(prepare_default_model()), dtype=torch.bfloat16)
     masters = [parameter.detach().float() for parameter in model.parameters()]
@@ -100,8 +104,8 @@ def plain(rows: list[TrainRow], beta_kl: float) -> Callable[[], float]:
 
 def serve(side: str, setting: str) -> None:
     """Takes a step for every line on stdin, and tells seconds, gradient norm and peak memory."""
-    beta_kl, kept, _ = SETTINGS[setting]
-    step = {"ours": ours, "plain": plain}[side](make_rows(kept), beta_kl)
+    told, kept, _ = SETTINGS[setting]
+    step = {"ours": ours, "plain": plain}[side](make_rows(kept), **told)
     step()
     for _ in sys.stdin:
         start = time.perf_counter()
