@@ -80,10 +80,10 @@ def _logit_chunks(
     """(which positions, their logits, the teacher's logits there), a chunk of positions at a time."""
     head_VH = _factor(weight_VH)
     with _instructions_of(weight_VH.dtype), nullcontext() if teacher is None else teacher.whole():
-        teacher_head_VH = None if teacher is None else _factor(teacher.weight_VH)
+        other = None if teacher is None else (teacher.hidden_NH, _factor(teacher.weight_VH))
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
-            theirs = None if teacher is None else _product(teacher.hidden_NH[part], teacher_head_VH.T)
+            theirs = None if other is None else _product(other[0][part], other[1].T)
             yield part, _product(hidden_NH[part], head_VH.T), theirs
 
 
