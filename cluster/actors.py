@@ -83,18 +83,19 @@ class EngineActor:
         backend: str | None,
         in_flight: bool,
         adapter: AdapterConfig | None,
+        sleeps: bool = False,
     ) -> None:
         self.name, self.log = name, log_to_file(name)
-        self._arguments = (model, config, device, backend, in_flight, adapter)
+        self._arguments = (model, config, device, backend, in_flight, adapter, sleeps)
 
     async def start(self) -> str:
         """Builds the engine; returns the address of its host."""
         from rollout.engine import Engine
 
-        model, config, device, backend, in_flight, adapter = self._arguments
+        model, config, device, backend, in_flight, adapter, sleeps = self._arguments
         try:
             extension = "cluster.weights.WeightReceiver" if backend else None
-            self.engine = Engine(resolve_model(model), config, device, backend, extension, in_flight, adapter)
+            self.engine = Engine(resolve_model(model), config, device, backend, extension, in_flight, adapter, sleeps)
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise RuntimeError(
                 f"{self.name} did not start: {error}\n  last lines of {self.log}:\n{last_lines(self.log)}"
@@ -129,6 +130,12 @@ class EngineActor:
 
     async def update_weight_version(self, version: str) -> None:
         await self._told(self.engine.update_weight_version(version))
+
+    async def sleep(self) -> None:
+        await self._told(self.engine.sleep())
+
+    async def wake_up(self) -> None:
+        await self._told(self.engine.wake_up())
 
     async def weight_state(self) -> tuple[int, str]:
         return await self._told(self.engine.weight_state())
@@ -274,6 +281,12 @@ class LearnerActor:
         if self._ema is not None:
             self._ema.update(self._weights())
         return report
+
+    def release_cache(self) -> None:
+        """Gives back the GPU memory that this process holds and does not use."""
+        import torch
+
+        torch.cuda.empty_cache()
 
     def push(self, pool: str, version: int) -> str:
         """Sends the weights to every engine of `pool` as `version`; returns their digest."""

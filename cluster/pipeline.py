@@ -4,7 +4,7 @@
     ---------------                                        ---------------
     the groups of every step <= version + lag:
     sample (x, r) and x, score as each is done
-    take: judge, write a shard ----------> shard --------> ZeRO step
+    take: judge, write a shard ----------> shard --------> ZeRO step (engines that share its GPU sleep)
             ^                                              push weights, check version, digest, canary
             |________________ advance(version) <__________ (refresh a teacher that follows the student)
 
@@ -74,11 +74,18 @@ class Pipeline:
         produced = await self.services.take(step)
         self.manifest.append_written(produced.shard)
         clock = Stopwatch()
+        engines_sleep = self.services.plan.engines_sleep
+        if engines_sleep:
+            await self.services.sleep()
+            stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.services.learn(produced.shard)
         write_student(learned.logprobs, str(self.run_dir.student), step)
         self.manifest.append_trained(produced.shard.uri, step)
         stages["learn"] = clock.stage(learned.row_tokens)
+        if engines_sleep:
+            await self.services.wake()
+            stages["wake"] = clock.stage(0)
         version = step + 1
         self.sink.stage(f"step {version}: pushing weights")
         self.pushed = await self.push(version)

@@ -34,6 +34,7 @@ class Plan:
     shares: dict[str, list[Share]]  # by pool: of each engine or learner rank
     num_nodes: int | None  # over which they are dealt out in turn; None: each where it fits, on few nodes
     threads: int = 0  # OpenMP threads of a learner rank on CPUs
+    engines_sleep: bool = False  # while the learner works, which takes the GPU memory that they give back
 
     @property
     def colocated(self) -> bool:
@@ -88,7 +89,8 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
         transport = _transport(recipe, ("ipc",), "on one shared GPU")
         third = [Share(1, 0.33)]
         shares = {"student": third, "teacher": third * num_teachers, "learner": third}
-        return Plan("cuda", transport, shares, num_nodes=1)
+        # Beyond a bound of 0 engines work on while the learner does.
+        return Plan("cuda", transport, shares, num_nodes=1, engines_sleep=recipe.run.max_policy_lag == 0)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"

@@ -118,7 +118,7 @@ class Services:
         device, in_flight = self.plan.device, self.recipe.weights.in_flight
         return [
             self._placed(EngineActor, pool, index).remote(
-                f"{pool} engine {index}", model, config, device, backend, in_flight, adapter
+                f"{pool} engine {index}", model, config, device, backend, in_flight, adapter, self.plan.engines_sleep
             )
             for index in range(len(self.plan.shares[pool]))
         ]
@@ -193,6 +193,20 @@ class Services:
         await within(seconds, "pausing the scoring", self.rollout.pause_scoring.remote())
         await self.push("teacher", version)
         await within(seconds, "resuming the scoring", self.rollout.resume_scoring.remote(version))
+
+    async def sleep(self) -> None:
+        """Every engine gives back its GPU's memory."""
+        await self._all_engines("engines that fall asleep", "sleep")
+
+    async def wake(self) -> None:
+        """The learner gives back what it does not use, and every engine takes its memory again."""
+        what = "engines that wake up"
+        await self._every_rank(self.recipe.weights.deadline_s, what, "release_cache")
+        await self._all_engines(what, "wake_up")
+
+    async def _all_engines(self, what: str, method: str) -> None:
+        for pool in self._pools:
+            await self._every_engine(pool, self.recipe.weights.deadline_s, what, method)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         what = f"learner at step {shard.step}"

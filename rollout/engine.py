@@ -72,6 +72,7 @@ class Engine:
         adapter: the kind of adapter that the engine takes (`load_adapter`), if any.
         in_flight: whether requests under way go on with new weights (their prompts and what they have so far are read
             again); otherwise an update waits for them.
+        sleeps: whether the engine can give back its GPU's memory for a time (`sleep`, `wake_up`).
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Engine:
         worker_extension: str | None = None,
         in_flight: bool = True,
         adapter: AdapterConfig | None = None,
+        sleeps: bool = False,
     ) -> None:
         if device == "cpu":
             os.environ.update(cpu_environment(config))
@@ -92,7 +94,7 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"enable_sleep_mode": True} if sleeps else {}
         if weight_backend is not None:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:
@@ -260,6 +262,13 @@ class Engine:
             await self._llm.add_lora(adapter)
         self._adapter, self._adapter_digest = adapter, files_digest(files)
         await self.update_weight_version(str(version))
+
+    async def sleep(self) -> None:
+        """Between requests: weights go to the host's memory, and the cache of prefixes is given up."""
+        await self._llm.sleep(level=1, mode="wait")
+
+    async def wake_up(self) -> None:
+        await self._llm.wake_up()
 
     async def weight_state(self) -> tuple[int, str]:
         """(version, digest of the last weights received); version 0 and "" before the first update."""

@@ -362,7 +362,8 @@ def placed(*nodes: Share, **counts: Any) -> Plan:
     teacher = replace(teacher, dtype=student.dtype if "lora_rank" in counts else teacher.dtype)
     learner = LearnerConfig(num_ranks=counts.get("ranks", 1), lora_rank=counts.get("lora_rank", 0))
     weights = WeightsConfig(transport=counts.get("transport", "auto"))
-    return make_plan(Recipe(student=student, teacher=teacher, learner=learner, weights=weights), nodes)
+    run = RunConfig(max_policy_lag=counts.get("lag", 0))
+    return make_plan(Recipe(run=run, student=student, teacher=teacher, learner=learner, weights=weights), nodes)
 
 
 def everyone(plan: Plan) -> list[Share]:
@@ -411,6 +412,13 @@ def test_one_gpu_is_shared_by_one_of_each() -> None:
     assert sum(share.gpus for share in everyone(plan)) <= 1
     assert plan.bundles == [Share(3, 1)]
     assert plan.bundle("learner", 0) == 0
+
+
+def test_engines_sleep_where_they_share_a_gpu_with_a_learner_whose_turn_it_is() -> None:
+    assert placed(Share(8, 1)).engines_sleep
+    assert not placed(Share(8, 1), lag=1).engines_sleep
+    assert not placed(Share(8, 3)).engines_sleep
+    assert not placed(Share(8, 0)).engines_sleep
 
 
 def test_many_gpus_give_each_worker_and_rank_its_own() -> None:

@@ -21,6 +21,7 @@ def test_colocated_run_on_one_gpu_pushes_over_ipc(tmp_path: Path) -> None:
     records = lines(run_dir / "metrics.jsonl")
     assert [record["policy_version_max"] for record in records] == [0, 1]
     assert all(record["canary"] < 0.1 for record in records)
+    assert all(record["stages"][stage]["seconds"] > 0 for record in records for stage in ("sleep", "wake"))
     assert sum(read_shard(uri).num_rows for uri in Manifest(run_dir / "manifest.jsonl").written()) == 16
     probed = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=8")
     assert probed.returncode == 0 and json.loads(probed.stdout.splitlines()[-1])["n"] == 12

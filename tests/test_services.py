@@ -95,3 +95,42 @@ def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() ->
     silent = scoring(-1.0, -2.0, in_a_list=True, after=asyncio.Event().wait)
     with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 of 2 within 1 s$"):
         canary(scoring(-1.0, -2.0, in_a_list=True), silent)
+
+
+# Engines that share the learner's GPU. Of real ones: tests/test_gpu.py.
+
+
+def test_engines_wake_up_once_the_learner_has_given_its_memory_back() -> None:
+    told: list[str] = []
+
+    def handle(name: str) -> Any:
+        def method(called: str) -> Any:
+            async def remote() -> None:
+                told.append(f"{name} {called}")
+
+            return SimpleNamespace(remote=remote)
+
+        return SimpleNamespace(**{called: method(called) for called in ("sleep", "wake_up", "release_cache")})
+
+    services = Services.__new__(Services)
+    services.recipe = Recipe()
+    services._pools = {"student": [handle("student")], "teacher": [handle("teacher")]}
+    services.learners = [handle("learner")]
+    asyncio.run(services.sleep())
+    assert sorted(told) == ["student sleep", "teacher sleep"]
+    asyncio.run(services.wake())
+    assert told[2] == "learner release_cache" and sorted(told[3:]) == ["student wake_up", "teacher wake_up"]
+
+
+def test_an_engine_that_does_not_wake_up_is_named() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    services = Services.__new__(Services)
+    services.recipe = Recipe(weights=WeightsConfig(deadline_s=0.1))
+    services._pools = {"student": [SimpleNamespace(wake_up=SimpleNamespace(remote=never))]}
+    services.learners = [SimpleNamespace(release_cache=SimpleNamespace(remote=answer_at_once))]
+    with pytest.raises(
+        TimeoutError, match=r"^engines that wake up: no answer from student engine 0 of 1 within 0\.1 s$"
+    ):
+        asyncio.run(services.wake())

@@ -4,7 +4,7 @@
 
 Both take the same rows (4 prompts, 8 responses each of 10 to 256 tokens) in the same compute type. Each side is a
 process of its own and they take turns; the figures are medians of times, and peak memory. Gradient norms are printed
-since they must be the same.
+since they must be the same. On a GPU whose peak is known the learner's model FLOP utilisation is told as well.
 """
 
 import argparse
@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.default_model import prepare_default_model
 from evidence.records import TrainRow
 from tests.bench.figures import Figure
 
 ROOT = Path(__file__).parents[2]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, of NVIDIA's data sheets
 PROMPTS, SAMPLES, PROMPT_TOKENS, PLAIN_BATCH = 4, 8, 40, 8
 # what the learner is told, the share of rows with a kept token, and what our time may be of the plain loop's
 SETTINGS: dict[str, tuple[dict[str, Any], float, str]] = {
@@ -54,7 +56,7 @@ def make_rows(kept: float) -> list[TrainRow]:
 
 def ours(rows: list[TrainRow], **told: Any) -> Callable[[], float]:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT="29611", DS_ACCELERATOR="cpu")  # fmt: skip
+                      MASTER_PORT="29611", **({} if DEVICE == "cuda" else {"DS_ACCELERATOR": "cpu"}))  # fmt: skip
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
     from learner.train import Trainer
@@ -66,24 +68,27 @@ def ours(rows: list[TrainRow], **told: Any) -> Callable[[], float]:
 
 def plain(rows: list[TrainRow], beta_kl: float, **told: Any) -> Callable[[], float]:
     """bfloat16 compute and float32 master weights, as ours; K1 with the k3 anchor, method.md."""
-    model = AutoModelForCausalLM.from_pretrained(str(prepare_default_model()), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(str(prepare_default_model()), dtype=torch.bfloat16).to(DEVICE)
     masters = [parameter.detach().float() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(masters, lr=1e-7, weight_decay=0.0)
     tokens = sum(len(row.response_ids) for row in rows)
 
     def loss_of(batch: list[TrainRow]) -> torch.Tensor:
         full = [torch.from_numpy(np.concatenate([row.prompt_ids, row.response_ids])).long() for row in batch]
-        padded = torch.nn.utils.rnn.pad_sequence(full, batch_first=True)
-        seen = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in full], batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence(full, batch_first=True).to(DEVICE)
+        seen = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in full], batch_first=True).to(DEVICE)
         logits = model(input_ids=padded, attention_mask=seen, use_cache=False).logits.float()
         logprobs = torch.log_softmax(logits[:, :-1], -1).gather(2, padded[:, 1:, None]).squeeze(2)
         total = logprobs.new_zeros(())
         for mine, row in zip(logprobs, batch, strict=True):
             own = mine[len(row.prompt_ids) - 1 :][: len(row.response_ids)]
-            gap = torch.from_numpy(row.teacher_context_logprobs) - own.detach()
-            total = total - (torch.from_numpy(row.weight) * gap * own).sum() / tokens
+            with_r, without, weight = (
+                torch.from_numpy(stream).to(DEVICE)
+                for stream in (row.teacher_context_logprobs, row.teacher_logprobs, row.weight)
+            )
+            total = total - (weight * (with_r - own.detach()) * own).sum() / tokens
             if beta_kl:
-                d = torch.from_numpy(row.teacher_logprobs) - own
+                d = without - own
                 total = total + beta_kl * (torch.exp(d) - d - 1).sum() / tokens
         return total
 
@@ -102,6 +107,22 @@ def plain(rows: list[TrainRow], beta_kl: float, **told: Any) -> Callable[[], flo
     return step
 
 
+def resource_peak() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def model_flops(rows: list[TrainRow]) -> float:
+    """Of one step's forward and backward pass: 6 for each parameter and token that needs it (arXiv 2001.08361, section
+    2.1), a shared prompt once, the head at response tokens only; attention's own products are not counted."""
+    config = AutoConfig.from_pretrained(str(prepare_default_model()))
+    head = config.vocab_size * config.hidden_size
+    with torch.device("meta"):
+        body = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters()) - head
+    responses = sum(len(row.response_ids) for row in rows)
+    return 6.0 * (body * (PROMPTS * PROMPT_TOKENS + responses - len(rows)) + head * responses)
+
+
 def serve(side: str, setting: str) -> None:
     """Takes a step for every line on stdin, and tells seconds, gradient norm and peak memory."""
     told, kept, _ = SETTINGS[setting]
@@ -110,8 +131,10 @@ def serve(side: str, setting: str) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         norm = step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print("RESULT", json.dumps({"seconds": time.perf_counter() - start, "norm": norm, "gb": peak}), flush=True)
+        peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resource_peak()
+        print(
+            "RESULT", json.dumps({"seconds": time.perf_counter() - start, "norm": norm, "gb": peak / 1e9}), flush=True
+        )
 
 
 def start(side: str, setting: str) -> "subprocess.Popen[str]":
@@ -147,6 +170,14 @@ def main() -> None:
         Figure("step over a plain loop, time", seconds[0] / seconds[1], SETTINGS[setting][2], note).say()
         note = f"{setting}: {gb[0]:.2f} and {gb[1]:.2f} GB"
         Figure("step over a plain loop, peak memory", gb[0] / gb[1], "<= 0.5", note).say()
+        if setting == "anchored":  # every row runs
+            flops = model_flops(make_rows(1.0)) / seconds[0]
+            Figure("model FLOP/s of the learner", flops, "", DEVICE).say()
+            peaks = [
+                peak for name, peak in PEAK_FLOPS.items() if DEVICE == "cuda" and name in torch.cuda.get_device_name()
+            ]
+            for peak in peaks:
+                Figure("model FLOP utilisation of the learner", flops / peak, "", torch.cuda.get_device_name()).say()
     return None
 
 
