@@ -50,7 +50,7 @@ $(PEER)/.ready: requirements/peer.txt $(READY)
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy evidence cluster rollout learner
+	$(BIN)/mypy evidence cluster rollout learner tests/bench
 	$(BIN)/lint-imports --no-logo
 
 clean: ## removes caches and build outputs; keeps .venv and runs

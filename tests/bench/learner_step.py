@@ -42,7 +42,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], float, str]] = {
 def make_rows(kept: float) -> list[TrainRow]:
     """Half of the tokens of the first `kept` of the rows are kept, and nothing of the others."""
     rng = np.random.default_rng(0)
-    rows = []
+    rows: list[TrainRow] = []
     for prompt in (rng.integers(5, 40_000, PROMPT_TOKENS).astype(np.int32) for _ in range(PROMPTS)):
         for sample in range(SAMPLES):
             length = int(np.clip(rng.lognormal(4.0, 0.8), 10, 256))
@@ -126,7 +126,7 @@ def model_flops(rows: list[TrainRow]) -> float:
 def serve(side: str, setting: str) -> None:
     """Takes a step for every line on stdin, and tells seconds, gradient norm and peak memory."""
     told, kept, _ = SETTINGS[setting]
-    step = {"ours": ours, "plain": plain}[side](make_rows(kept), **told)
+    step = (ours if side == "ours" else plain)(make_rows(kept), **told)
     step()
     for _ in sys.stdin:
         start = time.perf_counter()

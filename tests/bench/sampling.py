@@ -1,10 +1,10 @@
 """Sampling tokens/s in the pipeline, through the pool and an engine's actor, over a bare vLLM loop on the same step.
 
-    python -m tests.bench.sampling [RECIPE.toml] [--rounds 5]
+    python -m tests.bench.sampling [RECIPE.toml] [--rounds 9]
 
-The bare loop is `vllm.LLM.generate` in this process, with the settings of the actor's engine: the same prompts, samples
-a prompt and batch, and the log-prob of each token. Answers differ, from one distribution, so tokens are counted on both
-sides. The bare loop has loaded torch before its environment is set, so its OpenMP threads spin as long as they like.
+The bare loop is `vllm.LLM.generate` in this process, with the settings of the actor's engine: the same prompts, all at
+once, as many tokens for each as the pipeline drew, and the log-prob of each. It has loaded torch before its environment
+is set, so its OpenMP threads spin as long as they like.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import asyncio
 import os
 import statistics
 import time
-from collections import Counter
 from dataclasses import replace
 
 import ray
@@ -25,6 +24,7 @@ from cluster.models import resolve_model
 from cluster.pool import EnginePool
 from cluster.requests import step_requests
 from cluster.services import connect
+from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import cpu_environment, engine_arguments
 from rollout.requests import GroupRequests
@@ -40,23 +40,19 @@ def bare_engine(model: str, config: EngineConfig, device: str) -> LLM:
     return LLM(**engine_arguments(model, config, device))
 
 
-def bare(llm: LLM, groups: list[GroupRequests], sampling: SamplingConfig) -> int:
-    """Samples the step; returns its tokens."""
-    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
-              "max_tokens": sampling.max_tokens, "logprobs": 0, "detokenize": False}  # fmt: skip
-    prompts, params = [], []
-    for group in groups:
-        by_prompt = Counter(tuple(row.sampler_ids.tolist()) for row in group.rows)
-        prompts += [{"prompt_token_ids": list(ids)} for ids in by_prompt]
-        params += [SamplingParams(n=count, seed=group.seed, **shared) for count in by_prompt.values()]
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    return sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
+def bare(llm: LLM, rows: list[RolloutRequest], samples: list[Sample], temperature: float, seed: int) -> None:
+    """Samples as many tokens for each row as its sample has."""
+    shared = {"temperature": temperature, "logprobs": 0, "detokenize": False, "ignore_eos": True}
+    prompts = [{"prompt_token_ids": row.sampler_ids.tolist()} for row in rows]
+    lengths = [len(sample.response_ids) for sample in samples]
+    params = [SamplingParams(seed=seed + index, max_tokens=size, **shared) for index, size in enumerate(lengths)]
+    llm.generate(prompts, params, use_tqdm=False)
 
 
-async def ours(pool: EnginePool, groups: list[GroupRequests], sampling: SamplingConfig) -> int:
-    """As the rollout service does; returns the tokens."""
+async def ours(pool: EnginePool, groups: list[GroupRequests], sampling: SamplingConfig) -> list[Sample]:
+    """As the rollout service does."""
     drawn = await asyncio.gather(*(pool.sample(group.rows, sampling, group.seed) for group in groups))
-    return sum(len(sample.response_ids) for samples in drawn for sample in samples)
+    return [sample for samples in drawn for sample in samples]
 
 
 def measure(recipe: Recipe, rounds: int) -> None:
@@ -76,14 +72,15 @@ def measure(recipe: Recipe, rounds: int) -> None:
     try:
         for step in range(-1, rounds):  # the first warms both up
             groups, _ = requests.of(max(step, 0))
+            rows = [row for group in groups for row in group.rows]
             begun = time.perf_counter()
-            bare_tokens = bare(llm, groups, sampling)
+            samples = asyncio.run(ours(pool, groups, sampling))
             between = time.perf_counter()
-            our_tokens = asyncio.run(ours(pool, groups, sampling))
+            bare(llm, rows, samples, sampling.temperature, groups[0].seed)
             ended = time.perf_counter()
             if step >= 0:
-                rates.append(our_tokens / (ended - between))
-                ratios.append(rates[-1] / (bare_tokens / (between - begun)))
+                rates.append(sum(len(sample.response_ids) for sample in samples) / (between - begun))
+                ratios.append((ended - between) / (between - begun))
     finally:
         ray.get(actor.shutdown.remote(), timeout=60)
         ray.shutdown()
@@ -94,6 +91,6 @@ def measure(recipe: Recipe, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", default="cluster/recipes/N3.toml")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     measure(load_recipe(arguments.recipe), arguments.rounds)

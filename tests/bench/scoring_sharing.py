@@ -36,7 +36,7 @@ async def measure(rounds: int) -> None:
     async def alone(prompts: list[Ids], responses: list[Ids]) -> list[Floats]:
         """As `Engine.score`, reading nothing from the cache."""
         full = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
-        outputs = await asyncio.gather(*(engine._read(ids, shared=False) for ids in full))
+        outputs = await asyncio.gather(*(engine._read(ids, shared=False, base=False) for ids in full))
         flats = [output.prompt_logprobs for output in outputs]
         return [
             np.asarray(flat.logprobs, np.float32)[np.asarray(flat.start_indices[len(prompt) :])]
