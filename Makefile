@@ -38,7 +38,7 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
 
-bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 40 minutes on 2 cores
+bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
 	$(BIN)/python -m tests.bench
 
 # The benchmarks' peer and what it needs beside the project's packages, apart from them.
