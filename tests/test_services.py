@@ -121,6 +121,10 @@ def test_engines_wake_up_once_the_learner_has_given_its_memory_back() -> None:
     asyncio.run(services.wake())
     assert told[2] == "learner release_cache" and sorted(told[3:]) == ["student wake_up", "teacher wake_up"]
 
+    services._pools["teacher"] = []  # as beside an adapter
+    asyncio.run(services.sleep())
+    assert told[5:] == ["student sleep"]
+
 
 def test_an_engine_that_does_not_wake_up_is_named() -> None:
     async def never() -> None:
