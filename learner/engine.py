@@ -13,10 +13,13 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.cpp_extension import get_default_build_root
 
 from learner.adapter import add_adapter, merged
 from learner.batches import PackedTokens
@@ -27,6 +30,7 @@ from learner.head import Distribution
 from learner.model import Student, checkpoint_layers, head_weight, load_causal_lm
 from learner.objectives import OBJECTIVES
 
+BUILD_DEADLINE_S = 200.0  # within learner.start_deadline_s, so that a start which waits says what for
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -82,6 +86,29 @@ def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     return GatheredParameters([parameter])
 
 
+def build_collectives(deadline_s: float = BUILD_DEADLINE_S) -> None:
+    """Compiles DeepSpeed's CPU collectives where that has not been done (20 s), one process at a time, and loads them.
+
+    The lock that torch builds under is a file which outlives its process: after a start that was killed, every later
+    one would wait for it. The lock here goes with its process, so that under it a file of torch's is a leftover.
+
+    Raises:
+        TimeoutError: another process has been compiling for `deadline_s` seconds.
+    """
+    default = os.path.join(get_default_build_root(), "edge-opd")
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "build.lock", timeout=deadline_s):
+            for leftover in folder.glob("deepspeed_*/lock"):
+                leftover.unlink()
+            build_shm_op()
+    except Timeout:
+        raise TimeoutError(
+            f"{folder}: another process has been compiling DeepSpeed's collectives there for {deadline_s:g} s"
+        ) from None
+
+
 def _unname_shared_buffers() -> None:
     """DeepSpeed's CPU collectives leave 69 MB of shared memory behind for each rank, since nothing ever unlinks it.
     Once every rank has opened it, its name has no use, and without one it goes with the processes."""
@@ -96,7 +123,10 @@ class ZeroEngine:
 
     def __init__(self, model_path: str, config: LearnerConfig) -> None:
         self.config = config
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            build_collectives()
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         _unname_shared_buffers()
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
         if config.lora_rank:

@@ -5,6 +5,7 @@ reference sees one row at a time, with full logits, and autograd through the for
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -258,6 +259,44 @@ def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
     left = list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
     assert not left, f"shared memory left behind: {left}"
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
+
+
+BUILD = "import sys; from learner.engine import build_collectives; build_collectives(float(sys.argv[1]))"
+
+
+def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(tmp_path: Path) -> None:
+    """torch's own lock stays behind then; two ranks that start afterwards compile once, and both go on."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+
+    def start(deadline_s: float) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", BUILD, str(deadline_s)]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    killed = start(DEADLINE_S)
+    try:
+        end = time.monotonic() + DEADLINE_S
+        while not lock.exists():
+            assert killed.poll() is None and time.monotonic() < end, "it did not come to compile"
+            time.sleep(0.05)
+        os.killpg(killed.pid, signal.SIGSTOP)  # compilers too, so that the lock is there as long as we like
+        hasty = start(0.1)
+        _, said = hasty.communicate(timeout=DEADLINE_S)
+        assert hasty.returncode == 1
+        assert f"TimeoutError: {tmp_path}: another process has been compiling".encode() in said
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    assert lock.exists() and not list(lock.parent.glob("*.so"))
+    ranks = [start(DEADLINE_S), start(DEADLINE_S)]
+    try:
+        assert wait(ranks) == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert not lock.exists() and list(lock.parent.glob("*.so"))
 
 
 def wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
