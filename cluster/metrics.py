@@ -22,9 +22,11 @@ class MetricsSink:
         self._started: float | None = None
         self._done = 0
         self.headline = "probe -"
+        self.doing = ""  # the last stage
 
     def stage(self, text: str) -> None:
         """What is happening now: a live line on a terminal, nothing elsewhere."""
+        self.doing = text
         if self._console.is_terminal:
             if self._status is None:
                 self._status = self._console.status(text)

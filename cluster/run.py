@@ -15,7 +15,7 @@ from cluster.models import resolve_model
 from cluster.pipeline import Pipeline
 from cluster.requests import renderer_of, step_requests
 from cluster.rundir import RunDir, run_folder
-from cluster.services import Services, code_version, connect, plan_for
+from cluster.services import LOST, Services, code_version, connect, plan_for
 from evidence.files import check_writable
 from evidence.manifest import Manifest
 from rollout.config import EngineConfig
@@ -114,15 +114,18 @@ def check_storage(recipe: Recipe) -> None:
 
 
 async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
-    sink.stage("starting engines and learner")
-    hosts = await services.start()
-    if len(set(hosts.values())) > 1:
-        sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
-    first = await services.load(folder.checkpoints) if resume else 0
-    supersede_after(folder, first)
-    await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
-    sink.stage("exporting the model")
-    await services.export(folder.export)
+    try:
+        sink.stage("starting engines and learner")
+        hosts = await services.start()
+        if len(set(hosts.values())) > 1:
+            sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
+        first = await services.load(folder.checkpoints) if resume else 0
+        supersede_after(folder, first)
+        await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
+        sink.stage("exporting the model")
+        await services.export(folder.export)
+    except* LOST as lost:
+        raise RuntimeError(f"{sink.doing}: {services.obituary(lost.exceptions[0])}") from None
 
 
 def supersede_after(folder: RunDir, step: int) -> None:

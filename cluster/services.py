@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -29,6 +30,7 @@ from rollout.config import AdapterConfig
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError)  # how Ray tells that an actor's process is no more
 STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
 
@@ -81,6 +83,10 @@ async def _each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[
             return
 
 
+def _name(pool: str, index: int) -> str:
+    return f"{pool} {'rank' if pool == 'learner' else 'engine'} {index}"
+
+
 @dataclass(frozen=True)
 class LearnedStep:
     """One learner step over all ranks."""
@@ -103,6 +109,7 @@ class Services:
         model = self._model = for_every_host(recipe.model.path)
         teacher = for_every_host(recipe.teacher.path) if recipe.teacher.path else model
         self._reserved = reserve(plan, recipe.student.start_deadline_s)
+        self._names: dict[str, str] = {}  # of actors, by Ray's id
         rank, targets = recipe.learner.lora_rank, recipe.learner.lora_targets
         backend, adapter = (None, AdapterConfig(rank, targets)) if rank else (f"edge_{plan.transport}", None)
         self.students = self._engines("student", model, recipe.student, backend, adapter)
@@ -110,30 +117,32 @@ class Services:
         self._pools = {"student": self.students, "teacher": self.teachers}
         environment = learner_environment(plan)
         self.learners = [
-            self._placed(LearnerActor, "learner", rank, environment).remote(recipe, model, teacher)
+            self._placed(LearnerActor, "learner", rank, (recipe, model, teacher), environment)
             for rank in range(recipe.learner.num_ranks)
         ]
 
     def _engines(
         self, pool: str, model: str, config: Any, backend: str | None, adapter: AdapterConfig | None = None
     ) -> list[Any]:
-        device, in_flight = self.plan.device, self.recipe.weights.in_flight
+        arguments = (model, config, self.plan.device, backend, self.recipe.weights.in_flight, adapter)
         return [
-            self._placed(EngineActor, pool, index).remote(
-                f"{pool} engine {index}", model, config, device, backend, in_flight, adapter, self.plan.engines_sleep
-            )
+            self._placed(EngineActor, pool, index, (_name(pool, index), *arguments, self.plan.engines_sleep))
             for index in range(len(self.plan.shares[pool]))
         ]
 
-    def _placed(self, actor: Any, pool: str, index: int, environment: dict[str, str] | None = None) -> Any:
-        """The actor class with its resources, inside what is reserved for it."""
+    def _placed(
+        self, actor: Any, pool: str, index: int, arguments: tuple[Any, ...], environment: dict[str, str] | None = None
+    ) -> Any:
+        """An actor with its resources, inside what is reserved for it."""
         share, bundle = self.plan.shares[pool][index], self.plan.bundle(pool, index)
-        return actor.options(
+        handle = actor.options(
             num_cpus=share.cpus,
             num_gpus=share.gpus,
             runtime_env={"env_vars": environment or {}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._reserved, placement_group_bundle_index=bundle),
-        )
+        ).remote(*arguments)
+        self._names[handle._actor_id.hex()] = _name(pool, index)
+        return handle
 
     async def start(self) -> dict[str, str]:
         """Engines and ranks start side by side; then the rollout service and the weight transport connect them.
@@ -151,12 +160,12 @@ class Services:
         async with asyncio.TaskGroup() as group:
             for pool, handles, config in (("student", self.students, student), ("teacher", self.teachers, teacher)):
                 for index, handle in enumerate(handles):
-                    name = f"{pool} engine {index}"
+                    name = _name(pool, index)
                     work = within(config.start_deadline_s, f"start of {name}", handle.start.remote())
                     starts[name] = group.create_task(work)
             for rank, handle in enumerate(self.learners):
                 begun = handle.start.remote(rank, places)
-                group.create_task(within(learner.start_deadline_s, f"start of learner rank {rank}", begun))
+                group.create_task(within(learner.start_deadline_s, f"start of {_name('learner', rank)}", begun))
         await self._open_transport("student")
         if teacher.follows:
             await self._open_transport("teacher")
@@ -166,7 +175,7 @@ class Services:
             self.recipe, self._model, self.students, self.teachers, self._storage, self._metadata
         )
         self.student_pool = EnginePool(self.students, student.max_num_seqs)
-        ranks = {f"learner rank {rank}": place.host for rank, place in enumerate(places)}
+        ranks = {_name("learner", rank): place.host for rank, place in enumerate(places)}
         return {name: start.result() for name, start in starts.items()} | ranks
 
     async def _places(self) -> list[Place]:
@@ -293,6 +302,15 @@ class Services:
 
     async def _every_rank(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
         return await _ask_all(self.learners, seconds, what, "rank", method, *arguments)
+
+    def obituary(self, error: Exception) -> str:
+        """One line on one of `LOST`: who died, and what Ray knows of why."""
+        told = getattr(error, "cause", None) or error  # from within another actor
+        lines = str(told).splitlines()
+        if isinstance(told, RayActorError):  # what it is about comes first, the reason last
+            name = self._names.get(told.actor_id, "the rollout service")
+            return f"{name} died: {lines[-1].partition(' Some common causes')[0]}"
+        return lines[0]
 
     def stop(self) -> None:
         """Ends every actor. Engines first end their own children and give back the shared memory between them."""

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -235,6 +239,33 @@ def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path, sma
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "canary at version 0: student engine 0 differs from the learner" in done.stderr
     assert not (tmp_path / "canary" / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("actor", "name"), [("LearnerActor", "learner rank 0"), ("EngineActor", "(student|teacher) engine 0")]
+)
+def test_an_actor_that_is_killed_is_named_in_one_line(actor: str, name: str, tmp_path: Path, small_model: Path) -> None:
+    """As by the kernel, when the host's memory is used up. An engine's end is seen by the rollout service first."""
+    run_dir = tmp_path / "killed"
+    many = ("run.steps=1000", f"model.path={small_model}")
+    command = [str(Path(sys.executable).parent / "edge-opd"), *small_arguments(run_dir, *many)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 240
+        while not (run_dir / "metrics.jsonl").exists():
+            assert run.poll() is None and time.monotonic() < end, run.communicate()
+            time.sleep(0.1)
+        processes = psutil.Process(run.pid).children(recursive=True)
+        next(process for process in processes if f"ray::{actor}" in " ".join(process.cmdline())).kill()
+        _, said = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    ours = [line for line in said.splitlines() if line.startswith("edge-opd: ")]
+    assert len(ours) == 1 and re.match(rf"edge-opd: .*step \d+.*: {name} died: .*process has died", ours[0]), said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
