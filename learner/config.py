@@ -36,7 +36,7 @@ class LearnerConfig:
     num_ranks: int = 1
     zero_stage: int = 1
     dtype: str = "bfloat16"  # compute; master weights are float32
-    micro_batch_tokens: int = 2048  # of one packed sequence
+    micro_batch_tokens: int = 1024  # of one packed sequence
     head_chunk_tokens: int = 256  # response positions whose logits exist at one time
     gradient_checkpointing: bool = False  # each layer runs again in the backward pass, and keeps its input only
     start_deadline_s: float = 300.0

@@ -35,12 +35,17 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def zero_settings(config: LearnerConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale."""
+    """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale.
+
+    Gradients of micro-batches and ranks add up in float32, whatever the dtype; for stage 0 DeepSpeed has no such mix.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.grad_clip,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "bf16": {"enabled": config.dtype == "bfloat16", "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
+        "communication_data_type": "fp32" if config.zero_stage else None,
         "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

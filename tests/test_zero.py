@@ -37,6 +37,7 @@ VOCAB = 2048
 RANKS = (1, 2)
 STAGES = (0, 1, 2, 3)
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
+ADDED = (1, 2, 3)  # the stages that add bfloat16 gradients up in float32
 ADAPTERS = {"lora": False, "lora-recomputed": True}  # whether layers run again in the backward pass
 BETA = 0.05
 LR = 1e-3
@@ -161,6 +162,11 @@ def soft_rows(rows: list[TrainRow]) -> list[TrainRow]:
     return made
 
 
+def only(rows: Sequence[TrainRow], index: int) -> list[TrainRow]:
+    """The same rows, nothing kept of any but one: its part of their gradient, at their scale."""
+    return [row if place == index else replace(row, weight=0 * row.weight) for place, row in enumerate(rows)]
+
+
 def with_weight(rows: Sequence[TrainRow], value: float) -> list[TrainRow]:
     return [replace(row, weight=np.full(len(row.weight), value, np.float32)) for row in rows]
 
@@ -221,9 +227,15 @@ def scenarios(
         for stage in STAGES
         for name, again in ADAPTERS.items()
     }
+    bf16 = {"dtype": "bfloat16", "beta_kl": 0.0, "micro_batch_tokens": 1}
+    added = {f"added-{stage}": of(soft_rows, stage, **bf16) for stage in ADDED} | {
+        f"added-{stage}-{index}": of(only(soft_rows, index), stage, **bf16)
+        for stage in ADDED
+        for index in range(len(soft_rows))
+    }
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
     again = {f"recomputed-{stage}": of(soft_rows, stage, gradient_checkpointing=True) for stage in STAGES}
-    return grid | common | lora | one_row | again
+    return grid | common | lora | added | one_row | again
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -434,6 +446,17 @@ def test_bfloat16_computes_nearly_the_same_gradient(results: Results, model: Pat
     mine, theirs = (torch.cat([tensors[name].flatten() for name in expected]) for tensors in (gradient, expected))
     assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
     assert mine.norm() / theirs.norm() == pytest.approx(1, abs=0.1)
+
+
+def test_bfloat16_gradients_of_micro_batches_add_up_in_float32(results: Results, soft_rows: list[TrainRow]) -> None:
+    """Row by row, in bfloat16 each: the sum has the bits that a bfloat16 sum would have dropped."""
+    for stage in ADDED:
+        (gradient,) = results.of(f"added-{stage}")["gradients"]
+        parts = [results.of(f"added-{stage}-{index}")["gradients"] for index in range(len(soft_rows))]
+        total = {name: sum(part[name] for (part,) in filter(None, parts)) for name in gradient}
+        mine, exact = (torch.cat([tensors[name].flatten() for name in gradient]) for tensors in (gradient, total))
+        assert (mine - exact).norm() < 1e-6 * exact.norm()
+        assert (mine.bfloat16().float() - mine).norm() > 1e-4 * mine.norm()
 
 
 # The method's invariants
