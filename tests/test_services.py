@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cluster.config import Recipe, WeightsConfig
 from cluster.services import Services, all_within, within
@@ -49,6 +50,29 @@ def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
     with pytest.raises(RuntimeError, match="rank 1 died"):
         asyncio.run(all_within(60, "learner", "rank", [answer("a", delay), fail()]))
     assert time.monotonic() - begun < 30
+
+
+# Who died. Of real processes: tests/test_pipeline.py.
+
+SHORT_OF_MEMORY = (
+    "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2, ID: 1f) was "
+    "22.17GB used / 23.54GB limit (0.941923)\nOOM kill reason: Memory usage exceeded\n...\n"
+)
+
+
+def test_a_host_without_memory_is_told_in_the_first_line_of_rays_account() -> None:
+    services = Services.__new__(Services)
+    told = services.obituary(OutOfMemoryError(SHORT_OF_MEMORY))
+    assert told == SHORT_OF_MEMORY.splitlines()[0]
+
+
+def test_an_actor_is_named_by_its_id_and_the_reason_is_rays_last_line() -> None:
+    services = Services.__new__(Services)
+    services._names = {"0a1b": "learner rank 1"}
+    account = (
+        "The actor died unexpectedly before finishing this task.\n\tpid: 7\nIts process has died. Some common causes"
+    )
+    assert services.obituary(RayActorError("0a1b", account)) == "learner rank 1 died: Its process has died."
 
 
 # The canary. Of real engines: tests/test_weight_handoff.py, and the whole run that it stops in tests/test_pipeline.py.
