@@ -8,6 +8,7 @@ since they must be the same. On a GPU whose peak is known the learner's model FL
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -124,11 +125,10 @@ def model_flops(rows: list[TrainRow]) -> float:
 
 
 def serve(side: str, setting: str) -> None:
-    """Takes a step for every line on stdin, and tells seconds, gradient norm and peak memory."""
+    """Takes a step, and one for every line on stdin; tells seconds, gradient norm and peak memory of each."""
     told, kept, _ = SETTINGS[setting]
     step = (ours if side == "ours" else plain)(make_rows(kept), **told)
-    step()
-    for _ in sys.stdin:
+    for _ in itertools.chain([""], sys.stdin):
         start = time.perf_counter()
         norm = step()
         peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resource_peak()
@@ -144,8 +144,13 @@ def start(side: str, setting: str) -> "subprocess.Popen[str]":
 
 
 def ask(process: "subprocess.Popen[str]") -> Any:
-    assert process.stdin and process.stdout
+    assert process.stdin
     process.stdin.write("\n"), process.stdin.flush()
+    return answer_of(process)
+
+
+def answer_of(process: "subprocess.Popen[str]") -> Any:
+    assert process.stdout
     answer = next(line for line in process.stdout if line.startswith("RESULT"))
     return json.loads(answer.removeprefix("RESULT"))
 
@@ -159,6 +164,8 @@ def main() -> None:
         return serve(*arguments.serve)
     for setting in SETTINGS:
         sides = {side: start(side, setting) for side in ("ours", "plain")}
+        for process in sides.values():
+            answer_of(process)  # both have taken their first step, and none disturbs the other from here on
         rounds = [{side: ask(process) for side, process in sides.items()} for _ in range(arguments.rounds)]
         for process in sides.values():
             process.communicate()
