@@ -174,6 +174,7 @@ class Services:
         self.rollout = RolloutActor.options(num_cpus=0, scheduling_strategy=here).remote(  # type: ignore[attr-defined]
             self.recipe, self._model, self.students, self.teachers, self._storage, self._metadata
         )
+        self._names[self.rollout._actor_id.hex()] = "rollout service"
         self.student_pool = EnginePool(self.students, student.max_num_seqs)
         ranks = {_name("learner", rank): place.host for rank, place in enumerate(places)}
         return {name: start.result() for name, start in starts.items()} | ranks
@@ -308,7 +309,7 @@ class Services:
         told = getattr(error, "cause", None) or error  # from within another actor
         lines = str(told).splitlines()
         if isinstance(told, RayActorError):  # what it is about comes first, the reason last
-            name = self._names.get(told.actor_id, "the rollout service")
+            name = self._names.get(told.actor_id, "an actor")
             return f"{name} died: {lines[-1].partition(' Some common causes')[0]}"
         return lines[0]
 

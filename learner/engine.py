@@ -30,7 +30,6 @@ from learner.head import Distribution
 from learner.model import Student, checkpoint_layers, head_weight, load_causal_lm
 from learner.objectives import OBJECTIVES
 
-BUILD_DEADLINE_S = 200.0  # within learner.start_deadline_s, so that a start which waits says what for
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -91,7 +90,7 @@ def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     return GatheredParameters([parameter])
 
 
-def build_collectives(deadline_s: float = BUILD_DEADLINE_S) -> None:
+def build_collectives(deadline_s: float) -> None:
     """Compiles DeepSpeed's CPU collectives where that has not been done (20 s), one process at a time, and loads them.
 
     The lock that torch builds under is a file which outlives its process: after a start that was killed, every later
@@ -130,7 +129,7 @@ class ZeroEngine:
         self.config = config
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
-            build_collectives()
+            build_collectives(config.start_deadline_s / 2)  # so that a start which waits there says so
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         _unname_shared_buffers()
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])

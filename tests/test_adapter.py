@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from evidence.records import Ids, RolloutRequest
 from learner.adapter import adapter_files, add_adapter, merged
 from learner.config import LearnerConfig
+from tests.reference import logprobs_of
 
 CONFIG = LearnerConfig(lora_rank=6, lora_alpha=12)  # not a rank that vLLM has a table for
 IDS = torch.arange(5, 25)[None]
@@ -102,10 +103,7 @@ async def _drive(model: str, folders: list[str]) -> dict[str, Any]:
 
 
 def logprobs(model: Any, response: Ids | list[int]) -> np.ndarray:
-    full = torch.tensor([[*PROMPT.tolist(), *list(response)]])
-    with torch.no_grad():
-        table = torch.log_softmax(model(full).logits[0].double(), dim=-1)
-    return np.array([table[len(PROMPT) - 1 + t, token].item() for t, token in enumerate(response)])
+    return logprobs_of(model, PROMPT, response).detach().numpy()
 
 
 @pytest.mark.engine

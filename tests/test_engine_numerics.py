@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from evidence.records import Ids, RolloutRequest
 from rollout.render import Renderer
+from tests.reference import logprobs_of, plain_model
 from tests.runs import side_by_side
 
 pytestmark = pytest.mark.engine
@@ -133,16 +133,7 @@ def driven(request: pytest.FixtureRequest, outputs: dict[str, Path], default_mod
 
 @pytest.fixture(scope="module")
 def reference(default_model: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32, attn_implementation="eager")
-
-
-def reference_logprobs(model: Any, prompt_ids: Ids, response_ids: list[int]) -> np.ndarray:
-    """log p(y_t | prompt, y_<t) from full float32 logits of the one row."""
-    full = torch.tensor([[*prompt_ids.tolist(), *response_ids]])
-    with torch.no_grad():
-        logprobs = torch.log_softmax(model(full).logits[0].double(), dim=-1)
-    first = len(prompt_ids)
-    return np.array([logprobs[first - 1 + t, token].item() for t, token in enumerate(response_ids)])
+    return plain_model(default_model).requires_grad_(False)
 
 
 def columns(made: RolloutRequest) -> dict[str, Ids]:
@@ -163,7 +154,7 @@ def test_every_column_agrees_with_float32_under_its_own_prompt(driven: Any, refe
         known: dict[bytes, np.ndarray] = {}  # a row was sampled under one of the prompts that it is scored under
         for column, prompt_ids in columns(request).items():
             if (key := prompt_ids.tobytes()) not in known:
-                known[key] = reference_logprobs(reference, prompt_ids, row["response_ids"])
+                known[key] = logprobs_of(reference, prompt_ids, row["response_ids"]).numpy()
             expected = known[key]
             assert len(row[column]) == len(row["response_ids"])
             difference = np.abs(np.array(row[column]) - expected)
@@ -220,7 +211,7 @@ def test_a_shared_prefix_changes_no_score(driven: Any, reference: Any) -> None:
     assert any(not shared and cached == 0 for _, shared, cached in found["reads"])
     if dtype == "float32":  # random tokens are too unlikely for bfloat16 to be close
         for prompt, response, *scores in zip(prompts, responses, found["first"], found["again"], strict=True):
-            expected = reference_logprobs(reference, prompt, response.tolist())
+            expected = logprobs_of(reference, prompt, response).numpy()
             assert all(np.abs(np.array(score) - expected).max() < 1e-3 for score in scores)
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from evidence.sidecar import read_student
+from tests.reference import logprobs_of, plain_model
 from tests.runs import lines, small_run
 
 pytestmark = pytest.mark.engine
@@ -39,7 +39,7 @@ def policies(run: tuple[Path, Any], small_model: Path) -> list[Any]:
     """The student of every version, from the run's checkpoints."""
     folder, versions = run[0] / "checkpoints", []
     for version in range(STEPS + 1):
-        model = AutoModelForCausalLM.from_pretrained(str(small_model), dtype=torch.float32)
+        model = plain_model(small_model).requires_grad_(False)
         if version > 0:
             saved = folder / f"step-{version:06d}" / "mp_rank_00_model_states.pt"
             module = torch.load(saved, weights_only=False)["module"]
@@ -62,7 +62,8 @@ def test_each_token_is_of_the_version_before_the_push_or_of_the_one_after(
         sampled = np.array(row["sampler_logprobs"])
         prompt = row["context_prompt_ids" if row["guided"] else "prompt_ids"]
         off_older, off_newer = (
-            np.abs(sampled - logprobs(policies[version], row, prompt)) for version in (older, newer)
+            np.abs(sampled - logprobs_of(policies[version], prompt, row["response_ids"]).numpy())
+            for version in (older, newer)
         )
         assert off_older[0] < 1e-3 and off_newer[-1] < 1e-3
         seam = int(np.argmax(off_older > 1e-3)) if older < newer else len(sampled)
@@ -86,15 +87,7 @@ def test_the_bound_holds_and_the_learner_takes_the_policy_of_its_step(
         step_rows = [row for row in rows if row["rollout_id"] in trained]
         assert len(step_rows) == len(trained) == 8
         for row in step_rows:
-            current = logprobs(policies[record["step"]], row, row["prompt_ids"])
+            current = logprobs_of(policies[record["step"]], row["prompt_ids"], row["response_ids"]).numpy()
             assert np.abs(trained[row["rollout_id"]] - current).max() < 1e-3
     manifest = Manifest(run_dir / "manifest.jsonl")
     assert len(manifest.written()) == STEPS and manifest.trained() == set(manifest.written())
-
-
-def logprobs(model: Any, row: dict[str, Any], prompt: list[int]) -> np.ndarray:
-    """[T] of the row's response under a prompt."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + row["response_ids"]])).logits[0].double()
-    start, count = len(prompt) - 1, len(row["response_ids"])
-    return torch.log_softmax(logits, -1)[range(start, start + count), row["response_ids"]].numpy()

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from cluster.__main__ import main
 from cluster.config import load_recipe
@@ -25,6 +25,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
+from tests.reference import logprobs_of, plain_model
 from tests.runs import FINISHED, RECIPE, TWO_RANKS, edge_opd, lines, small_arguments, small_run
 
 pytestmark = pytest.mark.engine
@@ -60,11 +61,11 @@ def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any
     """The first shard: sampled by the base model in bfloat16, scored by the frozen teacher in float32."""
     run_dir, _ = finished
     table = read_shard(min(Manifest(run_dir / "manifest.jsonl").written()))
-    model = AutoModelForCausalLM.from_pretrained(str(default_model), dtype=torch.float32)
+    model = plain_model(default_model).requires_grad_(False)
     sampler: list[float] = []
     for row in table.to_pylist():
-        plain = _reference(model, row["prompt_ids"], row["response_ids"])
-        context = _reference(model, row["context_prompt_ids"], row["response_ids"])
+        plain = logprobs_of(model, row["prompt_ids"], row["response_ids"]).numpy()
+        context = logprobs_of(model, row["context_prompt_ids"], row["response_ids"]).numpy()
         assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
         assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
         evidence = np.array(row["teacher_context_logprobs"], np.float32) - np.array(row["teacher_logprobs"], np.float32)
@@ -75,19 +76,10 @@ def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any
     assert [row["guided"] for row in table.to_pylist()] == [True, True, False, False] * 2
 
 
-def _reference(model: Any, prompt_ids: list[int], response_ids: list[int]) -> np.ndarray:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt_ids + response_ids])).logits[0]
-    logprobs = torch.log_softmax(logits.double(), dim=-1)
-    return np.array([logprobs[len(prompt_ids) - 1 + t, token].item() for t, token in enumerate(response_ids)])
-
-
 def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], default_model: Path) -> None:
     run_dir, _ = finished
     export = run_dir / "export"
-    model, base = (
-        AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32) for path in (export, default_model)
-    )
+    model, base = (plain_model(path) for path in (export, default_model))
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert max(moved) > 0 and max(moved) < 0.01
     assert AutoTokenizer.from_pretrained(str(export)).chat_template
@@ -179,7 +171,7 @@ def test_beside_an_adapter_one_engine_is_student_and_teacher(
     """The teacher's columns stay the base's, the student's leave them, and the export is an ordinary model."""
     run_dir, _, printed = adapted
     assert "weights over ray, 1 student and 0 teacher engine(s)" in printed
-    base = AutoModelForCausalLM.from_pretrained(str(small_model), dtype=torch.float32)
+    base = plain_model(small_model).requires_grad_(False)
     apart = []
     for step in (0, 1):
         table = read_shard(str(run_dir / "shards" / f"step-{step:06d}.arrow"))
@@ -187,7 +179,8 @@ def test_beside_an_adapter_one_engine_is_student_and_teacher(
         rows = table.to_pylist()
         for row in rows:
             plain, context = (
-                _reference(base, row[prompt], row["response_ids"]) for prompt in ("prompt_ids", "context_prompt_ids")
+                logprobs_of(base, row[prompt], row["response_ids"]).numpy()
+                for prompt in ("prompt_ids", "context_prompt_ids")
             )
             assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
             assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
@@ -197,7 +190,7 @@ def test_beside_an_adapter_one_engine_is_student_and_teacher(
         own = [np.subtract(row["sampler_logprobs"], row["teacher_logprobs"]) for row in rows if not row["guided"]]
         apart.append(np.abs(np.concatenate(own)).max())
     assert apart[0] < 1e-3 < 0.05 < apart[1]
-    exported = AutoModelForCausalLM.from_pretrained(str(run_dir / "export"), dtype=torch.float32).state_dict()
+    exported = plain_model(run_dir / "export").state_dict()
     changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, exported[name])}
     assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)
 

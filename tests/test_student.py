@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from evidence.records import TrainRow
 from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
@@ -25,6 +25,7 @@ from learner.model import Student, checkpoint_layers, load_causal_lm
 from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.train import Trainer
 from tests import fakes
+from tests.reference import logprobs_of, plain_model
 
 VOCAB = 2048
 SIZES = [(5, 7), (1, 4), (9, 1), (1, 1), (3, 12), (6, 2)]  # (prompt, response) tokens a row
@@ -58,17 +59,8 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {"tied": tiny_model, "untied": untied}
 
 
-def plain_model(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
-
-
 def row_logprobs(model: Any, row: TrainRow) -> Tensor:
-    """[T] with full logits: position i of the logits speaks of token i + 1."""
-    full = torch.from_numpy(np.concatenate([row.prompt_ids, row.response_ids])).long()
-    logits = model(full[None], use_cache=False).logits[0].double()
-    logprobs = torch.log_softmax(logits, dim=-1)
-    first = len(row.prompt_ids)
-    return torch.stack([logprobs[position - 1, full[position]] for position in range(first, len(full))])
+    return logprobs_of(model, row.prompt_ids, row.response_ids)
 
 
 def packed(rows: Sequence[TrainRow]) -> PackedBatch:

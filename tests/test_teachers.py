@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.render import require_same_token_ids
+from tests.reference import logprobs_of, plain_model
 from tests.runs import lines, small_run
 
 DRIFT = ("learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all")
@@ -82,7 +81,7 @@ def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_bas
         )
         assert oldest == newest  # an update waits for the rollouts under way
         assert all(max(step - 1, 0) <= version <= step for version in (*oldest, *held))
-    base = AutoModelForCausalLM.from_pretrained(str(small_model), dtype=torch.float32)
+    base = plain_model(small_model).requires_grad_(False)
     first, _, last = (distance_from(base, table.to_pylist()[0]) for table in tables(run_dir))
     assert first < 1e-3 < 0.05 < last
     anchored = [record["anchor_kl"] for record in records]
@@ -91,10 +90,7 @@ def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_bas
 
 def distance_from(model: Any, row: dict[str, Any]) -> float:
     """The largest difference of a row's teacher_context_logprobs from `model`'s own."""
-    with torch.no_grad():
-        logits = model(torch.tensor([row["context_prompt_ids"] + row["response_ids"]])).logits[0].double()
-    start = len(row["context_prompt_ids"]) - 1
-    expected = torch.log_softmax(logits, -1)[range(start, start + len(row["response_ids"])), row["response_ids"]]
+    expected = logprobs_of(model, row["context_prompt_ids"], row["response_ids"])
     return float(np.abs(np.array(row["teacher_context_logprobs"]) - expected.numpy()).max())
 
 

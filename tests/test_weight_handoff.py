@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.reference import logprobs_of
 from tests.runs import free_port, side_by_side
 
 pytestmark = pytest.mark.engine
@@ -39,10 +40,7 @@ def changed_model(model: str) -> Any:
 
 
 def hf_logprobs(causal_lm: Any) -> list[float]:
-    full = torch.from_numpy(np.concatenate([PROMPT, RESPONSE])).long()[None]
-    with torch.no_grad():
-        logprobs = torch.log_softmax(causal_lm.float()(full).logits[0].double(), dim=-1)
-    return [logprobs[len(PROMPT) - 1 + t, token].item() for t, token in enumerate(RESPONSE)]
+    return logprobs_of(causal_lm.float(), PROMPT, RESPONSE).tolist()
 
 
 class InProcessClient:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from evidence.diagnostics import TokenStats
 from evidence.records import Ids, TrainRow
@@ -27,12 +27,15 @@ from learner.adapter import add_adapter
 from learner.batches import plan, row_length
 from learner.config import LearnerConfig
 from tests import fakes
+from tests.reference import logprobs_of, plain_model
 from tests.zero_process import Job, Scenario
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 240
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
+ENVIRONMENT = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": TOOLS}
 VOCAB = 2048
 RANKS = (1, 2)
 STAGES = (0, 1, 2, 3)
@@ -50,17 +53,6 @@ SIZES = [(4, 5, 7), (3, 1, 4), (6, 9, 1), (1, 2, 1), (5, 3, 12), (2, 6, 2), (3, 
 
 
 # The reference
-
-
-def plain_model(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32, attn_implementation="eager")
-
-
-def logprobs_of(model: Any, prompt: Ids, response: Ids) -> Tensor:
-    """[T] float64: full logits of one row alone, position i speaking of token i + 1."""
-    full = torch.from_numpy(np.concatenate([prompt, response])).long()
-    table = torch.log_softmax(model(full[None], use_cache=False).logits[0].double(), dim=-1)
-    return torch.stack([table[position - 1, full[position]] for position in range(len(prompt), len(full))])
 
 
 def reference_loss(
@@ -250,15 +242,13 @@ def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
     logs = [(folder / f"log-{rank}.txt").open("w") for rank in range(num_ranks)]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.zero_process", str(folder / "job.pt"), str(rank), str(num_ranks), str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=ENVIRONMENT,
             cwd=ROOT,
         )
         for rank, log in enumerate(logs)
@@ -283,8 +273,7 @@ BUILD = "import sys; from learner.engine import build_collectives; build_collect
 
 def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(tmp_path: Path) -> None:
     """torch's own lock stays behind then; two ranks that start afterwards compile once, and both go on."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    environment = ENVIRONMENT | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
 
     def start(deadline_s: float) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", BUILD, str(deadline_s)]
