@@ -42,7 +42,7 @@ class Place:
 
 def log_to_file(name: str) -> str:
     """Sends this process's output, and its children's, to a file of its own; returns the path."""
-    folder = Path(tempfile.gettempdir()) / "edge-opd-logs"
+    folder = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{os.getpid()}.log"
     sys.stdout.flush(), sys.stderr.flush()
@@ -194,6 +194,9 @@ class RolloutActor:
             student_scorer=pools["student"],
         )
         self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
+
+    async def resume(self, learned: list[str]) -> None:
+        self._stream.resume(learned)
 
     async def advance(self, version: int, weights_digest: str) -> None:
         """The student's engines hold `version` with this digest."""

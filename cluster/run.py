@@ -18,6 +18,7 @@ from cluster.rundir import RunDir, run_folder
 from cluster.services import LOST, Services, code_version, connect, plan_for
 from evidence.files import check_writable
 from evidence.manifest import Manifest
+from evidence.shards import read_shard
 from rollout.config import EngineConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import require_same_token_ids
@@ -121,6 +122,8 @@ async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: Metrics
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         first = await services.load(folder.checkpoints) if resume else 0
         supersede_after(folder, first)
+        if first and recipe.run.max_policy_lag:
+            await services.resume(learned_groups(folder))
         await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
         sink.stage("exporting the model")
         await services.export(folder.export)
@@ -134,6 +137,15 @@ def supersede_after(folder: RunDir, step: int) -> None:
     for uri, info in manifest.written().items():
         if info.step >= step:
             manifest.append_superseded(uri)
+
+
+def learned_groups(folder: RunDir) -> list[str]:
+    """Names of the groups in the shards that stand."""
+    return [
+        name
+        for uri, info in Manifest(folder.manifest).written().items()
+        for name in read_shard(uri, expected=info)["group_id"].unique().to_pylist()
+    ]
 
 
 def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:

@@ -29,14 +29,16 @@ class RunDir:
         Raises:
             ValueError: it belongs to another recipe, holds a run and `resume` was not given, or holds none and it was.
         """
-        if self.config.exists():
+        begun = any(path.exists() for path in (self.manifest, self.probes, self.metrics))
+        if self.config.exists() and (begun or resume):
             self.check_same(recipe)
             if not resume and self.metrics.exists():
                 raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")
             return
         if resume:
             raise ValueError(f"{self.root}: found no config.toml, expected a run to resume")
-        if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
+        taken = self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir()))
+        if taken and not self.config.exists():
             raise ValueError(f"{self.root}: found something that is not a run, expected an empty or a new one")
         for folder in (self.shards, self.student, self.checkpoints, self.answers):
             folder.mkdir(parents=True, exist_ok=True)

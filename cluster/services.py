@@ -35,10 +35,14 @@ STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
-    """`work`, or TimeoutError naming who was late."""
+    """`work`, or TimeoutError naming who was late. One that `work` raises itself names its own cause, and passes."""
+    limit = asyncio.timeout(seconds)
     try:
-        return await asyncio.wait_for(_as_coroutine(work), seconds)
+        async with limit:
+            return await work
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise TimeoutError(f"{what}: no answer within {seconds:g} s") from None
 
 
@@ -83,6 +87,12 @@ async def _each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[
             return
 
 
+async def _start(turns: asyncio.Semaphore, seconds: float, name: str, handle: Any, *arguments: Any) -> Any:
+    """What the actor's `start` answers, once it is its turn."""
+    async with turns:
+        return await within(seconds, f"start of {name}", handle.start.remote(*arguments))
+
+
 def _name(pool: str, index: int) -> str:
     return f"{pool} {'rank' if pool == 'learner' else 'engine'} {index}"
 
@@ -125,8 +135,11 @@ class Services:
         self, pool: str, model: str, config: Any, backend: str | None, adapter: AdapterConfig | None = None
     ) -> list[Any]:
         arguments = (model, config, self.plan.device, backend, self.recipe.weights.in_flight, adapter)
+        environment = engine_environment(self.plan)
         return [
-            self._placed(EngineActor, pool, index, (_name(pool, index), *arguments, self.plan.engines_sleep))
+            self._placed(
+                EngineActor, pool, index, (_name(pool, index), *arguments, self.plan.engines_sleep), environment
+            )
             for index in range(len(self.plan.shares[pool]))
         ]
 
@@ -145,7 +158,7 @@ class Services:
         return handle
 
     async def start(self) -> dict[str, str]:
-        """Engines and ranks start side by side; then the rollout service and the weight transport connect them.
+        """Engines and ranks start; then the rollout service and the weight transport connect them.
 
         Returns:
             the address of the host of each engine and rank, by its name.
@@ -153,19 +166,10 @@ class Services:
         Raises:
             ValueError: what the recipe writes would not be found again on another host.
         """
-        student, teacher, learner = self.recipe.student, self.recipe.teacher, self.recipe.learner
+        student, teacher = self.recipe.student, self.recipe.teacher
         places = await self._places()
         require_common_folder(self.recipe, self._storage, places, self._run_dir.root)
-        starts: dict[str, asyncio.Task[str]] = {}
-        async with asyncio.TaskGroup() as group:
-            for pool, handles, config in (("student", self.students, student), ("teacher", self.teachers, teacher)):
-                for index, handle in enumerate(handles):
-                    name = _name(pool, index)
-                    work = within(config.start_deadline_s, f"start of {name}", handle.start.remote())
-                    starts[name] = group.create_task(work)
-            for rank, handle in enumerate(self.learners):
-                begun = handle.start.remote(rank, places)
-                group.create_task(within(learner.start_deadline_s, f"start of {_name('learner', rank)}", begun))
+        hosts = await self._start_all(places)
         await self._open_transport("student")
         if teacher.follows:
             await self._open_transport("teacher")
@@ -177,7 +181,22 @@ class Services:
         self._names[self.rollout._actor_id.hex()] = "rollout service"
         self.student_pool = EnginePool(self.students, student.max_num_seqs)
         ranks = {_name("learner", rank): place.host for rank, place in enumerate(places)}
-        return {name: start.result() for name, start in starts.items()} | ranks
+        return hosts | ranks
+
+    async def _start_all(self, places: Sequence[Place]) -> dict[str, str]:
+        """Side by side, or in turn on a shared GPU, where an engine that starts would take what others allocate
+        meanwhile for its own; the address of each engine's host."""
+        turns = asyncio.Semaphore(1 if self.plan.device == "cuda" and self.plan.colocated else len(self._names))
+        hosts: dict[str, asyncio.Task[str]] = {}
+        async with asyncio.TaskGroup() as group:
+            for pool, config in (("student", self.recipe.student), ("teacher", self.recipe.teacher)):
+                for index, handle in enumerate(self._pools[pool]):
+                    name = _name(pool, index)
+                    hosts[name] = group.create_task(_start(turns, config.start_deadline_s, name, handle))
+            for rank, handle in enumerate(self.learners):
+                name, seconds = _name("learner", rank), self.recipe.learner.start_deadline_s
+                group.create_task(_start(turns, seconds, name, handle, rank, places))
+        return {name: host.result() for name, host in hosts.items()}
 
     async def _places(self) -> list[Place]:
         seconds = self.recipe.learner.start_deadline_s
@@ -189,6 +208,11 @@ class Services:
         arguments = (pool, self.plan.transport, self._pools[pool], meeting.host, meeting.port)
         await self._every_rank(seconds, what, "open_transport", *arguments)
 
+    async def resume(self, learned: list[str]) -> None:
+        """Tells the rollout service which groups the steps so far have learned from."""
+        work = self.rollout.resume.remote(learned)
+        await within(self.recipe.rollout.deadline_s, "rollout service, resumed", work)
+
     async def advance(self, version: int, digest: str) -> None:
         """Tells the rollout service which version the student's engines hold."""
         work = self.rollout.advance.remote(version, digest)
@@ -196,8 +220,8 @@ class Services:
 
     async def take(self, step: int) -> StepRollouts:
         """The step's rollouts; each group of them has its own deadline, and so has one that is sampled again."""
-        work = self.rollout.take.remote(step)
-        return await within(2 * self.recipe.rollout.deadline_s, f"rollout service at step {step}", work)
+        seconds = 2 * self.recipe.rollout.deadline_s * (self.recipe.run.max_policy_lag + 1)
+        return await within(seconds, f"rollout service at step {step}", self.rollout.take.remote(step))
 
     async def refresh_teacher(self, version: int) -> None:
         """The teacher's engines take the learner's weights, between one group's scores and the next's."""
@@ -237,7 +261,10 @@ class Services:
     async def push(self, pool: str, version: int) -> str:
         """Every engine of `pool` holds `version` with the digest that was sent, or RuntimeError names the one that
         does not."""
-        seconds, what = self.recipe.weights.deadline_s, f"weight push of version {version}"
+        recipe, what = self.recipe, f"weight push of version {version}"
+        seconds = recipe.weights.deadline_s
+        if recipe.learner.lora_rank or not recipe.weights.in_flight:
+            seconds += recipe.rollout.deadline_s  # for the rollouts under way, which end first
         digests = await self._every_rank(seconds, what, "push", pool, version)
         for index, (held, digest) in enumerate(await self._every_engine(pool, seconds, what, "weight_state")):
             if (held, digest) != (version, digests[0]):
@@ -379,6 +406,12 @@ def reserve(plan: Plan, deadline_s: float) -> PlacementGroup:
             f"placement: the cluster did not give {asked} within {deadline_s:g} s; other jobs may hold them"
         )
     return group
+
+
+def engine_environment(plan: Plan) -> dict[str, str]:
+    """Environment of an engine's process, set before it imports vLLM. A handle of CUDA IPC names Python types, which
+    vLLM pickles on the way to its own processes only when told to."""
+    return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if plan.transport == "ipc" else {}
 
 
 def learner_environment(plan: Plan) -> dict[str, str]:

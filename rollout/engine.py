@@ -5,6 +5,7 @@ Log-probs are natural logarithms of the untempered model, computed by vLLM in fl
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
+from rollout.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -54,6 +56,8 @@ def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window + 1),
+        # Within a placement group vLLM would look for one of its own making, with a bundle for each worker.
+        **({"distributed_executor_backend": "mp"} if config.tensor_parallel_size > 1 else {}),
         "enforce_eager": config.enforce_eager,
         "generation_config": "auto",
         **(on_cpu if device == "cpu" else on_gpu),
@@ -106,6 +110,7 @@ class Engine:
         self.window, self._pause_mode = config.window, "keep" if in_flight else "wait"
         self._adapter: LoRARequest | None = None
         self._adapter_digest = ""
+        self._adapted = Turnstile()  # requests that are for the adapter
         self._ids = itertools.count()
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**engine_arguments(model, config, device), disable_log_stats=True, **extra)
@@ -186,19 +191,14 @@ class Engine:
         full = np.concatenate([prompt_ids, response_ids])
         if len(full) > self.window:
             raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
-        output = await self._read(full, True, base)
-        # The log-prob of a token is read at the token before it. One that came from the cache has nothing to read: it
-        # belonged to a prompt of this one's length or longer, such as the same row scored before.
-        if (output.num_cached_tokens or 0) >= len(prompt_ids):
-            output = await self._read(full, False, base)
-        flat = output.prompt_logprobs
-        assert flat is not None and len(flat) == len(full)
-        # Position 0 has no log-prob; every other position holds its own token's first.
-        starts = np.asarray(flat.start_indices[len(prompt_ids) :])
-        return np.asarray(flat.logprobs, np.float32)[starts]
+        for shared in (True, False):
+            scores = response_logprobs(await self._read(full, shared, base), len(prompt_ids), len(response_ids))
+            if scores is not None:
+                return scores
+        raise RuntimeError(f"scoring: found log-probs of fewer tokens than asked, expected {len(response_ids)}")
 
     async def _read(self, ids: Ids, shared: bool, base: bool) -> "RequestOutput":
-        """A forward pass over `ids` with the log-probs of its tokens, garbage at those that a shared prefix gave."""
+        """A forward pass over `ids` with the log-probs of its tokens, those that a shared prefix gave excepted."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -214,6 +214,10 @@ class Engine:
         return await self._run(ids, params, base)
 
     async def _run(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
+        async with contextlib.nullcontext() if base else self._adapted:
+            return await self._finished(prompt_ids, params, base)
+
+    async def _finished(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
         final = None
         async for output in self._llm.generate(
             {"prompt_token_ids": prompt_ids.tolist()},
@@ -246,13 +250,15 @@ class Engine:
         await self._llm.resume_generation()
 
     async def load_adapter(self, files: Mapping[str, bytes], version: int) -> None:
-        """Samples and scores with the adapter of these files from now on; what is under way ends with the one before.
+        """Samples and scores with the adapter of these files from now on. What is under way ends with the one before,
+        also what waits in vLLM's queue, which would otherwise name an adapter that is no more; what comes meanwhile
+        waits for the new one.
 
         Each version has a name of its own, so that no prefix comes from another's cache.
         """
         from vllm.lora.request import LoRARequest
 
-        await self._llm.pause_generation(mode="wait", clear_cache=False)
+        await self._adapted.close()
         with tempfile.TemporaryDirectory(prefix="edge-opd-adapter-") as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
@@ -261,7 +267,8 @@ class Engine:
                 await self._llm.remove_lora(self._adapter.lora_int_id)
             await self._llm.add_lora(adapter)
         self._adapter, self._adapter_digest = adapter, files_digest(files)
-        await self.update_weight_version(str(version))
+        await self._llm.update_weight_version(str(version))
+        await self._adapted.open()
 
     async def sleep(self) -> None:
         """Between requests: weights go to the host's memory, and the cache of prefixes is given up."""
@@ -282,6 +289,20 @@ class Engine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+def response_logprobs(output: "RequestOutput", num_prompt: int, num_response: int) -> Floats | None:
+    """Log-probs [T] of the last `num_response` tokens that a pass read, or None where one of them is missing.
+
+    A token's is read at the token before it, and what came from the cache has nothing to read: it then belonged to a
+    prompt of this one's length or longer, such as the same row scored before. At cached places the first of vLLM's two
+    model runners leaves garbage, the second, which GPUs have, nothing at all.
+    """
+    flat = output.prompt_logprobs
+    if (output.num_cached_tokens or 0) >= num_prompt or flat is None or len(flat) <= num_response:
+        return None
+    starts = np.asarray(flat.start_indices[-num_response:])  # each place holds its own token's first
+    return np.asarray(flat.logprobs, np.float32)[starts]
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:

@@ -5,11 +5,12 @@ delays its own groups only. With a bound of 0 nothing is under way that is not o
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from evidence.records import Sample
 from rollout.requests import GroupRequests, StepRequests
+from rollout.turnstile import Turnstile
 from rollout.worker import Group, Taken
 
 
@@ -24,13 +25,15 @@ class Roller(Protocol):
 class RolloutStream:
     """The groups of every step before `end`, none of them older than `max_lag` versions when it is taken.
 
-    deadline_s: for one group, from its first token to its last score.
+    deadline_s: for the groups of one step, from the first one's first token to the last one's last score; a group may
+    have those of `max_lag` other steps before it.
     """
 
     def __init__(self, roller: Roller, requests: StepRequests, end: int, max_lag: int, deadline_s: float) -> None:
         self._roller, self._requests = roller, requests
-        self._end, self._max_lag, self._deadline_s = end, max_lag, deadline_s
+        self._end, self._max_lag, self._deadline_s = end, max_lag, deadline_s * (max_lag + 1)
         self._next: int | None = None  # the step that has not begun
+        self._learned: frozenset[str] = frozenset()
         self._student_version = self._teacher_version = 0
         self._done: list[Group] = []
         self._under_way: set[asyncio.Task[Group]] = set()
@@ -39,6 +42,17 @@ class RolloutStream:
         self._begun: dict[int, tuple[int, int]] = {}  # step: its groups, and its prompts that do not fit
         self._scoring = Turnstile()
 
+    def resume(self, learned: Collection[str]) -> None:
+        """Before the first `advance`: the groups of these names have been learned from. With a lag they are not just
+        those of the steps before: what else those steps have begins first, and what they took ahead is not drawn
+        again."""
+        self._learned = frozenset(learned)
+
+    def _unlearned(self, step: int) -> tuple[list[GroupRequests], int, int]:
+        """The step's groups that are still to be learned from; how many it has in all; its prompts that do not fit."""
+        groups, refused = self._requests.of(step)
+        return [group for group in groups if group.name not in self._learned], len(groups), refused
+
     def advance(self, version: int) -> None:
         """The student's engines hold `version`: every step that may now begin does, from step `version` on.
 
@@ -46,11 +60,14 @@ class RolloutStream:
             ValueError: too many of a step's prompts do not fit.
         """
         self._student_version = version
-        first = version if self._next is None else self._next
+        first = self._next
+        if first is None:
+            first = 0 if self._learned else version
         self._next = min(self._end, version + self._max_lag + 1)
         for step in range(first, self._next):
-            groups, refused = self._requests.of(step)
-            self._begun[step] = len(groups), refused
+            groups, size, refused = self._unlearned(step)
+            if step >= version:
+                self._begun[step] = size, refused
             for group in groups:
                 self._begin(group)
 
@@ -88,12 +105,15 @@ class RolloutStream:
         task.add_done_callback(self._settle)
 
     async def _roll(self, group: GroupRequests) -> Group:
+        limit = asyncio.timeout(self._deadline_s)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with limit:
                 samples = await self._roller.sample(group, self._student_version)
                 async with self._scoring:
                     return await self._roller.score(group, samples, self._teacher_version)
         except TimeoutError:
+            if not limit.expired():  # an engine's own
+                raise
             raise TimeoutError(f"rollouts of group {group.name}: not done within {self._deadline_s:g} s") from None
 
     def _settle(self, task: "asyncio.Task[Group]") -> None:
@@ -113,32 +133,3 @@ class RolloutStream:
         """Scores by the teacher of `teacher_version`."""
         self._teacher_version = teacher_version
         await self._scoring.open()
-
-
-class Turnstile:
-    """What has passed it is counted until it is through; while it is closed nothing passes."""
-
-    def __init__(self) -> None:
-        self._inside, self._is_open, self._changed = 0, True, asyncio.Condition()
-
-    async def __aenter__(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._is_open)
-            self._inside += 1
-
-    async def __aexit__(self, *failure: object) -> None:
-        async with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
-
-    async def close(self) -> None:
-        """Returns when nothing is inside."""
-        self._is_open = False
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._inside == 0)
-
-    async def open(self) -> None:
-        """Lets pass what waits."""
-        async with self._changed:
-            self._is_open = True
-            self._changed.notify_all()

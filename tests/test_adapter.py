@@ -81,19 +81,35 @@ async def _drive(model: str, folders: list[str]) -> dict[str, Any]:
     from rollout.engine import Engine
 
     adapter = AdapterConfig(CONFIG.lora_rank, CONFIG.lora_targets)
-    engine = Engine(model, EngineConfig(dtype="float32", window=160), "cpu", adapter=adapter)
+    engine = Engine(model, EngineConfig(dtype="float32", window=160, max_num_seqs=2), "cpu", adapter=adapter)
 
     async def score(base: bool) -> list[float]:
         rows = await engine.score([PROMPT] * 4, [RESPONSE[:4], RESPONSE, RESPONSE[:9], RESPONSE[:1]], base)
         return rows[1].tolist()
 
+    request, under_way = RolloutRequest("r", "p", "g", False, "system", PROMPT, PROMPT), list[asyncio.Task[Any]]()
+
+    async def draw() -> None:
+        """More than the engine runs at a time, so that most wait in its queue; a moment for them to get there."""
+        under_way.extend(
+            asyncio.create_task(engine.sample([request], SamplingConfig(1.0, 8), len(under_way) + seed))
+            for seed in range(6)
+        )
+        await asyncio.sleep(0.05)
+
     found: dict[str, Any] = {"fresh": await score(base=False), "state": []}
     for version, folder in enumerate(folders, 3):
+        if version > 3:
+            await draw()
+            asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(draw()))
         await engine.load_adapter({path.name: path.read_bytes() for path in Path(folder).iterdir()}, version)
         found["state"].append(await engine.weight_state())
         # In turns, so that a prefix of the one would be there for the other.
         found[folder] = [await score(base=False), await score(base=True), await score(base=False)]
-    request = RolloutRequest("r", "p", "g", False, "system", PROMPT, PROMPT)
+    found["queued"] = [
+        [sample.response_ids.tolist(), sample.sampler_logprobs.tolist(), sample.policy_version_min]
+        for (sample,) in await asyncio.gather(*under_way)
+    ]
     for base in (False, True):
         sample = (await engine.sample([request], SamplingConfig(1.0, 8), 7, base))[0]
         found[f"sample-{base}"] = [sample.response_ids.tolist(), sample.sampler_logprobs.tolist()]
@@ -133,6 +149,10 @@ def test_an_engine_is_the_student_with_the_adapter_and_the_base_without(default_
             assert np.abs(np.array(found[str(folder)][number]) - reference).max() < 1e-3, number
     assert found["state"] == [[version, digest] for version, digest in enumerate(digests, 3)]
     assert found["versions"] == [4, 4]
+    versions = [version for *_, version in found["queued"]]
+    assert versions == [3] * 6 + [4] * 6
+    for response, sampled, version in found["queued"]:
+        assert np.abs(np.array(sampled) - logprobs(students[version - 3], response)).max() < 1e-3, version
     for key, model in (("sample-False", students[1]), ("sample-True", plain(default_model))):
         response, sampled = found[key]
         assert np.abs(np.array(sampled) - logprobs(model, response)).max() < 1e-3, key

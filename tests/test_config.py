@@ -328,11 +328,18 @@ def test_a_run_of_the_same_recipe_may_be_resumed_but_not_overwritten(tmp_path: P
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_recipes_run_is_refused_with_what_differs(tmp_path: Path, resume: bool) -> None:
     run = claimed(tmp_path / "run")
+    run.manifest.write_text("")
     other = replace(Recipe(), teacher=TeacherConfig(window=777))
     message = refused_claim(run.root, other, resume)
     assert message.startswith(f"{run.config}: teacher.window: found 512, expected 777: ")
     assert message.endswith("the run belongs to another recipe")
     assert load_recipe(run.config) == Recipe()
+
+
+def test_a_run_that_never_began_makes_way_for_a_corrected_recipe(tmp_path: Path) -> None:
+    """As after a placement that does not fit, or an engine that could not start."""
+    run, other = claimed(tmp_path / "run"), replace(Recipe(), teacher=TeacherConfig(window=777))
+    assert load_recipe(claimed(run.root, other).config) == other
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cluster.config import Recipe, WeightsConfig
-from cluster.services import Services, all_within, within
+from cluster.placement import Share, make_plan
+from cluster.services import Services, all_within, engine_environment, within
 
 
 async def answer(value: str, after_s: float = 0.0) -> str:
@@ -28,6 +29,14 @@ def test_the_one_who_is_late_is_named() -> None:
     assert asyncio.run(within(5, "the probe", answer("a"))) == "a"
     with pytest.raises(TimeoutError, match=r"^the probe: no answer within 0\.05 s$"):
         asyncio.run(within(0.05, "the probe", answer("a", 60)))
+
+
+def test_a_deadline_within_the_work_keeps_its_own_name() -> None:
+    async def rollouts() -> None:
+        raise TimeoutError("rollouts of group 000003-001: not done within 600 s")
+
+    with pytest.raises(TimeoutError, match=r"^rollouts of group 000003-001: not done within 600 s$"):
+        asyncio.run(within(5, "rollout service at step 3", rollouts()))
 
 
 def test_every_rank_answers_in_its_place() -> None:
@@ -122,6 +131,32 @@ def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() ->
 
 
 # Engines that share the learner's GPU. Of real ones: tests/test_gpu.py.
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(1, 1), (3, 3)], ids=["one GPU for all", "a GPU each"])
+def test_who_shares_a_gpu_starts_in_turn(gpus: int, most: int) -> None:
+    """vLLM takes what the GPU's other processes allocate while it starts for its own."""
+    starting: list[int] = [0]
+
+    async def begin(*_: Any) -> str:
+        starting.append(starting[-1] + 1)
+        await asyncio.sleep(0.01)
+        starting.append(starting[-1] - 1)
+        return "10.0.0.1"
+
+    services = Services.__new__(Services)
+    services.recipe, services.plan = Recipe(), make_plan(Recipe(), [Share(8, gpus)])
+    services._names = {"a": "student engine 0", "b": "teacher engine 0", "c": "learner rank 0"}
+    handle = SimpleNamespace(start=SimpleNamespace(remote=begin))
+    services._pools, services.learners = {"student": [handle], "teacher": [handle]}, [handle]
+    hosts = asyncio.run(services._start_all([]))
+    assert hosts == {"student engine 0": "10.0.0.1", "teacher engine 0": "10.0.0.1"}
+    assert max(starting) == most and len(starting) == 7
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(1, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}), (3, {})])
+def test_handles_of_cuda_ipc_may_travel_to_the_engines_workers(gpus: int, told: dict[str, str]) -> None:
+    assert engine_environment(make_plan(Recipe(), [Share(8, gpus)])) == told
 
 
 def test_engines_wake_up_once_the_learner_has_given_its_memory_back() -> None:

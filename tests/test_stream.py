@@ -13,7 +13,8 @@ from evidence.records import RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
-from rollout.stream import RolloutStream, Turnstile
+from rollout.stream import RolloutStream
+from rollout.turnstile import Turnstile
 from rollout.worker import Group
 from tests.virtual_time import run_virtual
 
@@ -127,6 +128,27 @@ def test_a_resumed_run_begins_with_its_own_step() -> None:
     run(drive())
 
 
+def test_a_run_resumed_with_a_lag_learns_from_every_group_once() -> None:
+    """Before it stopped, steps 0 and 1 had taken two groups of step 2 ahead, and left two of their own."""
+
+    async def drive() -> None:
+        ahead, left = {"000002-000", "000002-001"}, {"000000-001", "000001-002"}
+        learned = {group_of(step, slot).name for step in (0, 1) for slot in range(3)} - left | ahead
+        engines = Engines()
+        stream = stream_of(engines, max_lag=1, end=4)
+        stream.resume(learned)
+        taken = []
+        for step in (2, 3):
+            stream.advance(step)
+            groups = (await stream.take(step)).groups
+            assert len(groups) == 3 and {group.version_min for group in groups} <= {step - 1, step}
+            taken += [group.requests.name for group in groups]
+        assert sorted(taken) == sorted(left | {"000002-002"} | {group_of(3, slot).name for slot in range(3)})
+        assert sorted(engines.names) == sorted(taken)
+
+    run(drive())
+
+
 def test_a_late_group_is_passed_by_and_begun_again_once_it_is_too_old() -> None:
     async def drive() -> None:
         engines = Engines(waits=lambda group: group.name == "000000-001")
@@ -178,11 +200,27 @@ def test_a_failure_reaches_the_one_who_takes() -> None:
     run(drive())
 
 
-def test_a_rollout_that_never_ends_is_named_at_its_deadline() -> None:
+@pytest.mark.parametrize(("lag", "seconds"), [(0, "0.05"), (3, "0.2")])
+def test_a_rollout_that_never_ends_is_named_at_its_deadline(lag: int, seconds: str) -> None:
+    """With a lag it may have had the groups of so many other steps before it."""
+
     async def drive() -> None:
-        stream = stream_of(Engines(waits=lambda group: group.name.endswith("001")), max_lag=0, deadline_s=0.05)
+        engines = Engines(waits=lambda group: group.name == "000000-001")
+        stream = stream_of(engines, max_lag=lag, end=1, deadline_s=0.05)
         stream.advance(0)
-        with pytest.raises(TimeoutError, match=r"^rollouts of group 000000-001: not done within 0\.05 s$"):
+        with pytest.raises(TimeoutError, match=rf"^rollouts of group 000000-001: not done within {seconds} s$"):
+            await stream.take(0)
+
+    run(drive())
+
+
+def test_a_deadline_of_an_engines_own_keeps_its_name() -> None:
+    async def drive() -> None:
+        engines = Engines()
+        engines.failing = TimeoutError("gloo: no answer within 120 s")
+        stream = stream_of(engines, max_lag=0)
+        stream.advance(0)
+        with pytest.raises(TimeoutError, match=r"^gloo: no answer within 120 s$"):
             await stream.take(0)
 
     run(drive())
