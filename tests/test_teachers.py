@@ -29,9 +29,11 @@ def column(table: Any, name: str) -> np.ndarray:
 def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path, small_model: Path) -> None:
     """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start.
 
-    Here the teacher samples and the evidence is teacher_student, so that the student's engines score every row.
+    Here the teacher samples and the evidence is teacher_student, so that the student's engines score every row; and
+    the student's engine is two workers, the teacher's is one, so that a push has to reach each part of the weights.
     """
     settings = ("teacher.kind=live", "evidence.kind=teacher_student", "rollout.sampler=teacher")
+    settings = (*settings, "student.tensor_parallel_size=2")
     exact = ("learner.dtype=float32", "student.dtype=float32")
     done = small_run(tmp_path / "run", f"model.path={small_model}", *DRIFT, *settings, *exact)
     assert done.returncode == 0, done.stderr[-2000:]
