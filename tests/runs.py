@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
 SMALL = (
     "run.steps=2", "run.probe_every=0", "run.checkpoint_every=0", "run.require_selfname=0.0", "probe.samples=1",
-    "probe.max_tokens=8", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4",
+    "probe.max_tokens=2", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4",
     "rollout.max_response_tokens=12", "student.window=160", "teacher.window=160", "learner.micro_batch_tokens=256",
 )  # fmt: skip
 TWO_RANKS = ("learner.num_ranks=2", "learner.zero_stage=3")

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from cluster.__main__ import main
 from cluster.config import load_recipe
 from cluster.metrics import append_json
-from cluster.run import finish
+from cluster.run import finish, learned_groups
 from cluster.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
@@ -100,7 +100,7 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
 
 def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
     run_dir, _ = finished
-    done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=8")
+    done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=2")
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["n"] == 12 and 0 <= result["selfname"] <= 1
@@ -234,16 +234,17 @@ def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path, sma
     assert not (tmp_path / "canary" / "manifest.jsonl").exists()
 
 
-def test_an_engine_that_is_killed_is_named_in_one_line(tmp_path: Path, small_model: Path) -> None:
+def test_an_engine_that_is_killed_is_named_in_one_line_and_the_run_goes_on(tmp_path: Path, small_model: Path) -> None:
     """As by the kernel, when the host's memory is used up. Another actor sees it first: the rollout service, or a
-    learner that pushes."""
-    run_dir = tmp_path / "killed"
-    many = ("run.steps=1000", f"model.path={small_model}")
-    command = [str(Path(sys.executable).parent / "edge-opd"), *small_arguments(run_dir, *many)]
+    learner that pushes. With a lag steps take groups of later ones: resumed, it learns from each group once."""
+    run_dir, steps = tmp_path / "killed", 16
+    many = (f"run.steps={steps}", "run.max_policy_lag=1", "run.checkpoint_every=2", f"model.path={small_model}")
+    arguments = small_arguments(run_dir, *many)
+    command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 240
-        while not (run_dir / "metrics.jsonl").exists():
+        while not (run_dir / "checkpoints" / "latest").exists():
             assert run.poll() is None and time.monotonic() < end, run.communicate()
             time.sleep(0.1)
         processes = psutil.Process(run.pid).children(recursive=True)
@@ -259,6 +260,12 @@ def test_an_engine_that_is_killed_is_named_in_one_line(tmp_path: Path, small_mod
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
+
+    resumed = edge_opd(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stdout[-2000:] + resumed.stderr[-2000:]
+    assert lines(run_dir / "probes.jsonl")[-1]["step"] == steps
+    groups = [f"{step:06d}-{slot:03d}" for step in range(steps) for slot in range(2)]
+    assert sorted(learned_groups(RunDir(run_dir))) == groups
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
