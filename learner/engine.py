@@ -148,6 +148,9 @@ class ZeroEngine:
         self.engine, *_ = deepspeed.initialize(
             model=student, optimizer=optimizer, config=zero_settings(config), lr_scheduler=warmup(config.warmup_steps)
         )
+        if config.zero_stage == 0 and config.dtype == "bfloat16":  # DeepSpeed has taken a step without gradients there
+            optimizer.state.clear()
+            self.engine.optimizer.refresh_fp32_params()
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property

@@ -39,7 +39,9 @@ ENVIRONMENT = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PA
 VOCAB = 2048
 RANKS = (1, 2)
 STAGES = (0, 1, 2, 3)
-DTYPES = ("float32", "bfloat16")  # of checkpoints
+DTYPES = ("float32", "bfloat16")
+CHECKPOINTS: dict[str, dict[str, Any]] = {dtype: {"dtype": dtype} for dtype in DTYPES}
+CHECKPOINTS["bfloat16-0"] = {"dtype": "bfloat16", "stage": 0}  # whose optimizer is not like that of the other stages
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
 ADDED = (1, 2, 3)  # the stages that add bfloat16 gradients up in float32
 ADAPTERS = {"lora": False, "lora-recomputed": True}  # whether layers run again in the backward pass
@@ -47,6 +49,8 @@ BETA = 0.05
 LR = 1e-3
 JSD_BETA, TOP_K = 0.3, 20
 EMA_RATE, LORA_RANK = 0.75, 4
+CLIPPED_LR = {"float32": LR, "bfloat16": 0.1}  # of bfloat16 so large that rounding does not swallow the step
+DECAY = 0.1
 FLOAT32 = {"dtype": "float32", "lr": LR, "grad_clip": 0.0, "head_chunk_tokens": 5}
 # (context, prompt, response) tokens of each row: unequal, one-token responses among them, and an odd number of rows.
 SIZES = [(4, 5, 7), (3, 1, 4), (6, 9, 1), (1, 2, 1), (5, 3, 12), (2, 6, 2), (3, 4, 9)]
@@ -176,6 +180,7 @@ def scenarios(
     tokenizer: str,
     model: str,
     other: str,
+    clip: float,
 ) -> dict[str, Scenario]:
     def of(
         kind: list[TrainRow], stage: int, act: str = "step", extra: dict[str, Any] | None = None, **learner: Any
@@ -202,7 +207,6 @@ def scenarios(
         "scores": of(rows, stage, act="score"),
         "live": of(rows, stage, act="live_teacher", extra={"context_prompts": context_prompts}),
         "two-updates": of(soft_rows, stage, updates_per_batch=2),
-        "clipped": of(soft_rows, stage, grad_clip=0.01),
         "export": of(soft_rows, stage, act="export", extra={"folder": str(folder / "export"), "tokenizer": tokenizer}),
         "gather": of(soft_rows, 3, act="gather"),
         "compared": compared(stage),
@@ -210,13 +214,22 @@ def scenarios(
         "load-nothing": of(rows, stage, act="load_nothing", extra={"folder": str(folder / "empty")}),
         "bfloat16": of(soft_rows, stage, dtype="bfloat16"),
     }  # fmt: skip
-    for dtype in DTYPES:
-        common[f"checkpoint-{dtype}"] = of(
-            soft_rows, stage, act="checkpoint", extra={"folder": str(folder / f"checkpoints-{dtype}")}, dtype=dtype
+    clipped = {
+        f"clipped-{stage}-{dtype}": of(soft_rows, stage, dtype=dtype, grad_clip=clip, weight_decay=DECAY, lr=rate)
+        for stage in STAGES
+        for dtype, rate in CLIPPED_LR.items()
+    }
+    for kind, told in CHECKPOINTS.items():
+        common[f"checkpoint-{kind}"] = of(
+            soft_rows,
+            act="checkpoint",
+            extra={"folder": str(folder / f"checkpoints-{kind}")},
+            **{"stage": stage} | told,
         )
-        common[f"resume-{dtype}"] = of(
-            soft_rows, stage, act="resume", warmup_steps=3, weight_decay=0.01, dtype=dtype,
-            extra={"folder": str(folder / f"resumed-{dtype}"), "rate": EMA_RATE, "model": model},
+        common[f"resume-{kind}"] = of(
+            soft_rows, act="resume", warmup_steps=3, weight_decay=0.01,
+            extra={"folder": str(folder / f"resumed-{kind}"), "rate": EMA_RATE, "model": model},
+            **{"stage": stage} | told,
         )  # fmt: skip
     lora = {
         f"{name}-{stage}": of(soft_rows, stage, act="adapter_steps", lora_rank=LORA_RANK, gradient_checkpointing=again)
@@ -232,7 +245,7 @@ def scenarios(
     }
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
     again = {f"recomputed-{stage}": of(soft_rows, stage, gradient_checkpointing=True) for stage in STAGES}
-    return grid | common | lora | added | one_row | again
+    return grid | common | lora | added | one_row | again | clipped
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -329,7 +342,7 @@ def results(
 ) -> "Results":
     folder = tmp_path_factory.mktemp(f"zero-{request.param}")
     paths = (folder, str(default_model), str(model), str(other))
-    todo = scenarios(request.param, rows, soft_rows, context_prompts, *paths)
+    todo = scenarios(request.param, rows, soft_rows, context_prompts, *paths, tiny_clip(model))
     return Results(folder, launch(Job(str(model), todo), request.param, folder))
 
 
@@ -426,11 +439,39 @@ def test_every_stage_tells_the_gradients_norm_before_clipping(
 ) -> None:
     gradient = reference_gradient(model, soft_rows, BETA)
     norm = torch.sqrt(sum(tensor.double().square().sum() for tensor in gradient.values())).item()
-    assert norm > 0.1  # ten times what "clipped" lets through
-    for name in ("clipped", *(f"grid-{stage}-{budget}" for stage in STAGES for budget in BUDGETS)):
+    clipped = [f"clipped-{stage}-float32" for stage in STAGES]
+    for name in (*clipped, *(f"grid-{stage}-{budget}" for stage in STAGES for budget in BUDGETS)):
         assert [rank[name]["report"].grad_norm for rank in results.ranks] == pytest.approx(
             [norm] * len(results.ranks), rel=1e-3
         ), name
+
+
+def tiny_clip(model: Path) -> float:
+    """A norm at which elements are about as large as AdamW's eps of 1e-8: its first step then tells their scale."""
+    return 1e-8 * sum(parameter.numel() for parameter in plain_model(model).parameters()) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_clipped_first_step_has_the_reference_size(
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int, dtype: str
+) -> None:
+    reference = plain_model(model)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=CLIPPED_LR[dtype], weight_decay=DECAY)
+    reference_loss(reference, soft_rows, BETA)[0].backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), tiny_clip(model))
+    assert norm > 1e3 * tiny_clip(model)
+    optimizer.step()
+    start, stepped = (dict(one.named_parameters()) for one in (plain_model(model), reference))
+    result = results.of(f"clipped-{stage}-{dtype}")
+    mine, theirs = (
+        torch.cat([(after[name].float() - before[name]).detach().flatten() for name in start])
+        for before, after in ((result["before"], result["after"]), (start, stepped))
+    )
+    if dtype == "float32":
+        assert (mine - theirs).norm() < 0.01 * theirs.norm()
+    assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
+    assert mine.norm() / theirs.norm() == pytest.approx(1, abs=0.1)
 
 
 def test_bfloat16_computes_nearly_the_same_gradient(results: Results, model: Path, soft_rows: list[TrainRow]) -> None:
@@ -658,10 +699,10 @@ def test_a_push_gathers_one_group_of_layers_at_a_time(results: Results) -> None:
         assert max(groups) <= most <= 2 * max(groups) < sum(groups)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_checkpoint_brings_back_parameters_and_optimizer(results: Results, dtype: str) -> None:
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_checkpoint_brings_back_parameters_and_optimizer(results: Results, kind: str) -> None:
     """In bfloat16 the float32 masters too: rounded ones would not repeat the step to the bit."""
-    result = results.of(f"checkpoint-{dtype}")
+    result = results.of(f"checkpoint-{kind}")
     assert result["client_state"] == {"step": 7}
     for name, saved in result["saved"].items():
         assert torch.equal(result["loaded"][name], saved), name
@@ -687,10 +728,10 @@ def test_the_warm_up_is_exact(results: Results) -> None:
             assert torch.allclose(step["after"][name], parameter, rtol=0, atol=1e-3 * LR), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_checkpoint_restores_the_schedule(results: Results, dtype: str) -> None:
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_checkpoint_restores_the_schedule(results: Results, kind: str) -> None:
     """From the middle of the warm-up on, as if nothing had happened."""
-    result = results.of(f"resume-{dtype}")
+    result = results.of(f"resume-{kind}")
     assert result["restored"]["lr"] == pytest.approx(RATES[1])
     assert [step["lr"] for step in result["again"]] == pytest.approx(RATES[1:])
     for first, second in zip(result["steps"][1:], result["again"], strict=True):
