@@ -280,7 +280,11 @@ class LearnerActor:
         self._links[pool] = WeightLink(transport, engines, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:
-        report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+        rows = train_rows(read_shard(shard.uri, expected=shard))
+        try:
+            report = self._trainer.step(rows)
+        except RuntimeError as error:
+            raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:
             self._ema.update(self._weights())
         return report

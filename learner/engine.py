@@ -5,6 +5,7 @@ The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, 
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -175,6 +176,9 @@ class ZeroEngine:
 
         Returns:
             the gradient's global norm before clipping.
+
+        Raises:
+            RuntimeError: it is not finite, on every rank: DeepSpeed skips such a step in silence, or takes it.
         """
         last = len(micro_batches) - 1
         for index, batch in enumerate(micro_batches):
@@ -184,7 +188,10 @@ class ZeroEngine:
         grads = [param.grad for _, param in self._parameters() if param.grad is not None] if is_plain else []
         norm = nn.utils.get_total_norm(grads)
         self.engine.step()
-        return float(norm if is_plain else self.engine.get_global_grad_norm())
+        found = float(norm if is_plain else self.engine.get_global_grad_norm())
+        if not math.isfinite(found):
+            raise RuntimeError(f"gradient norm: found {found}, expected a finite one: a loss or a gradient overflowed")
+        return found
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(Hugging Face name, dtype, full shape) of each parameter, tied ones once, without gathering."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from cluster import actors
 from cluster.config import Recipe, WeightsConfig
 from cluster.placement import Share, make_plan
 from cluster.services import Services, all_within, engine_environment, within
@@ -82,6 +83,19 @@ def test_an_actor_is_named_by_its_id_and_the_reason_is_rays_last_line() -> None:
         "The actor died unexpectedly before finishing this task.\n\tpid: 7\nIts process has died. Some common causes"
     )
     assert services.obituary(RayActorError("0a1b", account)) == "learner rank 1 died: Its process has died."
+
+
+def test_a_step_that_fails_in_the_learner_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(rows: object) -> None:
+        raise RuntimeError("gradient norm: found inf")
+
+    monkeypatch.setattr(actors, "read_shard", lambda uri, expected: None)
+    monkeypatch.setattr(actors, "train_rows", lambda table: [])
+    kind = actors.LearnerActor.__ray_metadata__.modified_class
+    actor = kind.__new__(kind)
+    actor._trainer = SimpleNamespace(step=overflow)
+    with pytest.raises(RuntimeError, match=r"^learner at step 3: gradient norm: found inf$"):
+        actor.step(SimpleNamespace(uri="a shard", step=3))
 
 
 # The canary. Of real engines: tests/test_weight_handoff.py, and the whole run that it stops in tests/test_pipeline.py.

@@ -5,6 +5,7 @@ reference sees one row at a time, with full logits, and autograd through the for
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -219,6 +220,15 @@ def scenarios(
         for stage in STAGES
         for dtype, rate in CLIPPED_LR.items()
     }
+    huge = [
+        replace(row, teacher_logprobs=row.teacher_logprobs + (200 if index == 2 else 0))
+        for index, row in enumerate(soft_rows)
+    ]
+    overflow = {
+        f"overflow-{stage}-{dtype}": of(huge, stage, act="overflow", dtype=dtype)
+        for stage in STAGES
+        for dtype in DTYPES
+    }
     for kind, told in CHECKPOINTS.items():
         common[f"checkpoint-{kind}"] = of(
             soft_rows,
@@ -245,7 +255,7 @@ def scenarios(
     }
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
     again = {f"recomputed-{stage}": of(soft_rows, stage, gradient_checkpointing=True) for stage in STAGES}
-    return grid | common | lora | added | one_row | again | clipped
+    return grid | common | lora | added | one_row | again | clipped | overflow
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -472,6 +482,15 @@ def test_a_clipped_first_step_has_the_reference_size(
         assert (mine - theirs).norm() < 0.01 * theirs.norm()
     assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
     assert mine.norm() / theirs.norm() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_gradient_that_is_not_finite_ends_the_step_on_every_rank(results: Results, stage: int, dtype: str) -> None:
+    """Of one row, whose k3 overflows: one rank alone computes it."""
+    for rank in results.ranks:
+        told = rank[f"overflow-{stage}-{dtype}"]["error"]
+        assert re.match(r"gradient norm: found (inf|nan), expected a finite one", told)
 
 
 def test_bfloat16_computes_nearly_the_same_gradient(results: Results, model: Path, soft_rows: list[TrainRow]) -> None:

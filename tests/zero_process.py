@@ -196,6 +196,14 @@ def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -
     return {"error": ""}
 
 
+def overflow(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    try:
+        trainer.step(scenario.rows)
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
 def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     """Trains once, exports parameter by parameter, and scores the rows."""
     trainer.step(scenario.rows)
@@ -223,7 +231,19 @@ def gather(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 
 ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] = {
     act.__name__: act
-    for act in (step, two_steps, adapter_steps, score, live_teacher, checkpoint, resume, load_nothing, export, gather)
+    for act in (
+        step,
+        two_steps,
+        adapter_steps,
+        score,
+        live_teacher,
+        checkpoint,
+        resume,
+        load_nothing,
+        overflow,
+        export,
+        gather,
+    )
 }
 
 
