@@ -4,6 +4,7 @@ Legend: S = tokens of one packed sequence, R = rows in it, L = tokens of the lon
 size. The head works on the N needed positions only: logits of the whole sequence never exist.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -17,11 +18,44 @@ from learner.head import Distribution, LogprobHead
 
 
 def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A Hugging Face causal language model from a local folder (ValueError when it is missing) or a hub id."""
+    """A Hugging Face causal language model from a local folder or a hub id.
+
+    ValueError when the folder is missing, and where the model would mix packed rows.
+    """
     if path.startswith((".", "/")) and not (Path(path) / "config.json").is_file():
         raise ValueError(f"model.path: {path} holds no config.json, expected a Hugging Face model folder")
     config = AutoConfig.from_pretrained(path)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention.NAME)
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=attention.NAME
+    )
+    if mixes_rows(causal_lm):
+        raise ValueError(
+            f"model.path: {path}: found {type(causal_lm).__name__}, in which packed rows see each other, expected a "
+            "model whose tokens meet in attention only (no state-space, convolution or linear-attention layers)"
+        )
+    return causal_lm
+
+
+def mixes_rows(causal_lm: PreTrainedModel) -> bool:
+    """Whether a packed row sees another in some layer: `learner.attention` keeps them apart in attention only.
+
+    Two rows share a prompt, and the first one's response enters as NaN, which comes out of whatever has read it. So the
+    answer needs no tolerance, in any dtype, and no list of layers.
+    """
+    prompt, first, second = torch.arange(12).split(4)
+    rows_RL = torch.stack([torch.cat([prompt, first]), torch.cat([prompt, second])])
+    place_S = torch.cat([prompt + 8, first, second + 4])  # the prompt in the second row
+    position_ids_S = torch.cat([prompt, first, first])
+    poisoned = causal_lm.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, embedded_1SH: embedded_1SH.index_fill(1, first, math.nan)
+    )
+    try:
+        with torch.no_grad():
+            hidden_SH = _hidden_states(causal_lm, torch.arange(12), position_ids_S, rows_RL, place_S)
+    finally:
+        poisoned.remove()
+    assert hidden_SH[first].isnan().all()
+    return bool(hidden_SH[torch.cat([prompt, second])].isnan().any())
 
 
 def checkpoint_layers(causal_lm: PreTrainedModel, zero_stage: int) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from evidence.records import TrainRow
+from learner import attention
 from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.head import LogprobHead
-from learner.model import Student, checkpoint_layers, load_causal_lm
+from learner.model import Student, checkpoint_layers, load_causal_lm, mixes_rows
 from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.train import Trainer
 from tests import fakes
@@ -249,6 +259,57 @@ def test_an_lm_head_with_a_bias_is_refused(tiny_model: Path) -> None:
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.path: .* holds no config\.json"):
+        load_causal_lm(str(tmp_path), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolution over three tokens, then attention."""
+    folder, sizes = tmp_path_factory.mktemp("hybrid"), {"num_attention_heads": 4, "num_key_value_heads": 2}
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "initializer_range": 0.2}
+    config = Lfm2Config(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, **sizes, **layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Lfm2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_packed_rows_see_each_other_is_refused(hybrid: Path, dtype: torch.dtype) -> None:
+    found = re.escape(f"model.path: {hybrid}: found Lfm2ForCausalLM, in which packed rows see each other, expected")
+    with pytest.raises(ValueError, match=found):
+        load_causal_lm(str(hybrid), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_attention_only_keeps_its_rows_apart(tiny_model: Path, dtype: torch.dtype) -> None:
+    causal_lm = load_causal_lm(str(tiny_model), dtype)
+    assert not mixes_rows(causal_lm)
+    assert forward(Student(causal_lm, 5), ROWS).isfinite().all()  # and nothing of the question stays
+
+
+def test_what_is_refused_would_have_other_log_probs(hybrid: Path) -> None:
+    """Each of two rows alone is right; packed, the second is not, and a shared prompt's first neither."""
+    model, rows = plain_model(hybrid), [make_row(5, 7, seed=1), make_row(5, 7, seed=2)]
+    unchecked = AutoModelForCausalLM.from_pretrained(str(hybrid), attn_implementation=attention.NAME)
+    student = Student(unchecked, 5)
+    with torch.no_grad():
+        expected = [row_logprobs(model, row) for row in rows]
+        for row, alone in zip(rows, expected, strict=True):
+            assert forward(student, [row]).tolist() == pytest.approx(alone.tolist(), abs=2e-5)
+        first, second = forward(student, rows).split(7)
+        assert first.tolist() == pytest.approx(expected[0].tolist(), abs=2e-5)
+        assert (second - expected[1]).abs().max() > 0.05
+        same = grouped(rows, 1)
+        shared = torch.cat([row_logprobs(model, row) for row in same])
+        assert (forward(student, same) - shared).abs().max() > 0.05
+
+
+def test_soft_capped_attention_is_refused_as_the_model_loads(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 1}
+    config = Gemma2Config(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, **sizes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.path: found \['softcap'\], expected plain attention"):
         load_causal_lm(str(tmp_path), torch.float32)
 
 
