@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.__main__ import main
+from cluster.config import dump, load_recipe
+from cluster.reproduce import AXES, RECIPES
 from evidence.view.arms import MATRIX, arm_of
 from evidence.view.charts import spread
 from evidence.view.claims import judge_claims
@@ -123,10 +126,53 @@ def test_a_recipe_is_told_by_its_settings(code: str, tmp_path: Path) -> None:
     assert arm_of(config).code == code
 
 
-def test_a_verifier_makes_the_rlsd_arm(tmp_path: Path) -> None:
-    config = read_config(arm_run(tmp_path, "N9"))
-    verified = {"evidence": {**config["evidence"], "soft": "rlsd_verifier"}}
-    assert arm_of({**config, **verified, "learner": {**config["learner"], "objective": "grpo"}}).code == "N15"
+def recipe(name: str, *changes: str) -> dict[str, dict[str, Any]]:
+    """A shipped recipe with --set, as its run's config.toml holds it."""
+    return tomllib.loads(dump(load_recipe(RECIPES / f"{name}.toml", changes)))
+
+
+INVITED = (  # README, "The published matrix": the keys for another model and size
+    "model.path=ORG/MODEL", "run.steps=100", "learner.lr=5e-6", "rollout.prompts_per_step=16",
+    "rollout.max_response_tokens=512", "student.window=2048", "teacher.window=2048",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [(), INVITED], ids=["shipped", "invited"])
+@pytest.mark.parametrize("name", sorted({arm for arms in AXES.values() for arm in arms} | set(MATH)))
+def test_a_shipped_arm_is_that_arm_at_any_size(name: str, changes: tuple[str, ...]) -> None:
+    assert arm_of(recipe(name, *changes)).code == name.removesuffix("-arithmetic")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "described"),
+    [
+        ("N15", "evidence.soft=none", "grpo, no KL, system, soft none"),
+        ("N15", "evidence.region=pos", "grpo, no KL, system, region pos"),
+        ("N15", "evidence.soft_mix=1.0", "grpo, no KL, system, soft_mix 1.0"),
+        ("N15", "evidence.soft_mix_decay_steps=0", "grpo, no KL, system, soft_mix_decay_steps 0"),
+        ("N15", "learner.clip_high=0.2", "grpo, no KL, system, clip_high 0.2"),
+        ("N4g", "evidence.soft_mix=0.5", "all, soft, no KL, system, soft_mix 0.5"),
+        ("N10", "evidence.soft_mix_decay_steps=9", "all, soft, no KL, system, soft_mix_decay_steps 9"),
+        ("N3", "evidence.tau_kind=quantile", "pos, KL, system, tau_kind quantile"),
+        ("N3", "rollout.sampler=teacher", "pos, KL, system, sampler teacher"),
+        ("N3", "rollout.guided_split=bernoulli", "pos, KL, system, guided_split bernoulli"),
+        ("N3", "teacher.path=other", "pos, KL, system, path other"),
+        ("N3", "learner.objective=jsd", "jsd, pos, KL, system"),
+        ("N4g", "learner.objective=forward_kl", "forward_kl, all, soft, no KL, system"),
+        ("N3", "task.context_empty_allowed=true", "pos, KL, system, context_empty_allowed True"),
+        ("local-smoke", "run.seed=0", "pos, KL, system, ordinary_questions True"),
+        ("local-smoke-lora", "run.seed=0", "pos, KL, system, lora_rank 16, ordinary_questions True"),
+    ],
+)
+def test_a_recipe_that_leaves_its_arm_is_named_by_what_it_changed(name: str, change: str, described: str) -> None:
+    arm = arm_of(recipe(name, change))
+    assert (arm.code, arm.label) == ("other", f"guided 0.5, {described}")
+
+
+def test_a_run_that_is_older_than_a_setting_keeps_its_arm() -> None:
+    config = recipe("N3")
+    del config["task"]["ordinary_questions"], config["learner"]["lora_rank"]
+    assert arm_of(config).code == "N3"
 
 
 @pytest.mark.parametrize(
@@ -421,6 +467,37 @@ def test_a_learning_rate_of_its_own_is_no_seed(tmp_path: Path) -> None:
     changed["learner"] = {"beta_kl": 0.05, "micro_batch_tokens": 64}  # a matter of the machine
     spread_out = fake_run(tmp_path / "layout", {0: rates(0), 2: rates(0)}, **changed)
     assert len(grouped(tmp_path / "N3-0", spread_out).pool("N3").runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"teacher": {"kind": "ema", "ema_rate": 0.9}}, "teacher.ema_rate: found 0.99 and 0.9"),
+        ({"teacher": {"kind": "ema", "dtype": "bfloat16"}}, "teacher.dtype: found 'float32' and 'bfloat16'"),
+        ({"student": {"dtype": "float32"}}, "student.dtype: found 'bfloat16' and 'float32'"),
+        ({"run": {"steps": 2, "seed": 1, "max_policy_lag": 1}}, "run.max_policy_lag: found 2 and 1"),
+        ({"weights": {"in_flight": False}}, "weights.in_flight: found True and False"),
+    ],
+)
+def test_another_teacher_or_lag_is_no_seed(change: dict[str, Any], key: str, tmp_path: Path) -> None:
+    runs = [
+        fake_run(
+            tmp_path / str(seed), {0: rates(0), 2: rates(0)}, **settings("N3", seed=seed, max_policy_lag=2) | extra
+        )
+        for seed, extra in ((0, {"teacher": {"kind": "ema"}}), (1, {"teacher": {"kind": "ema"}} | change))
+    ]
+    assert key in refused(*runs)
+
+
+def test_seeds_may_be_spread_over_the_machine_in_their_own_way(tmp_path: Path) -> None:
+    layout = {
+        "student": {"num_engines": 2, "kv_cache_gib": 2.0},
+        "teacher": {"num_engines": 2, "cpu_threads": 1},
+        "learner": {"beta_kl": 0.05, "gradient_checkpointing": True},
+        "weights": {"in_flight": False},  # nothing is under way when weights arrive without a lag
+    }
+    other = fake_run(tmp_path / "layout", {0: rates(0), 2: rates(0)}, **settings("N3", seed=1) | layout)
+    assert len(grouped(arm_run(tmp_path, "N3"), other).pool("N3").runs) == 2
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

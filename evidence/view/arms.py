@@ -14,8 +14,31 @@ PUBLISHED_BETA_KL = 0.05
 _FIXED: dict[tuple[str, str], object] = {
     ("evidence", "kind"): "teacher_contrast",
     ("evidence", "tau"): 0.0,
+    ("evidence", "tau_kind"): "value",
     ("teacher", "kind"): "frozen",
+    ("teacher", "path"): "",
     ("learner", "denominator"): "response",
+    ("learner", "lora_rank"): 0,
+    ("rollout", "sampler"): "student",
+    ("rollout", "guided_split"): "fixed",
+    ("task", "ordinary_questions"): False,
+    ("task", "context_empty_allowed"): False,
+}
+# Of the arms with soft weights, and of RLSD with its verifier (N15).
+_SOFT: dict[tuple[str, str], object] = {
+    ("evidence", "soft"): "rlsd",
+    ("evidence", "soft_eps"): 0.2,
+    ("evidence", "soft_mix"): 1.0,
+    ("evidence", "soft_mix_decay_steps"): 0,
+}
+_GRPO: dict[tuple[str, str], object] = {
+    ("evidence", "region"): "all",
+    ("evidence", "soft"): "rlsd_verifier",
+    ("evidence", "soft_eps"): 0.2,
+    ("evidence", "soft_mix"): 0.5,
+    ("evidence", "soft_mix_decay_steps"): 50,
+    ("learner", "clip_low"): 0.2,
+    ("learner", "clip_high"): 0.28,
 }
 
 
@@ -25,7 +48,7 @@ class Setting:
 
     axis: str  # "identity" or "math"
     guided: float
-    mask: str  # a region; "-" where the objective has none
+    mask: str  # a region; "-" for grpo
     kl: bool
     soft: bool
     context: str
@@ -46,7 +69,7 @@ def _family(setting: Setting) -> str:
     if setting.guided == 0:
         return "unguided"
     if setting.objective != "k1":
-        return "verifier"
+        return "verifier" if setting.objective == "grpo" else "other"
     return "soft" if setting.soft else setting.mask
 
 
@@ -106,7 +129,7 @@ def get(config: Config, table: str, key: str) -> Any:
 
 def _setting(config: Config) -> Setting:
     objective = str(get(config, "learner", "objective"))
-    verified = objective != "k1"
+    verified = objective == "grpo"
     return Setting(
         axis=axis_of(config),
         guided=float(get(config, "rollout", "guided_fraction")),
@@ -119,23 +142,25 @@ def _setting(config: Config) -> Setting:
 
 
 def _strays(config: Config) -> list[str]:
-    """Settings that no published arm has."""
+    """Settings that no published arm has. A key that the run lacks is newer than it: nothing was changed there."""
     fixed = dict(_FIXED)
     if get(config, "learner", "beta_kl") > 0:
         fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
     if get(config, "evidence", "region") == "near_zero":
         fixed["evidence", "near_zero"] = 0.1
-    if get(config, "evidence", "soft") != "none":
-        soft = "rlsd" if get(config, "learner", "objective") == "k1" else "rlsd_verifier"
-        fixed |= {("evidence", "soft"): soft, ("evidence", "soft_eps"): 0.2}
-    found = {place: get(config, *place) for place in fixed}
+    if get(config, "learner", "objective") == "grpo":
+        fixed |= _GRPO
+    elif get(config, "evidence", "soft") != "none":
+        fixed |= _SOFT
+    found = {(table, key): config.get(table, {}).get(key, value) for (table, key), value in fixed.items()}
     return [f"{key} {found[table, key]}" for (table, key), value in fixed.items() if found[table, key] != value]
 
 
 def _describe(config: Config, setting: Setting, strays: list[str]) -> str:
     parts = [
         f"guided {setting.guided:g}",
-        setting.mask if setting.mask != "-" else setting.objective,
+        *([setting.objective] if setting.objective != "k1" else []),
+        *([setting.mask] if setting.mask != "-" else []),
         *(["soft"] if setting.soft else []),
         "KL" if setting.kl else "no KL",
         setting.context,

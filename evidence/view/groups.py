@@ -9,10 +9,11 @@ from evidence.view.arms import BASE, MATRIX, Arm, Config, arm_of, axis_of
 from evidence.view.numbers import Number, pooled_mean, pooled_rate
 from evidence.view.runs import Run
 
-# Keys of [learner] and [rollout] that lay work out over a machine and leave what is learned alone.
+# Keys of the engines, [learner] and [rollout] that lay work out over a machine and leave what is learned alone.
 _LAYOUT = frozenset({
     "deadline_s", "start_deadline_s", "step_deadline_s", "num_ranks", "zero_stage", "micro_batch_tokens",
-    "head_chunk_tokens", "max_refused_fraction",
+    "head_chunk_tokens", "gradient_checkpointing", "max_refused_fraction", "num_engines", "tensor_parallel_size",
+    "max_num_seqs", "max_num_batched_tokens", "kv_cache_gib", "gpu_memory_utilization", "enforce_eager", "cpu_threads",
 })  # fmt: skip
 
 
@@ -191,7 +192,9 @@ def _questions(run: Run) -> dict[str, Any]:
 
 def _learning(config: Config) -> dict[str, Any]:
     """What decides the weights beside the seed."""
-    keys = {"run.steps": config["run"]["steps"]}
-    for table in ("rollout", "evidence", "learner"):
-        keys |= {f"{table}.{key}": value for key, value in config[table].items() if key not in _LAYOUT}
+    keys = {f"run.{key}": value for key, value in config["run"].items() if key in ("steps", "max_policy_lag")}
+    if keys.get("run.max_policy_lag"):
+        keys["weights.in_flight"] = config.get("weights", {}).get("in_flight")
+    for table in ("rollout", "evidence", "student", "teacher", "learner"):
+        keys |= {f"{table}.{key}": value for key, value in config.get(table, {}).items() if key not in _LAYOUT}
     return keys

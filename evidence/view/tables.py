@@ -54,10 +54,11 @@ def group_tables(group: Group, published: Published) -> list[Table]:
 
 
 def describe(arm: Arm) -> str:
-    """An arm's setting: guided fraction, mask (soft where it weighs), KL, where r is."""
+    """An arm's setting: guided fraction, objective where it is not k1, mask (soft where it weighs), KL, where r is."""
     setting = arm.setting
-    mask = "soft" if setting.soft else setting.objective if setting.mask == "-" else setting.mask.replace("_", "-")
-    return f"{setting.guided:g}, {mask}, {'KL' if setting.kl else 'no KL'}, {setting.context}"
+    objective = [] if setting.objective == "k1" else [setting.objective]
+    mask = ["soft"] if setting.soft else [] if setting.mask == "-" else [setting.mask.replace("_", "-")]
+    return ", ".join([f"{setting.guided:g}", *objective, *mask, "KL" if setting.kl else "no KL", setting.context])
 
 
 def _names(pool: Pool) -> dict[str, Cell]:
