@@ -70,9 +70,10 @@ def step_line(record: dict[str, Any], steps: int, headline: str, left_s: float) 
     rates = "  ".join(
         f"{name} {stage['tokens_per_s']:.0f} tok/s" for name, stage in record["stages"].items() if stage["tokens"]
     )
+    k1 = "-" if record["k1"] is None else f"{record['k1']:+.3f}"
     return (
         f"step {record['step'] + 1:>3}/{steps}  {record['wall_s']:5.1f} s  {rates}  kept {record['kept']:.2f}  "
-        f"k1 {record['k1']:+.3f}  {headline}  busy {record['busy_fraction']:.0%}  left {_clock(left_s)}"
+        f"k1 {k1}  {headline}  busy {record['busy_fraction']:.0%}  left {_clock(left_s)}"
     )
 
 

@@ -137,7 +137,7 @@ class Pipeline:
                 "busy_fraction": busy_s / wall_s,
                 "stages": {name: _stage(stage) for name, stage in (produced.stages | own).items()},
                 "kept": by_group["all"]["kept"],
-                "k1": by_group["all"].get("k1", 0.0),
+                "k1": by_group["all"].get("k1"),  # None: the learner ran no row
                 "loss": learned.loss,
                 **learned.metrics,
                 "grad_norm": learned.grad_norm,

@@ -39,7 +39,8 @@ class TokenStats:
     def summary(self) -> dict[str, float]:
         """The step's diagnostics, as fractions of tokens, nats a token, and counts. A mean over nothing is 0.0.
 
-        agreement and k1 are absent when no student was given.
+        agreement and k1 are means over the `student_tokens` that a student ran; the three are absent when none was
+        given.
         """
         means = {
             "kept": _mean(self.active, self.tokens),
@@ -59,6 +60,7 @@ class TokenStats:
         return {
             "agreement": _mean(self.agreeing, self.student_tokens),
             "k1": _mean(self.surprise, self.student_tokens),
+            "student_tokens": float(self.student_tokens),
         }
 
 

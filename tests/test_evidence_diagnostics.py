@@ -47,6 +47,7 @@ def reference(tokens: list[Token], rows: int) -> dict[str, float]:
         "mean_abs_evidence": total_abs / n if n else 0.0,
         "mean_abs_weight_shift": total_shift / active if active else 0.0,
         "k1": total_delta / n if n else 0.0,
+        "student_tokens": float(n),
         "mean_response_length": n / rows if rows else 0.0,
         "tokens": float(n),
         "rows": float(rows),
@@ -89,6 +90,7 @@ def test_one_hand_computed_batch() -> None:
         "mean_abs_evidence": (0.5 + 0.03125 + 2.0) / 4,
         "mean_abs_weight_shift": 0.125,
         "k1": (-1.0 + 0.5 + 2.0) / 4,
+        "student_tokens": 4.0,
         "mean_response_length": 2.0,
         "tokens": 4.0,
         "rows": 2.0,
@@ -121,7 +123,7 @@ def test_huge_evidence_does_not_overflow() -> None:
 @given(batches)
 def test_offline_summary_is_the_online_one_without_the_student(tokens: list[Token]) -> None:
     online, offline = stats_of(tokens, 3).summary(), stats_of(tokens, 3, student=False).summary()
-    assert {"agreement", "k1"} == online.keys() - offline.keys()
+    assert {"agreement", "k1", "student_tokens"} == online.keys() - offline.keys()
     assert offline == {key: online[key] for key in offline}
 
 
@@ -130,7 +132,7 @@ def test_student_means_count_only_tokens_that_had_a_student() -> None:
     summary = (with_student + stats_of([(1.0, 1.0, 0.0, 0.0)] * 3, 3, student=False)).summary()
     assert summary["agreement"] == 1.0
     assert summary["k1"] == -2.0
-    assert summary["tokens"] == 4.0
+    assert (summary["tokens"], summary["student_tokens"]) == (4.0, 1.0)
 
 
 def test_nothing_gives_zeros_not_nan() -> None:
@@ -156,5 +158,5 @@ def test_split_summary_groups_by_guided(parts: list[tuple[bool, list[Token]]]) -
         own = [tokens for guided, tokens in parts if guided in flags]
         expected = reference([t for tokens in own for t in tokens], len(own))
         if not parts:
-            del expected["agreement"], expected["k1"]
+            del expected["agreement"], expected["k1"], expected["student_tokens"]
         assert summaries[name] == pytest.approx(expected, rel=1e-12)

@@ -1,15 +1,22 @@
-"""The end of a run over probes of any task: table, model card, and the required figure. No engine."""
+"""A step's line, and the end of a run over probes of any task: table, model card, the required figure. No engine."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.config import load_recipe
-from cluster.metrics import append_json
+from cluster.config import Recipe, load_recipe
+from cluster.metrics import MetricsSink, append_json, read_json_lines
+from cluster.pipeline import Pipeline
 from cluster.run import check_task, finish
 from cluster.rundir import RunDir
+from cluster.services import LearnedStep
+from evidence.diagnostics import TokenStats
+from evidence.records import ShardInfo
 from rollout.probe import summarise, to_json
+from rollout.render import Renderer
 from rollout.tasks import build_task
+from rollout.worker import StepRollouts
 
 
 def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
@@ -53,3 +60,24 @@ def test_a_recipe_that_cannot_end_well_does_not_start(tmp_path: Path, table: str
     path.write_text(table.replace('"P"', f'"{probe}"'))
     with pytest.raises(ValueError, match=f"^{message}"):
         check_task(load_recipe(path))
+
+
+@pytest.mark.parametrize(
+    ("stats", "k1", "shown"),
+    [
+        (TokenStats(rows=1, tokens=4), None, "k1 -  "),
+        (TokenStats(rows=1, tokens=4, student_passes=1, student_tokens=4, surprise=2.0), 0.5, "k1 +0.500  "),
+    ],
+)
+def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
+    stats: TokenStats, k1: float | None, shown: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services: Any = None  # none is asked
+    sink = MetricsSink(tmp_path, steps=3)
+    pipeline = Pipeline(Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"))
+    produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None, 0)
+    learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
+    pipeline._record(1, produced, learned, {}, wall_s=1.0)
+    (line,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert line["k1"] == k1
+    assert shown in capsys.readouterr().out

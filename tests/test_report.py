@@ -289,6 +289,37 @@ def test_diagnostics_are_weighted_by_what_they_are_means_of(tmp_path: Path) -> N
     assert pool.diagnostic("kept", "plain") is None  # of no token
 
 
+@pytest.mark.parametrize(("counted", "expected"), [(True, (0.125 * 30 + 0.375 * 10) / 40), (False, 0.3125)])
+def test_agreement_and_k1_are_weighted_by_the_tokens_that_the_student_ran(
+    counted: bool, expected: float, tmp_path: Path
+) -> None:
+    """An older run did not count them: all its response tokens do."""
+    runs = []
+    for seed, kept, tokens, student_tokens in ((0, 0.25, 100, 30.0), (1, 0.75, 300, 10.0)):
+        figures = means(kept, tokens) | ({"student_tokens": student_tokens} if counted else {})
+        steps = {1: {"all": figures, "guided": figures, "plain": figures}}
+        runs.append(fake_run(tmp_path / str(seed), {0: rates(0), 2: rates(1)}, steps, **settings("N3", seed=seed)))
+    pool = grouped(*runs).pool("N3")
+    for name in ("agreement", "k1"):
+        found = pool.diagnostic(name)
+        assert found is not None and found.value == pytest.approx(expected)
+    leverage = pool.diagnostic("leverage")
+    assert leverage is not None and leverage.value == pytest.approx(0.3125)  # over all tokens
+
+
+def test_a_step_whose_rows_the_student_never_ran_has_no_k1(tmp_path: Path) -> None:
+    run = arm_run(tmp_path, "N3")
+    unseen = {name: {key: value for key, value in group.items() if key not in ("k1", "agreement")}
+              for name, group in split(0.0, 50).items()}  # fmt: skip
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "wall_s": 60.0, "k1": None, "diagnostics": unseen}) + "\n")
+    pool = grouped(run).pool("N3")
+    kept, k1 = pool.diagnostic("kept"), pool.diagnostic("k1")
+    assert kept is not None and kept.value == 0.0
+    assert k1 is None
+    assert write_report([run], tmp_path / "report").is_file()
+
+
 def test_after_a_resume_the_later_line_counts(tmp_path: Path) -> None:
     run = arm_run(tmp_path, "N3")
     again = {"step": 2, "probe": "identity", "selfname": 0.9, "n": 10}

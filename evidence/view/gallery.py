@@ -72,6 +72,9 @@ def curve_charts(group: Group, published: Published) -> list[Chart]:
             lambda arm: published.value("kept_at_end", arm, "kept"),
         ),
         train_chart(group, "mean_evidence", "Mean evidence, nats a token", ""),
-        train_chart(group, "k1", "k1: mean of delta, nats a token", "What is left between student and teacher."),
+        train_chart(
+            group, "k1", "k1: mean of delta, nats a token",
+            "What is left between student and teacher, in the rollouts that the learner ran.",
+        ),
     ]  # fmt: skip
     return probes + sweep + inside

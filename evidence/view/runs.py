@@ -79,6 +79,8 @@ def _weight(name: str, group: Mapping[str, float]) -> int:
         return int(group["rows"])
     if name == "mean_abs_weight_shift":  # a mean over active tokens
         return round(group["kept"] * group["tokens"])
+    if name in ("agreement", "k1"):  # an older run did not count what its student ran: at most all tokens
+        return int(group.get("student_tokens", group["tokens"]))
     return int(group["tokens"])
 
 

@@ -209,8 +209,10 @@ def _diagnostics(group: Group, published: Published) -> Table:
     return Table(
         "diagnostics",
         "Inside the last training step: kept fraction, leverage, agreement",
-        "Means over all response tokens of the step, nats where they are log-probs. Tokens of one response depend on "
-        "each other, so no interval is given. Kept is also split by how the rollout was sampled. Published: "
+        "Means over all response tokens of the step, nats where they are log-probs; agreement and k1 over those of the "
+        "rollouts that the learner ran (without an anchor, those with a gradient). Seeds are weighted by these tokens: "
+        "an older run did not count the learner's, and its weight is all. Tokens of one response depend on each other, "
+        "so no interval is given. Kept is also split by how the rollout was sampled. Published: "
         f"{published.item('kept_at_end')}; {published.tables['rlsd_nv']['item']}.",
         (
             *_ARM, Column("kept_all", "kept", digits=3), Column("kept_guided", "kept, guided", digits=3),
