@@ -15,6 +15,7 @@ from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import read_shard, shard_stats
 from evidence.sidecar import read_student
+from evidence.view.runs import find_shard
 
 
 def statistics(
@@ -56,7 +57,7 @@ def _shards(folder: Path) -> list[tuple[pa.Table, Mapping[str, Floats]]]:
         trained = manifest.trained()  # a shard that was written again has not met the learner yet
         return [
             (
-                read_shard(info.uri, expected=info),
+                read_shard(find_shard(folder, info), expected=info),
                 read_student(str(RunDir(folder).student), info.step) if info.uri in trained else {},
             )
             for info in infos

@@ -228,6 +228,14 @@ def test_the_students_log_probs_wait_for_a_shard_that_is_not_trained(tmp_path: P
     assert "k1" not in statistics(tmp_path)["steps"][0]
 
 
+def test_a_moved_run_has_the_same_figures(tmp_path: Path) -> None:
+    records, _ = written(tmp_path / "run", RULE)
+    write_student(student_of(records), str(tmp_path / "run" / "student"), STEP)
+    before = statistics(tmp_path / "run")
+    assert "k1" in before["all"]["all"]
+    assert statistics((tmp_path / "run").rename(tmp_path / "moved")) == before
+
+
 def test_another_threshold_or_region_is_answered(tmp_path: Path) -> None:
     records, table = written(tmp_path, RULE)
     evidence = np.concatenate([record.evidence for record in records]).astype(np.float64)
