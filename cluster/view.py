@@ -8,13 +8,15 @@ import pyarrow as pa
 from transformers import AutoTokenizer
 
 from cluster.models import resolve_model
+from cluster.rundir import RunDir
 from evidence.columns import flat_column
 from evidence.manifest import Manifest
-from evidence.records import ShardInfo
+from evidence.records import Floats, ShardInfo
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import read_shard
-from evidence.view.heatmap import RowText, choose_rows, heatmap
+from evidence.sidecar import read_student
+from evidence.view.heatmap import RowText, choose_rows, heatmap, student_samples
 from evidence.view.runs import find_shard, read_config
 
 Decode = Callable[[Sequence[int]], str]
@@ -38,7 +40,9 @@ def view_run(run: Path, step: int | None, tau: float | None, region: str | None,
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    page = heatmap(table, {row: _text(table, row, decode) for row in choose_rows(table)}, rule)
+    student = student_samples(table) if config["rollout"]["sampler"] == "student" else {}
+    texts = {row: _text(table, row, decode) for row in choose_rows(table)}
+    page = heatmap(table, texts, rule, student | _learner_logprobs(run, info))
     path = out or Path(f"view-{run.resolve().name}-step-{info.step:06d}.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -53,6 +57,12 @@ def _shard_of(run: Path, step: int | None) -> ShardInfo:
     if chosen not in by_step:
         raise ValueError(f"{run}: --step: found {chosen}, expected a step from {min(by_step)} to {max(by_step)}")
     return by_step[chosen]
+
+
+def _learner_logprobs(run: Path, info: ShardInfo) -> dict[str, Floats]:
+    """Of the rollouts that the learner ran; none of a shard that was written again since."""
+    trained = info.uri in Manifest(run / "manifest.jsonl").trained()
+    return read_student(str(RunDir(run).student), info.step) if trained else {}
 
 
 def _tokenizer_folder(run: Path, model: str) -> str:

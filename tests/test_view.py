@@ -17,7 +17,8 @@ from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSampl
 from evidence.rule import EvidenceConfig, judge
 from evidence.schema import to_table
 from evidence.shards import write_shard
-from evidence.view.heatmap import MAX_TOKENS, RowText, choose_rows, heatmap, shade
+from evidence.sidecar import write_student
+from evidence.view.heatmap import MAX_TOKENS, RowText, choose_rows, heatmap, shade, student_samples
 from tests.fakes import fake_run
 
 RULE = EvidenceConfig()
@@ -56,7 +57,8 @@ def figures(hover: str) -> list[float]:
 @pytest.mark.parametrize("rule", [RULE, EvidenceConfig(region="neg", tau=0.5), EvidenceConfig(soft="rlsd")])
 def test_a_token_shows_its_own_figures(guided: bool, rule: EvidenceConfig) -> None:
     made = record(0, 9, guided)
-    found = spans(heatmap(shard([made]), {0: words(made)}, rule))
+    table = shard([made], step=0)
+    found = spans(heatmap(table, {0: words(made)}, rule, student_samples(table)))
     scored = made.scored
     context, plain, sampler = (
         np.float64(values)
@@ -68,10 +70,34 @@ def test_a_token_shows_its_own_figures(guided: bool, rule: EvidenceConfig) -> No
         e = context[t] - plain[t]
         kept = e < -0.5 if rule.region == "neg" else e > 0
         weight = min(max(np.exp(e), 0.8), 1.2) if rule.soft == "rlsd" else 1.0
-        expected = [e, weight * kept, context[t], plain[t], sampler[t], *([] if guided else [sampler[t] - context[t]])]
+        own = [] if guided else [sampler[t], sampler[t] - context[t]]
+        expected = [e, weight * kept, context[t], plain[t], sampler[t], *own]
         assert figures(hover) == pytest.approx(expected, abs=6e-3)
         assert css.endswith(" k") == kept
         assert css.startswith("p" if e > 0.1 else "n" if e < -0.1 else "z")
+
+
+def test_only_a_plain_rollout_of_the_steps_own_policy_is_the_students_by_its_sampler() -> None:
+    made = [record(0, 4, True), record(1, 3, False), record(2, 5, False), record(3, 2, False)]
+    for index, versions in ((2, (0, 1)), (3, (0, 0))):
+        sample = replace(made[index].scored.sample, policy_version_min=versions[0], policy_version_max=versions[1])
+        made[index] = replace(made[index], scored=replace(made[index].scored, sample=sample))
+    for step, expected in ((0, ["row-1", "row-3"]), (1, [])):
+        assert list(student_samples(shard(made, step))) == expected
+    assert np.array_equal(student_samples(shard(made, 0))["row-1"], made[1].scored.sample.sampler_logprobs)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_delta_is_of_the_students_own_log_prob(guided: bool) -> None:
+    made = record(0, 3, guided)
+    student = np.array([-1.0, -2.0, -3.0], np.float32)
+    table, texts = shard([made]), {0: words(made)}
+    delta = student - made.scored.teacher_context_logprobs
+    for t, (_, hover, _) in enumerate(spans(heatmap(table, texts, RULE, {"row-0": student}))):
+        assert figures(hover)[5:] == pytest.approx([student[t], delta[t]], abs=6e-3)
+    assert "delta" not in spans(heatmap(table, texts, RULE))[0][1]
+    with pytest.raises(ValueError, match="rollout row-0: found 2 log-probs of the student, expected 3"):
+        heatmap(table, texts, RULE, {"row-0": student[:2]})
 
 
 @pytest.mark.parametrize(
@@ -176,6 +202,28 @@ def test_the_command_writes_the_last_step(
     response = record(2, 4, True).scored.sample.response_ids
     assert "".join(text for *_, text in spans(page)[:4]) == tokenizer.decode(response).replace("\n", "⏎\n")
     assert all(css.endswith(" k") for css, *_ in spans(page))
+
+
+@pytest.mark.parametrize("sampler", ["student", "teacher"])
+def test_the_command_takes_delta_from_the_learner_or_from_the_students_engine(
+    sampler: str, run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(run / "export")
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace('sampler = "student"', f'sampler = "{sampler}"'))
+
+    def deltas(step: int) -> list[bool]:
+        """Whether they are there, of the guided rollout's 4 tokens and of the plain one's 3."""
+        page = view_run(run, step, None, None, tmp_path / "v.html").read_text()
+        return ["delta" in hover for _, hover, _ in spans(page)]
+
+    assert deltas(0) == [False] * 4 + [sampler == "student"] * 3
+    assert not any(deltas(1))  # sampled by version 0
+    write_student({"row-2": np.zeros(4, np.float32)}, str(run / "student"), 1)
+    assert not any(deltas(1))  # not of this shard, which is not trained
+    manifest = Manifest(run / "manifest.jsonl")
+    manifest.append_trained(list(manifest.written())[1], 1)
+    assert deltas(1) == [True] * 4 + [False] * 3
 
 
 def test_a_moved_run_is_still_found(run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -64,18 +64,36 @@ def _spread(rows: NDArray[np.intp], count: int) -> NDArray[np.intp]:
     return rows[places]
 
 
-def heatmap(table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig) -> str:
+def student_samples(table: pa.Table) -> dict[str, Floats]:
+    """log pi_theta(y|x) [T] by rollout_id, of a shard that the student's engines sampled: the sampler's, of the plain
+    rollouts of the step's own version alone. Of a guided one it is under (x, r), of a late one another policy's."""
+    step = int(shard_metadata(table)["step"])
+    names = ("rollout_id", "guided", "policy_version_min", "policy_version_max")
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    logprobs = rows_of(*flat_column(table, "sampler_logprobs"))
+    return {
+        rollout_id: values
+        for (rollout_id, guided, *versions), values in zip(rows, logprobs, strict=True)
+        if not guided and versions == [step, step]
+    }
+
+
+def heatmap(
+    table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig, student: Mapping[str, Floats] | None = None
+) -> str:
     """The page. texts: row number of `table` -> its strings. rule: the mask to show; `table` has passed `check_table`.
 
+    student: log pi_theta(y|x) [T] by rollout_id, before the step; a rollout without it has no delta.
+
     Raises:
-        ValueError: a row with another number of token strings than response tokens.
+        ValueError: a row with another number of token strings or of the student's log-probs than response tokens.
     """
     metadata = shard_metadata(table)
     own = EvidenceConfig.from_json(metadata["mask_rule"])
     judged = rejudge(table, rule)
     offsets = flat_column(table, "response_ids")[1]
     rows = list(zip(*(rows_of(values, offsets) for values in judged), strict=True))
-    pages = [_rollout(table.slice(row, 1), text, *rows[row]) for row, text in texts.items()]
+    pages = [_rollout(table.slice(row, 1), text, student or {}, *rows[row]) for row, text in texts.items()]
     return render(
         "heatmap.html.jinja",
         rollouts=pages,
@@ -100,13 +118,18 @@ def _describe(rule: EvidenceConfig) -> str:
     return f"{rule.region.replace('_', '-')} ({bound[rule.region]})"
 
 
-def _rollout(row: pa.Table, text: RowText, evidence: Floats, weight: Floats, kept: Bools) -> Rollout:
+def _rollout(
+    row: pa.Table, text: RowText, student: Mapping[str, Floats], evidence: Floats, weight: Floats, kept: Bools
+) -> Rollout:
     """`row` is a table of one row; the streams are its own, [T]."""
     names = ("rollout_id", "prompt_id", "guided", "finish_reason", "reward")
     rollout_id, prompt_id, guided, finish_reason, reward = (row.column(name)[0].as_py() for name in names)
     if len(text.tokens) != evidence.size:
         raise ValueError(f"rollout {rollout_id}: found {len(text.tokens)} token strings, expected {evidence.size}")
-    tokens = _tokens(row, text.tokens, evidence, kept, weight * kept)
+    own = student.get(rollout_id)
+    if own is not None and own.shape != evidence.shape:
+        raise ValueError(f"rollout {rollout_id}: found {own.size} log-probs of the student, expected {evidence.size}")
+    tokens = _tokens(row, text.tokens, own, evidence, kept, weight * kept)
     mean = figure(float(evidence.mean()), 2, signed=True) if evidence.size else "-"
     parts = [rollout_id, "guided" if guided else "plain", f"prompt {prompt_id}", f"ended by {finish_reason}"]
     return Rollout(
@@ -119,18 +142,17 @@ def _rollout(row: pa.Table, text: RowText, evidence: Floats, weight: Floats, kep
 
 
 def _tokens(
-    row: pa.Table, texts: tuple[str, ...], evidence: Floats, kept: NDArray[np.bool_], weight: Floats
+    row: pa.Table, texts: tuple[str, ...], student: Floats | None, evidence: Floats, kept: Bools, weight: Floats
 ) -> list[Token]:
     names = ("sampler_logprobs", "teacher_context_logprobs", "teacher_logprobs")
     sampler, context, plain = (flat_column(row, name)[0] for name in names)
-    guided = row.column("guided")[0].as_py()
     return [
         Token(
             text=texts[t].replace("\n", "⏎\n") or "·",
             css=shade(float(evidence[t])) + (" k" if kept[t] else ""),
             hover=f"e {_nats(evidence[t])}, weight {weight[t]:.3g}; teacher with context {_nats(context[t])}, without "
             f"{_nats(plain[t])}; sampler {_nats(sampler[t])}"
-            + ("" if guided else f"; delta {_nats(sampler[t] - context[t])}"),
+            + ("" if student is None else f"; student {_nats(student[t])}, delta {_nats(student[t] - context[t])}"),
         )
         for t in range(len(texts))
     ]
