@@ -276,7 +276,7 @@ class LearnerActor:
         config = self._recipe.student if pool == "student" else self._recipe.teacher
         workers, deadline_s = len(engines) * config.tensor_parallel_size, self._recipe.weights.deadline_s
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
-        meeting = Meeting(self._rank, address, port, workers, deadline_s)
+        meeting = Meeting(self._rank, address, port, workers, deadline_s, source.largest_bytes())
         self._links[pool] = WeightLink(transport, engines, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:

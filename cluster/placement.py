@@ -87,7 +87,8 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
         return plan
     if asked == (3 if num_teachers else 2):
         transport = _transport(recipe, ("ipc",), "on one shared GPU")
-        third = [Share(1, 0.33)]
+        cpus = max(node.cpus for node in nodes if node.gpus)
+        third = [Share(min(1.0, cpus / (asked + 1)), 0.33)]
         shares = {"student": third, "teacher": third * num_teachers, "learner": third}
         # Beyond a bound of 0 engines work on while the learner does.
         return Plan("cuda", transport, shares, num_nodes=1, engines_sleep=recipe.run.max_policy_lag == 0)

@@ -11,6 +11,7 @@ behind a tied lm_head), so after each push the canary of `cluster.pipeline` comp
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from cluster.cpu_transports import (
     GlooTrainerEngine,
@@ -104,6 +106,10 @@ class TrainerSource(WeightSource):
     def metadata(self) -> list[ParamMeta]:
         kept = torch.float32 if self._average is not None else None
         return [ParamMeta(name, kept or dtype, shape) for name, dtype, shape in self._engine.parameter_shapes()]
+
+    def largest_bytes(self) -> int:
+        """Of its tensors."""
+        return max(meta.dtype.itemsize * math.prod(meta.shape) for meta in self.metadata())
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.digest = WeightsDigest()
@@ -223,6 +229,7 @@ class Meeting:
     port: int
     num_workers: int
     timeout_s: float
+    largest_bytes: int  # of the tensors that are sent
 
 
 TRANSPORTS: dict[str, Transport] = {
@@ -231,7 +238,14 @@ TRANSPORTS: dict[str, Transport] = {
         "edge_gloo",
         lambda at: GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank),
     ),
-    "ipc": Transport("edge_ipc", lambda at: IPCTrainerInitInfo(rank=at.rank, packed=True)),
+    "ipc": Transport(
+        "edge_ipc",
+        lambda at: IPCTrainerInitInfo(
+            rank=at.rank,
+            packed=True,
+            packed_buffer_size_bytes=max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, at.largest_bytes),
+        ),
+    ),
     "nccl": Transport(
         "edge_nccl",
         lambda at: NCCLTrainerInitInfo(

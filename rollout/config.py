@@ -32,7 +32,7 @@ class RolloutConfig:
     temperature: float = 1.0
     max_response_tokens: int = 40
     max_refused_fraction: float = 0.5  # of a step's prompts, refused because they do not fit the window
-    deadline_s: float = 600.0  # one group's sampling and scoring
+    deadline_s: float = 600.0  # a step's sampling and scoring
 
     def __post_init__(self) -> None:
         _require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")

@@ -419,6 +419,7 @@ def test_one_gpu_is_shared_by_one_of_each() -> None:
     assert sum(share.gpus for share in everyone(plan)) <= 1
     assert plan.bundles == [Share(3, 1)]
     assert plan.bundle("learner", 0) == 0
+    assert placed(Share(2, 1)).bundles == [Share(1.5, 1)]
 
 
 def test_engines_sleep_where_they_share_a_gpu_with_a_learner_whose_turn_it_is() -> None:

@@ -88,7 +88,7 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        info = TRANSPORTS[transport].trainer_info(Meeting(0, "127.0.0.1", free_port(), 1, 60.0))
+        info = TRANSPORTS[transport].trainer_info(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
         client = InProcessClient(engine, loop, 5)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 
@@ -113,6 +113,14 @@ def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("handoff")
     side_by_side({name: [__file__, str(default_model), *how, str(folder / name)] for name, how in DRIVES.items()})
     return {name: json.loads((folder / name).read_text()) for name in DRIVES}
+
+
+@pytest.mark.parametrize(("largest", "buffer"), [(5, 1 << 30), (3 << 30, 3 << 30)])
+def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: int) -> None:
+    from cluster.weights import TRANSPORTS, Meeting
+
+    info: Any = TRANSPORTS["ipc"].trainer_info(Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
+    assert info.packed and info.packed_buffer_size_bytes == buffer
 
 
 @pytest.mark.parametrize("transport", ["shm", "gloo"])
