@@ -27,6 +27,7 @@ from evidence.diagnostics import TokenStats
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.storage import locate
 from rollout.config import AdapterConfig
+from rollout.waits import deadline
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
@@ -35,15 +36,9 @@ STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
-    """`work`, or TimeoutError naming who was late. One that `work` raises itself names its own cause, and passes."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await work
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"{what}: no answer within {seconds:g} s") from None
+    """`work`, or TimeoutError naming who was late."""
+    async with deadline(seconds, f"{what}: no answer"):
+        return await work
 
 
 async def _as_coroutine(work: Awaitable[T]) -> T:
@@ -263,7 +258,8 @@ class Services:
         does not."""
         recipe, what = self.recipe, f"weight push of version {version}"
         seconds = recipe.weights.deadline_s
-        if recipe.learner.lora_rank or not recipe.weights.in_flight:
+        has_others_first = recipe.learner.lora_rank or not recipe.weights.in_flight
+        if pool == "student" and recipe.run.max_policy_lag and has_others_first:
             seconds += recipe.rollout.deadline_s  # for the rollouts under way, which end first
         digests = await self._every_rank(seconds, what, "push", pool, version)
         for index, (held, digest) in enumerate(await self._every_engine(pool, seconds, what, "weight_state")):

@@ -18,7 +18,7 @@ import numpy as np
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
-from rollout.turnstile import Turnstile
+from rollout.waits import Turnstile
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

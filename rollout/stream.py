@@ -10,7 +10,7 @@ from typing import Protocol
 
 from evidence.records import Sample
 from rollout.requests import GroupRequests, StepRequests
-from rollout.turnstile import Turnstile
+from rollout.waits import Turnstile, deadline
 from rollout.worker import Group, Taken
 
 
@@ -105,16 +105,10 @@ class RolloutStream:
         task.add_done_callback(self._settle)
 
     async def _roll(self, group: GroupRequests) -> Group:
-        limit = asyncio.timeout(self._deadline_s)
-        try:
-            async with limit:
-                samples = await self._roller.sample(group, self._student_version)
-                async with self._scoring:
-                    return await self._roller.score(group, samples, self._teacher_version)
-        except TimeoutError:
-            if not limit.expired():  # an engine's own
-                raise
-            raise TimeoutError(f"rollouts of group {group.name}: not done within {self._deadline_s:g} s") from None
+        async with deadline(self._deadline_s, f"rollouts of group {group.name}: not done"):
+            samples = await self._roller.sample(group, self._student_version)
+            async with self._scoring:
+                return await self._roller.score(group, samples, self._teacher_version)
 
     def _settle(self, task: "asyncio.Task[Group]") -> None:
         self._under_way.discard(task)

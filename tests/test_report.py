@@ -173,6 +173,9 @@ def test_a_run_that_is_older_than_a_setting_keeps_its_arm() -> None:
     config = recipe("N3")
     del config["task"]["ordinary_questions"], config["learner"]["lora_rank"]
     assert arm_of(config).code == "N3"
+    del config["evidence"]["tau"]  # which every run has had
+    with pytest.raises(KeyError, match="tau"):
+        arm_of(config)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream
-from rollout.turnstile import Turnstile
+from rollout.waits import Turnstile
 from rollout.worker import Group
 from tests.virtual_time import run_virtual
 

@@ -24,6 +24,8 @@ _FIXED: dict[tuple[str, str], object] = {
     ("task", "ordinary_questions"): False,
     ("task", "context_empty_allowed"): False,
 }
+# Keys that the first runs lack, and what they then did.
+_ADDED: dict[tuple[str, str], object] = {("learner", "lora_rank"): 0, ("task", "ordinary_questions"): False}
 # Of the arms with soft weights, and of RLSD with its verifier (N15).
 _SOFT: dict[tuple[str, str], object] = {
     ("evidence", "soft"): "rlsd",
@@ -141,8 +143,12 @@ def _setting(config: Config) -> Setting:
     )
 
 
+def _lacks(config: Config, table: str, key: str) -> bool:
+    return (table, key) in _ADDED and key not in config.get(table, {})
+
+
 def _strays(config: Config) -> list[str]:
-    """Settings that no published arm has. A key that the run lacks is newer than it: nothing was changed there."""
+    """Settings that no published arm has."""
     fixed = dict(_FIXED)
     if get(config, "learner", "beta_kl") > 0:
         fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
@@ -152,7 +158,7 @@ def _strays(config: Config) -> list[str]:
         fixed |= _GRPO
     elif get(config, "evidence", "soft") != "none":
         fixed |= _SOFT
-    found = {(table, key): config.get(table, {}).get(key, value) for (table, key), value in fixed.items()}
+    found = {place: _ADDED[place] if _lacks(config, *place) else get(config, *place) for place in fixed}
     return [f"{key} {found[table, key]}" for (table, key), value in fixed.items() if found[table, key] != value]
 
 

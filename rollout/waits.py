@@ -1,6 +1,22 @@
-"""A gate for tasks of one event loop."""
+"""Waiting on one event loop: a deadline that names itself, and a gate."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def deadline(seconds: float, late: str) -> AsyncIterator[None]:
+    """TimeoutError "`late` within ... s" for what is inside, after `seconds`. One that comes from inside names its own
+    cause, and passes."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"{late} within {seconds:g} s") from None
 
 
 class Turnstile:
