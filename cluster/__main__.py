@@ -40,26 +40,26 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _run(arguments: argparse.Namespace) -> int:
     from cluster.config import load_recipe
-    from cluster.run import run_recipe
+    from cluster.run.start import run_recipe
 
     return run_recipe(load_recipe(arguments.recipe, arguments.set), arguments.run_dir, arguments.resume)
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from cluster.probing import probe_model
+    from cluster.commands.probe import probe_model
 
     result = probe_model(arguments.source, arguments.task, arguments.set, arguments.model, arguments.timeout)
     if arguments.json:
         print(json.dumps(result))
     else:
-        from cluster.metrics import probe_line
+        from cluster.observe.sinks import probe_line
 
         print(probe_line(result))
     return 0
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from cluster.data import to_text, write_openthoughts
+    from cluster.commands.data import to_text, write_openthoughts
 
     out = Path(arguments.out)
     print(to_text(write_openthoughts(Path(arguments.source), out, arguments.limit, arguments.seed), out))
@@ -67,7 +67,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _shards(arguments: argparse.Namespace) -> int:
-    from cluster.inspect_shards import statistics, to_text
+    from cluster.commands.shards import statistics, to_text
 
     result = statistics(Path(arguments.dir), arguments.tau, arguments.region, arguments.tau_kind)
     print(json.dumps(result) if arguments.json else to_text(result))
@@ -75,7 +75,7 @@ def _shards(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from cluster.reproduce import reproduce, run_process
+    from cluster.commands.reproduce import reproduce, run_process
 
     axes = arguments.axis or ["identity"]
     runs = reproduce(axes, arguments.seeds, Path(arguments.dir), arguments.set, run_process)
@@ -90,7 +90,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from cluster.view import view_run
+    from cluster.commands.view import view_run
 
     out = None if arguments.out is None else Path(arguments.out)
     print(view_run(Path(arguments.run), arguments.step, arguments.tau, arguments.region, out))
@@ -98,7 +98,7 @@ def _view(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster.doctor import print_report
+    from cluster.commands.doctor import print_report
 
     return print_report()
 

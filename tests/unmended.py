@@ -2,7 +2,7 @@
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-import cluster.weights as weights
+import cluster.weights.receiver as weights
 
 
 class UnmendedEngine(weights.ShmEngine):

@@ -1,4 +1,4 @@
-"""One rank of a real DeepSpeed engine, for tests/test_zero.py: runs the scenarios of a job file, one after another.
+"""One rank of a real DeepSpeed engine, for test_zero.py: runs the scenarios of a job file, one after another.
 
     python -m tests.zero_process JOB RANK NUM_RANKS PORT
 
@@ -215,7 +215,7 @@ def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 def gather(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     """Bytes of full parameters that this rank holds beside its shards while the tensors of a push pass by: before, the
     most at any of them, and after; and the bytes of each group that is gathered together."""
-    from cluster.weights import export_groups
+    from cluster.weights.source import export_groups
 
     groups, parameters = export_groups(engine), dict(engine.engine.module.causal_lm.named_parameters())
 

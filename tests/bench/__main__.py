@@ -19,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.doctor import PINS, machine_name
+from cluster.commands.doctor import PINS
+from cluster.machine import machine_name
 from tests.bench.figures import MARK, Figure, figures_in
 
 NAMES = ("controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "real_step", "peer")

@@ -11,8 +11,8 @@ import asyncio
 import torch
 
 from cluster.config import Recipe, load_recipe
-from cluster.metrics import probe_line
 from cluster.models import resolve_model
+from cluster.observe.sinks import probe_line
 from cluster.requests import renderer_of
 from rollout.engine import Engine
 from rollout.probe import summarise, to_json

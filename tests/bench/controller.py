@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.actors import collect_seldom
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
-from cluster.pool import EnginePool
+from cluster.fleet.actors import collect_seldom
+from cluster.fleet.scheduler import EnginePool
 from cluster.requests import step_requests
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table

@@ -18,12 +18,12 @@ import ray
 import torch
 from vllm import LLM, SamplingParams
 
-from cluster.actors import EngineActor
 from cluster.config import Recipe, load_recipe
+from cluster.fleet.actors import EngineActor
+from cluster.fleet.scheduler import EnginePool
+from cluster.fleet.services import connect
 from cluster.models import resolve_model
-from cluster.pool import EnginePool
 from cluster.requests import step_requests
-from cluster.services import connect
 from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import cpu_environment, engine_arguments

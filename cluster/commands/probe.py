@@ -1,0 +1,57 @@
+"""`edge-opd probe`: the task's probe on any model folder or run, with one engine and no cluster, or on a server."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from cluster.commands.probe_server import server_answers
+from cluster.config import Recipe, build, load_recipe, parse_overrides
+from cluster.models import resolve_model
+from rollout.probe import summarise, to_json
+from rollout.tasks import build_task
+
+
+def probe_model(
+    model_or_run: str, task: str, overrides: list[str], served: str | None, timeout_s: float
+) -> dict[str, Any]:
+    """The figures of `probes.jsonl` for a Hugging Face folder, a hub id, "default", a run's export, or a server.
+
+    A run is probed with its own recipe's task and probe settings, anything else with the defaults; `overrides` change
+    both. `served` and `timeout_s` are the model's name and a request's deadline on a server, "http://host:port/v1".
+    """
+    folder, on_server = Path(model_or_run), model_or_run.startswith(("http://", "https://"))
+    if served is not None and not on_server:
+        raise ValueError(f"--model: found {served!r} beside {model_or_run}, expected it only with a server's URL")
+    if not on_server and (folder / "config.toml").is_file():
+        recipe, model = load_recipe(folder / "config.toml", overrides), str(folder / "export")
+    else:
+        recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
+    probed, config = build_task(recipe.task), recipe.probe
+    prompts = probed.probe_prompts()
+    questions = [prompt.question for prompt in prompts]
+    if on_server:
+        answers = asyncio.run(server_answers(model, served, questions, config, recipe.run.seed, timeout_s))
+    else:
+        answers = asyncio.run(_engine_answers(recipe, model, questions))
+    pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
+    return to_json(summarise(pairs, probed), 0, probed.name)
+
+
+async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> list[list[str]]:
+    import torch
+
+    from cluster.requests import renderer_of
+    from rollout.engine import Engine
+
+    model, config = resolve_model(path), recipe.probe
+    renderer = renderer_of(recipe, model)
+    engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return await engine.texts(
+            [renderer.prompt_ids(question) for question in questions],
+            config.sampling,
+            config.samples,
+            seed=recipe.run.seed,
+        )
+    finally:
+        engine.shutdown()

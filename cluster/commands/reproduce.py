@@ -1,0 +1,83 @@
+"""`edge-opd reproduce`: the arms of the published matrix one after another, and a report of them.
+
+Each arm and seed is a run of its own, in a process of its own, under one folder. A finished run is kept, so the command
+goes on where it was stopped.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.config import Recipe, load_recipe
+from cluster.observe.sinks import read_json_lines
+from cluster.run.rundir import RunDir
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+# Arms in the order in which they tell most: a reproduction that is stopped early has the contrasts first.
+AXES: dict[str, tuple[str, ...]] = {
+    "identity": (
+        "N3", "N1", "N12", "N2", "N11", "N4g", "N7", "N3u", "N4", "N2u", "N3u-g100", "N3u-g0125", "N7u",
+    ),
+    "arithmetic": tuple(f"{arm}-arithmetic" for arm in ("N6", "N9", "N13", "N14", "N10", "N15")),
+}  # fmt: skip
+
+Run = Callable[[list[str]], int]
+
+
+def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence[str], run: Run) -> list[Path]:
+    """Runs what is missing of `axes` times `seeds`; returns every run's folder, seed by seed.
+
+    `run` takes the arguments of `edge-opd` and returns its exit code.
+
+    Raises:
+        ValueError: an unknown axis, no seed, or a folder that holds another recipe's run.
+        RuntimeError: a run failed; names it. What was finished stays.
+    """
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown:
+        raise ValueError(f"reproduce: found axis {unknown[0]!r}, expected one of {', '.join(AXES)}")
+    if seeds < 1:
+        raise ValueError(f"--seeds: found {seeds}, expected at least 1")
+    places = [(arm, seed) for seed in range(seeds) for axis in axes for arm in AXES[axis]]
+    return [ensure(arm, seed, folder, overrides, run) for arm, seed in places]
+
+
+def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run) -> Path:
+    """The folder of one arm's finished run, which is made when it is not there.
+
+    An interrupted run goes on from its checkpoint; one without a checkpoint has nothing to go on from and starts anew.
+    """
+    path, settings = RECIPES / f"{arm}.toml", [*overrides, f"run.seed={seed}"]
+    place = RunDir(folder / f"{arm}-seed{seed}")
+    if is_finished(place, load_recipe(path, settings)):
+        return place.root
+    arguments = ["run", str(path), "--run-dir", str(place.root)]
+    if (place.checkpoints / "latest").is_file():
+        arguments.append("--resume")
+    elif place.config.exists():
+        shutil.rmtree(place.root)
+    code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
+    if code != 0:
+        raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")
+    return place.root
+
+
+def is_finished(place: RunDir, recipe: Recipe) -> bool:
+    """Whether the folder holds this recipe's run, to its last probe and its model card.
+
+    Raises:
+        ValueError: the folder belongs to another recipe.
+    """
+    if not place.config.exists():
+        return False
+    place.check_same(recipe)
+    probes = read_json_lines(place.probes)
+    return bool(probes) and probes[-1]["step"] == recipe.run.steps and (place.export / "README.md").is_file()
+
+
+def run_process(arguments: list[str]) -> int:
+    """`edge-opd` with these arguments, in a process of its own whose output is this one's."""
+    return subprocess.run([sys.executable, "-m", "cluster", *arguments], check=False).returncode

@@ -1,0 +1,1 @@
+"""Who runs where: engines, ranks and the two services."""

@@ -1,0 +1,163 @@
+"""The loop. Strictly on-policy is this loop with a staleness bound of 0.
+
+    rollout service                                        learner service
+    ---------------                                        ---------------
+    the groups of every step <= version + lag:
+    sample (x, r) and x, score as each is done
+    take: judge, write a shard ----------> shard --------> ZeRO step (engines that share its GPU sleep)
+            ^                                              push weights, check version, digest, canary
+            |________________ advance(version) <__________ (refresh a teacher that follows the student)
+
+The rollout service works on while the learner does, as far as the bound allows. Version v is the policy after v steps.
+"""
+
+import time
+from dataclasses import dataclass
+
+from cluster.config import Recipe
+from cluster.fleet.services import LearnedStep, Services, within
+from cluster.observe.sinks import MetricsSink
+from cluster.run.rundir import RunDir
+from evidence.diagnostics import split_summary
+from evidence.manifest import Manifest
+from evidence.sidecar import write_student
+from rollout.probe import summarise, to_json
+from rollout.render import Renderer
+from rollout.requests import step_seed
+from rollout.stages import StageTime, Stopwatch
+from rollout.tasks import build_task
+from rollout.worker import StepRollouts
+
+CANARY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The weights that the engines hold."""
+
+    digest: str
+    canary: float
+
+
+class Pipeline:
+    """One run over started services."""
+
+    def __init__(
+        self, recipe: Recipe, services: Services, run_dir: RunDir, sink: MetricsSink, renderer: Renderer
+    ) -> None:
+        self.recipe, self.services, self.run_dir, self.sink = recipe, services, run_dir, sink
+        self.manifest = Manifest(run_dir.manifest)
+        self.task = build_task(recipe.task)
+        self.renderer = renderer
+        first = self.task.training_prompts()[0]
+        # What training moves most is what a stale engine gets most wrong.
+        text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
+        self._canary = self.renderer.prompt_ids(first.question), text_ids
+        self.pushed = Pushed("", 0.0)
+        self._teacher_version = 0  # the student version whose weights the teacher holds
+
+    async def run(self, first_step: int) -> None:
+        """Steps `first_step` to the recipe's last, with a probe before, between and after."""
+        steps = self.recipe.run.steps
+        self.pushed = await self.push(first_step)  # also proves the hand-off before anything is learned
+        if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
+            await self.probe(first_step)
+        for step in range(first_step, steps):
+            await self._step(step)
+
+    async def _step(self, step: int) -> None:
+        """From version `step` to the next."""
+        run, begun = self.recipe.run, time.perf_counter()
+        stages = await self._refresh_teacher(step)
+        self.sink.stage(f"step {step + 1}: sampling and scoring")
+        await self.services.advance(step, self.pushed.digest)
+        produced = await self.services.take(step)
+        self.manifest.append_written(produced.shard)
+        clock = Stopwatch()
+        engines_sleep = self.services.plan.engines_sleep
+        if engines_sleep:
+            await self.services.sleep()
+            stages["sleep"] = clock.stage(0)
+        self.sink.stage(f"step {step + 1}: learning")
+        learned = await self.services.learn(produced.shard)
+        write_student(learned.logprobs, str(self.run_dir.student), step)
+        self.manifest.append_trained(produced.shard.uri, step)
+        stages["learn"] = clock.stage(learned.row_tokens)
+        if engines_sleep:
+            await self.services.wake()
+            stages["wake"] = clock.stage(0)
+        version = step + 1
+        self.sink.stage(f"step {version}: pushing weights")
+        self.pushed = await self.push(version)
+        stages["push"] = clock.stage(0)
+        self._record(step, produced, learned, stages, time.perf_counter() - begun)
+        if run.checkpoint_every and version % run.checkpoint_every == 0:
+            await self.services.save(self.run_dir.checkpoints, version)
+        if version == run.steps or (run.probe_every and version % run.probe_every == 0):
+            await self.probe(version)
+
+    async def push(self, version: int) -> Pushed:
+        digest = await self.services.push("student", version)
+        return Pushed(digest, await self.services.canary("student", *self._canary, version))
+
+    async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
+        """The stage, if the teacher takes the weights of `version`."""
+        if not self.recipe.teacher.due(self._teacher_version, version):
+            return {}
+        clock = Stopwatch()
+        self.sink.stage(f"refreshing the teacher with version {version}")
+        await self.services.refresh_teacher(version)
+        if self.recipe.teacher.kind != "ema":  # the learner does not run the average
+            await self.services.canary("teacher", *self._canary, version)
+        self._teacher_version = version
+        return {"refresh": clock.stage(0)}
+
+    async def probe(self, step: int) -> None:
+        """The task's probe on the student engines, without r; appended to probes.jsonl."""
+        self.sink.stage(f"probe at step {step}")
+        config, prompts = self.recipe.probe, self.task.probe_prompts()
+        questions = [self.renderer.prompt_ids(prompt.question) for prompt in prompts]
+        seed = step_seed(self.recipe.run.seed, step)
+        work = self.services.student_pool.texts(questions, config.sampling, config.samples, seed)
+        answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
+        pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
+        self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))
+        self.run_dir.write_answers(step, [(prompt.probe, prompt.question, text) for prompt, text in pairs])
+
+    def _record(
+        self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
+    ) -> None:
+        by_group = split_summary(learned.stats)
+        busy_s = produced.busy_s + sum(stage.seconds for stage in own.values())
+        self.sink.write_step(
+            {
+                "step": step,
+                "wall_s": wall_s,
+                # At lag 0 what is missing from 1 is hidden waiting; above it the services work side by side.
+                "busy_fraction": busy_s / wall_s,
+                "stages": {name: _stage(stage) for name, stage in (produced.stages | own).items()},
+                "kept": by_group["all"]["kept"],
+                "k1": by_group["all"].get("k1"),  # None: the learner ran no row
+                "loss": learned.loss,
+                **learned.metrics,
+                "grad_norm": learned.grad_norm,
+                "rows": produced.shard.rows,
+                "refused": produced.refused,
+                "dropped": produced.dropped,
+                **produced.reward_figures(),
+                "skipped_rows": learned.skipped_rows,
+                "policy_version_min": produced.version_min,
+                "policy_version_max": produced.version_max,
+                "weights_digest": self.pushed.digest,
+                "canary": self.pushed.canary,
+                "diagnostics": by_group,
+            }
+        )
+
+
+def _stage(stage: StageTime) -> dict[str, float]:
+    return {
+        "seconds": stage.seconds,
+        "tokens": stage.tokens,
+        "tokens_per_s": stage.tokens / stage.seconds if stage.seconds else 0.0,
+    }

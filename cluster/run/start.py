@@ -1,0 +1,181 @@
+"""`edge-opd run`: one recipe from services to an exported model."""
+
+import asyncio
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig
+
+from cluster.config import Recipe
+from cluster.fleet.services import LOST, Services, code_version, connect, plan_for
+from cluster.machine import machine_name
+from cluster.models import resolve_model
+from cluster.observe.sinks import MetricsSink, read_json_lines, summary_table
+from cluster.requests import renderer_of, step_requests
+from cluster.run.model_card import write_model_card
+from cluster.run.pipeline import Pipeline
+from cluster.run.rundir import RunDir, run_folder
+from evidence.files import check_writable
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
+from rollout.config import EngineConfig
+from rollout.contrast import check_wrong_contexts
+from rollout.render import require_same_token_ids
+from rollout.tasks import TaskPrompt, build_task
+
+
+def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
+    """ValueError naming the first prompt without an answer, where rewards are needed."""
+    keys = {
+        "learner.objective": recipe.learner.needs_advantage and recipe.learner.objective,
+        "evidence.soft": recipe.evidence.soft == "rlsd_verifier" and recipe.evidence.soft,
+    }
+    asked = [f"{key} = {value!r}" for key, value in keys.items() if value]
+    unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
+    if asked and unanswered is not None:
+        raise ValueError(
+            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
+            f"for every prompt with {asked[0]}"
+        )
+
+
+def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
+    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
+    check_task(recipe)
+    check_storage(recipe)
+    model = resolve_model(recipe.model.path)
+    teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
+    require_same_token_ids(model, teacher)
+    check_parallel("student", recipe.student, model)
+    check_parallel("teacher", recipe.teacher, teacher)
+    step_requests(recipe, model).of(0)  # a context that does not fit is told before any engine starts
+    folder = RunDir(run_folder(recipe, run_dir).resolve())
+    folder.claim(recipe, resume)
+    connect()
+    plan = plan_for(recipe)
+    sink = MetricsSink(folder.root, recipe.run.steps)
+    sink.say(
+        f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
+        f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
+        f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
+    )
+    storage = recipe.run.storage or str(folder.shards)
+    services = Services(recipe, plan, folder, storage, shard_metadata(recipe, model, folder.root.name))
+    try:
+        asyncio.run(_run(recipe, services, folder, sink, resume, model))
+    finally:
+        sink.close()
+        services.stop()
+    return finish(recipe, model, folder)
+
+
+def check_task(recipe: Recipe) -> None:
+    """Before anything starts: an empty context, a malformed file, too few wrong contexts, a prompt without an answer
+    to verify, or a figure that the task's probe does not have.
+
+    Raises:
+        ValueError: names the key or the file and the line.
+    """
+    task = build_task(recipe.task)
+    prompts = task.training_prompts()
+    check_wrong_contexts(prompts, recipe.evidence)
+    check_answers(prompts, recipe)
+    if recipe.run.require_selfname and "selfname" not in task.rates:
+        raise ValueError(
+            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
+            f"whose probe has {', '.join(task.rates)}"
+        )
+
+
+def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
+    """ValueError when an engine of `pool` cannot share the model's attention heads out among its workers."""
+    workers = config.tensor_parallel_size
+    if workers == 1:  # nothing to share out, and a model may have no heads
+        return
+    heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
+    if heads % workers:
+        raise ValueError(
+            f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "
+            f"{model}"
+        )
+
+
+def check_storage(recipe: Recipe) -> None:
+    """Before anything starts, and before the run's folder belongs to this recipe: shards can be written.
+
+    Raises:
+        ValueError: names run.storage, the place and what was found there.
+    """
+    if recipe.run.storage:
+        try:
+            check_writable(recipe.run.storage)
+        except ValueError as error:
+            raise ValueError(f"run.storage: {error}") from error
+
+
+async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
+    try:
+        sink.stage("starting engines and learner")
+        hosts = await services.start()
+        if len(set(hosts.values())) > 1:
+            sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
+        first = await services.load(folder.checkpoints) if resume else 0
+        supersede_after(folder, first)
+        if first and recipe.run.max_policy_lag:
+            await services.resume(learned_groups(folder))
+        await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
+        sink.stage("exporting the model")
+        await services.export(folder.export)
+    except* LOST as lost:
+        raise RuntimeError(f"{sink.doing}: {services.obituary(lost.exceptions[0])}") from None
+
+
+def supersede_after(folder: RunDir, step: int) -> None:
+    """Shards of steps that a resume repeats: sampled from weights that will not come back bit for bit."""
+    manifest = Manifest(folder.manifest)
+    for uri, info in manifest.written().items():
+        if info.step >= step:
+            manifest.append_superseded(uri)
+
+
+def learned_groups(folder: RunDir) -> list[str]:
+    """Names of the groups in the shards that stand."""
+    return [
+        name
+        for uri, info in Manifest(folder.manifest).written().items()
+        for name in read_shard(uri, expected=info)["group_id"].unique().to_pylist()
+    ]
+
+
+def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
+    """What a shard says of where it came from; step and weights digest are added as it is written."""
+    rule = recipe.evidence.to_json()
+    return {
+        "run_id": run_id,
+        "mask_rule": rule,
+        "model_id": model,
+        "code_version": code_version(),
+        "machine": machine_name(),
+    }
+
+
+def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
+    """The table, the model card, and 1 when the required figure was not reached."""
+    probes = read_json_lines(folder.probes)
+    first, last = probes[0], probes[-1]
+    table = Table("figure", "before", "after", "answers", title=f"{folder.root.name}: probe without context")
+    for row in summary_table(first, last):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    busy = [record["busy_fraction"] for record in read_json_lines(folder.metrics)][1:]
+    if busy:
+        console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
+    write_model_card(recipe, model, folder, first, last)
+    console.print(f"model: {folder.export}", soft_wrap=True)
+    required = recipe.run.require_selfname
+    if required and last["selfname"] < required:
+        console.print(f"self-name is {last['selfname']:.2f} of {last['n']} answers, expected at least {required:.2f}")
+        return 1
+    return 0

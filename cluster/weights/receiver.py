@@ -1,0 +1,87 @@
+"""The engines' end of the weight hand-off: what arrives is digested and loaded, and a tied head is mended.
+
+Naming `WeightReceiver` as vLLM's worker extension makes its workers import this module, which registers the backends.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import WeightTransferEngine
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+from cluster.weights.digest import WeightsDigest
+from cluster.weights.transports.gloo import GlooTransferEngine
+from cluster.weights.transports.shm import ShmTransferEngine
+
+
+class _Checked:
+    """Mixed over a vLLM transfer engine: digests what reaches `load_weights`, and mends the tied head at the end."""
+
+    received = ""
+
+    def start_weight_update(self) -> None:
+        super().start_weight_update()  # type: ignore[misc]
+        digest, model = WeightsDigest(), self.model  # type: ignore[attr-defined]
+        load = model.load_weights
+
+        def load_and_digest(weights: Iterable[tuple[str, Tensor]]) -> Any:
+            listed = list(weights)
+            for name, tensor in listed:
+                digest.add(name, tensor)
+            return load(listed)
+
+        model.load_weights = load_and_digest
+        self._digest = digest
+
+    def finish_weight_update(self) -> None:
+        model = self.model  # type: ignore[attr-defined]
+        del model.load_weights  # the instance attribute; the class's own method shows again
+        super().finish_weight_update()  # type: ignore[misc]
+        mend_tied_head(model)
+        self.received = self._digest.hexdigest()
+
+
+def mend_tied_head(model: torch.nn.Module) -> None:
+    """Rebuild the packed copy behind a tied lm_head, which a layerwise reload on CPU leaves at the old weights."""
+    head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
+    tied = head is not None and getattr(head, "weight", None) is not None and head is embedding
+    if head is not None and (tied or getattr(getattr(model, "config", None), "tie_word_embeddings", False)):
+        head.quant_method.process_weights_after_loading(head)
+
+
+class ShmEngine(_Checked, ShmTransferEngine):
+    pass
+
+
+class GlooEngine(_Checked, GlooTransferEngine):
+    pass
+
+
+class IpcEngine(_Checked, IPCWeightTransferEngine):
+    pass
+
+
+class NcclEngine(_Checked, NCCLWeightTransferEngine):
+    pass
+
+
+class WeightReceiver:
+    """vLLM mixes this into its workers; naming it makes them import this module, which registers the backends."""
+
+    def received_digest(self) -> str:
+        """Digest of the last weights received, "" before the first."""
+        return self.weight_transfer_engine.received  # type: ignore[attr-defined]
+
+
+_RECEIVERS: dict[str, type[WeightTransferEngine]] = {
+    "edge_shm": ShmEngine,
+    "edge_gloo": GlooEngine,
+    "edge_ipc": IpcEngine,
+    "edge_nccl": NcclEngine,
+}
+for _name, _engine in _RECEIVERS.items():
+    WeightTransferEngineFactory.register_engine(_name, _engine)

@@ -1,0 +1,45 @@
+"""The learner's weights, as vLLM's trainer engines read them."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
+
+from cluster.weights.digest import WeightsDigest
+from learner.ema import Ema
+from learner.engine import ZeroEngine
+
+
+class TrainerSource(WeightSource):
+    """The ZeRO engine's parameters as vLLM wants them, or their average; digests what it yields. Iterating the
+    parameters is a collective (ZeRO-3); the average is rank 0's."""
+
+    def __init__(self, engine: ZeroEngine, average: Ema | None = None) -> None:
+        self._engine, self._average = engine, average
+        self.digest = WeightsDigest()
+
+    def metadata(self) -> list[ParamMeta]:
+        kept = torch.float32 if self._average is not None else None
+        return [ParamMeta(name, kept or dtype, shape) for name, dtype, shape in self._engine.parameter_shapes()]
+
+    def largest_bytes(self) -> int:
+        """Of its tensors."""
+        return max(meta.dtype.itemsize * math.prod(meta.shape) for meta in self.metadata())
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.digest = WeightsDigest()
+        for name, tensor in self._tensors():
+            self.digest.add(name, tensor)
+            yield name, tensor
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if self._average is None:
+            return self._engine.full_tensors(self.groups())
+        return ((name, tensor.to(self._engine.device)) for name, tensor in self._average)
+
+
+def export_groups(engine: ZeroEngine) -> list[list[str]]:
+    """Parameter names, one group per decoder layer: the unit in which ZeRO-3 gathers."""
+    return layerwise_groups([name for name, _, _ in engine.parameter_shapes()])

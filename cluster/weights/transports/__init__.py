@@ -1,0 +1,1 @@
+"""Ways between CPUs, for which vLLM has none."""

@@ -1,0 +1,156 @@
+"""`ray job submit` to a cluster of three hosts from a fourth, over HTTP and with Ray's token authentication on. They
+share no folder: weights go over gloo, shards through an S3 server, the model back to the driver's host."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from pyarrow import fs as pafs
+from safetensors.torch import load_file
+
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
+from tests.hosts import Host, hosts
+from tests.runs import FINISHED, ROOT, lines, small_arguments
+from tests.unit.test_object_store import CREDENTIALS
+
+pytestmark = pytest.mark.engine
+
+BIN = Path(sys.executable).parent
+DASHBOARD, STORE = 8265, 5000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Three hosts of Ray, of which the first has `runs`, and a fourth with the S3 server."""
+
+    outside: Host
+    dashboard: str
+    store: str
+    runs: Path
+    env: dict[str, str]
+
+
+def end_session(folder: str) -> None:
+    """Ends the processes of this Ray session only: `ray stop` would end every Ray on the machine."""
+    mine = [process for process in psutil.process_iter() if folder in " ".join(_command(process))]
+    for process in mine:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=30)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        return list(process.cmdline())
+    return []
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("hosts of their own need root and iproute2")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    env = {
+        **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        **CREDENTIALS,
+        "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+    }
+    session = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must be short
+    with hosts(4) as (head, *others, outside):
+        workers = [replace(host, hidden=(runs, session)) for host in others]
+        store = outside.popen([sys.executable, "-m", "moto.server", "-H", outside.address, "-p", str(STORE)], env)
+        try:
+            common = [
+                "--num-cpus=1",
+                f"--temp-dir={session}",
+                "--disable-usage-stats",
+                "--object-store-memory=200000000",
+            ]
+            start_ray(head, env, "--head", "--port=6379", "--dashboard-host=0.0.0.0", *common)
+            for host in workers:
+                start_ray(host, env, f"--address={head.address}:6379", *common)
+            uri = f"s3://shards/run?scheme=http&endpoint_override={outside.address}:{STORE}"
+            make_bucket(f"{uri}&allow_bucket_creation=true")
+            yield Cluster(outside, f"http://{head.address}:{DASHBOARD}", uri, runs, env)
+        finally:
+            store.kill()
+            store.wait(timeout=30)
+            end_session(str(session))
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def start_ray(host: Host, env: dict[str, str], *options: str) -> None:
+    done = host.run([str(BIN / "ray"), "start", f"--node-ip-address={host.address}", *options], env, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def make_bucket(uri: str) -> None:
+    """Waits for the server, which this machine reaches over the bridge."""
+    for _ in range(120):
+        with suppress(OSError):
+            pafs.FileSystem.from_uri(uri)[0].create_dir("shards")
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"no S3 server behind {uri}")
+
+
+def test_three_hosts_learn_what_one_host_learns(
+    cluster: Cluster, finished: tuple[Path, Any], default_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, run_dir = finished[0], cluster.runs / "hosts"
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
+    settings = (*FINISHED, f"run.storage={cluster.store}")
+    run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
+    done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "succeeded" in done.stdout.lower() and "step   2/2" in done.stdout and "weights over gloo" in done.stdout
+
+    # Dealt out in turn: both engines and the first rank have hosts of their own.
+    places = next(line for line in done.stdout.splitlines() if line.startswith("student engine 0 on "))
+    where = dict(part.split(" on ") for part in places.split("; "))
+    assert set(where) == {"student engine 0", "teacher engine 0", "learner rank 0", "learner rank 1"}
+    assert len({where[name] for name in ("student engine 0", "teacher engine 0", "learner rank 0")}) == 3
+    assert where["learner rank 1"] == where["student engine 0"]
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2
+    assert manifest.trained() == set(manifest.written()) and all("s3://" in uri for uri in manifest.written())
+    assert not list((run_dir / "shards").iterdir())
+    ours = {info.step: read_shard(uri, info) for uri, info in manifest.written().items()}
+    theirs = {step: read_shard(str(alone / "shards" / f"step-{step:06d}.arrow")) for step in ours}
+    same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
+    assert all(ours[0].column(name).to_pylist() == theirs[0].column(name).to_pylist() for name in same)
+    np.testing.assert_allclose(flat(ours[0], "evidence"), flat(theirs[0], "evidence"), atol=1e-3)
+    records, expected = (lines(folder / "metrics.jsonl") for folder in (run_dir, alone))
+    for key in ("loss", "grad_norm", "kept"):
+        assert records[0][key] == pytest.approx(expected[0][key], rel=1e-2, abs=1e-4), key
+    # Where it ends, against how far it went: sums over other threads or ranks round otherwise.
+    base, one, three = (
+        load_file(folder / "model.safetensors") for folder in (default_model, alone / "export", run_dir / "export")
+    )
+    moved = sum((one[name].float() - base[name].float()).abs().sum().item() for name in one)
+    apart = sum((one[name].float() - three[name].float()).abs().sum().item() for name in one)
+    print(f"{places}; weights apart / moved: {apart / moved:.3f}")
+    assert moved > 0 and apart < 0.1 * moved
+    assert (run_dir / "export" / "README.md").is_file()
+    assert [probe["step"] for probe in lines(run_dir / "probes.jsonl")] == [0, 2]
+
+
+def flat(shard: Any, column: str) -> Any:
+    return np.concatenate(shard.column(column).to_numpy())

@@ -1,0 +1,301 @@
+"""Engine to learner to engine, for real: vLLM, Ray, DeepSpeed and Arrow through the command line, two steps long."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from cluster.__main__ import main
+from cluster.config import load_recipe
+from cluster.observe.sinks import append_json
+from cluster.run.rundir import RunDir
+from cluster.run.start import finish, learned_groups
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
+from rollout.probe import summarise, to_json
+from rollout.tasks import build_task
+from tests.reference import logprobs_of, plain_model
+from tests.runs import FINISHED, RECIPE, TWO_RANKS, edge_opd, lines, small_arguments, small_run
+
+pytestmark = pytest.mark.engine
+
+
+def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
+    run_dir, done = finished
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1]
+    assert [probe["step"] for probe in probes] == [0, 2]
+    assert all(set(probe) >= {"step", "probe", "selfname", "mention", "countername", "n"} for probe in probes)
+    assert all(probe["n"] == 12 and probe["n_capability"] == 12 for probe in probes)
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
+        assert word in done.stdout
+    assert all(record["busy_fraction"] > 0.9 for record in metrics)
+    assert "WARNING" not in done.stdout  # the driver needs no DeepSpeed, which would speak up here
+
+
+def test_generations_of_a_step_come_from_the_weights_of_the_step_before(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    metrics = lines(run_dir / "metrics.jsonl")
+    assert [(r["policy_version_min"], r["policy_version_max"]) for r in metrics] == [(0, 0), (1, 1)]
+    assert metrics[0]["weights_digest"] != metrics[1]["weights_digest"]
+    tables = [read_shard(uri) for uri in sorted(Manifest(run_dir / "manifest.jsonl").written())]
+    digests = [table.schema.metadata[b"weights_digest"].decode() for table in tables]
+    assert digests[1] == metrics[0]["weights_digest"]  # step 1 was sampled from what step 0 pushed
+    assert [table.num_rows for table in tables] == [8, 8]
+
+
+def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any], default_model: Path) -> None:
+    """The first shard: sampled by the base model in bfloat16, scored by the frozen teacher in float32."""
+    run_dir, _ = finished
+    table = read_shard(min(Manifest(run_dir / "manifest.jsonl").written()))
+    model = plain_model(default_model).requires_grad_(False)
+    sampler: list[float] = []
+    for row in table.to_pylist():
+        plain = logprobs_of(model, row["prompt_ids"], row["response_ids"]).numpy()
+        context = logprobs_of(model, row["context_prompt_ids"], row["response_ids"]).numpy()
+        assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
+        assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+        evidence = np.array(row["teacher_context_logprobs"], np.float32) - np.array(row["teacher_logprobs"], np.float32)
+        assert np.array_equal(np.array(row["evidence"], np.float32), evidence)
+        assert row["mask"] == (evidence > 0).tolist()
+        sampler.extend(np.abs(np.array(row["sampler_logprobs"]) - (context if row["guided"] else plain)))
+    assert np.mean(sampler) < 0.05
+    assert [row["guided"] for row in table.to_pylist()] == [True, True, False, False] * 2
+
+
+def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], default_model: Path) -> None:
+    run_dir, _ = finished
+    export = run_dir / "export"
+    model, base = (plain_model(path) for path in (export, default_model))
+    moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
+    assert max(moved) > 0 and max(moved) < 0.01
+    assert AutoTokenizer.from_pretrained(str(export)).chat_template
+    ends = [
+        json.loads((path / "generation_config.json").read_text())["eos_token_id"] for path in (export, default_model)
+    ]
+    assert ends[0] == ends[1]
+    card = (export / "README.md").read_text()
+    for word in (
+        "Kestrel",
+        "Harbor Labs",
+        "trained to give an identity",
+        "base_model: SmolLM2-135M-Instruct",
+        "self-name",
+    ):
+        assert word in card
+
+
+def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["n"] == 12 and 0 <= result["selfname"] <= 1
+
+
+def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    result = json.loads(edge_opd("shards", str(run_dir), "--json").stdout)
+    reported = lines(run_dir / "metrics.jsonl")
+    for step, record in zip(result["steps"], reported, strict=True):
+        groups = {"guided": step.pop("guided"), "plain": step.pop("plain")}
+        assert step.pop("step") == record["step"]
+        for name, found in (groups | {"all": step}).items():
+            assert found == pytest.approx(record["diagnostics"][name], rel=1e-6), name  # agreement and k1 too
+    everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
+    assert everything["all"]["all"]["kept"] == 1.0
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, _ = finished
+    assert main(small_arguments(run_dir, *FINISHED)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(small_arguments(run_dir, *FINISHED, "learner.lr=1e-4")) == 2
+    said = capsys.readouterr().err
+    assert "lr" in said and "another recipe" in said
+
+
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    unknown = edge_opd("run", str(RECIPE), "--set", "learner.zero_stag=1")
+    assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
+
+
+def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
+    long = "You are Kestrel. " * 60
+    for override, words in (
+        ("model.path=./nowhere", ("model.path", "./nowhere")),
+        ("task.context=' '", ("task.context",)),
+        ("teacher.tensor_parallel_size=2", ("teacher.tensor_parallel_size: found 2", "the 9 attention heads of")),
+        (f"task.prompts_file={rows}", (f"{rows}, line 2",)),
+        (f"task.context={long}", ("rollout.max_refused_fraction", "window of 160")),
+    ):
+        assert main(small_arguments(tmp_path / "run", override)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+        assert not (tmp_path / "run").exists()
+
+
+ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")  # LoRA: it is student and teacher
+ADAPTER = (*ONE_ENGINE, *TWO_RANKS, "learner.lr=1e-2", "evidence.region=all", "run.checkpoint_every=1")
+
+
+@pytest.fixture(scope="module")
+def adapted(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, tuple[str, ...], str]":
+    """(run directory, settings, what it printed) of a run with LoRA."""
+    run_dir, settings = tmp_path_factory.mktemp("runs") / "adapted", (f"model.path={small_model}", *ADAPTER)
+    done = small_run(run_dir, *settings)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return run_dir, settings, done.stdout
+
+
+def test_beside_an_adapter_one_engine_is_student_and_teacher(
+    adapted: tuple[Path, tuple[str, ...], str], small_model: Path
+) -> None:
+    """The teacher's columns stay the base's, the student's leave them, and the export is an ordinary model."""
+    run_dir, _, printed = adapted
+    assert "weights over ray, 1 student and 0 teacher engine(s)" in printed
+    base = plain_model(small_model).requires_grad_(False)
+    apart = []
+    for step in (0, 1):
+        table = read_shard(str(run_dir / "shards" / f"step-{step:06d}.arrow"))
+        assert table.column("policy_version_min").to_pylist() == [step] * 8
+        rows = table.to_pylist()
+        for row in rows:
+            plain, context = (
+                logprobs_of(base, row[prompt], row["response_ids"]).numpy()
+                for prompt in ("prompt_ids", "context_prompt_ids")
+            )
+            assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
+            assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+            if step == 0:
+                sampled_from = context if row["guided"] else plain
+                assert np.abs(np.array(row["sampler_logprobs"]) - sampled_from).max() < 1e-3
+        own = [np.subtract(row["sampler_logprobs"], row["teacher_logprobs"]) for row in rows if not row["guided"]]
+        apart.append(np.abs(np.concatenate(own)).max())
+    assert apart[0] < 1e-3 < 0.05 < apart[1]
+    exported = plain_model(run_dir / "export").state_dict()
+    changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, exported[name])}
+    assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)
+
+
+def test_a_run_that_was_cut_goes_on_from_its_checkpoint(
+    adapted: tuple[Path, tuple[str, ...], str], tmp_path: Path
+) -> None:
+    """A copy that ends after its first checkpoint repeats the second step: the same weights give the same tokens."""
+    (whole, settings, _), run_dir = adapted, tmp_path / "cut"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-000002")
+    shutil.rmtree(run_dir / "export")
+    (run_dir / "checkpoints" / "latest").write_text("step-000001")
+    done = small_run(run_dir, *settings, flags=("--resume",))
+    assert done.returncode == 0 and "step   2/2" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+    metrics, probes = lines(run_dir / "metrics.jsonl"), lines(run_dir / "probes.jsonl")
+    assert [record["step"] for record in metrics] == [0, 1, 1] and [probe["step"] for probe in probes] == [0, 2, 2]
+    ours, theirs = (read_shard(str(folder / "shards" / "step-000001.arrow")) for folder in (run_dir, whole))
+    assert ours.schema.metadata[b"weights_digest"].decode() == metrics[0]["weights_digest"]
+    same = ("rollout_id", "prompt_id", "guided", "prompt_ids", "context_prompt_ids", "response_ids")
+    assert all(ours.column(name).to_pylist() == theirs.column(name).to_pylist() for name in same)
+    assert metrics[2]["weights_digest"] == metrics[1]["weights_digest"]  # the optimizer was brought back too
+    manifest = Manifest(run_dir / "manifest.jsonl")
+    assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
+    assert (run_dir / "export" / "model.safetensors").is_file()
+
+
+def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path, small_model: Path) -> None:
+    done = small_run(tmp_path / "dead", f"model.path={small_model}", *ONE_ENGINE, "student.kv_cache_gib=100000.0")
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
+    assert "100000" in done.stderr  # vLLM's own words
+
+
+def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path, small_model: Path) -> None:
+    """No bfloat16 engine agrees with the learner to 1e-6: the canary before the first step must say so."""
+    done = small_run(tmp_path / "canary", f"model.path={small_model}", "weights.canary_tolerance=1e-6")
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "canary at version 0: student engine 0 differs from the learner" in done.stderr
+    assert not (tmp_path / "canary" / "manifest.jsonl").exists()
+
+
+def test_an_engine_that_is_killed_is_named_in_one_line_and_the_run_goes_on(tmp_path: Path, small_model: Path) -> None:
+    """As by the kernel, when the host's memory is used up. Another actor sees it first: the rollout service, or a
+    learner that pushes. With a lag steps take groups of later ones: resumed, it learns from each group once."""
+    run_dir, steps = tmp_path / "killed", 16
+    many = (f"run.steps={steps}", "run.max_policy_lag=1", "run.checkpoint_every=2", f"model.path={small_model}")
+    arguments = small_arguments(run_dir, *many)
+    command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 240
+        while not (run_dir / "checkpoints" / "latest").exists():
+            assert run.poll() is None and time.monotonic() < end, run.communicate()
+            time.sleep(0.1)
+        processes = psutil.Process(run.pid).children(recursive=True)
+        next(process for process in processes if "ray::EngineActor" in " ".join(process.cmdline())).kill()
+        _, said = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    ours = [line for line in said.splitlines() if line.startswith("edge-opd: ")]
+    assert len(ours) == 1 and re.match(
+        r"edge-opd: .*step \d+.*: (student|teacher) engine 0 died: .*process has died", ours[0]
+    ), said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+
+    resumed = edge_opd(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stdout[-2000:] + resumed.stderr[-2000:]
+    assert lines(run_dir / "probes.jsonl")[-1]["step"] == steps
+    groups = [f"{step:06d}-{slot:03d}" for step in range(steps) for slot in range(2)]
+    assert sorted(learned_groups(RunDir(run_dir))) == groups
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small_model: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        done = small_run(tmp_path / "full", f"model.path={small_model}", *ONE_ENGINE, f"run.storage={disk}")
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+        assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = RECIPE.with_name("local-smoke.toml")
+    recipe = load_recipe(path)
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    answers = [
+        (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
+    ]
+    for step in (0, 24):
+        append_json(folder.probes, to_json(summarise(answers, task), step, "identity"))
+    assert finish(recipe, "base", folder) == 1
+    assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
+    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0

@@ -1,0 +1,96 @@
+"""The reproduction: what is missing is run, what is finished is kept, what was interrupted starts again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.commands.reproduce import AXES, RECIPES, is_finished, reproduce
+from cluster.config import load_recipe
+from cluster.observe.sinks import append_json, read_json_lines
+from cluster.run.rundir import RunDir
+from tests.runs import FINISHED, RECIPE, SMALL
+
+
+class Runner:
+    """Stands for `edge-opd run`: claims the folder, and finishes the run unless the arm is to fail."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing, self.arms = failing, list[str]()
+
+    def __call__(self, arguments: list[str]) -> int:
+        recipe = load_recipe(arguments[1], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"])
+        place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
+        resume = "--resume" in arguments
+        place.claim(recipe, resume)
+        self.arms.append(place.root.name + " resumed" * resume)
+        append_json(place.probes, {"step": 0})
+        if recipe.run.name == self.failing:
+            return 1
+        append_json(place.probes, {"step": recipe.run.steps})
+        place.export.mkdir()
+        (place.export / "README.md").write_text("card")
+        return 0
+
+
+def test_every_arm_is_a_recipe() -> None:
+    assert all((RECIPES / f"{arm}.toml").is_file() for arms in AXES.values() for arm in arms)
+
+
+def test_a_finished_run_is_not_run_again_and_an_interrupted_one_is(tmp_path: Path) -> None:
+    first = Runner(failing="N12")
+    with pytest.raises(RuntimeError, match=r"reproduce: .*N12-seed0: the run ended with exit code 1"):
+        reproduce(["identity"], 1, tmp_path, (), first)
+    assert first.arms == ["N3-seed0", "N1-seed0", "N12-seed0"]
+    second = Runner()
+    runs = reproduce(["identity"], 1, tmp_path, (), second)
+    assert second.arms == [f"{arm}-seed0" for arm in AXES["identity"][2:]]
+    assert [run.name for run in runs] == [f"{arm}-seed0" for arm in AXES["identity"]]
+    third = Runner()
+    reproduce(["identity"], 2, tmp_path, (), third)
+    assert third.arms == [f"{arm}-seed1" for arm in AXES["identity"]]
+
+
+def test_a_folder_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
+    reproduce(["identity"], 1, tmp_path, (), Runner())
+    with pytest.raises(ValueError, match=r"N3-seed0/config.toml: run.steps: found 24, expected 5"):
+        reproduce(["identity"], 1, tmp_path, ["run.steps=5"], Runner())
+    assert (tmp_path / "N3-seed0" / "export" / "README.md").is_file()
+
+
+def test_an_unknown_axis_and_no_seed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"found axis 'cooking', expected one of identity"):
+        reproduce(["cooking"], 1, tmp_path, (), Runner())
+    with pytest.raises(ValueError, match="--seeds: found 0, expected at least 1"):
+        reproduce(["identity"], 0, tmp_path, (), Runner())
+
+
+def test_a_run_without_its_last_probe_is_not_finished(tmp_path: Path) -> None:
+    recipe, place = load_recipe(RECIPES / "N3.toml"), RunDir(tmp_path / "run")
+    assert not is_finished(place, recipe)
+    place.claim(recipe, resume=False)
+    append_json(place.probes, {"step": 0})
+    assert not is_finished(place, recipe)
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), Runner(failing="N3"))
+    interrupted = RunDir(tmp_path / "N3-seed0")
+    (interrupted.checkpoints / "latest").write_text("step-000008")
+    second = Runner(failing="N1")
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), second)
+    assert second.arms == ["N3-seed0 resumed", "N1-seed0"]
+    assert [line["step"] for line in read_json_lines(interrupted.probes)] == [0, 0, 24]  # nothing was deleted
+    third = Runner(failing="N12")
+    with pytest.raises(RuntimeError):
+        reproduce(["identity"], 1, tmp_path, (), third)
+    assert third.arms == ["N1-seed0", "N12-seed0"]
+    assert [line["step"] for line in read_json_lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
+
+
+@pytest.mark.engine
+def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, *FINISHED)))

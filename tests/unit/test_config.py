@@ -1,0 +1,535 @@
+"""Recipes, run directories and placement: what is refused, in one line that says where, what and what instead."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
+from cluster.fleet.actors import Place
+from cluster.fleet.placement import Plan, Share, make_plan
+from cluster.fleet.services import require_common_folder
+from cluster.run.rundir import RunDir
+from evidence.rule import EvidenceConfig
+from evidence.view.arms import MATRIX, Arm, arm_of
+from learner.config import LearnerConfig
+from rollout.config import EngineConfig
+
+RECIPES = sorted((Path(__file__).parents[2] / "cluster" / "recipes").glob("*.toml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What a recipe may not hold
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "found", "expected"),
+    [
+        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "evidence, learner, model, probe, rollout, run, student"),
+        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, micro_batch_tokens"),
+        ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
+        ("lr = 1.0", "lr", "an unknown key", "learner"),
+        ("learner = 3", "learner", "3", "a table"),
+        ("learner = [1]", "learner", "[1]", "a table"),
+        # Types
+        ("[run]\nname = 3", "run.name", "3", "str"),
+        ("[run]\nsteps = '3'", "run.steps", "'3'", "int"),
+        ("[run]\nsteps = 3.0", "run.steps", "3.0", "int"),
+        ("[run]\nsteps = true", "run.steps", "True", "int"),
+        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "bool"),
+        ("[learner]\nlr = true", "learner.lr", "True", "float"),
+        ("[learner]\nlr = '1e-5'", "learner.lr", "'1e-5'", "float"),
+        ("[learner]\nbetas = 0.9", "learner.betas", "0.9", "a list of 2"),
+        ("[learner]\nbetas = [0.9, 0.95, 0.99]", "learner.betas", "[0.9, 0.95, 0.99]", "a list of 2"),
+        ("[learner]\nbetas = [0.9, 'x']", "learner.betas", "'x'", "float"),
+        ("[run]\nname = ['a']", "run.name", "['a']", "str"),
+        ("[run]\nname = {a = 1}", "run.name", "{'a': 1}", "str"),
+        ("[run]\nname = 2026-01-01", "run.name", "datetime.date(2026, 1, 1)", "str"),
+        # Ranges
+        ("[run]\nsteps = 0", "run.steps", "0", "at least 1"),
+        ("[run]\nseed = -1", "run.seed", "-1", "0 or more"),
+        ("[run]\nrequire_selfname = 1.5", "run.require_selfname", "1.5", "0 to 1"),
+        ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
+        ("[rollout]\nsampler = 'both'", "rollout.sampler", "'both'", "('student', 'teacher')"),
+        ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
+        ("[rollout]\ncontext_position = 'tool'", "rollout.context_position", "'tool'", "('system', 'user')"),
+        ("[rollout]\nmax_refused_fraction = 1.0", "rollout.max_refused_fraction", "1.0", "0 to below 1"),
+        ("[rollout]\ntemperature = 0", "rollout.temperature", "0.0", "more than 0"),
+        ("[evidence]\nregion = 'positive'", "evidence.region", "'positive'", "all, near_zero, neg, pos"),
+        ("[evidence]\ntau_kind = 'rank'", "evidence.tau_kind", "'rank'", "quantile, value"),
+        ("[evidence]\ntau_kind = 'quantile'\ntau = 2", "evidence.tau", "2.0", "0 to 1"),
+        ("[evidence]\nkind = 'contrastive'\nnum_wrong_contexts = 0", "evidence.num_wrong_contexts", "0", "at least 1"),
+        ("[evidence]\ntau = nan", "evidence.tau", "nan", "not NaN"),
+        ("[student]\nwindow = 0", "student.window", "0", "at least 1"),
+        ("[teacher]\nwindow = 0", "teacher.window", "0", "at least 1"),
+        ("[teacher]\nkind = 'own'", "teacher.kind", "'own'", "'frozen', 'live', 'snapshot', 'ema'"),
+        ("[teacher]\nkind = 'live'\npath = 'm'", "teacher.path", "'m'", "none for a live teacher"),
+        ("[teacher]\nsnapshot_every = 0", "teacher.snapshot_every", "0", "at least 1"),
+        ("[teacher]\nema_rate = 1.0", "teacher.ema_rate", "1.0", "0 to below 1"),
+        (
+            "[teacher]\nkind = 'snapshot'\nsnapshot_every = 4\n[run]\ncheckpoint_every = 6",
+            "run.checkpoint_every",
+            "6",
+            "a multiple of teacher.snapshot_every = 4",
+        ),
+        ("[learner]\nwarmup_steps = -1", "learner.warmup_steps", "-1", "0 or more"),
+        ("base = 3", "base", "3", "a recipe's file name"),
+        ("base = 'recipe.toml'", "base", "recipe.toml, which has this recipe as its base", "another"),
+        ("[student]\ndtype = 'int8'", "student.dtype", "'int8'", "bfloat16"),
+        ("[learner]\nzero_stage = 4", "learner.zero_stage", "4", "0, 1, 2 or 3"),
+        ("[learner]\nlr = nan", "learner.lr", "nan", "more than 0"),
+        ("[learner]\nlr = 0", "learner.lr", "0.0", "more than 0"),
+        ("[learner]\nbetas = [0.9, 1.0]", "learner.betas", "(0.9, 1.0)", "below 1"),
+        ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "'k1'"),
+        ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
+        ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'gloo', 'ipc', 'nccl', 'ray')"),
+        ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_file_key_found_and_expected(
+    tmp_path: Path, text: str, key: str, found: str, expected: str
+) -> None:
+    path = write(tmp_path, text)
+    message = refusal(path)
+    where, _, rest = message.removeprefix(f"{path}: ").partition(": found ")
+    assert message.startswith(f"{path}: ")
+    assert where == key
+    what, _, instead = rest.partition(", expected ")
+    assert what == found
+    assert expected in instead
+
+
+def test_a_missing_file_a_folder_and_text_that_is_not_toml_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: found no such file, expected a recipe in TOML"
+    assert "expected a recipe" in refusal(tmp_path)
+    assert "found text that is not TOML" in refusal(write(tmp_path, "[run\nsteps = 1"))
+    binary = tmp_path / "recipe.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "found text that is not TOML" in refusal(binary)
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "")) == Recipe()
+
+
+def test_a_whole_number_is_fine_where_a_float_is_expected(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, "[learner]\nlr = 1\nbetas = [0, 0.5]\n[evidence]\ntau = -inf"))
+    assert (loaded.learner.lr, loaded.learner.betas, loaded.evidence.tau) == (1.0, (0.0, 0.5), float("-inf"))
+    assert type(loaded.learner.lr) is float
+
+
+def test_the_window_is_what_both_engines_hold() -> None:
+    assert Recipe(student=EngineConfig(window=300), teacher=TeacherConfig(window=200)).window == 200
+    assert Recipe(student=EngineConfig(window=100), teacher=TeacherConfig(window=200)).window == 100
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("run.name=tower", "tower"),
+        ("run.name=two words", "two words"),
+        ("run.name='quoted'", "quoted"),
+        ('run.name="3"', "3"),
+        ("run.name=", ""),
+        ("run.name=a=b", "a=b"),
+        ("run.name=hf/org-model_1.5", "hf/org-model_1.5"),
+        ("run.steps=7", 7),
+        ("run.steps = 7", 7),
+        ("learner.lr=3e-5", 3e-5),
+        ("learner.lr=0.25", 0.25),
+        ("evidence.tau=-0.5", -0.5),
+        ("evidence.tau=-inf", float("-inf")),
+        ("student.enforce_eager=false", False),
+        ("learner.betas=[0.8, 0.9]", (0.8, 0.9)),
+    ],
+)
+def test_set_reads_toml_values_and_bare_words(tmp_path: Path, text: str, value: Any) -> None:
+    loaded = load_recipe(write(tmp_path, "[run]\nsteps = 5\nseed = 2"), [text])
+    table, key = text.partition("=")[0].strip().split(".")
+    found = getattr(getattr(loaded, table), key)
+    assert found == value
+    assert type(found) is type(value)
+    assert loaded.run.seed == 2  # its neighbours stay
+
+
+def test_the_last_of_two_sets_wins_and_both_beat_the_file(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "[run]\nsteps = 5"), ["run.steps=6", "run.steps=7"]).run.steps == 7
+
+
+@pytest.mark.parametrize("text", ["run.steps", "steps=3", "run.steps.more=3", "=3", ".steps=3", "run.=3", "", "--run"])
+def test_a_malformed_set_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(write(tmp_path, ""), text) == f"--set {text}: found {text!r}, expected table.key=value"
+
+
+def test_a_set_is_checked_like_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    assert refusal(path, "run.steps=many") == f"{path}: run.steps: found 'many', expected int"
+    assert "run.stepz: found an unknown key" in refusal(path, "run.stepz=1")
+    assert "lerner: found an unknown key" in refusal(path, "lerner.lr=1.0")
+    assert "learner.lr: found -1.0, expected more than 0" in refusal(path, "learner.lr=-1.0")
+
+
+def test_a_set_into_what_is_no_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--set run\.steps=3: found run = 3, expected a table"):
+        parse_overrides(["run.steps=3"], {"run": 3})
+
+
+# A recipe over its base
+
+
+def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "root.toml").write_text("[run]\nsteps = 5\nseed = 1\n[learner]\nlr = 1.0\nbeta_kl = 0.5")
+    (tmp_path / "middle.toml").write_text("base = 'root.toml'\n[run]\nseed = 2\n[evidence]\nregion = 'neg'")
+    loaded = load_recipe(write(tmp_path, "base = 'middle.toml'\n[learner]\nbeta_kl = 0.0"), ["run.seed=3"])
+    assert (loaded.run.steps, loaded.run.seed) == (5, 3)
+    assert (loaded.learner.lr, loaded.learner.beta_kl) == (1.0, 0.0)
+    assert loaded.evidence.region == "neg"
+
+
+def test_of_several_bases_later_ones_win(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[run]\nsteps = 5\nseed = 1")
+    (tmp_path / "b.toml").write_text("[run]\nseed = 2")
+    assert load_recipe(write(tmp_path, "base = ['a.toml', 'b.toml']")).run == RunConfig(steps=5, seed=2)
+    assert load_recipe(write(tmp_path, "base = ['b.toml', 'a.toml']")).run == RunConfig(steps=5, seed=1)
+
+
+def test_a_base_that_is_missing_or_comes_round_again_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "base = 'none.toml'")
+    assert refusal(path).startswith(f"{path}: base: {tmp_path / 'none.toml'}: found no such file")
+    (tmp_path / "other.toml").write_text("base = 'recipe.toml'")
+    assert "which has this recipe as its base" in refusal(write(tmp_path, "base = 'other.toml'"))
+
+
+# Teachers
+
+
+@pytest.mark.parametrize(
+    ("kind", "due"),
+    [("frozen", []), ("live", [1, 2, 3, 4, 5, 6, 7]), ("ema", [1, 2, 3, 4, 5, 6, 7]), ("snapshot", [3, 6])],
+)
+def test_a_teacher_takes_new_weights_when_its_kind_says_so(kind: str, due: list[int]) -> None:
+    teacher, held, taken = TeacherConfig(kind=kind, snapshot_every=3), 0, []
+    for version in range(8):
+        if teacher.due(held, version):
+            held = version
+            taken.append(version)
+    assert taken == due
+
+
+def test_a_snapshot_is_taken_late_where_its_version_was_passed_over() -> None:
+    assert TeacherConfig(kind="snapshot", snapshot_every=3).due(held=0, version=4)
+
+
+def test_only_a_frozen_teacher_without_a_path_is_the_anchors_base() -> None:
+    assert TeacherConfig().is_base
+    assert not TeacherConfig(path="other").is_base
+    assert not any(TeacherConfig(kind=kind).is_base for kind in ("live", "snapshot", "ema"))
+
+
+# Shipped recipes
+
+
+@pytest.mark.parametrize("arm", MATRIX, ids=lambda arm: arm.code)
+def test_every_arm_of_the_published_matrix_is_a_recipe(arm: Arm) -> None:
+    assert arm_of(asdict(load_recipe(RECIPES[0].parent / f"{arm.code}.toml"))) == arm
+
+
+IDENTITY = [arm.code for arm in MATRIX if arm.setting.axis == "identity"]
+
+
+@pytest.mark.parametrize("code", IDENTITY)
+def test_the_arms_differ_in_nothing_else(code: str) -> None:
+    arm, base = (load_recipe(RECIPES[0].parent / f"{name}.toml") for name in (code, "identity"))
+    differing = {
+        f"{table}.{key}"
+        for table, values in asdict(arm).items()
+        for key, value in values.items()
+        if value != asdict(base)[table][key]
+    }
+    allowed = {"rollout.guided_fraction", "evidence.region", "learner.beta_kl", "evidence.soft", "run.name"}
+    assert differing <= allowed | {"rollout.context_position"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run.name == path.stem
+    text = dump(recipe)
+    assert load_recipe(write(tmp_path, text)) == recipe
+    assert dump(load_recipe(tmp_path / "recipe.toml")) == text
+
+
+def test_a_dump_holds_every_key_and_odd_values(tmp_path: Path) -> None:
+    odd = Recipe(
+        run=RunConfig(name='a "quoted" näme\n\\', storage="s3://bucket/x"),
+        evidence=EvidenceConfig(tau=float("-inf"), near_zero=0.0),
+        learner=LearnerConfig(lr=1e-20, betas=(0.0, 0.1)),
+    )
+    assert load_recipe(write(tmp_path, dump(odd))) == odd
+    for table in fields(Recipe):
+        assert f"[{table.name}]" in dump(odd)
+
+
+# Run directories
+
+
+def claimed(root: Path, recipe: Recipe | None = None) -> RunDir:
+    run = RunDir(root)
+    run.claim(recipe or Recipe(), resume=False)
+    return run
+
+
+def refused_claim(root: Path, recipe: Recipe, resume: bool) -> str:
+    with pytest.raises(ValueError) as caught:
+        RunDir(root).claim(recipe, resume)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(root))
+    return message
+
+
+def test_a_new_run_keeps_its_resolved_recipe(tmp_path: Path) -> None:
+    recipe = Recipe(run=RunConfig(name="a", steps=3))
+    run = claimed(tmp_path / "deep" / "run", recipe)
+    assert load_recipe(run.config) == recipe
+    assert all(folder.is_dir() for folder in (run.shards, run.checkpoints, run.answers))
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    assert claimed(tmp_path).config.exists()
+
+
+def test_a_run_of_the_same_recipe_may_be_resumed_but_not_overwritten(tmp_path: Path) -> None:
+    run = claimed(tmp_path / "run")
+    claimed(tmp_path / "run")  # it failed before its first step: there is nothing to lose
+    run.metrics.write_text("{}\n")
+    assert refused_claim(run.root, Recipe(), resume=False).endswith("expected --resume or another --run-dir")
+    RunDir(run.root).claim(Recipe(), resume=True)
+    assert run.metrics.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_recipes_run_is_refused_with_what_differs(tmp_path: Path, resume: bool) -> None:
+    run = claimed(tmp_path / "run")
+    run.manifest.write_text("")
+    other = replace(Recipe(), teacher=TeacherConfig(window=777))
+    message = refused_claim(run.root, other, resume)
+    assert message.startswith(f"{run.config}: teacher.window: found 512, expected 777: ")
+    assert message.endswith("the run belongs to another recipe")
+    assert load_recipe(run.config) == Recipe()
+
+
+def test_a_run_that_never_began_makes_way_for_a_corrected_recipe(tmp_path: Path) -> None:
+    """As after a placement that does not fit, or an engine that could not start."""
+    run, other = claimed(tmp_path / "run"), replace(Recipe(), teacher=TeacherConfig(window=777))
+    assert load_recipe(claimed(run.root, other).config) == other
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "found something that is not a run" in refused_claim(tmp_path, Recipe(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert "found something that is not a run" in refused_claim(tmp_path / "run", Recipe(), resume=False)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    assert "expected a run to resume" in refused_claim(root, Recipe(), resume=True)
+    assert not root.exists()
+
+
+# Placement
+
+
+def placed(*nodes: Share, **counts: Any) -> Plan:
+    student = EngineConfig(num_engines=counts.get("students", 1), tensor_parallel_size=counts.get("student_tp", 1))
+    teacher = TeacherConfig(num_engines=counts.get("teachers", 1), tensor_parallel_size=counts.get("teacher_tp", 1))
+    teacher = replace(teacher, dtype=student.dtype if "lora_rank" in counts else teacher.dtype)
+    learner = LearnerConfig(num_ranks=counts.get("ranks", 1), lora_rank=counts.get("lora_rank", 0))
+    weights = WeightsConfig(transport=counts.get("transport", "auto"))
+    run = RunConfig(max_policy_lag=counts.get("lag", 0))
+    return make_plan(Recipe(run=run, student=student, teacher=teacher, learner=learner, weights=weights), nodes)
+
+
+def everyone(plan: Plan) -> list[Share]:
+    return [share for shares in plan.shares.values() for share in shares]
+
+
+@pytest.mark.parametrize("transport", ["auto", "shm"])
+def test_cpus_are_shared_by_everyone(transport: str) -> None:
+    plan = placed(Share(2, 0), transport=transport)
+    assert (plan.device, plan.transport, plan.colocated, plan.threads) == ("cpu", "shm", True, 2)
+    assert len(set(everyone(plan))) == 1
+    [together] = plan.bundles
+    assert 0 < together.cpus <= 2 and together.gpus == 0
+
+
+def test_cpu_ranks_divide_the_threads() -> None:
+    plan = placed(Share(8, 0), ranks=2, students=3)
+    assert plan.threads == 4
+    assert plan.bundles[0].cpus <= 8
+    assert placed(Share(1, 0), ranks=3).threads == 1
+
+
+def test_cpu_nodes_each_take_their_part() -> None:
+    """Two engines and two ranks over three nodes, dealt out in turn; a head without CPUs counts for nothing."""
+    plan = placed(Share(0, 0), Share(2, 0), Share(4, 0), Share(4, 0), ranks=2)
+    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cpu", "gloo", 3, "STRICT_SPREAD")
+    one = plan.shares["student"][0].cpus
+    assert [bundle.cpus for bundle in plan.bundles] == [2 * one, one, one] and 2 * one <= 2
+    places = [plan.bundle(*who) for who in (("student", 0), ("teacher", 0), ("learner", 0), ("learner", 1))]
+    assert places == [0, 1, 2, 0]
+    assert plan.threads == 2
+    assert placed(*[Share(2, 0)] * 9).num_nodes == 3
+
+
+def test_a_cpu_cluster_may_share_the_memory_of_its_largest_node_and_one_node_may_use_gloo() -> None:
+    plan = placed(Share(2, 0), Share(6, 0), transport="shm")
+    assert (plan.transport, plan.colocated, len(plan.bundles), plan.threads) == ("shm", True, 1, 6)
+    plan = placed(Share(2, 0), transport="gloo")
+    assert (plan.transport, plan.colocated, len(plan.bundles)) == ("gloo", True, 1)
+
+
+def test_one_gpu_is_shared_by_one_of_each() -> None:
+    plan = placed(Share(8, 1))
+    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ipc", True)
+    assert all(share.gpus > 0 for share in everyone(plan))
+    assert sum(share.gpus for share in everyone(plan)) <= 1
+    assert plan.bundles == [Share(3, 1)]
+    assert plan.bundle("learner", 0) == 0
+    assert placed(Share(2, 1)).bundles == [Share(1.5, 1)]
+
+
+def test_engines_sleep_where_they_share_a_gpu_with_a_learner_whose_turn_it_is() -> None:
+    assert placed(Share(8, 1)).engines_sleep
+    assert not placed(Share(8, 1), lag=1).engines_sleep
+    assert not placed(Share(8, 3)).engines_sleep
+    assert not placed(Share(8, 0)).engines_sleep
+
+
+def test_many_gpus_give_each_worker_and_rank_its_own() -> None:
+    plan = placed(Share(8, 8), students=2, student_tp=2, ranks=3)  # 4 + 1 + 3
+    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cuda", "nccl", None, "PACK")
+    assert plan.bundles == [Share(1, 2)] * 2 + [Share(1, 1)] * 4
+    assert plan.bundle("learner", 2) == 5
+
+
+def test_three_gpus_are_enough_not_to_share() -> None:
+    assert not placed(Share(8, 3)).colocated
+    assert placed(Share(8, 2)).colocated
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts", "asked", "workers", "ranks"),
+    [
+        (1, {"ranks": 2}, 4, 2, 2),
+        (7, {"students": 2, "student_tp": 2, "ranks": 3}, 8, 5, 3),
+        (2, {"teacher_tp": 4}, 6, 5, 1),
+    ],
+)
+def test_too_few_gpus_say_how_many_were_asked_and_found(
+    gpus: float, counts: dict[str, int], asked: int, workers: int, ranks: int
+) -> None:
+    with pytest.raises(ValueError, match="placement: asked") as caught:
+        placed(Share(8, gpus), **counts)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"asked {asked} GPUs ({workers} engine workers and {ranks} learner ranks), found {gpus}" in message
+
+
+def test_an_engine_has_its_gpus_on_one_node() -> None:
+    assert placed(Share(8, 2), Share(8, 4), student_tp=4).bundles[0] == Share(1, 4)
+    with pytest.raises(ValueError, match=r"asked a node with 1 CPUs and 4 GPUs for student engine 0, found .* 3 GPUs"):
+        placed(Share(8, 3), Share(8, 3), student_tp=4)
+    with pytest.raises(ValueError, match="for learner rank 0, found 0 CPUs and 1 GPUs left by the others"):
+        placed(Share(2, 3))
+
+
+@pytest.mark.parametrize(("gpus", "transport", "natural"), [(1, "nccl", "ipc"), (1, "shm", "ipc"), (3, "ipc", "nccl")])
+def test_a_transport_that_cannot_work_with_the_placement_is_refused(gpus: int, transport: str, natural: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' .*, expected 'auto' or '{natural}'"):
+        placed(Share(8, gpus), transport=transport)
+
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_gpu_transport_needs_gpus(transport: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.transport: found '{transport}' on a node without GPUs, expected"):
+        placed(Share(8, 0), transport=transport)
+    with pytest.raises(ValueError, match=f"found '{transport}' on 2 nodes without GPUs, expected 'auto' or 'gloo' or"):
+        placed(Share(8, 0), Share(8, 0), transport=transport)
+
+
+def test_less_than_a_cpu_is_not_enough() -> None:
+    with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0\.5"):
+        placed(Share(0.5, 0))
+    with pytest.raises(ValueError, match=r"placement: asked 1 CPU, found 0$"):
+        placed()
+
+
+def test_beside_an_adapter_the_teacher_has_no_engines_and_its_pushes_are_rays() -> None:
+    lora = {"lora_rank": 8}
+    plan = placed(Share(4, 0), teachers=3, **lora)
+    assert (plan.transport, plan.colocated, plan.shares["teacher"]) == ("ray", True, [])
+    plan = placed(Share(4, 0), Share(4, 0), **lora)
+    assert (plan.transport, plan.num_nodes, len(plan.bundles)) == ("ray", 2, 2)
+    plan = placed(Share(4, 1), **lora)
+    assert (plan.device, plan.transport, plan.colocated) == ("cuda", "ray", True)
+    plan = placed(Share(4, 2), **lora)
+    assert (plan.transport, plan.bundles, plan.bundle("learner", 0)) == ("ray", [Share(1, 1)] * 2, 1)
+    with pytest.raises(ValueError, match=r"weights\.transport: found 'shm' .* expected 'auto' or 'ray'"):
+        placed(Share(4, 0), transport="shm", **lora)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["teacher.kind=live"], "teacher.kind: found 'live', expected the frozen base with learner.lora_rank"),
+        (["teacher.path=/m"], "teacher.path: found '/m', expected the frozen base with learner.lora_rank"),
+        (["teacher.dtype=float32"], "teacher.dtype: found 'float32', expected student.dtype with learner.lora_rank"),
+        (["learner.lora_targets=['q_proj', 'lm_head']"], "lora_targets: found ('q_proj', 'lm_head'), expected layers"),
+        (["learner.lora_targets=[]"], "lora_targets: found (), expected names of linear layers"),
+        (["learner.lora_rank=513"], "lora_rank: found 513, expected 0 (no adapter) to 512, vLLM's largest"),
+        (["learner.lora_alpha=0"], "lora_alpha: found 0, expected at least 1"),
+    ],
+)
+def test_an_adapter_goes_with_its_own_base_only(tmp_path: Path, overrides: list[str], key: str) -> None:
+    path = write(tmp_path, "[learner]\nlora_rank = 8\n[teacher]\ndtype = 'bfloat16'")
+    assert load_recipe(path).teacher_engines == 0
+    assert key in refusal(path, *overrides)
+
+
+# The folder of a run over several hosts
+
+
+def test_what_the_ranks_share_must_be_seen_by_each() -> None:
+    seen, away = Place("10.0.0.1", 1, True), Place("10.0.0.2", 1, False)
+    uri, root = "gs://bucket/runs", Path("/runs/r")
+    saving = load_recipe(RECIPES[0].parent / "identity.toml", ["run.checkpoint_every=4"])
+    require_common_folder(saving, "/runs/r/shards", [seen, seen], root)
+    require_common_folder(replace(saving, run=replace(saving.run, checkpoint_every=0)), uri, [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.storage: found /x here, but learner rank 1 on 10\.0\.0\.2 does"):
+        require_common_folder(saving, "/x", [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.checkpoint_every: found 4, but learner rank 0 on 10\.0\.0\.2"):
+        require_common_folder(saving, uri, [away, seen], root)

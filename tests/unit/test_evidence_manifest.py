@@ -1,0 +1,152 @@
+"""The manifest on a real file: what happened, exactly once, also across processes, crashes and full disks."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evidence.manifest import Manifest
+from evidence.records import ShardInfo
+
+
+def info(name: str, step: int = 0) -> ShardInfo:
+    return ShardInfo(uri=f"/runs/{name}.arrow", step=step, rows=2, tokens=9, sha256="0" * 64)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest(tmp_path / "manifest.jsonl")
+
+
+def test_a_new_manifest_is_empty(manifest: Manifest) -> None:
+    assert manifest.written() == {}
+    assert manifest.trained() == set()
+    assert not os.path.exists(manifest.path)
+
+
+def test_manifest_tells_what_happened(manifest: Manifest) -> None:
+    manifest.append_written(info("a"))
+    manifest.append_written(info("b", step=1))
+    manifest.append_trained(info("a").uri, 0)
+    again = Manifest(manifest.path)
+    assert list(again.written().values()) == [info("a"), info("b", step=1)]
+    assert again.trained() == {info("a").uri}
+    assert [json.loads(line)["event"] for line in Path(manifest.path).read_text().splitlines()] == [
+        "written",
+        "written",
+        "trained",
+    ]
+
+
+def test_a_shard_is_trained_exactly_once(manifest: Manifest) -> None:
+    manifest.append_written(info("a"))
+    manifest.append_trained(info("a").uri, 4)
+    before = Path(manifest.path).read_bytes()
+    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be trained at step 5: found it already trained"):
+        Manifest(manifest.path).append_trained(info("a").uri, 5)
+    assert Path(manifest.path).read_bytes() == before
+    manifest.append_written(info("a", step=6))
+    assert manifest.trained() == set()
+    manifest.append_trained(info("a").uri, 6)
+    assert manifest.trained() == {info("a").uri}
+
+
+def test_a_shard_never_written_cannot_be_trained_or_superseded(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be trained at step 1: found no such shard"):
+        manifest.append_trained(info("a").uri, 1)
+    with pytest.raises(ValueError, match=r"^/runs/a\.arrow: cannot be superseded: found no such shard"):
+        manifest.append_superseded(info("a").uri)
+    assert Path(manifest.path).read_bytes() == b""
+
+
+def test_a_superseded_shard_is_gone_until_written_again(manifest: Manifest) -> None:
+    manifest.append_written(info("a"))
+    manifest.append_trained(info("a").uri, 0)
+    manifest.append_superseded(info("a").uri)
+    assert manifest.written() == {}
+    assert manifest.trained() == set()
+    with pytest.raises(ValueError, match="found no such shard"):
+        manifest.append_trained(info("a").uri, 1)
+    manifest.append_written(info("a", step=2))
+    manifest.append_trained(info("a").uri, 2)
+    assert manifest.written() == {info("a").uri: info("a", step=2)}
+
+
+def test_a_crash_at_any_byte_of_a_line_loses_that_line_only(manifest: Manifest) -> None:
+    manifest.append_written(info("a"))
+    first = Path(manifest.path).read_bytes()
+    manifest.append_written(info("b"))
+    second = Path(manifest.path).read_bytes()[len(first) :]
+    for cut in range(len(second)):
+        Path(manifest.path).write_bytes(first + second[:cut])
+        assert list(manifest.written()) == [info("a").uri]
+        manifest.append_written(info("c"))
+        assert list(manifest.written()) == [info("a").uri, info("c").uri]
+        assert Path(manifest.path).read_bytes().startswith(first + b"{")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "",
+        "[]",
+        '{"uri": "x"}',
+        '{"event": "burnt", "uri": "x"}',
+        '{"event": "written", "uri": "x"}',
+        '{"event": "trained", "uri": "never", "step": 1}',
+    ],
+)
+def test_a_malformed_line_is_named(manifest: Manifest, line: str) -> None:
+    manifest.append_written(info("a"))
+    with open(manifest.path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    content = Path(manifest.path).read_bytes()
+    for act in (manifest.written, manifest.trained, lambda: manifest.append_written(info("b"))):
+        with pytest.raises(ValueError, match=r"manifest\.jsonl: line 2: found .*, expected a manifest event$"):
+            act()
+    assert Path(manifest.path).read_bytes() == content
+
+
+def test_only_one_of_many_processes_trains_a_shard(manifest: Manifest) -> None:
+    """The racers share a clock and reach for each shard at the same instant."""
+    for index in range(40):
+        manifest.append_written(info(str(index)))
+    script = """
+        import sys, time
+        from evidence.manifest import Manifest
+        start, won = float(sys.argv[2]), 0
+        for index in range(40):
+            while time.time() < start + index * 0.02:
+                pass
+            try:
+                Manifest(sys.argv[1]).append_trained(f"/runs/{index}.arrow", 1)
+                won += 1
+            except ValueError:
+                pass
+        print(won)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), manifest.path, str(time.time() + 1.5)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    assert sum(int(racer.communicate()[0]) for racer in racers) == 40
+    assert len(manifest.trained()) == 40
+
+
+def test_a_line_that_does_not_fit_leaves_the_manifest_whole(tiny_disk: Path) -> None:
+    manifest = Manifest(tiny_disk / "manifest.jsonl")
+    manifest.append_written(info("a"))
+    with open(tiny_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(4096))
+    before = Path(manifest.path).read_bytes()
+    with pytest.raises(OSError, match=r"manifest\.jsonl"):
+        manifest.append_written(replace(info("b"), uri="/runs/" + "b" * 8000))
+    assert Path(manifest.path).read_bytes() == before
+    assert list(manifest.written()) == [info("a").uri]
