@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster.errors import EXPECTED, explained
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
@@ -19,23 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         return int(arguments.act(arguments))
-    except BaseExceptionGroup as group:
-        return _explain(_first(group))
-    except (ValueError, RuntimeError, OSError, TimeoutError) as error:
-        return _explain(error)
-
-
-def _explain(error: BaseException) -> int:
-    if not isinstance(error, (ValueError, RuntimeError, OSError, TimeoutError)):
-        raise error
-    cause = getattr(error, "cause", None) or error  # Ray wraps what an actor raised
-    print(f"edge-opd: {cause}", file=sys.stderr)
-    return 2 if isinstance(cause, ValueError) else 1
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+    except (BaseExceptionGroup, *EXPECTED) as error:
+        lines, status = explained(error)
+        print("\n".join(f"edge-opd: {line}" for line in lines), file=sys.stderr)
+        return status
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -73,6 +73,7 @@ class TeacherConfig(EngineConfig):
 
     kind: str = "frozen"
     path: str = ""  # another model with the same tokenizer, for a frozen teacher; empty: the student's initial weights
+    url: str = ""  # a vLLM server that is the frozen teacher, "http://HOST:PORT/v1"; empty: engines of our own
     snapshot_every: int = 10  # steps
     ema_rate: float = 0.99
     dtype: str = "float32"
@@ -83,6 +84,10 @@ class TeacherConfig(EngineConfig):
         _require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
         _require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
         _require(not (self.path and self.follows), "path", self.path, f"none for a {self.kind} teacher")
+        is_url = self.url.startswith(("http://", "https://"))
+        _require(is_url or not self.url, "url", self.url, "the base of a server's API, such as 'http://HOST:8000/v1'")
+        _require(not (self.url and self.follows), "url", self.url, f"none for a {self.kind} teacher")
+        _require(not (self.url and self.path), "url", self.url, "none beside teacher.path: the server has its model")
 
     @property
     def follows(self) -> bool:
@@ -92,7 +97,7 @@ class TeacherConfig(EngineConfig):
     @property
     def is_base(self) -> bool:
         """Whether log pi_T(y|x) is that of the frozen base, the anchor's reference."""
-        return not self.follows and not self.path
+        return not self.follows and not self.path and not self.url
 
     def due(self, held: int, version: int) -> bool:
         """Whether a teacher that took its weights at student version `held` takes new ones at `version`."""
@@ -133,13 +138,17 @@ class Recipe:
             self.teacher.kind,
             f"'frozen' for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",
         )
+        _require(
+            not (self.teacher.url and self.learner.compares_distributions),
+            "teacher.url",
+            self.teacher.url,
+            f"none for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",
+        )
         if self.learner.lora_rank:
             where = "with learner.lora_rank, where the student's engines are the teacher's too, without the adapter"
             plain = self.teacher.is_base
-            found = self.teacher.kind if self.teacher.follows else self.teacher.path
-            _require(
-                plain, "teacher.kind" if self.teacher.follows else "teacher.path", found, f"the frozen base {where}"
-            )
+            key = "kind" if self.teacher.follows else "path" if self.teacher.path else "url"
+            _require(plain, f"teacher.{key}", getattr(self.teacher, key), f"the frozen base {where}")
             _require(
                 self.teacher.dtype == self.student.dtype, "teacher.dtype", self.teacher.dtype, f"student.dtype {where}"
             )
@@ -153,8 +162,9 @@ class Recipe:
 
     @property
     def teacher_engines(self) -> int:
-        """None of their own beside an adapter: the student's engines score without it as the frozen base."""
-        return 0 if self.learner.lora_rank else self.teacher.num_engines
+        """None of our own beside an adapter, where the student's engines score without it as the frozen base, and none
+        where a server is the teacher."""
+        return 0 if self.learner.lora_rank or self.teacher.url else self.teacher.num_engines
 
     @property
     def window(self) -> int:

@@ -6,6 +6,7 @@ from cluster.config import Recipe
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import build_task
+from rollout.tasks.base import Task
 
 
 def renderer_of(recipe: Recipe, model: str) -> Renderer:
@@ -13,8 +14,8 @@ def renderer_of(recipe: Recipe, model: str) -> Renderer:
     return Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
 
 
-def step_requests(recipe: Recipe, model: str) -> StepRequests:
-    """The recipe's prompts, as `renderer_of` renders them."""
-    prompts = build_task(recipe.task).training_prompts()
+def step_requests(recipe: Recipe, model: str, task: Task | None = None) -> StepRequests:
+    """The recipe's prompts, those of `task` where it is built already, as `renderer_of` renders them."""
+    prompts = (task or build_task(recipe.task)).training_prompts()
     renderer = renderer_of(recipe, model)
     return StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, recipe.window, recipe.run.seed)

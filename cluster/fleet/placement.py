@@ -41,6 +41,12 @@ class Plan:
         return self.num_nodes == 1
 
     @property
+    def starts_in_turn(self) -> bool:
+        """Whether engines and ranks start one after another: on a GPU that they share an engine that starts would take
+        what others allocate meanwhile for its own."""
+        return self.device == "cuda" and self.colocated
+
+    @property
     def bundles(self) -> list[Share]:
         """What must be free together on one node: a node's part of everyone, or each engine's and rank's own."""
         each = [share for pool in POOLS for share in self.shares[pool]]

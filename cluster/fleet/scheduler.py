@@ -1,18 +1,28 @@
-"""Several engines as one: a `Sampler` and a `Scorer` over their handles."""
+"""Which engine does what, and when: an engine's work is counted once, whoever asks for it."""
 
 import asyncio
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from enum import IntEnum
+from typing import TypeVar
 
+from cluster.fleet.engines import EngineClient
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
 
 T = TypeVar("T")
 Members = list[int]  # of one group: places in the caller's list
 BATCHES = 2  # of sequences that an engine holds: one that it runs, and one to go on with as sequences end
+
+
+class Lane(IntEnum):
+    """What waits, the most urgent first: scores end a group, the loop stands still for a probe, samples begin one."""
+
+    SCORE = 0
+    PROBE = 1
+    SAMPLE = 2
 
 
 @dataclass(frozen=True)
@@ -23,27 +33,89 @@ class Work:
     tokens: int
 
 
-class EnginePool:
-    """Rows with one prompt go together, so that they share its prefill, to the engine with the fewest outstanding
-    tokens. What is beyond the engines' room waits here, and not in the queue of an engine that may be slow: such an
-    engine delays what it has begun and nothing else. Scores, which end a group, go before samples, which begin one;
-    otherwise first come, first served.
+@dataclass
+class Load:
+    """What an engine has under way."""
 
-    handles: of actors with the methods `sample`, `texts` and `score` of an engine.
-    max_num_seqs: sequences that one engine runs at a time.
-    options: keyword arguments of every call.
+    engine: EngineClient
+    sequences: int = 0
+    tokens: int = 0
+
+    def add(self, work: Work) -> None:
+        self.sequences += work.sequences
+        self.tokens += work.tokens
+
+    def remove(self, work: Work) -> None:
+        self.sequences -= work.sequences
+        self.tokens -= work.tokens
+
+
+# lane, order of arrival, and the load that it goes to
+Waiting = tuple[Lane, int, Work, "asyncio.Future[Load]"]
+
+
+class Scheduler:
+    """Each piece of work goes to the engine with the fewest outstanding tokens that has room. What is beyond the
+    engines' room waits here, and not in the queue of an engine that may be slow: such an engine delays what it has
+    begun and nothing else. Within a lane: first come, first served.
+
+    max_num_seqs: sequences that one engine runs at a time. It holds `BATCHES` times as many, and no more, for
+    rollouts, scores, probes and a LoRA base together; an engine that is not full takes a piece of any size.
     """
 
-    def __init__(self, handles: Sequence[Any], max_num_seqs: int, **options: Any) -> None:
-        self._handles, self._room, self._options = list(handles), BATCHES * max_num_seqs, options
-        self._tokens, self._sequences = [0] * len(self._handles), [0] * len(self._handles)  # outstanding, by engine
-        self._waiting: list[tuple[bool, int, Work, asyncio.Future[int]]] = []  # a heap
+    def __init__(self, engines: Sequence[EngineClient], max_num_seqs: int) -> None:
+        self.loads = [Load(engine) for engine in engines]
+        self._room = BATCHES * max_num_seqs
+        self._waiting: list[Waiting] = []  # a heap
         self._numbers = itertools.count()
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces of work without an engine."""
+        return sum(not place.cancelled() for *_, place in self._waiting)
+
+    async def run(self, lane: Lane, work: Work, call: Callable[[EngineClient], Awaitable[T]]) -> T:
+        """What `call` makes of an engine, once one has room for `work`."""
+        place: asyncio.Future[Load] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (lane, next(self._numbers), work, place))
+        self._give_out()
+        try:
+            load = await place
+            return await call(load.engine)
+        finally:
+            if not place.cancelled():  # an engine was found
+                place.result().remove(work)
+                self._give_out()
+
+    def _give_out(self) -> None:
+        """Places what waits, as far as there is room."""
+        while self._waiting:
+            *_, work, place = self._waiting[0]
+            if not place.cancelled():
+                open_loads = [load for load in self.loads if load.sequences < self._room]
+                if not open_loads:
+                    return
+                lightest = min(open_loads, key=lambda load: load.tokens)
+                lightest.add(work)
+                place.set_result(lightest)
+            heapq.heappop(self._waiting)
+
+
+class EnginePool:
+    """A scheduler's engines as one `Sampler` and `Scorer`. Rows with one prompt go together, so that they share its
+    prefill.
+
+    base: by the model itself, without the adapter that the engines may have.
+    """
+
+    def __init__(self, scheduler: Scheduler, base: bool = False) -> None:
+        self._scheduler, self._base = scheduler, base
 
     async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
         """One response per request of a group, in their order, all from one engine."""
         work = Work(len(requests), len(requests) * sampling.max_tokens)
-        return await self._on_lightest(work, "sample", list(requests), sampling, seed)
+        call = self._scheduler.run
+        return await call(Lane.SAMPLE, work, lambda engine: engine.sample(requests, sampling, seed, self._base))
 
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
@@ -53,7 +125,8 @@ class EnginePool:
         async def one(members: Members) -> list[list[str]]:
             part, first = [prompts[index] for index in members], seed + members[0] * num_samples
             work = Work(num_samples, num_samples * sampling.max_tokens)
-            return await self._on_lightest(work, "texts", part, sampling, num_samples, first)
+            call = self._scheduler.run
+            return await call(Lane.PROBE, work, lambda engine: engine.texts(part, sampling, num_samples, first))
 
         return await _by_group(range(len(prompts)), one)
 
@@ -63,35 +136,9 @@ class EnginePool:
         async def one(members: Members) -> list[Floats]:
             asked, given = [prompts[index] for index in members], [responses[index] for index in members]
             work = Work(len(given), len(asked[0]) + sum(len(response) for response in given))
-            return await self._on_lightest(work, "score", asked, given)
+            return await self._scheduler.run(Lane.SCORE, work, lambda engine: engine.score(asked, given, self._base))
 
         return await _by_group([prompt.tobytes() for prompt in prompts], one)
-
-    async def _on_lightest(self, work: Work, method: str, *arguments: Any) -> Any:
-        place = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (method != "score", next(self._numbers), work, place))
-        self._give_out()
-        try:
-            return await getattr(self._handles[await place], method).remote(*arguments, **self._options)
-        finally:
-            if not place.cancelled():  # an engine was found
-                self._tokens[place.result()] -= work.tokens
-                self._sequences[place.result()] -= work.sequences
-                self._give_out()
-
-    def _give_out(self) -> None:
-        """Places what waits, as far as there is room. An engine that is not full takes a piece of any size."""
-        while self._waiting:
-            *_, work, place = self._waiting[0]
-            if not place.cancelled():
-                open_engines = [i for i, held in enumerate(self._sequences) if held < self._room]
-                if not open_engines:
-                    return
-                lightest = min(open_engines, key=self._tokens.__getitem__)
-                self._tokens[lightest] += work.tokens
-                self._sequences[lightest] += work.sequences
-                place.set_result(lightest)
-            heapq.heappop(self._waiting)
 
 
 async def _by_group(keys: Iterable[Hashable], one: Callable[[Members], Awaitable[list[T]]]) -> list[T]:

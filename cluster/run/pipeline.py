@@ -1,7 +1,7 @@
 """The loop. Strictly on-policy is this loop with a staleness bound of 0.
 
-    rollout service                                        learner service
-    ---------------                                        ---------------
+    rollout service (owns the engines)                     learner service
+    ----------------------------------                     ---------------
     the groups of every step <= version + lag:
     sample (x, r) and x, score as each is done
     take: judge, write a shard ----------> shard --------> ZeRO step (engines that share its GPU sleep)
@@ -15,7 +15,9 @@ import time
 from dataclasses import dataclass
 
 from cluster.config import Recipe
-from cluster.fleet.services import LearnedStep, Services, within
+from cluster.fleet.assembly import Services
+from cluster.fleet.fleet import CanaryText
+from cluster.fleet.services import LearnedStep
 from cluster.observe.sinks import MetricsSink
 from cluster.run.rundir import RunDir
 from evidence.diagnostics import split_summary
@@ -25,7 +27,7 @@ from rollout.probe import summarise, to_json
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
-from rollout.tasks import build_task
+from rollout.tasks.base import Task
 from rollout.worker import StepRollouts
 
 CANARY_TOKENS = 64
@@ -40,15 +42,24 @@ class Pushed:
 
 
 class Pipeline:
-    """One run over started services."""
+    """One run over started services.
+
+    engines_sleep: while the learner works, on the GPU that they share with it.
+    """
 
     def __init__(
-        self, recipe: Recipe, services: Services, run_dir: RunDir, sink: MetricsSink, renderer: Renderer
+        self,
+        recipe: Recipe,
+        services: Services,
+        run_dir: RunDir,
+        sink: MetricsSink,
+        renderer: Renderer,
+        task: Task,
+        engines_sleep: bool = False,
     ) -> None:
-        self.recipe, self.services, self.run_dir, self.sink = recipe, services, run_dir, sink
+        self.recipe, self.run_dir, self.sink, self.renderer, self.task = recipe, run_dir, sink, renderer, task
+        self.rollout, self.learner, self._engines_sleep = services.rollout, services.learner, engines_sleep
         self.manifest = Manifest(run_dir.manifest)
-        self.task = build_task(recipe.task)
-        self.renderer = renderer
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
@@ -70,21 +81,21 @@ class Pipeline:
         run, begun = self.recipe.run, time.perf_counter()
         stages = await self._refresh_teacher(step)
         self.sink.stage(f"step {step + 1}: sampling and scoring")
-        await self.services.advance(step, self.pushed.digest)
-        produced = await self.services.take(step)
+        await self.rollout.advance(step, self.pushed.digest)
+        produced = await self.rollout.take(step)
         self.manifest.append_written(produced.shard)
         clock = Stopwatch()
-        engines_sleep = self.services.plan.engines_sleep
-        if engines_sleep:
-            await self.services.sleep()
+        if self._engines_sleep:
+            await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
-        learned = await self.services.learn(produced.shard)
+        learned = await self.learner.learn(produced.shard)
         write_student(learned.logprobs, str(self.run_dir.student), step)
         self.manifest.append_trained(produced.shard.uri, step)
         stages["learn"] = clock.stage(learned.row_tokens)
-        if engines_sleep:
-            await self.services.wake()
+        if self._engines_sleep:
+            await self.learner.release_cache()
+            await self.rollout.wake_up()
             stages["wake"] = clock.stage(0)
         version = step + 1
         self.sink.stage(f"step {version}: pushing weights")
@@ -92,13 +103,24 @@ class Pipeline:
         stages["push"] = clock.stage(0)
         self._record(step, produced, learned, stages, time.perf_counter() - begun)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
-            await self.services.save(self.run_dir.checkpoints, version)
+            await self.learner.save(self.run_dir.checkpoints, version)
         if version == run.steps or (run.probe_every and version % run.probe_every == 0):
             await self.probe(version)
 
     async def push(self, version: int) -> Pushed:
-        digest = await self.services.push("student", version)
-        return Pushed(digest, await self.services.canary("student", *self._canary, version))
+        """The student's engines hold `version`, by its number, by a digest of what was sent and by a canary's
+        log-probs; RuntimeError names the engine that does not."""
+        digest = await self._hand_over("student", version)
+        return Pushed(digest, await self._check_canary("student", version))
+
+    async def _hand_over(self, pool: str, version: int) -> str:
+        digest = await self.learner.push(pool, version)
+        await self.rollout.prove(pool, version, digest)
+        return digest
+
+    async def _check_canary(self, pool: str, version: int) -> float:
+        expected = await self.learner.score(f"canary at version {version}: learner", *self._canary)
+        return await self.rollout.canary(pool, version, CanaryText(*self._canary, expected))
 
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
         """The stage, if the teacher takes the weights of `version`."""
@@ -106,9 +128,11 @@ class Pipeline:
             return {}
         clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
-        await self.services.refresh_teacher(version)
+        await self.rollout.pause_scoring()  # between one group's scores and the next's
+        await self._hand_over("teacher", version)
+        await self.rollout.resume_scoring(version)
         if self.recipe.teacher.kind != "ema":  # the learner does not run the average
-            await self.services.canary("teacher", *self._canary, version)
+            await self._check_canary("teacher", version)
         self._teacher_version = version
         return {"refresh": clock.stage(0)}
 
@@ -118,8 +142,7 @@ class Pipeline:
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.prompt_ids(prompt.question) for prompt in prompts]
         seed = step_seed(self.recipe.run.seed, step)
-        work = self.services.student_pool.texts(questions, config.sampling, config.samples, seed)
-        answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
+        answers = await self.rollout.texts(f"probe at step {step}", questions, config.sampling, config.samples, seed)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))
         self.run_dir.write_answers(step, [(prompt.probe, prompt.question, text) for prompt, text in pairs])

@@ -1,14 +1,18 @@
 """`edge-opd run`: one recipe from services to an exported model."""
 
 import asyncio
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
 from cluster.config import Recipe
-from cluster.fleet.services import LOST, Services, code_version, connect, plan_for
+from cluster.errors import explained
+from cluster.fleet.assembly import running, start
+from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.machine import machine_name
 from cluster.models import resolve_model
 from cluster.observe.sinks import MetricsSink, read_json_lines, summary_table
@@ -52,21 +56,11 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     step_requests(recipe, model).of(0)  # a context that does not fit is told before any engine starts
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
-    connect()
-    plan = plan_for(recipe)
     sink = MetricsSink(folder.root, recipe.run.steps)
-    sink.say(
-        f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
-        f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
-        f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
-    )
-    storage = recipe.run.storage or str(folder.shards)
-    services = Services(recipe, plan, folder, storage, shard_metadata(recipe, model, folder.root.name))
     try:
-        asyncio.run(_run(recipe, services, folder, sink, resume, model))
+        asyncio.run(_run(recipe, folder, sink, resume, model))
     finally:
         sink.close()
-        services.stop()
     return finish(recipe, model, folder)
 
 
@@ -114,21 +108,41 @@ def check_storage(recipe: Recipe) -> None:
             raise ValueError(f"run.storage: {error}") from error
 
 
-async def _run(recipe: Recipe, services: Services, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
-    try:
-        sink.stage("starting engines and learner")
-        hosts = await services.start()
+async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
+    connect()
+    plan, storage = plan_for(recipe), recipe.run.storage or str(folder.shards)
+    sink.say(
+        f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
+        f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
+        f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
+    )
+    sink.stage("starting engines and learner")
+    metadata = shard_metadata(recipe, model, folder.root.name)
+    with running(recipe, plan, folder.config, storage, metadata) as services:
+        hosts = await start(services, recipe, plan, storage, folder.root)
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
-        first = await services.load(folder.checkpoints) if resume else 0
+        first = await services.learner.load(folder.checkpoints) if resume else 0
         supersede_after(folder, first)
         if first and recipe.run.max_policy_lag:
-            await services.resume(learned_groups(folder))
-        await Pipeline(recipe, services, folder, sink, renderer_of(recipe, model)).run(first)
-        sink.stage("exporting the model")
-        await services.export(folder.export)
-    except* LOST as lost:
-        raise RuntimeError(f"{sink.doing}: {services.obituary(lost.exceptions[0])}") from None
+            await services.rollout.resume(learned_groups(folder))
+        renderer, task = renderer_of(recipe, model), build_task(recipe.task)
+        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, plan.engines_sleep)
+        with while_running(sink):
+            await pipeline.run(first)
+            sink.stage("exporting the model")
+            await services.learner.export(folder.export)
+
+
+@contextmanager
+def while_running(sink: MetricsSink) -> Iterator[None]:
+    """What fails within it is a failure at run time, also where it would be bad input before: one line a cause, with
+    the stage that it ended."""
+    try:
+        yield
+    except* (RuntimeError, ValueError, OSError) as errors:
+        lines, _ = explained(errors)
+        raise RuntimeError(f"{sink.doing}: {'; '.join(lines)}") from None
 
 
 def supersede_after(folder: RunDir, step: int) -> None:
@@ -155,7 +169,7 @@ def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
         "run_id": run_id,
         "mask_rule": rule,
         "model_id": model,
-        "code_version": code_version(),
+        "code_version": importlib.metadata.version("edge-opd"),
         "machine": machine_name(),
     }
 

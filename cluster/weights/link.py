@@ -1,19 +1,22 @@
-"""Both ends of the weight hand-off, over vLLM's native weight-transfer interface.
+"""The learner's end of the weight hand-off, over vLLM's native weight-transfer interface.
 
     learner rank 0                                          every worker of every student engine
     TrainerSource --(name, tensor)--> trainer engine ====> transfer engine --> model.load_weights --> mend tied head
-         \\_ WeightsDigest                                        \\_ WeightsDigest
+         \\_ WeightsDigest    \\                                  \\_ WeightsDigest
+                              \\_ FleetClient --> rollout service --> every engine: start, update, finish, version
 
 nccl and ipc are vLLM's own engines on both sides; shm and gloo are this project's (`cluster.weights.transports`).
 A digest compares what was sent with what was received; it cannot see what an engine made of it (a stale packed copy
 behind a tied lm_head), so after each push the canary of `cluster.run.pipeline` compares log-probs as well.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, layerwise_groups
-from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
+from vllm.distributed.weight_transfer.base import layerwise_groups
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.weights.source import TrainerSource
@@ -23,50 +26,62 @@ from learner.engine import ZeroEngine
 from rollout.engine import files_digest
 
 
-class VersionedClient(RayVLLMWeightSyncClient):
-    """Commits `version` on every engine when an update finishes, and gives each engine's workers ranks of their own:
-    vLLM's trainer engines name no version, and know of one engine."""
+class FleetClient:
+    """vLLM's VLLMWeightSyncClient over the rollout service, which tells every engine of a pool. It commits `version`
+    as an update finishes: vLLM's trainer engines name none.
+
+    rollout: the service's handle, with the method `tell` of `RolloutActor`.
+    """
 
     version = 0
 
-    def __init__(self, engines: list[Any], workers_per_engine: int) -> None:
-        super().__init__(engines)
-        self._workers_per_engine = workers_per_engine
+    def __init__(self, rollout: Any, pool: str) -> None:
+        self._rollout, self._pool, self._end = rollout, pool, float("-inf")
+
+    @contextmanager
+    def until(self, seconds: float) -> Iterator[None]:
+        """Within it engines may be told things, for that long; the service names the one that does not answer."""
+        self._end = time.monotonic() + seconds
+        yield
+
+    def tell(self, verb: str, *arguments: Any) -> None:
+        left = max(self._end - time.monotonic(), 0.0)
+        ray.get(self._rollout.tell.remote(self._pool, verb, arguments, left))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        requests = []
-        for index, _ in enumerate(self.handles):
-            own = dict(init_info)
-            if "rank_offset" in own:
-                own["rank_offset"] += index * self._workers_per_engine
-            requests.append(WeightTransferInitRequest(init_info=own))
-        pairs = zip(self.handles, requests, strict=True)
-        ray.get([handle.init_weight_transfer_engine.remote(request) for handle, request in pairs])
+        self.tell("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        self.tell("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self.tell("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        super().finish_weight_update(weight_version or str(self.version))
+        self.tell("finish_weight_update")
+        self.tell("update_weight_version", weight_version or str(self.version))
 
 
 class WeightLink:
     """One rank's end of `transport` to one pool of engines; rank 0 meets their workers."""
 
-    def __init__(self, transport: str, engines: list[Any], source: TrainerSource, meeting: Meeting) -> None:
-        self._client, self._source = VersionedClient(engines, meeting.num_workers // len(engines)), source
-        info = TRANSPORTS[transport].trainer_info(meeting)
-        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
+    def __init__(self, transport: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
+        self.client, self._source = client, source
+        info = TRANSPORTS[transport](meeting)
+        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
     def push(self, version: int) -> str:
         """Sends the source's tensors to every engine as `version`; returns their digest. Every rank calls it."""
-        self._client.version = version
+        self.client.version = version
         self._sender.send_weights()
         return self._source.digest.hexdigest()
 
 
 class AdapterLink:
-    """One rank's end for an adapter: its files, as one object of Ray's, to every engine."""
+    """One rank's end for an adapter: its files, to every engine."""
 
-    def __init__(self, engines: list[Any], engine: ZeroEngine) -> None:
-        self._engines, self._engine = engines, engine
+    def __init__(self, client: FleetClient, engine: ZeroEngine) -> None:
+        self.client, self._engine = client, engine
 
     def push(self, version: int) -> str:
         """As `WeightLink.push`; rank 0 knows the digest."""
@@ -75,6 +90,5 @@ class AdapterLink:
         if self._engine.rank != 0:
             return ""
         files = adapter_files(named, self._engine.config)
-        sent = ray.put(files)
-        ray.get([handle.load_adapter.remote(sent, version) for handle in self._engines])
+        self.client.tell("load_adapter", files, version)
         return files_digest(files)

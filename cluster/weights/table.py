@@ -14,14 +14,6 @@ from cluster.weights.transports.shm import ShmTrainerEngine, ShmTrainerInitInfo
 
 
 @dataclass(frozen=True)
-class Transport:
-    """`worker_backend` is the engines' registered name; `trainer_info` makes the learner's init info."""
-
-    worker_backend: str
-    trainer_info: Callable[["Meeting"], TrainerInitInfo]
-
-
-@dataclass(frozen=True)
 class Meeting:
     """Where the learner's ranks and the engines' workers find each other."""
 
@@ -33,25 +25,15 @@ class Meeting:
     largest_bytes: int  # of the tensors that are sent
 
 
-TRANSPORTS: dict[str, Transport] = {
-    "shm": Transport("edge_shm", lambda at: ShmTrainerInitInfo(rank=at.rank)),
-    "gloo": Transport(
-        "edge_gloo",
-        lambda at: GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank),
+# Its engines' end is registered as "edge_NAME" (`cluster.weights.receiver`).
+TRANSPORTS: dict[str, Callable[[Meeting], TrainerInitInfo]] = {
+    "shm": lambda at: ShmTrainerInitInfo(rank=at.rank),
+    "gloo": lambda at: GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank),
+    "ipc": lambda at: IPCTrainerInitInfo(
+        rank=at.rank, packed=True, packed_buffer_size_bytes=max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, at.largest_bytes)
     ),
-    "ipc": Transport(
-        "edge_ipc",
-        lambda at: IPCTrainerInitInfo(
-            rank=at.rank,
-            packed=True,
-            packed_buffer_size_bytes=max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, at.largest_bytes),
-        ),
-    ),
-    "nccl": Transport(
-        "edge_nccl",
-        lambda at: NCCLTrainerInitInfo(
-            rank=at.rank, master_address=at.address, master_port=at.port, world_size=at.num_workers + 1
-        ),
+    "nccl": lambda at: NCCLTrainerInitInfo(
+        rank=at.rank, master_address=at.address, master_port=at.port, world_size=at.num_workers + 1
     ),
 }
 

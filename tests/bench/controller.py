@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from cluster.fleet.actors import collect_seldom
 
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
-from cluster.fleet.actors import collect_seldom
 from cluster.fleet.scheduler import EnginePool
 from cluster.requests import step_requests
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 import ray
 import torch
+from cluster.fleet.actors import EngineActor
 from vllm import LLM, SamplingParams
 
 from cluster.config import Recipe, load_recipe
-from cluster.fleet.actors import EngineActor
 from cluster.fleet.scheduler import EnginePool
 from cluster.fleet.services import connect
 from cluster.models import resolve_model

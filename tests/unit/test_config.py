@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster.fleet.actors import Place
 
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
-from cluster.fleet.actors import Place
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.services import require_common_folder
 from cluster.run.rundir import RunDir

@@ -1,0 +1,39 @@
+"""What a failure is about, in lines that a user reads."""
+
+from collections.abc import Iterator
+
+EXPECTED = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    TimeoutError,
+)  # others are our own mistakes: a traceback
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group, and of groups in it; an error by itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What an actor raised, without what Ray wraps around it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def explained(error: BaseException) -> tuple[list[str], int]:
+    """A line for each cause, and the exit status: 2 where all of them are bad input, otherwise 1.
+
+    Raises:
+        the first of them that is our own mistake.
+    """
+    causes = [cause_of(leaf) for leaf in leaves(error)]
+    for cause in causes:
+        if not isinstance(cause, EXPECTED):
+            raise cause
+    lines = list(dict.fromkeys(str(cause) for cause in causes))
+    return lines, 2 if all(isinstance(cause, ValueError) for cause in causes) else 1

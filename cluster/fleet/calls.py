@@ -1,0 +1,68 @@
+"""Calls of actors and services: each has a deadline that names whom it waited for, and each death is one line."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+from rollout.waits import deadline
+
+T = TypeVar("T")
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError)  # how Ray reports that an actor's process is no more
+
+
+async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
+    """`work`, or TimeoutError naming who was late."""
+    async with deadline(seconds, f"{what}: no answer"):
+        return await work
+
+
+async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers by who gives them, all waited for at once, in their order; the first failure ends the waiting.
+
+    Raises:
+        TimeoutError: names those without an answer. A rank that is late holds up all that meet it in a collective.
+    """
+    tasks = {name: asyncio.create_task(answer) for name, answer in answers.items()}
+    if not tasks:  # a pool without engines, as the teacher's beside an adapter
+        return []
+    done, late = await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    for task in done:
+        task.result()
+    if late:
+        names = ", ".join(name for name, task in tasks.items() if task in late)
+        raise TimeoutError(f"{what}: no answer from {names} (of {len(tasks)}) within {seconds:g} s")
+    return [task.result() for task in tasks.values()]
+
+
+async def each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[Any]:
+    """What an actor yields, each with the deadline."""
+    while True:
+        try:
+            yield await within(seconds, what, await within(seconds, what, anext(stream)))
+        except StopAsyncIteration:
+            return
+
+
+async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: Any) -> Any:
+    """What the method of an actor answers.
+
+    Raises:
+        RuntimeError: one line, when the actor called `name` is no more, or one that it asked in turn.
+        what the method raises.
+    """
+    try:
+        return await getattr(handle, method).remote(*arguments, **options)
+    except LOST as lost:
+        raise RuntimeError(f"{name} died: {reason(lost)}") from None
+
+
+def reason(lost: Exception) -> str:
+    """Of one of `LOST`, in one line: what Ray knows. Of an actor that died Ray says why in its last line, of a host
+    without memory in its first."""
+    told = getattr(lost, "cause", None) or lost  # raised in another actor
+    lines = str(told).splitlines()
+    return lines[-1].partition(" Some common causes")[0] if isinstance(told, RayActorError) else lines[0]

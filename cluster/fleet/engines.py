@@ -1,0 +1,94 @@
+"""One engine, wherever it runs: what the fleet asks of it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cluster.fleet.calls import ask
+from evidence.records import Floats, Ids, RolloutRequest, Sample
+from rollout.config import SamplingConfig
+
+
+class EngineClient(Protocol):
+    """An engine that the fleet can speak to. Rows, log-probs and versions are those of `rollout.engine.Engine`.
+
+    name: for messages, such as "student engine 0".
+    base: by the model itself, without the adapter that the engine may have.
+    """
+
+    name: str
+
+    async def start(self) -> str:
+        """The address of the engine's host, once it answers. RuntimeError names the engine and quotes its log."""
+
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool
+    ) -> list[Sample]:
+        """One response a request, in their order."""
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool) -> list[Floats]:
+        """log pi(y_t | prompt, y_<t), float32 [T] a row, in the rows' order."""
+
+    async def texts(
+        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
+        """`num_samples` decoded answers a prompt."""
+
+    async def tell(self, verb: str, *arguments: Any) -> None:
+        """A verb of the weight hand-off (`WEIGHT_VERBS`), "sleep" or "wake_up"."""
+
+    async def weight_state(self) -> tuple[int, str]:
+        """(version, digest of the weights received)."""
+
+    async def stop(self) -> None:
+        """Ends the engine and what it started."""
+
+    def kill(self) -> None:
+        """Ends an engine that does not stop."""
+
+
+# What a push consists of, in the order in which an engine hears it; an adapter's is one verb.
+WEIGHT_VERBS = (
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
+    "update_weight_version", "load_adapter",
+)  # fmt: skip
+
+
+class RayEngine:
+    """An `EngineActor` as an `EngineClient`."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name, self._handle = name, handle
+
+    async def start(self) -> str:
+        return str(await self._ask("start"))
+
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool
+    ) -> list[Sample]:
+        return list(await self._ask("sample", list(requests), sampling, seed, base))
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool) -> list[Floats]:
+        return list(await self._ask("score", prompts, responses, base))
+
+    async def texts(
+        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
+        return list(await self._ask("texts", prompts, sampling, num_samples, seed))
+
+    async def tell(self, verb: str, *arguments: Any) -> None:
+        await self._ask(verb, *arguments)
+
+    async def weight_state(self) -> tuple[int, str]:
+        version, digest = await self._ask("weight_state")
+        return int(version), str(digest)
+
+    async def stop(self) -> None:
+        await self._ask("shutdown")
+
+    def kill(self) -> None:
+        import ray
+
+        ray.kill(self._handle)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        return await ask(self.name, self._handle, method, *arguments)

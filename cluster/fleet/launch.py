@@ -1,0 +1,73 @@
+"""Actors with their share of what is reserved, and the environment of their processes."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.config import Recipe
+from cluster.fleet.engine_actor import EngineActor
+from cluster.fleet.engines import EngineClient, RayEngine
+from cluster.fleet.http_engine import HttpEngine
+from cluster.fleet.placement import Plan
+from rollout.config import AdapterConfig, EngineConfig
+
+
+def placed(actor: Any, plan: Plan, reserved: PlacementGroup, pool: str, index: int, environment: dict[str, str]) -> Any:
+    """Options of the actor class `actor` for engine or rank `index` of a pool, inside what is reserved for it."""
+    share = plan.shares[pool][index]
+    place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=plan.bundle(pool, index))
+    return actor.options(
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        runtime_env={"env_vars": environment},
+        scheduling_strategy=place,
+    )
+
+
+def build_engines(
+    recipe: Recipe, plan: Plan, reserved: PlacementGroup, models: dict[str, str]
+) -> dict[str, list[EngineClient]]:
+    """The engines of each pool, which are not started yet.
+
+    models: of each pool, as every host can resolve it.
+    """
+    rank, targets = recipe.learner.lora_rank, recipe.learner.lora_targets
+    backend, adapter = (None, AdapterConfig(rank, targets)) if rank else (f"edge_{plan.transport}", None)
+
+    def build(pool: str, config: EngineConfig, *receives: Any) -> list[EngineClient]:
+        arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)
+        names = [f"{pool} engine {index}" for index in range(len(plan.shares[pool]))]
+        options = [
+            placed(EngineActor, plan, reserved, pool, index, engine_environment(plan)) for index in range(len(names))
+        ]
+        return [RayEngine(name, one.remote(name, *arguments)) for name, one in zip(names, options, strict=True)]
+
+    in_flight = recipe.weights.in_flight
+    students = build("student", recipe.student, backend, in_flight, adapter)
+    if recipe.teacher.url:
+        server = HttpEngine("teacher server", recipe.teacher.url, recipe.teacher, models["student"])
+        return {"student": students, "teacher": [server]}
+    teachers = build("teacher", recipe.teacher, backend if recipe.teacher.follows else None, in_flight, None)
+    return {"student": students, "teacher": teachers}
+
+
+def engine_environment(plan: Plan) -> dict[str, str]:
+    """Environment of an engine's process, set before it imports vLLM. A handle of CUDA IPC names Python types, which
+    vLLM pickles on the way to its own processes only when told to."""
+    return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if plan.transport == "ipc" else {}
+
+
+def learner_environment(plan: Plan) -> dict[str, str]:
+    """Environment of a learner process, set before it imports torch: Ray would otherwise allow it one thread."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja, for DeepSpeed
+    if plan.device != "cpu":
+        return {"PATH": tools}
+    # Engines and learner share the cores: a thread that waits spins for the gap between two short regions, and then
+    # sleeps. What a step frees is kept for the next one, since a new page costs more than what is written to it.
+    threads = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads, **memory}

@@ -1,0 +1,142 @@
+"""The Ray shell around one rank of the learner. Nothing is decided here."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from cluster.config import Recipe
+from cluster.fleet.network import interface_towards
+from cluster.fleet.processes import free_port, log_to_file
+from cluster.models import resolve_model
+from evidence.records import Floats, Ids, ShardInfo
+from evidence.schema import train_rows
+from evidence.shards import read_shard
+
+if TYPE_CHECKING:
+    from cluster.weights.link import AdapterLink, WeightLink
+
+PART_BYTES = 64 << 20  # of a file that goes to another host
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a learner rank is. `port` is free there."""
+
+    host: str  # its address
+    port: int
+    sees_run: bool
+
+
+@ray.remote
+class LearnerActor:
+    """One rank of the learner. Every method is called on every rank; collectives need all of them."""
+
+    def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
+        self.log = log_to_file("learner")
+        self._recipe, self._model, self._teacher = recipe, model, teacher
+
+    def place(self, run_file: str) -> Place:
+        """Where this rank is, and whether it sees a file of the run's folder."""
+        return Place(ray.util.get_node_ip_address(), free_port(), Path(run_file).is_file())
+
+    def start(self, rank: int, places: Sequence[Place]) -> None:
+        """Joins the other ranks, where rank 0 is, and loads the models."""
+        hosts = [place.host for place in places]
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
+            LOCAL_RANK=str(hosts[:rank].count(hosts[rank])), LOCAL_SIZE=str(hosts.count(hosts[rank])),
+        )  # fmt: skip
+        if os.environ.get("CUDA_VISIBLE_DEVICES"):
+            os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
+        # gloo would otherwise speak from the address of the host's name, which may be its loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
+        from cluster.weights.source import export_groups
+        from learner.ema import Ema
+        from learner.engine import ZeroEngine
+        from learner.frozen import FrozenModel, needed_models
+        from learner.train import Trainer
+
+        config, scoring = self._recipe.learner, self._recipe.teacher
+        self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
+        self._engine = ZeroEngine(self._model, config)
+        device = self._engine.device
+        teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
+        self._trainer = Trainer(
+            self._engine,
+            config,
+            FrozenModel(teacher_model, config, device) if teacher else None,
+            FrozenModel(self._model, config, device) if base else None,
+        )
+        self._groups, self._rank = export_groups(self._engine), rank
+        self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
+        self._links: dict[str, WeightLink | AdapterLink] = {}
+
+    def _weights(self) -> Any:
+        """(name, full tensor) of every parameter; a collective under ZeRO-3."""
+        return self._engine.full_tensors(self._groups)
+
+    def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str, port: int) -> None:
+        """Connects this rank to the `workers` of the engines of `pool`, "student" or "teacher", through the rollout
+        service, whose handle this is."""
+        from cluster.weights.link import AdapterLink, FleetClient, WeightLink
+        from cluster.weights.source import TrainerSource
+        from cluster.weights.table import Meeting
+
+        client = FleetClient(rollout, pool)
+        if self._recipe.learner.lora_rank:
+            self._links[pool] = AdapterLink(client, self._engine)
+            return
+        source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
+        deadline_s = self._recipe.weights.deadline_s
+        meeting = Meeting(self._rank, address, port, workers, deadline_s, source.largest_bytes())
+        with client.until(deadline_s):
+            self._links[pool] = WeightLink(transport, client, source, meeting)
+
+    def step(self, shard: ShardInfo) -> Any:
+        try:
+            report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RuntimeError(f"learner at step {shard.step}: {error}") from error
+        if self._ema is not None:
+            self._ema.update(self._weights())
+        return report
+
+    def release_cache(self) -> None:
+        """Gives back the GPU memory that this process holds and does not use."""
+        import torch
+
+        torch.cuda.empty_cache()
+
+    def push(self, pool: str, version: int, seconds: float) -> str:
+        """Sends the weights to every engine of `pool` as `version`, within `seconds`; returns their digest."""
+        link = self._links[pool]
+        with link.client.until(seconds):
+            return link.push(version)
+
+    def score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)
+
+    def save(self, folder: str, step: int) -> None:
+        self._engine.save(folder, {"step": step}, self._ema)
+
+    def load(self, folder: str) -> int:
+        return int(self._engine.load(folder, self._ema)["step"])
+
+    def export(self, folder: str) -> None:
+        self._engine.export(folder, self._model, self._groups)
+
+    def export_parts(self) -> Iterator[tuple[str, bytes]]:
+        """(file name, the next part of its bytes) of the exported model, for a driver that does not share a folder;
+        one rank writes, in a collective."""
+        with tempfile.TemporaryDirectory(prefix="edge-opd-export-") as folder:
+            self.export(folder)
+            for path in sorted(Path(folder).iterdir()):
+                with path.open("rb") as file:
+                    while part := file.read(PART_BYTES):
+                        yield path.name, part

@@ -1,0 +1,57 @@
+"""What an actor's process does for itself: a log of its own, a free port, and little garbage collection."""
+
+import gc
+import os
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+LAST_LINES = 12
+LOG_DAYS = 7
+
+
+def log_to_file(name: str) -> str:
+    """Sends this process's output, and its children's, to a file of its own; returns the path."""
+    folder = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    remove_old_logs(folder)
+    path = folder / f"{name}-{os.getpid()}.log"
+    sys.stdout.flush(), sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(target, 1), os.dup2(target, 2)
+    os.close(target)
+    return str(path)
+
+
+def remove_old_logs(folder: Path) -> None:
+    """Of processes that are gone, and which nobody has looked at for `LOG_DAYS` days."""
+    oldest = time.time() - LOG_DAYS * 24 * 3600
+    for path in folder.glob("*.log"):
+        pid = path.stem.rpartition("-")[2]
+        is_running = pid.isdecimal() and Path(f"/proc/{pid}").exists()
+        with suppress(FileNotFoundError):  # another process does the same
+            if not is_running and path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def last_lines(path: str, count: int = LAST_LINES) -> str:
+    """The end of a log, indented."""
+    lines = [line for line in Path(path).read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in lines[-count:])
+
+
+def collect_seldom() -> None:
+    """Lets this process look for cyclic garbage seldom. The rollouts under way are many small objects, which live long
+    and have no cycles: by default each collection walks all of them, for a third of the controller's time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
+def free_port() -> int:
+    """A port that is free on this host now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

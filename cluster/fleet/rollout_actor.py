@@ -1,0 +1,114 @@
+"""The rollout service: a stream of groups over the fleet, which writes to the run's storage. A thin Ray shell."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from cluster.config import Recipe
+from cluster.fleet.fleet import CanaryText, Fleet
+from cluster.fleet.launch import build_engines
+from cluster.fleet.placement import Plan
+from cluster.fleet.processes import collect_seldom, log_to_file
+from cluster.models import resolve_model
+from evidence.records import EvidenceRecord, Ids, ShardInfo
+from evidence.schema import to_table
+from evidence.shards import write_shard
+from rollout.config import SamplingConfig
+from rollout.worker import StepRollouts
+
+
+@ray.remote
+class RolloutActor:
+    """Owns the engines and the rollouts under way."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        reserved: PlacementGroup,
+        models: dict[str, str],
+        storage: str,
+        metadata: dict[str, str],
+    ) -> None:
+        self.log = log_to_file("rollout")
+        collect_seldom()
+        self._recipe, self._model, self._storage, self._metadata = recipe, models["student"], storage, metadata
+        self._digests: dict[int, str] = {}
+        self._fleet = Fleet(
+            build_engines(recipe, plan, reserved, models),
+            {"student": recipe.student, "teacher": recipe.teacher},
+            in_turn=plan.starts_in_turn,
+        )
+
+    def start_deadline_s(self) -> float:
+        """How long `start` may take."""
+        return self._fleet.start_deadline_s()
+
+    async def start(self) -> dict[str, str]:
+        """The address of each engine's host, by the engine's name."""
+        from cluster.requests import step_requests
+        from rollout.stream import RolloutStream
+        from rollout.tasks import build_task
+        from rollout.worker import RolloutWorker, rewarder
+
+        starting = asyncio.create_task(self._fleet.start())
+        await asyncio.sleep(0)  # the engines load while this process does
+        recipe, run, task = self._recipe, self._recipe.run, build_task(self._recipe.task)
+        requests = step_requests(recipe, resolve_model(self._model), task)
+        self._worker = RolloutWorker(
+            config=recipe.rollout,
+            evidence=recipe.evidence,
+            sampler=self._fleet.pool(recipe.rollout.sampler),
+            scorer=self._fleet.pool("teacher"),
+            write=self._write,
+            reward=rewarder(requests, task.reward),
+            student_scorer=self._fleet.pool("student"),
+        )
+        self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
+        return await starting
+
+    async def resume(self, learned: list[str]) -> None:
+        self._stream.resume(learned)
+
+    async def advance(self, version: int, weights_digest: str) -> None:
+        """The student's engines hold `version` with this digest."""
+        self._digests[version] = weights_digest
+        self._stream.advance(version)
+
+    async def take(self, step: int) -> StepRollouts:
+        return self._worker.write(await self._stream.take(step), step)
+
+    async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
+        return await self._fleet.pool("student").texts(prompts, sampling, num_samples, seed)
+
+    async def pause_scoring(self) -> None:
+        await self._stream.pause_scoring()
+
+    async def resume_scoring(self, teacher_version: int) -> None:
+        await self._stream.resume_scoring(teacher_version)
+
+    async def tell(self, pool: str, verb: str, arguments: Sequence[Any], seconds: float) -> None:
+        await self._fleet.tell(pool, verb, arguments, seconds)
+
+    async def prove_weights(self, pool: str, version: int, digest: str, seconds: float) -> None:
+        await self._fleet.prove_weights(pool, version, digest, seconds)
+
+    async def prove_canary(self, pool: str, version: int, text: CanaryText, tolerance: float, seconds: float) -> float:
+        return await self._fleet.prove_canary(pool, version, text, tolerance, seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._fleet.sleep(seconds)
+
+    async def wake_up(self, seconds: float) -> None:
+        await self._fleet.wake_up(seconds)
+
+    async def stop(self) -> None:
+        await self._fleet.stop()
+
+    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+        newest = max(record.scored.sample.policy_version_max for record in records)
+        table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
+        return write_shard(table, self._storage, f"step-{step:06d}.arrow")
