@@ -1,5 +1,6 @@
 """Stand-ins for the heavy seams: an engine that is a pure function, and a random model that every engine can load."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -35,21 +36,48 @@ def _hash(content: bytes) -> int:
 
 
 class FakeEngine:
-    """A `Sampler` and a `Scorer` whose log-probs are `fake_logprobs` of its model. Remembers each call it got.
+    """A `Sampler`, a `Scorer` and an `EngineClient` whose log-probs are `fake_logprobs` of its model. Remembers each
+    call it got.
 
-    sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call.
+    sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call. told: verbs with their arguments.
     """
 
-    def __init__(self, version: int = 0, model: str = "") -> None:
-        self.version, self.model = version, model
+    def __init__(self, version: int = 0, model: str = "", name: str = "fake engine") -> None:
+        self.version, self.model, self.name, self.digest = version, model, name, ""
+        self.told: list[tuple[object, ...]] = []
         self.sampled: list[tuple[list[RolloutRequest], SamplingConfig, int]] = []
         self.scored: list[tuple[list[Ids], list[Ids]]] = []
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+    async def start(self) -> str:
+        self.told.append(("start",))
+        return "10.0.0.1"
+
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+    ) -> list[Sample]:
+        await asyncio.sleep(0)  # as whatever is asked of another process
         self.sampled.append((list(requests), sampling, seed))
         return [self._sample(request, sampling, seed + index) for index, request in enumerate(requests)]
 
-    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+    async def texts(
+        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
+        return [[f"{prompt.tolist()} {seed + index}" for index in range(num_samples)] for prompt in prompts]
+
+    async def tell(self, verb: str, *arguments: object) -> None:
+        self.told.append((verb, *arguments))
+
+    async def weight_state(self) -> tuple[int, str]:
+        return self.version, self.digest
+
+    async def stop(self) -> None:
+        self.told.append(("stop",))
+
+    def kill(self) -> None:
+        self.told.append(("kill",))
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
+        await asyncio.sleep(0)
         self.scored.append((list(prompts), list(responses)))
         return [
             fake_logprobs(prompt, response, self.model) for prompt, response in zip(prompts, responses, strict=True)

@@ -27,24 +27,29 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
     tasks = {name: asyncio.create_task(answer) for name, answer in answers.items()}
     if not tasks:  # a pool without engines, as the teacher's beside an adapter
         return []
-    done, late = await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-    for task in late:
-        task.cancel()
-    for task in done:
-        task.result()
-    if late:
-        names = ", ".join(name for name, task in tasks.items() if task in late)
-        raise TimeoutError(f"{what}: no answer from {names} (of {len(tasks)}) within {seconds:g} s")
-    return [task.result() for task in tasks.values()]
+    try:
+        await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        failed = [task for task in tasks.values() if task.done() and task.exception() is not None]
+        for task in failed:
+            task.result()
+        late = [name for name, task in tasks.items() if not task.done()]
+        if late:
+            raise TimeoutError(f"{what}: no answer from {', '.join(late)} (of {len(tasks)}) within {seconds:g} s")
+        return [task.result() for task in tasks.values()]
+    finally:
+        for task in tasks.values():
+            task.cancel()
 
 
-async def each_within(seconds: float, what: str, stream: Any) -> AsyncIterator[Any]:
-    """What an actor yields, each with the deadline."""
+async def each_within(seconds: float, name: str, what: str, stream: Any) -> AsyncIterator[Any]:
+    """What the actor called `name` yields, each with the deadline; RuntimeError in one line when it is no more."""
     while True:
         try:
             yield await within(seconds, what, await within(seconds, what, anext(stream)))
         except StopAsyncIteration:
             return
+        except LOST as lost:
+            raise RuntimeError(f"{name} died: {reason(lost)}") from None
 
 
 async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: Any) -> Any:

@@ -205,7 +205,7 @@ class LearnerService:
         beside = [handle.export.remote(str(folder)) for handle in others]
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
             arrived = Path(name)
-            async for file_name, content in each_within(seconds, what, parts):
+            async for file_name, content in each_within(seconds, self._names()[0], what, parts):
                 with (arrived / file_name).open("ab") as file:
                     file.write(content)
             await within(seconds, what, asyncio.gather(*beside))

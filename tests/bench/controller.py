@@ -13,15 +13,13 @@ import heapq
 import tempfile
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-from cluster.fleet.actors import collect_seldom
 
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
-from cluster.fleet.scheduler import EnginePool
+from cluster.fleet.processes import collect_seldom
+from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.requests import step_requests
 from evidence.records import EvidenceRecord, Floats, Ids, RolloutRequest, Sample, ShardInfo
 from evidence.schema import to_table
@@ -30,21 +28,25 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.stream import RolloutStream
 from rollout.worker import RolloutWorker
 from tests.bench.figures import Figure
+from tests.fakes import FakeEngine
 
 SLOTS = EngineConfig().max_num_seqs  # rollouts at a time
 MEAN_S, SPREAD, SCORING_S = 2.9, 0.5, 0.05  # seconds of one rollout, their log's deviation; of scoring a group
 TOKENS = 40
 
 
-class StandIn:
+class StandIn(FakeEngine):
     """An engine that waits as long as its rollouts would take, each in the slot that is free first."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._rng, self._free_at = np.random.default_rng(seed), [0.0] * SLOTS  # a heap
         self._ids, self._logprobs = np.arange(TOKENS, dtype=np.int32), np.zeros(TOKENS, np.float32)
-        self.version, self.spans = 0, [(0.0, 0.0)]  # from when until when a slot was taken
+        self.spans = [(0.0, 0.0)]  # from when until when a slot was taken
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+    ) -> list[Sample]:
         now = asyncio.get_running_loop().time()
         own = []
         for seconds in MEAN_S * self._rng.lognormal(-SPREAD * SPREAD / 2, SPREAD, len(requests)):
@@ -55,7 +57,7 @@ class StandIn:
         await asyncio.sleep(max(end for _, end in own) - now)
         return [Sample(one, self._ids, self._logprobs, "stop", self.version, self.version) for one in requests]
 
-    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Floats]:
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
         await asyncio.sleep(SCORING_S)
         return [self._rng.normal(-1, 1, len(response)).astype(np.float32) for response in responses]
 
@@ -64,14 +66,10 @@ class StandIn:
         return float(np.clip(np.array(self.spans), begin, end) @ [-1, 1] @ np.ones(len(self.spans)))
 
 
-def handle(engine: StandIn) -> Any:
-    return SimpleNamespace(sample=SimpleNamespace(remote=engine.sample), score=SimpleNamespace(remote=engine.score))
-
-
 async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder: str) -> dict[str, float]:
     """The figures of `steps` steps, each as large as what the engines run at a time."""
     engines = [StandIn(index) for index in range(num_engines)]
-    pool = EnginePool([handle(engine) for engine in engines], SLOTS)
+    pool = EnginePool(Scheduler(engines, SLOTS))
 
     def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         metadata = {"run_id": "bench", "mask_rule": recipe.evidence.to_json(), "model_id": model, "code_version": "0"}

@@ -16,12 +16,13 @@ from dataclasses import replace
 
 import ray
 import torch
-from cluster.fleet.actors import EngineActor
 from vllm import LLM, SamplingParams
 
 from cluster.config import Recipe, load_recipe
-from cluster.fleet.scheduler import EnginePool
-from cluster.fleet.services import connect
+from cluster.fleet.engine_actor import EngineActor
+from cluster.fleet.engines import RayEngine
+from cluster.fleet.ray_cluster import connect
+from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.models import resolve_model
 from cluster.requests import step_requests
 from evidence.records import RolloutRequest, Sample
@@ -67,7 +68,7 @@ def measure(recipe: Recipe, rounds: int) -> None:
         "sampling bench", model, config, device, None, True, None
     )
     ray.get(actor.start.remote(), timeout=300)
-    pool = EnginePool([actor], config.max_num_seqs)
+    pool = EnginePool(Scheduler([RayEngine("sampling bench", actor)], config.max_num_seqs))
     ratios, rates = [], []
     try:
         for step in range(-1, rounds):  # the first warms both up

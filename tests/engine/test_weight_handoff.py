@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        info = TRANSPORTS[transport].trainer_info(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        info = TRANSPORTS[transport](Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
         client = InProcessClient(engine, loop, 5)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 
@@ -120,7 +119,7 @@ def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: int) -> None:
     from cluster.weights.table import TRANSPORTS, Meeting
 
-    info: Any = TRANSPORTS["ipc"].trainer_info(Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
+    info: Any = TRANSPORTS["ipc"](Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
     assert info.packed and info.packed_buffer_size_bytes == buffer
 
 
@@ -144,19 +143,6 @@ def test_only_the_canary_sees_a_stale_tied_head(results: dict[str, dict[str, Any
     assert result["state"] == [5, result["sent"]]
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
     assert np.abs(np.array(result["after"]) - expected).mean() > 0.1  # the default canary_tolerance
-
-
-def test_every_engine_has_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two engines of two workers each, as vLLM's NCCL and this project's gloo number them."""
-    from cluster.weights.link import VersionedClient
-
-    asked: list[dict[str, Any]] = []
-    engine = SimpleNamespace(init_weight_transfer_engine=SimpleNamespace(remote=lambda r: asked.append(r.init_info)))
-    monkeypatch.setattr("ray.get", list)
-    client = VersionedClient([engine, engine], workers_per_engine=2)
-    client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 5})
-    client.init_weight_transfer_engine({})
-    assert asked == [{"rank_offset": 1, "world_size": 5}, {"rank_offset": 3, "world_size": 5}, {}, {}]
 
 
 def test_a_receiver_that_never_comes_is_given_up() -> None:

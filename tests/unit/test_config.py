@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.fleet.actors import Place
 
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
+from cluster.fleet.assembly import require_common_folder
+from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Plan, Share, make_plan
-from cluster.fleet.services import require_common_folder
 from cluster.run.rundir import RunDir
 from evidence.rule import EvidenceConfig
 from evidence.view.arms import MATRIX, Arm, arm_of

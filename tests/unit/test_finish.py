@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe, load_recipe
+from cluster.fleet.assembly import Services
 from cluster.fleet.services import LearnedStep
 from cluster.observe.sinks import MetricsSink, append_json, read_json_lines
 from cluster.run.pipeline import Pipeline
@@ -72,9 +73,12 @@ def test_a_recipe_that_cannot_end_well_does_not_start(tmp_path: Path, table: str
 def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     stats: TokenStats, k1: float | None, shown: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    services: Any = None  # none is asked
+    nobody: Any = None  # none is asked
+    services = Services(nobody, nobody)
     sink = MetricsSink(tmp_path, steps=3)
-    pipeline = Pipeline(Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"))
+    pipeline = Pipeline(
+        Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"), build_task(Recipe().task)
+    )
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None, 0)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
     pipeline._record(1, produced, learned, {}, wall_s=1.0)

@@ -1,213 +1,200 @@
-"""Waiting for actors: every wait has a deadline, and says for whom."""
+"""The driver's ends of the two services, and how they start and end, over stand-ins for actors."""
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError
 
+from cluster import errors
 from cluster.config import Recipe, WeightsConfig
-from cluster.fleet import actors
+from cluster.fleet import assembly, learner_actor
+from cluster.fleet.assembly import Services
+from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
-from cluster.fleet.services import Services, all_within, engine_environment, within
+from cluster.fleet.processes import LOG_DAYS, remove_old_logs
+from cluster.fleet.services import LearnerService, RolloutService
+from cluster.run.pipeline import Pipeline
+
+QUICK = Recipe(weights=WeightsConfig(deadline_s=0.1))
 
 
-async def answer(value: str, after_s: float = 0.0) -> str:
-    await asyncio.sleep(after_s)
-    return value
+def handle(**answers: Any) -> Any:
+    """A handle of an actor, whose methods answer this, each a function of their arguments."""
+
+    def remote(answer: Any) -> Any:
+        async def call(*arguments: Any) -> Any:
+            found = answer(*arguments)
+            return await found if asyncio.iscoroutine(found) else found
+
+        return SimpleNamespace(remote=call)
+
+    return SimpleNamespace(**{name: remote(answer) for name, answer in answers.items()})
 
 
-async def fail(after_s: float = 0.0) -> str:
-    await asyncio.sleep(after_s)
-    raise RuntimeError("rank 1 died")
+def learner(*handles: Any, recipe: Recipe = QUICK) -> LearnerService:
+    return LearnerService(handles, recipe, Path("config.toml"))
 
 
-def test_the_one_who_is_late_is_named() -> None:
-    assert asyncio.run(within(5, "the probe", answer("a"))) == "a"
-    with pytest.raises(TimeoutError, match=r"^the probe: no answer within 0\.05 s$"):
-        asyncio.run(within(0.05, "the probe", answer("a", 60)))
+async def never(*_: Any) -> None:
+    await asyncio.Event().wait()
 
 
-def test_a_deadline_within_the_work_keeps_its_own_name() -> None:
-    async def rollouts() -> None:
-        raise TimeoutError("rollouts of group 000003-001: not done within 600 s")
-
-    with pytest.raises(TimeoutError, match=r"^rollouts of group 000003-001: not done within 600 s$"):
-        asyncio.run(within(5, "rollout service at step 3", rollouts()))
-
-
-def test_every_rank_answers_in_its_place() -> None:
-    assert asyncio.run(all_within(5, "learner", "rank", [answer("a", 0.05), answer("b")])) == ["a", "b"]
+def test_every_rank_pushes_and_the_first_knows_the_digest() -> None:
+    asked: list[Any] = []
+    ranks = [handle(push=lambda *a, digest=digest: asked.append(a) or digest) for digest in ("ab", "")]
+    assert asyncio.run(learner(*ranks).push("student", 3)) == "ab"
+    assert asked == [("student", 3, 0.1)] * 2
 
 
-@pytest.mark.parametrize(
-    ("delays", "named"), [((0, 60, 0), "rank 1 of 3"), ((60, 60, 0), "rank 0, 1 of 3"), ((60,), "rank 0 of 1")]
-)
-def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], named: str) -> None:
-    begun = time.monotonic()
-    with pytest.raises(TimeoutError, match=rf"^learner at step 3: no answer from {named} within 0\.1 s$"):
-        asyncio.run(all_within(0.1, "learner at step 3", "rank", [answer("a", delay) for delay in delays]))
-    assert time.monotonic() - begun < 30
+def test_a_late_rank_is_named() -> None:
+    ranks = learner(handle(release_cache=lambda: None), handle(release_cache=never))
+    with pytest.raises(TimeoutError, match=r"no answer from learner rank 1 \(of 2\) within 0\.1 s$"):
+        asyncio.run(ranks.release_cache())
 
 
-@pytest.mark.parametrize("delay", [60, 0], ids=["one that waits for it", "one that is done"])
-def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
-    begun = time.monotonic()
-    with pytest.raises(RuntimeError, match="rank 1 died"):
-        asyncio.run(all_within(60, "learner", "rank", [answer("a", delay), fail()]))
-    assert time.monotonic() - begun < 30
+def test_a_rollout_service_that_hangs_is_named() -> None:
+    recipe = Recipe()
+    service = RolloutService(handle(advance=never), recipe)
+
+    async def advance() -> None:
+        async with asyncio.timeout(0.05):
+            await service.advance(2, "ab")
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(advance())
+    short = RolloutService(handle(advance=never), Recipe(rollout=type(recipe.rollout)(deadline_s=0.05)))
+    with pytest.raises(TimeoutError, match=r"^rollout service at version 2: no answer within 0\.05 s$"):
+        asyncio.run(short.advance(2, "ab"))
 
 
-# Who died. Of real processes: tests/engine/test_pipeline.py.
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError], ids=lambda kind: kind.__name__)
+def test_a_step_that_fails_in_the_learner_is_named_whatever_it_is(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged shard or a row too long is no bad input of the user's once a run is under way."""
 
-SHORT_OF_MEMORY = (
-    "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2, ID: 1f) was "
-    "22.17GB used / 23.54GB limit (0.941923)\nOOM kill reason: Memory usage exceeded\n...\n"
-)
+    def damaged(uri: str, expected: object) -> None:
+        raise kind("a shard: rows: found 3, expected 4")
 
-
-def test_a_host_without_memory_is_told_in_the_first_line_of_rays_account() -> None:
-    services = Services.__new__(Services)
-    told = services.obituary(OutOfMemoryError(SHORT_OF_MEMORY))
-    assert told == SHORT_OF_MEMORY.splitlines()[0]
-
-
-def test_an_actor_is_named_by_its_id_and_the_reason_is_rays_last_line() -> None:
-    services = Services.__new__(Services)
-    services._names = {"0a1b": "learner rank 1"}
-    account = (
-        "The actor died unexpectedly before finishing this task.\n\tpid: 7\nIts process has died. Some common causes"
-    )
-    assert services.obituary(RayActorError("0a1b", account)) == "learner rank 1 died: Its process has died."
+    monkeypatch.setattr(learner_actor, "read_shard", damaged)
+    actor = learner_actor.LearnerActor.__ray_metadata__.modified_class
+    with pytest.raises(RuntimeError, match=r"^learner at step 3: a shard: rows: found 3, expected 4$"):
+        actor.step(SimpleNamespace(_trainer=SimpleNamespace(step=None)), SimpleNamespace(uri="a shard", step=3))
 
 
-def test_a_step_that_fails_in_the_learner_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflow(rows: object) -> None:
-        raise RuntimeError("gradient norm: found inf")
-
-    monkeypatch.setattr(actors, "read_shard", lambda uri, expected: None)
-    monkeypatch.setattr(actors, "train_rows", lambda table: [])
-    kind = actors.LearnerActor.__ray_metadata__.modified_class
-    actor = kind.__new__(kind)
-    actor._trainer = SimpleNamespace(step=overflow)
-    with pytest.raises(RuntimeError, match=r"^learner at step 3: gradient norm: found inf$"):
-        actor.step(SimpleNamespace(uri="a shard", step=3))
+# Start
 
 
-# The canary. Of real engines: tests/engine/test_weight_handoff.py, and the whole run that it stops: test_pipeline.py.
+def started(rollout: Any, ranks: Any, gpus: int) -> dict[str, str]:
+    recipe = Recipe()
+    services = Services(RolloutService(rollout, recipe), learner(ranks, recipe=recipe))
+    plan = make_plan(recipe, [Share(8, gpus)])
+    return asyncio.run(assembly.start(services, recipe, plan, "/shards", Path("/run")))
 
 
-async def answer_at_once() -> None:
-    pass
+@pytest.mark.parametrize(("gpus", "most"), [(1, 1), (3, 2), (0, 2)])
+def test_services_start_in_turn_on_a_shared_gpu_and_side_by_side_elsewhere(gpus: int, most: int) -> None:
+    running, opened = [0], []
 
-
-def scoring(*logprobs: float, in_a_list: bool, after: Callable[[], Awaitable[Any]] = answer_at_once) -> Any:
-    """A handle of an actor whose score is this: of many rows for an engine, of one for the learner."""
-
-    async def score(*_: Any) -> Any:
-        await after()
-        found = np.array(logprobs, np.float32)
-        return [found] if in_a_list else found
-
-    return SimpleNamespace(score=SimpleNamespace(remote=score))
-
-
-def canary(*engines: Any) -> float:
-    services = Services.__new__(Services)
-    services.recipe = Recipe(weights=WeightsConfig(deadline_s=1.0))
-    services._pools = {"student": list(engines)}
-    services.learners = [scoring(-1.0, -2.0, in_a_list=False)]
-    return asyncio.run(services.canary("student", np.arange(3), np.arange(2), 7))
-
-
-def test_the_canary_is_the_worst_engines_mean_difference() -> None:
-    engines = scoring(-1.0, -2.0, in_a_list=True), scoring(-1.02, -2.06, in_a_list=True)
-    assert canary(*engines) == pytest.approx(0.04, abs=1e-6)
-
-
-@pytest.mark.parametrize("last", [-2.3, float("nan")])
-def test_an_engine_that_disagrees_is_named(last: float) -> None:
-    with pytest.raises(RuntimeError, match="canary at version 7: student engine 1 differs from the learner by "):
-        canary(scoring(-1.0, -2.0, in_a_list=True), scoring(-1.0, last, in_a_list=True))
-
-
-def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() -> None:
-    all_are_asked = asyncio.Barrier(4)
-    together = [scoring(-1.0, -2.0, in_a_list=True, after=all_are_asked.wait) for _ in range(4)]
-    assert canary(*together) == pytest.approx(0.0, abs=1e-6)
-    silent = scoring(-1.0, -2.0, in_a_list=True, after=asyncio.Event().wait)
-    with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 of 2 within 1 s$"):
-        canary(scoring(-1.0, -2.0, in_a_list=True), silent)
-
-
-# Engines that share the learner's GPU. Of real ones: tests/gpu/test_gpu.py.
-
-
-@pytest.mark.parametrize(("gpus", "most"), [(1, 1), (3, 3)], ids=["one GPU for all", "a GPU each"])
-def test_who_shares_a_gpu_starts_in_turn(gpus: int, most: int) -> None:
-    """vLLM takes what the GPU's other processes allocate while it starts for its own."""
-    starting: list[int] = [0]
-
-    async def begin(*_: Any) -> str:
-        starting.append(starting[-1] + 1)
+    async def begin(*_: Any) -> dict[str, str]:
+        running.append(running[-1] + 1)
         await asyncio.sleep(0.01)
-        starting.append(starting[-1] - 1)
-        return "10.0.0.1"
+        running.append(running[-1] - 1)
+        return {"student engine 0": "10.0.0.1"}
 
-    services = Services.__new__(Services)
-    services.recipe, services.plan = Recipe(), make_plan(Recipe(), [Share(8, gpus)])
-    services._names = {"a": "student engine 0", "b": "teacher engine 0", "c": "learner rank 0"}
-    handle = SimpleNamespace(start=SimpleNamespace(remote=begin))
-    services._pools, services.learners = {"student": [handle], "teacher": [handle]}, [handle]
-    hosts = asyncio.run(services._start_all([]))
-    assert hosts == {"student engine 0": "10.0.0.1", "teacher engine 0": "10.0.0.1"}
-    assert max(starting) == most and len(starting) == 7
+    rollout = handle(start=begin, start_deadline_s=lambda: 1.0)
+    rank = handle(place=lambda _: Place("10.0.0.2", 7, True), start=begin, open_transport=lambda *a: opened.append(a))
+    assert started(rollout, rank, gpus) == {"student engine 0": "10.0.0.1", "learner rank 0": "10.0.0.2"}
+    assert max(running) == most
+    ((pool, _, handed, workers, host, port),) = opened
+    assert (pool, handed, workers, host, port) == ("student", rollout, 1, "10.0.0.2", 7)
 
 
-@pytest.mark.parametrize(("gpus", "told"), [(1, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}), (3, {})])
-def test_handles_of_cuda_ipc_may_travel_to_the_engines_workers(gpus: int, told: dict[str, str]) -> None:
-    assert engine_environment(make_plan(Recipe(), [Share(8, gpus)])) == told
+def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
 
+    @contextmanager
+    def reserved(*_: Any) -> Iterator[str]:
+        events.append("reserved")
+        try:
+            yield "group"
+        finally:
+            events.append("given back")
 
-def test_engines_wake_up_once_the_learner_has_given_its_memory_back() -> None:
-    told: list[str] = []
+    def build(*_: Any) -> Any:
+        return SimpleNamespace(stop=lambda: events.append("learner stopped"))
 
-    def handle(name: str) -> Any:
-        def method(called: str) -> Any:
-            async def remote() -> None:
-                told.append(f"{name} {called}")
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no such class on this node")
 
-            return SimpleNamespace(remote=remote)
-
-        return SimpleNamespace(**{called: method(called) for called in ("sleep", "wake_up", "release_cache")})
-
-    services = Services.__new__(Services)
-    services.recipe = Recipe()
-    services._pools = {"student": [handle("student")], "teacher": [handle("teacher")]}
-    services.learners = [handle("learner")]
-    asyncio.run(services.sleep())
-    assert sorted(told) == ["student sleep", "teacher sleep"]
-    asyncio.run(services.wake())
-    assert told[2] == "learner release_cache" and sorted(told[3:]) == ["student wake_up", "teacher wake_up"]
-
-    services._pools["teacher"] = []  # as beside an adapter
-    asyncio.run(services.sleep())
-    assert told[5:] == ["student sleep"]
-
-
-def test_an_engine_that_does_not_wake_up_is_named() -> None:
-    async def never() -> None:
-        await asyncio.Event().wait()
-
-    services = Services.__new__(Services)
-    services.recipe = Recipe(weights=WeightsConfig(deadline_s=0.1))
-    services._pools = {"student": [SimpleNamespace(wake_up=SimpleNamespace(remote=never))]}
-    services.learners = [SimpleNamespace(release_cache=SimpleNamespace(remote=answer_at_once))]
-    with pytest.raises(
-        TimeoutError, match=r"^engines that wake up: no answer from student engine 0 of 1 within 0\.1 s$"
+    for name, stand_in in (("reserved", reserved), ("_learner", build), ("_rollout", fail)):
+        monkeypatch.setattr(assembly, name, stand_in)
+    recipe = Recipe()
+    plan = make_plan(recipe, [Share(8, 0)])
+    with (
+        pytest.raises(RuntimeError, match="no such class"),
+        assembly.running(recipe, plan, Path("config.toml"), "/shards", {}),
     ):
-        asyncio.run(services.wake())
+        raise AssertionError("it did not start")
+    assert events == ["reserved", "learner stopped", "given back"]
+
+
+# The loop's ends of both
+
+
+class TwoServices:
+    """Both services as the loop uses them: remembers what was asked, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        async def method(*arguments: Any) -> Any:
+            self.asked.append(" ".join([name, *(str(a) for a in arguments[:2] if isinstance(a, (str, int)))]))
+            return {"push": "ab", "score": np.zeros(2, np.float32), "canary": 0.5}.get(name)
+
+        return method
+
+
+def loop_over(both: TwoServices) -> Pipeline:
+    pipeline = Pipeline.__new__(Pipeline)  # its parts are what is tested, and a renderer takes a model's folder
+    pipeline.rollout = pipeline.learner = both  # type: ignore[assignment]
+    pipeline._canary = (np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
+    return pipeline
+
+
+def test_a_push_is_proved_by_version_digest_and_canary() -> None:
+    both = TwoServices()
+    pushed = asyncio.run(loop_over(both).push(4))
+    assert (pushed.digest, pushed.canary) == ("ab", 0.5)
+    assert both.asked == ["push student 4", "prove student 4", "score canary at version 4: learner", "canary student 4"]
+
+
+# What a user reads
+
+
+def test_causes_are_read_through_groups_and_rays_wrapping() -> None:
+    wrapped = RuntimeError("traceback of an actor")
+    wrapped.cause = ValueError("run.steps: found 0")  # type: ignore[attr-defined]
+    group = ExceptionGroup("both", [wrapped, ExceptionGroup("inner", [ValueError("a"), ValueError("a")])])
+    assert errors.explained(group) == (["run.steps: found 0", "a"], 2)
+    assert errors.explained(ExceptionGroup("g", [ValueError("a"), OSError("b")])) == (["a", "b"], 1)
+    with pytest.raises(KeyError):
+        errors.explained(ExceptionGroup("g", [ValueError("a"), KeyError("ours")]))
+
+
+def test_old_logs_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    old = time.time() - (LOG_DAYS + 1) * 24 * 3600
+    names = {"student engine 0-999999999.log": old, f"running-{os.getpid()}.log": old, "new-999999998.log": time.time()}
+    for name, when in names.items():
+        (tmp_path / name).write_text("said")
+        os.utime(tmp_path / name, (when, when))
+    remove_old_logs(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"running-{os.getpid()}.log", "new-999999998.log"}

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cluster.fleet.scheduler import EnginePool
+from cluster.fleet.scheduler import EnginePool, Scheduler
 from evidence.records import RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
@@ -16,6 +15,7 @@ from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream
 from rollout.waits import Turnstile
 from rollout.worker import Group
+from tests.fakes import FakeEngine
 from tests.virtual_time import run_virtual
 
 IDS = np.array([1], np.int32)
@@ -290,14 +290,16 @@ def test_a_meter_counts_time_in_which_anything_was_under_way_once(monkeypatch: p
     assert meter.take() == StageTime(1.0, 0)  # from 6 to 7
 
 
-class PacedEngine:
+class PacedEngine(FakeEngine):
     """Draws one group after another, each in `seconds`; its samples are of the version that it held at the start."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.version, self._turn = seconds, 0, asyncio.Lock()
-        self.sample = SimpleNamespace(remote=self._sample)
+        super().__init__()
+        self.seconds, self._turn = seconds, asyncio.Lock()
 
-    async def _sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+    async def sample(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+    ) -> list[Sample]:
         async with self._turn:
             version = self.version
             await asyncio.sleep(self.seconds)
@@ -309,7 +311,7 @@ class PooledEngines(Engines):
 
     def __init__(self, engines: Sequence[PacedEngine]) -> None:
         super().__init__()
-        self.pool = EnginePool(engines, 2)  # one group at a time
+        self.pool = EnginePool(Scheduler(engines, 2))  # one group at a time
 
     async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
         return await self.pool.sample(group.rows, SamplingConfig(1.0, 8), group.seed)

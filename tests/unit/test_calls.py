@@ -1,0 +1,100 @@
+"""Waiting for actors: every wait has a deadline, and says for whom; a death is one line."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from cluster.fleet.calls import all_within, ask, each_within, reason, within
+
+
+async def answer(value: str, after_s: float = 0.0) -> str:
+    await asyncio.sleep(after_s)
+    return value
+
+
+async def fail(after_s: float = 0.0) -> str:
+    await asyncio.sleep(after_s)
+    raise RuntimeError("rank 1 died")
+
+
+def ranks(*answers: Any) -> dict[str, Any]:
+    return {f"rank {place}": one for place, one in enumerate(answers)}
+
+
+def test_the_one_who_is_late_is_named() -> None:
+    assert asyncio.run(within(5, "the probe", answer("a"))) == "a"
+    with pytest.raises(TimeoutError, match=r"^the probe: no answer within 0\.05 s$"):
+        asyncio.run(within(0.05, "the probe", answer("a", 60)))
+
+
+def test_a_deadline_within_the_work_keeps_its_own_name() -> None:
+    async def rollouts() -> None:
+        raise TimeoutError("rollouts of group 000003-001: not done within 600 s")
+
+    with pytest.raises(TimeoutError, match=r"^rollouts of group 000003-001: not done within 600 s$"):
+        asyncio.run(within(5, "rollout service at step 3", rollouts()))
+
+
+def test_every_rank_answers_in_its_place() -> None:
+    assert asyncio.run(all_within(5, "learner", ranks(answer("a", 0.05), answer("b")))) == ["a", "b"]
+    assert asyncio.run(all_within(5, "learner", {})) == []
+
+
+@pytest.mark.parametrize(
+    ("delays", "named"),
+    [((0, 60, 0), r"rank 1 \(of 3\)"), ((60, 60, 0), r"rank 0, rank 1 \(of 3\)"), ((60,), r"rank 0 \(of 1\)")],
+)
+def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], named: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match=rf"^learner at step 3: no answer from {named} within 0\.1 s$"):
+        asyncio.run(all_within(0.1, "learner at step 3", ranks(*(answer("a", delay) for delay in delays))))
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("delay", [60, 0], ids=["one that waits for it", "one that is done"])
+def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="rank 1 died"):
+        asyncio.run(all_within(60, "learner", ranks(answer("a", delay), fail())))
+    assert time.monotonic() - begun < 30
+
+
+# Who died. Of real processes: tests/engine/test_pipeline.py.
+
+SHORT_OF_MEMORY = (
+    "2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2, ID: 1f) was "
+    "22.17GB used / 23.54GB limit (0.941923)\nOOM kill reason: Memory usage exceeded\n...\n"
+)
+NO_MORE = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nIts process has died. Some common causes"
+
+
+def dying(lost: Exception) -> Any:
+    async def step() -> None:
+        raise lost
+
+    return SimpleNamespace(step=SimpleNamespace(remote=step))
+
+
+def test_a_host_without_memory_is_reported_by_the_first_line_of_rays_account() -> None:
+    assert reason(OutOfMemoryError(SHORT_OF_MEMORY)) == SHORT_OF_MEMORY.splitlines()[0]
+
+
+def test_an_actor_that_dies_is_named_and_the_reason_is_rays_last_line() -> None:
+    with pytest.raises(RuntimeError, match=r"^learner rank 1 died: Its process has died\.$"):
+        asyncio.run(ask("learner rank 1", dying(RayActorError("0a1b", NO_MORE)), "step"))
+
+
+def test_an_actor_that_dies_while_it_streams_is_named() -> None:
+    async def parts() -> Any:
+        yield answer("first")
+        raise RayActorError("0a1b", NO_MORE)
+
+    async def read() -> list[str]:
+        return [part async for part in each_within(5, "learner rank 0", "exporting", parts())]
+
+    with pytest.raises(RuntimeError, match=r"^learner rank 0 died: Its process has died\.$"):
+        asyncio.run(read())

@@ -1,0 +1,200 @@
+"""The owner of the engines, over stand-ins: who starts when, who is told what, and who is named."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.config import Recipe
+from cluster.fleet.fleet import CanaryText, Fleet
+from cluster.fleet.launch import engine_environment
+from cluster.fleet.placement import Share, make_plan
+from evidence.records import Floats, Ids
+from rollout.config import EngineConfig
+from tests.fakes import FakeEngine, fake_logprobs
+from tests.virtual_time import run_virtual
+
+CONFIGS = {"student": EngineConfig(), "teacher": EngineConfig()}
+IDS = np.arange(4, dtype=np.int32)
+
+
+def fleet_of(students: Sequence[Any], teachers: Sequence[Any] = (), **options: Any) -> Fleet:
+    return Fleet({"student": students, "teacher": teachers}, CONFIGS, **options)
+
+
+def named(count: int, pool: str = "student") -> list[FakeEngine]:
+    return [FakeEngine(name=f"{pool} engine {index}") for index in range(count)]
+
+
+async def at_once() -> None:
+    pass
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+# Start
+
+
+class Starting(FakeEngine):
+    def __init__(self, name: str, running: list[int], start: Callable[[], Awaitable[None]] = at_once) -> None:
+        super().__init__(name=name)
+        self._running, self._start = running, start
+
+    async def start(self) -> str:
+        self._running.append(self._running[-1] + 1)
+        await asyncio.sleep(0.01)
+        await self._start()
+        self._running.append(self._running[-1] - 1)
+        return "10.0.0.1"
+
+
+@pytest.mark.parametrize(("in_turn", "most"), [(True, 1), (False, 3)])
+def test_engines_start_side_by_side_or_in_turn(in_turn: bool, most: int) -> None:
+    running = [0]
+    students = [Starting(f"student engine {index}", running) for index in range(2)]
+    fleet = fleet_of(students, [Starting("teacher engine 0", running)], in_turn=in_turn)
+    hosts = asyncio.run(fleet.start())
+    assert hosts == dict.fromkeys(["student engine 0", "student engine 1", "teacher engine 0"], "10.0.0.1")
+    assert max(running) == most and len(running) == 7
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_an_engine_that_does_not_start_is_named(in_turn: bool) -> None:
+    fleet = fleet_of([Starting("student engine 0", [0], never)], named(1, "teacher"), in_turn=in_turn)
+    with pytest.raises(TimeoutError, match=r"^start of student engine 0: no answer within 300 s$"):
+        run_virtual(fleet.start())
+
+
+@pytest.mark.parametrize(("gpus", "in_turn"), [(1, True), (3, False), (0, False)])
+def test_who_shares_a_gpu_starts_in_turn(gpus: int, in_turn: bool) -> None:
+    """vLLM takes what the GPU's other processes allocate while it starts for its own."""
+    assert make_plan(Recipe(), [Share(8, gpus)]).starts_in_turn is in_turn
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(1, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}), (3, {})])
+def test_handles_of_cuda_ipc_may_travel_to_the_engines_workers(gpus: int, told: dict[str, str]) -> None:
+    assert engine_environment(make_plan(Recipe(), [Share(8, gpus)])) == told
+
+
+# Work
+
+
+def test_a_pool_without_engines_is_the_students_without_their_adapter() -> None:
+    asked: list[bool] = []
+
+    class Engine(FakeEngine):
+        async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
+            asked.append(base)
+            return await super().score(prompts, responses)
+
+    fleet = fleet_of([Engine()])
+    for pool in ("teacher", "student"):
+        (found,) = asyncio.run(fleet.pool(pool).score([IDS], [IDS]))
+        assert np.array_equal(found, fake_logprobs(IDS, IDS))
+    assert asked == [True, False]
+
+
+# The weight hand-off. Of real engines: tests/engine/test_weight_handoff.py.
+
+
+def test_every_engine_is_told_its_own_ranks() -> None:
+    """Two engines of two workers each, as vLLM's NCCL and this project's gloo number them."""
+    students, others = named(2), named(1, "teacher")
+    configs = {"student": EngineConfig(tensor_parallel_size=2), "teacher": EngineConfig()}
+    fleet = Fleet({"student": students, "teacher": others}, configs)
+    verb, info = "init_weight_transfer_engine", {"rank_offset": 1, "world_size": 5}
+    asyncio.run(fleet.tell("student", verb, (info,), 1.0))
+    asyncio.run(fleet.tell("student", "start_weight_update", (), 1.0))
+    told = [engine.told for engine in students]
+    assert told[0] == [(verb, info), ("start_weight_update",)]
+    assert told[1] == [(verb, info | {"rank_offset": 3}), ("start_weight_update",)]
+    assert not others[0].told
+
+
+class Deaf(FakeEngine):
+    async def tell(self, verb: str, *arguments: object) -> None:
+        await never()
+
+
+@pytest.mark.parametrize("verb", ["update_weights", "wake_up"])
+def test_an_engine_that_does_not_answer_is_named(verb: str) -> None:
+    fleet = fleet_of([*named(1), Deaf(name="student engine 1")])
+    work = fleet.wake_up(0.1) if verb == "wake_up" else fleet.tell("student", verb, ({},), 0.1)
+    with pytest.raises(TimeoutError, match=r"no answer from student engine 1 \(of 2\) within 0\.1 s$"):
+        asyncio.run(work)
+
+
+def test_all_engines_fall_asleep_and_wake_up() -> None:
+    students, teachers = named(2), named(1, "teacher")
+    fleet = fleet_of(students, teachers)
+    asyncio.run(fleet.sleep(1.0))
+    asyncio.run(fleet.wake_up(1.0))
+    assert all(engine.told == [("sleep",), ("wake_up",)] for engine in (*students, *teachers))
+
+
+@pytest.mark.parametrize(("version", "digest"), [(3, "ab"), (2, "cd"), (3, "")])
+def test_an_engine_that_holds_something_else_is_named(version: int, digest: str) -> None:
+    engines = named(2)
+    for engine in engines:
+        engine.version, engine.digest = 3, "ab"
+    engines[1].version, engines[1].digest = version, digest
+    proof = fleet_of(engines).prove_weights("student", 3, "ab", 1.0)
+    if (version, digest) == (3, "ab"):
+        asyncio.run(proof)
+        return
+    with pytest.raises(RuntimeError, match=f"student engine 1 holds version {version} with digest {digest}, expected"):
+        asyncio.run(proof)
+
+
+class Scoring(FakeEngine):
+    """Its log-probs are given, and come after it was asked and `before` ended."""
+
+    def __init__(self, name: str, *logprobs: float, before: Callable[[], Awaitable[Any]] = at_once) -> None:
+        super().__init__(name=name)
+        self._logprobs, self._before = logprobs, before
+
+    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
+        assert not base
+        await self._before()
+        return [np.array(self._logprobs, np.float32)]
+
+
+def canary(*engines: Scoring) -> float:
+    text = CanaryText(np.arange(3), np.arange(2), np.array([-1.0, -2.0], np.float32))
+    return asyncio.run(fleet_of(engines).prove_canary("student", 7, text, tolerance=0.1, seconds=1.0))
+
+
+def test_the_canary_is_the_worst_engines_mean_difference() -> None:
+    assert canary(Scoring("a", -1.0, -2.0), Scoring("b", -1.02, -2.06)) == pytest.approx(0.04, abs=1e-6)
+
+
+@pytest.mark.parametrize("last", [-2.3, float("nan")])
+def test_an_engine_that_disagrees_is_named(last: float) -> None:
+    with pytest.raises(RuntimeError, match="canary at version 7: student engine 1 differs from the learner by "):
+        canary(Scoring("student engine 0", -1.0, -2.0), Scoring("student engine 1", -1.0, last))
+
+
+def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() -> None:
+    all_are_asked = asyncio.Barrier(4)
+    together = [Scoring(f"student engine {n}", -1.0, -2.0, before=all_are_asked.wait) for n in range(4)]
+    assert canary(*together) == pytest.approx(0.0, abs=1e-6)
+    silent = Scoring("student engine 1", before=never)
+    with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 \(of 2\) within"):
+        canary(Scoring("student engine 0", -1.0, -2.0), silent)
+
+
+# End
+
+
+def test_every_engine_is_stopped_and_one_that_hangs_is_killed() -> None:
+    class Hung(FakeEngine):
+        async def stop(self) -> None:
+            await never()
+
+    engines = [FakeEngine(), Hung()]
+    run_virtual(fleet_of(engines).stop())
+    assert engines[0].told == [("stop",), ("kill",)] and engines[1].told == [("kill",)]
