@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import ray
+from ray.exceptions import RayTaskError
+
 from cluster.fleet.calls import ask
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
@@ -60,7 +63,11 @@ class RayEngine:
         self.name, self._handle = name, handle
 
     async def start(self) -> str:
-        return str(await self._ask("start"))
+        try:
+            return str(await self._ask("start"))
+        except RayTaskError as error:  # of whatever kind: vLLM's log says more than its errors
+            said = f"{self.name} did not start: {one_line(error.cause)}\n{await self._ask('log_tail')}"
+            raise RuntimeError(said) from None
 
     async def sample(
         self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool
@@ -86,9 +93,13 @@ class RayEngine:
         await self._ask("shutdown")
 
     def kill(self) -> None:
-        import ray
-
         ray.kill(self._handle)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.name, self._handle, method, *arguments)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says; its kind as well where that is a mistake in the code, which says little."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, (RuntimeError, ValueError, OSError)) else f"{type(error).__name__}: {said}"

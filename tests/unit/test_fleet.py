@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
+from cluster.fleet.engines import RayEngine
 from cluster.fleet.fleet import CanaryText, Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
@@ -67,6 +70,28 @@ def test_an_engine_that_does_not_start_is_named(in_turn: bool) -> None:
     fleet = fleet_of([Starting("student engine 0", [0], never)], named(1, "teacher"), in_turn=in_turn)
     with pytest.raises(TimeoutError, match=r"^start of student engine 0: no answer within 300 s$"):
         run_virtual(fleet.start())
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (TypeError("got an unexpected keyword"), "TypeError: got an unexpected keyword"),
+        (AttributeError("no attribute 'model'"), "AttributeError: no attribute 'model'"),
+        (ValueError("no such dtype\n found"), "no such dtype found"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_engine_that_fails_to_start_shows_its_log_whatever_it_raised(cause: Exception, said: str) -> None:
+    async def start() -> str:
+        raise RayTaskError("start", "traceback", cause)
+
+    async def log_tail() -> str:
+        return "  last lines of a.log:\n    CUDA error"
+
+    actor = SimpleNamespace(start=SimpleNamespace(remote=start), log_tail=SimpleNamespace(remote=log_tail))
+    with pytest.raises(RuntimeError) as raised:
+        asyncio.run(RayEngine("student engine 0", actor).start())
+    assert str(raised.value) == f"student engine 0 did not start: {said}\n  last lines of a.log:\n    CUDA error"
 
 
 @pytest.mark.parametrize(("gpus", "in_turn"), [(1, True), (3, False), (0, False)])
