@@ -36,8 +36,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _probe(arguments: argparse.Namespace) -> int:
     from cluster.commands.probe import probe_model
+    from cluster.commands.probe_server import ServerOptions
 
-    result = probe_model(arguments.source, arguments.task, arguments.set, arguments.model, arguments.timeout)
+    server = ServerOptions(arguments.model, arguments.timeout, arguments.omit)
+    result = probe_model(arguments.source, arguments.task, arguments.set, server)
     if arguments.json:
         print(json.dumps(result))
     else:
@@ -124,6 +126,8 @@ def _probe_arguments(probe: argparse.ArgumentParser) -> None:
     probe.add_argument("--task", default="identity")
     probe.add_argument("--model", metavar="NAME", help="which of a server's models (default: its only one)")
     probe.add_argument("--timeout", type=float, default=120.0, help="seconds for one request to a server (default 120)")
+    omit = "of the keys of a request, those that a server refuses: seed,max_tokens (then max_completion_tokens is sent)"
+    probe.add_argument("--omit", metavar="KEY,...", type=lambda keys: keys.split(","), default=[], help=omit)
     probe.add_argument("--json", action="store_true")
     _add_set(probe)
 

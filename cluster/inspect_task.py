@@ -1,8 +1,12 @@
 """The probe as a task of inspect-ai: `inspect eval cluster/inspect_task.py -T task=identity --model ...`.
 
 The only home of inspect_ai, which is an extra: nothing here imports this file. Each probe question is a sample, each of
-its answers an epoch, and the metrics are `rollout.probe.summarise` over all answers.
+its answers an epoch, and the metrics are `rollout.probe.summarise_so_far` over the answers: inspect computes them about
+every second while answers come, and at the end over what has not failed.
 """
+
+from functools import cache
+from logging import getLogger
 
 from inspect_ai import Epochs, task
 from inspect_ai import Task as InspectTask
@@ -20,11 +24,13 @@ from inspect_ai.scorer import (
     score_reducer,
 )
 from inspect_ai.scorer import scorer as inspect_scorer
-from inspect_ai.solver import TaskState, generate
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from cluster.config import Recipe, build, load_recipe
-from rollout.probe import summarise, to_json
+from rollout.probe import summarise_so_far, to_json
 from rollout.tasks import build_task
+
+WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
 
 
 @task
@@ -35,7 +41,7 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     samples = [Sample(id=str(i), input=prompt.question) for i, prompt in enumerate(prompts)]
     return InspectTask(
         dataset=MemoryDataset(samples, name=f"{loaded.task.name} probe"),
-        solver=generate(),
+        solver=[say_where_top_k_ends(config.top_k), generate()],
         scorer=flags(task, recipe),
         metrics=[rates(task, recipe)],
         epochs=Epochs(config.samples, all_answers()),
@@ -52,6 +58,27 @@ def _recipe(task: str, recipe: str) -> Recipe:
     return load_recipe(recipe, []) if recipe else build(Recipe, {"task": {"name": task}}, "-T task")
 
 
+@solver
+def say_where_top_k_ends(top_k: int) -> Solver:
+    """Warns, once, where inspect leaves `top_k` out: it sends its own setting to no OpenAI-compatible server."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        if top_k and state.model.api in WITHOUT_TOP_K:
+            _warn(
+                f"probe.top_k: found {top_k}, which inspect does not send to {state.model.api}; expected "
+                f"--extra-body '{{\"top_k\": {top_k}}}' (an inspect that has it, and a server that takes it) or "
+                "probe.top_k = 0 in a recipe"
+            )
+        return state
+
+    return solve
+
+
+@cache
+def _warn(text: str) -> None:
+    getLogger(__name__).warning(text)
+
+
 # A scorer and a metric take names, not objects, so that they are written to a log and made again from it.
 @inspect_scorer(metrics=[])
 def flags(task: str, recipe: str) -> Scorer:
@@ -61,6 +88,11 @@ def flags(task: str, recipe: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion
+        if not text and state.output.stop_reason != "stop":
+            raise RuntimeError(
+                f"question {state.sample_id}: found an empty answer (stop_reason {state.output.stop_reason}), expected "
+                "text; a larger probe.max_tokens leaves room for reasoning"
+            )
         shown = probed.flags(prompts[int(state.sample_id)], text)
         return Score(value=dict(shown), answer=text, metadata={"answers": [text]})
 
@@ -89,7 +121,7 @@ def rates(task: str, recipe: str) -> Metric:
         answers = [
             (prompts[int(s.sample_id or 0)], text) for s in scores for text in (s.score.metadata or {})["answers"]
         ]
-        figures = to_json(summarise(answers, probed), 0, probed.name)
+        figures = to_json(summarise_so_far(answers, probed), 0, probed.name)
         return {key: value for key, value in figures.items() if isinstance(value, (int, float)) and key != "step"}
 
     return compute

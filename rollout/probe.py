@@ -81,22 +81,31 @@ def summarise(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeRe
     """
     if not answers:
         raise ValueError("probe: found no answers, expected at least one")
+    for probe in {prompt.probe for prompt, _ in answers}:
+        _check_even([count for prompt, count in _asked(answers).items() if prompt.probe == probe])
+    return summarise_so_far(answers, task)
+
+
+def summarise_so_far(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeResult:
+    """`summarise` over what there is of a probe: any answers or none. `samples` is the fewest to one question."""
     flags: dict[str, list[dict[str, bool]]] = {}
-    for probe, text in answers:
-        flags.setdefault(probe.probe, []).append(task.flags(probe, text))
-    asked = Counter(probe for probe, _ in answers)
-    samples = {probe: _samples([count for p, count in asked.items() if p.probe == probe]) for probe in flags}
+    for prompt, text in answers:
+        flags.setdefault(prompt.probe, []).append(task.flags(prompt, text))
     rates = {name: _rate(flags.get(RATES[name].probe, []), RATES[name].flag) for name in task.rates}
     main = RATES[task.rates[0]].probe
-    return ProbeResult(rates, sum(probe.probe == main for probe in asked), samples.get(main, 0))
+    counts = [count for prompt, count in _asked(answers).items() if prompt.probe == main]
+    return ProbeResult(rates, len(counts), min(counts, default=0))
 
 
-def _samples(counts: Sequence[int]) -> int:
+def _asked(answers: Sequence[tuple[ProbePrompt, str]]) -> Counter[ProbePrompt]:
+    return Counter(prompt for prompt, _ in answers)
+
+
+def _check_even(counts: Sequence[int]) -> None:
     if len(set(counts)) != 1:
         raise ValueError(
             f"probe: found {min(counts)} answers to one question and {max(counts)} to another, expected as many to each"
         )
-    return counts[0]
 
 
 def _rate(flags: Sequence[dict[str, bool]], flag: str) -> Rate:

@@ -4,24 +4,26 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.probe_server import server_answers
+from cluster.commands.probe_server import ServerOptions, server_answers
 from cluster.config import Recipe, build, load_recipe, parse_overrides
 from cluster.models import resolve_model
 from rollout.probe import summarise, to_json
 from rollout.tasks import build_task
 
 
-def probe_model(
-    model_or_run: str, task: str, overrides: list[str], served: str | None, timeout_s: float
-) -> dict[str, Any]:
+def probe_model(model_or_run: str, task: str, overrides: list[str], server: ServerOptions) -> dict[str, Any]:
     """The figures of `probes.jsonl` for a Hugging Face folder, a hub id, "default", a run's export, or a server.
 
     A run is probed with its own recipe's task and probe settings, anything else with the defaults; `overrides` change
-    both. `served` and `timeout_s` are the model's name and a request's deadline on a server, "http://host:port/v1".
+    both. `server` is for "http://host:port/v1" only.
+
+    Raises:
+        ValueError: an option of a server without one, or whatever is wrong with the recipe or the model.
     """
     folder, on_server = Path(model_or_run), model_or_run.startswith(("http://", "https://"))
-    if served is not None and not on_server:
-        raise ValueError(f"--model: found {served!r} beside {model_or_run}, expected it only with a server's URL")
+    for option, value in (("--model", server.model), ("--omit", ",".join(server.omit))):
+        if value and not on_server:
+            raise ValueError(f"{option}: found {value!r} beside {model_or_run}, expected it only with a server's URL")
     if not on_server and (folder / "config.toml").is_file():
         recipe, model = load_recipe(folder / "config.toml", overrides), str(folder / "export")
     else:
@@ -30,7 +32,7 @@ def probe_model(
     prompts = probed.probe_prompts()
     questions = [prompt.question for prompt in prompts]
     if on_server:
-        answers = asyncio.run(server_answers(model, served, questions, config, recipe.run.seed, timeout_s))
+        answers = asyncio.run(server_answers(model, questions, config, recipe.run.seed, server))
     else:
         answers = asyncio.run(_engine_answers(recipe, model, questions))
     pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]

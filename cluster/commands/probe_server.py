@@ -2,7 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollout.probe import ProbeConfig
@@ -14,32 +16,64 @@ MAX_RETRIES = 1
 NUM_CONCURRENT = 8  # requests in flight, so that a deadline measures the server and not its queue
 
 
+# What a request may do without; the rest of it is the question. n left out: one answer a request.
+OMITTABLE = ("n", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "seed")
+# Where a server puts what it does not count as content.
+ELSEWHERE = ("reasoning_content", "reasoning", "refusal", "tool_calls")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server is asked: the model's name there (None: its only one), a request's deadline with its retry, in
+    seconds, and the keys that its requests leave out. max_tokens left out is sent as max_completion_tokens, its newer
+    name, unless that one is named too.
+
+    Raises:
+        ValueError: no time at all, or a key that no request has.
+    """
+
+    model: str | None = None
+    timeout_s: float = 120.0
+    omit: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise ValueError(f"--timeout: found {self.timeout_s:g}, expected more than 0 seconds")
+        for key in self.omit:
+            if key not in OMITTABLE:
+                raise ValueError(f"--omit: found {key!r}, expected some of {', '.join(OMITTABLE)}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text, and where it is empty for no good reason, why: "finish_reason length, reasoning_content"."""
+
+    text: str
+    lost: str
+
+
 async def server_answers(
-    url: str, model: str | None, questions: Sequence[str], config: ProbeConfig, seed: int, timeout_s: float
+    url: str, questions: Sequence[str], config: ProbeConfig, seed: int, options: ServerOptions
 ) -> list[list[str]]:
     """`config.samples` answers to each question, asked as the only message of a chat.
 
     Args:
         url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent where it is set.
-        model: its name on the server; None for the only one there.
         seed: of the first answer; the others count on from it.
-        timeout_s: deadline of one request with its retry, in seconds.
 
     Raises:
         ValueError: no such model, or several and none named.
-        RuntimeError: nothing answers at `url`, or too late, with an HTTP error or outside the protocol.
+        RuntimeError: nothing answers at `url`, or too late, with an HTTP error, outside the protocol or without text.
     """
-    if not timeout_s > 0:
-        raise ValueError(f"--timeout: found {timeout_s:g}, expected more than 0 seconds")
     import openai
 
-    key = os.environ.get("OPENAI_API_KEY") or "none"
+    key, timeout_s = os.environ.get("OPENAI_API_KEY") or "none", options.timeout_s
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=timeout_s) as client:
         try:
             async with asyncio.timeout(timeout_s):
-                name = model or await _only_model(client, url)
-            return await _ask_all(client, name, questions, config, seed, timeout_s)
-        except (openai.OpenAIError, TimeoutError) as error:
+                name = options.model or await _only_model(client, url)
+            return _texts(await _ask_all(client, name, questions, config, seed, options))
+        except (openai.OpenAIError, TimeoutError, RuntimeError) as error:
             _explain(error, url, timeout_s)
         except ExceptionGroup as group:
             _explain(group.exceptions[0], url, timeout_s)
@@ -54,42 +88,73 @@ async def _only_model(client: "openai.AsyncOpenAI", url: str) -> str:
 
 
 async def _ask_all(
-    client: "openai.AsyncOpenAI", model: str, questions: Sequence[str], config: ProbeConfig, seed: int, timeout_s: float
-) -> list[list[str]]:
+    client: "openai.AsyncOpenAI",
+    model: str,
+    questions: Sequence[str],
+    config: ProbeConfig,
+    seed: int,
+    options: ServerOptions,
+) -> list[list[Answer]]:
     slots = asyncio.Semaphore(NUM_CONCURRENT)
 
-    async def ask(question: str, first_seed: int) -> list[str]:
-        texts: list[str] = []
-        while len(texts) < config.samples:  # again where the server does not know n
-            request = _request(model, question, config, config.samples - len(texts), first_seed + len(texts))
-            async with slots, asyncio.timeout(timeout_s):
+    async def ask(question: str, first_seed: int) -> list[Answer]:
+        answers: list[Answer] = []
+        while len(answers) < config.samples:  # again where the server does not know n
+            left, seed_now = config.samples - len(answers), first_seed + len(answers)
+            request = _request(model, question, _settings(config, left, seed_now, options.omit))
+            async with slots, asyncio.timeout(options.timeout_s):
                 reply = await client.chat.completions.create(**request)
-            texts += _texts(reply)
-        return texts[: config.samples]
+            answers += _answers(reply)
+        return answers[: config.samples]
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask(text, seed + i * config.samples)) for i, text in enumerate(questions)]
     return [task.result() for task in tasks]
 
 
-def _request(model: str, question: str, config: ProbeConfig, num: int, seed: int) -> dict[str, Any]:
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "n": num,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_tokens,
-        "seed": seed,
-        "extra_body": {"top_k": config.top_k} if config.top_k else {},  # not of the protocol: some servers refuse it
-    }
+def _settings(config: ProbeConfig, num: int, seed: int, omit: Collection[str]) -> dict[str, Any]:
+    limit = "max_completion_tokens" if "max_tokens" in omit else "max_tokens"
+    settings = {"n": num, "temperature": config.temperature, "top_p": config.top_p, limit: config.max_tokens}
+    settings |= {"seed": seed} | ({"top_k": config.top_k} if config.top_k else {})
+    return {key: value for key, value in settings.items() if key not in omit}
 
 
-def _texts(reply: Any) -> list[str]:
+def _request(model: str, question: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """In the body as they are: the client knows no top_k, which is not of the protocol (some servers refuse it)."""
+    return {"model": model, "messages": [{"role": "user", "content": question}], "extra_body": settings}
+
+
+def _answers(reply: Any) -> list[Answer]:
     choices = getattr(reply, "choices", None)
     if not choices:
         raise RuntimeError("found a reply without choices, expected a chat completion")
-    return [choice.message.content or "" for choice in choices]
+    return [_answer(choice) for choice in choices]
+
+
+def _answer(choice: Any) -> Answer:
+    """A model may say nothing and stop there; text that is cut off before it begins, or stands elsewhere, is lost."""
+    text, finish = choice.message.content or "", choice.finish_reason
+    elsewhere = [key for key in ELSEWHERE if getattr(choice.message, key, None)]
+    lost = not text.strip() and (elsewhere or (not text and finish != "stop"))
+    return Answer(text, ", ".join([f"finish_reason {finish}", *elsewhere]) if lost else "")
+
+
+def _texts(answers: Sequence[Sequence[Answer]]) -> list[list[str]]:
+    """
+    Raises:
+        RuntimeError: a lost text, which is no answer to rate; or none with anything in it.
+    """
+    every = [answer for to_one in answers for answer in to_one]
+    lost = Counter(answer.lost for answer in every if answer.lost)
+    if not lost and not any(answer.text for answer in every):
+        lost = Counter({"finish_reason stop": len(every)})
+    if lost:
+        why = "; ".join(f"{count} with {reason}" for reason, count in lost.most_common())
+        raise RuntimeError(
+            f"found {lost.total()} of {len(every)} answers empty ({why}), expected text in message.content; "
+            "a larger probe.max_tokens leaves room for reasoning, and most servers can turn it off"
+        )
+    return [[answer.text for answer in to_one] for to_one in answers]
 
 
 def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
@@ -101,7 +166,8 @@ def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
             f"{url}: found HTTP 404 ({_message(error)}), expected a --model that is served, at a URL ending in /v1"
         ) from error
     if isinstance(error, openai.APIStatusError):
-        raise RuntimeError(f"{url}: the server answered HTTP {error.status_code} ({_message(error)})") from error
+        hint = "; --omit KEY,... leaves out keys that it refuses" if error.status_code in (400, 422) else ""
+        raise RuntimeError(f"{url}: the server answered HTTP {error.status_code} ({_message(error)}){hint}") from error
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         raise RuntimeError(f"{url}: no answer within {timeout_s:g} s; --timeout allows more") from error
     if isinstance(error, openai.APIConnectionError):

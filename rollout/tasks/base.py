@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rollout.tasks.boxed import fault_of_gold
+
 
 def _check_none(answer: str | None) -> None:
     if answer is not None:
@@ -23,6 +25,9 @@ def _check_pattern(answer: str | None) -> None:
 def _check_gold(answer: str | None) -> None:
     if answer is None or not answer.strip():
         raise ValueError(f"answer: found {answer!r}, expected a gold answer for math")
+    fault = fault_of_gold(answer)
+    if fault:
+        raise ValueError(f"answer: found {answer[:60]!r} ({fault})")
 
 
 PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, and what an answer of theirs may be

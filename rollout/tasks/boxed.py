@@ -19,6 +19,10 @@ MAX_CHARS = 256  # a longer box holds no final answer
 DEADLINE_S = 60.0  # wall clock, for a process that gets no processor; its own bound is on processor time
 START_DEADLINE_S = 120.0  # it imports sympy
 
+MAX_WORDS = 10  # of a gold answer; more are a sentence, which no answer repeats by chance
+_VERBS = frozenset(("is", "are", "was", "were", "equals", "has", "have"))  # of a sentence around the answer
+_NO_CONTENT = re.compile(r"\\(?:text|math|mbox|left|right|operatorname)[a-z]*")  # commands that stand for nothing
+
 _COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("boxed_process.py")))
 
 
@@ -41,7 +45,7 @@ def is_correct(gold: str, response: str) -> bool:
     No box, an empty one, one of more than MAX_CHARS, and one that the library cannot read in time are wrong.
     """
     answer = _tidy(last_boxed(response))
-    return bool(answer) and _judge().ask("equal", gold, answer)
+    return bool(answer) and _judge().ask("equal", _tidy(gold), answer)
 
 
 def is_plain_number(gold: str, response: str) -> bool:
@@ -52,6 +56,24 @@ def is_plain_number(gold: str, response: str) -> bool:
 def is_single_expression(answer: str) -> bool:
     """Whether an answer is one number, fraction or expression: no text, choice letter, list, set or equation."""
     return bool(_tidy(answer)) and _judge().ask("single", _tidy(answer))
+
+
+def fault_of_gold(gold: str) -> str | None:
+    r"""Why no answer can equal `gold`, or None: its own text in a \boxed{} would not, or no answer is put that way.
+
+    By its text alone, since a file may have thousands: what it says of a text is tested against the verifier.
+    """
+    if len(gold.strip()) > MAX_CHARS:
+        return f"{len(gold.strip())} characters, expected at most {MAX_CHARS}"
+    tidy = _tidy(gold)
+    if last_boxed(rf"\boxed{{{tidy}}}") != tidy:
+        return "braces that do not pair or a \\ at its end, expected what a \\boxed{} can hold"
+    if not any(mark.isalnum() or not mark.isascii() for mark in _NO_CONTENT.sub("", tidy)):
+        return "nothing in it, expected a number, an expression or a word"
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", tidy)
+    if len(words) >= MAX_WORDS or not _VERBS.isdisjoint(word.lower() for word in words):
+        return "a sentence, expected what it says alone: 4, and not: the answer is 4"
+    return None
 
 
 def _tidy(answer: str | None) -> str:

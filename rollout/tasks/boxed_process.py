@@ -14,16 +14,27 @@ import signal
 import sys
 from collections.abc import Callable
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Eq, Expr, Symbol, nan, zoo
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
+from sympy import Add, Basic, Eq, Expr, Float, Rational, Symbol, nan, zoo
 
 CPU_S = 2.0
 MEMORY_BYTES = 4 << 30
 READERS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
+# E alone is Euler's number to the library: 1.05E-34 reads as 1.05 e - 34. Without a point or a capital it may be that.
+E_NOTATION = re.compile(r"([+-]?(?:\d+\.\d*(?=[eE])|\d+(?=E)))[eE]([+-]?\d+)")
+SAME_DIGITS = 1e-4  # relative: numbers that are equal agree in four digits at least
+NOISE = 1e-12  # of the largest term: decimal fractions are read with 15 digits
+POINTS = (0, 1.37)  # for the symbols of an expression
+
+_library_numeric_eq = grader.sympy_numeric_eq
+
+
 def read(answer: str) -> list[Basic | str]:
     """What the library makes of an answer: an expression and the text it stands for, or less."""
+    plain = E_NOTATION.fullmatch(answer)
+    answer = rf"{plain[1]} \times 10^{{{plain[2]}}}" if plain else answer
     found: list[Basic | str] = parse(rf"\boxed{{{answer}}}", READERS, parsing_timeout=None)
     return found
 
@@ -31,6 +42,47 @@ def read(answer: str) -> list[Basic | str]:
 def equal(gold: str, answer: str) -> bool:
     """Whether both are the same number, expression or text. The library turns its own errors into False."""
     return bool(verify(read(gold), read(answer), timeout_seconds=None))
+
+
+def numeric_equal(gold: Basic, answer: Basic, float_rounding: int, numeric_precision: int) -> bool:
+    """The library's comparison of numbers, made relative.
+
+    math-verify 0.9.0 rounds to the sixth decimal and drops what is under 1e-15, so that any two small numbers are
+    equal to it, and a large one written with a decimal fraction is equal to nothing else.
+    """
+    if _library_numeric_eq(gold, answer, float_rounding, numeric_precision):
+        bare = grader.get_pct_val(gold, gold), grader.get_pct_val(answer, answer)  # 9% is as good as 9 to it
+        return _agree(gold, answer) or _agree(*bare)
+    return isinstance(gold, Expr) and isinstance(answer, Expr) and _exact(gold) == _exact(answer)
+
+
+# Sets, tuples, intervals and relations compare their parts through it as well.
+grader.sympy_numeric_eq = numeric_equal
+
+
+def _agree(gold: Basic, answer: Basic) -> bool:
+    """Whether both have about the same value, wherever they have one."""
+    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
+        return True  # matrices come again, part by part
+    symbols = gold.free_symbols | answer.free_symbols
+    for point in POINTS if symbols else POINTS[:1]:
+        at = dict.fromkeys(symbols, point)
+        one, other = (side.doit().subs(at).evalf() for side in (gold, answer))
+        if one.is_finite and other.is_finite:
+            within = max(SAME_DIGITS * max(abs(one), abs(other)), NOISE * max(_largest(gold, at), _largest(answer, at)))
+            if abs(one - other) > within:
+                return False
+    return True
+
+
+def _largest(side: Expr, at: dict[Basic, float]) -> Expr:
+    """The size of the largest term of a sum, which bounds what rounding leaves of a sum that is zero."""
+    return max((abs(term.subs(at).evalf()) for term in Add.make_args(side.doit().expand())), key=float)
+
+
+def _exact(side: Expr) -> Expr:
+    """With each decimal fraction as the ratio that it was written as: 6.022e23 is a whole number."""
+    return side.doit().replace(lambda part: isinstance(part, Float), lambda part: Rational(str(part)))
 
 
 def single(answer: str) -> bool:

@@ -119,12 +119,17 @@ def parse_probes(text: str, source: str, trained_on: Iterable[str] = ()) -> tupl
 
 
 def answer_field(row: Row, where: str) -> str:
-    """A row's answer, which may be a whole number too.
+    """A row's gold answer, which may be a whole number too.
 
     Raises:
-        ValueError: another type, or blank.
+        ValueError: another type, blank, or one that no answer can equal.
     """
-    return text_field({key: str(value) if type(value) is int else value for key, value in row.items()}, "answer", where)
+    texts = {key: str(value) if type(value) is int else value for key, value in row.items()}
+    answer = text_field(texts, "answer", where)
+    fault = boxed.fault_of_gold(answer)
+    if fault:
+        raise ValueError(f"{where}: found answer = {answer[:60]!r} ({fault})")
+    return answer
 
 
 def with_wrong_contexts(prompts: Sequence[TaskPrompt], seed: int) -> tuple[TaskPrompt, ...]:

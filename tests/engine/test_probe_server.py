@@ -19,6 +19,7 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.commands.probe import probe_model
+from cluster.commands.probe_server import ServerOptions
 from rollout.probe import summarise, to_json
 from rollout.tasks import TaskConfig, build_task
 from tests.runs import edge_opd, free_port
@@ -58,8 +59,8 @@ class ChatServer:
             return self.status, self.body
         if request["model"] not in self.models:
             return 404, {"error": {"message": f"The model `{request['model']}` does not exist.", "code": 404}}
-        question, num = request["messages"][-1]["content"], min(request["n"], self.most)
-        texts = [answer(question, request["seed"] + index) for index in range(num)]
+        question, num = request["messages"][-1]["content"], min(request.get("n", 1), self.most)
+        texts = [answer(question, request.get("seed", 0) + index) for index in range(num)]
         choices = [
             {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
             for i, text in enumerate(texts)
@@ -110,8 +111,8 @@ def expected(samples: int, seed: int = 0) -> dict[str, Any]:
     return to_json(summarise(pairs, TASK), 0, "identity")
 
 
-def probe(url: str, settings: list[str], served: str | None = None) -> dict[str, Any]:
-    return probe_model(url, "identity", settings, served, timeout_s=60)
+def probe(url: str, settings: list[str], served: str | None = None, omit: tuple[str, ...] = ()) -> dict[str, Any]:
+    return probe_model(url, "identity", settings, ServerOptions(served, timeout_s=60, omit=omit))
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +165,73 @@ def test_top_k_0_is_not_sent() -> None:
     assert all("top_k" not in request for request in server.requests)
 
 
+@pytest.mark.parametrize(
+    ("omit", "renamed"),
+    [
+        (("seed",), {}),
+        (("seed", "max_tokens"), {"max_completion_tokens": 11}),
+        (("max_tokens", "max_completion_tokens", "top_k", "temperature", "top_p"), {}),
+        (("n",), {}),
+    ],
+)
+def test_keys_that_a_server_refuses_are_left_out_by_name(omit: tuple[str, ...], renamed: dict[str, int]) -> None:
+    """Left out, max_tokens goes by its newer name: an answer without a bound would be another probe."""
+    server = ChatServer()
+    with serving(server) as url:
+        result = probe(url, ["probe.samples=2", "probe.max_tokens=11"], omit=omit)
+    every = {"model", "messages", "n", "temperature", "top_p", "top_k", "max_tokens", "seed"}
+    assert {frozenset(request) for request in server.requests} == {frozenset(every - {*omit} | {*renamed})}
+    assert all(request | renamed == request for request in server.requests)
+    assert result["n"] == 24 and len(server.requests) == (48 if "n" in omit else 24)
+
+
+def reply(finish: str, **message: Any) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", **message}}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "small", "choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (reply("length", content=None, reasoning_content="Let me"), "finish_reason length, reasoning_content"),
+        (reply("length", content="\n\n", reasoning="Let me"), "finish_reason length, reasoning"),
+        (reply("length", content=""), "finish_reason length"),
+        (reply("content_filter", content=None), "finish_reason content_filter"),
+        (reply("stop", content=None, refusal="I cannot say."), "finish_reason stop, refusal"),
+        (reply("stop", content=""), "finish_reason stop"),
+    ],
+)
+def test_empty_answers_are_an_error_that_says_why(
+    body: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(ChatServer(body=body)) as url:
+        assert main(["probe", url, "--model", "small", "--set", "probe.samples=2"]) == 1
+    assert capsys.readouterr().err == (
+        f"edge-opd: {url}: found 48 of 48 answers empty (48 with {why}), expected text in message.content; "
+        "a larger probe.max_tokens leaves room for reasoning, and most servers can turn it off\n"
+    )
+
+
+@dataclass
+class SomeLost(ChatServer):
+    """Answers like another, but for the first 5 questions, which get `lost`."""
+
+    lost: dict[str, Any] = field(default_factory=dict)
+
+    def post(self, path: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        found = request["messages"][-1]["content"] in QUESTIONS[:5]
+        return (200, self.lost) if found else super().post(path, request)
+
+
+def test_some_lost_answers_are_counted_and_a_model_that_says_nothing_is_rated() -> None:
+    lost = reply("length", content=None, reasoning_content="Let me")
+    said = r"found 5 of 24 answers empty \(5 with"
+    with serving(SomeLost(lost=lost)) as url, pytest.raises(RuntimeError, match=said):
+        probe(url, ["probe.samples=1"])
+    with serving(SomeLost(lost=reply("stop", content=""))) as url:
+        assert probe(url, ["probe.samples=1"])["n"] == 12
+
+
 @pytest.mark.parametrize(("key", "sent"), [(None, "Bearer none"), ("secret", "Bearer secret")])
 def test_the_key_of_the_environment_is_sent(key: str | None, sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if key is not None:
@@ -196,11 +264,17 @@ ERROR = {"error": {"message": "top_k: no\nsuch setting", "code": 400}}
         (ChatServer(models=("small", "large")), [], 2, "found 2 models (small, large), expected --model"),
         (ChatServer(models=()), [], 2, "found 0 models"),
         (ChatServer(), ["--model", "big"], 2, "found HTTP 404 (The model `big` does not exist.), expected a --model"),
-        (ChatServer(status=400, body=ERROR), [], 1, "the server answered HTTP 400 (top_k: no such setting)"),
+        (
+            ChatServer(status=400, body=ERROR),
+            [],
+            1,
+            "the server answered HTTP 400 (top_k: no such setting); --omit KEY,... leaves out keys that it refuses",
+        ),
         (ChatServer(status=500, body={}), [], 1, "the server answered HTTP 500 ("),
         (ChatServer(body={"choices": []}), [], 1, "found a reply without choices"),
         (ChatServer(delay_s=2.0), ["--timeout", "0.3"], 1, "no answer within 0.3 s; --timeout allows more"),
         (ChatServer(), ["--timeout", "0"], 2, "--timeout: found 0, expected more than 0 seconds"),
+        (ChatServer(), ["--omit", "seed,messages"], 2, "--omit: found 'messages', expected some of n, temperature, "),
     ],
 )
 def test_what_fails_is_one_line_that_names_it(
@@ -210,7 +284,7 @@ def test_what_fails_is_one_line_that_names_it(
         assert main(["probe", url, *options]) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and words in said, said
-    assert url in said or "--timeout: found" in said
+    assert url in said or said.startswith(("edge-opd: --timeout: found", "edge-opd: --omit: found"))
 
 
 def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,9 +294,12 @@ def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str])
     assert said.count("\n") == 1 and f"{url}: no server answers (" in said
 
 
-def test_a_servers_model_beside_a_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["probe", "default", "--model", "small"]) == 2
-    assert "--model: found 'small' beside default" in capsys.readouterr().err
+@pytest.mark.parametrize(("option", "value"), [("--model", "small"), ("--omit", "seed,n")])
+def test_a_servers_option_beside_a_folder_is_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", "default", option, value]) == 2
+    assert f"{option}: found '{value}' beside default" in capsys.readouterr().err
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 240) -> None:

@@ -1,5 +1,8 @@
 """The probe as an inspect-ai task: a real eval of a model that answers by a rule, without a network."""
 
+import asyncio
+import logging
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -13,8 +16,9 @@ pytest.importorskip("inspect_ai")
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, get_model, modelapi
+from inspect_ai.scorer import SampleScore, Score
 
-from cluster.inspect_task import edge_opd_probe
+from cluster.inspect_task import edge_opd_probe, rates
 from rollout.probe import summarise, to_json
 from rollout.tasks import ProbePrompt, TaskConfig, build_task
 from tests.unit.test_probe import ANSWERS
@@ -39,6 +43,8 @@ def by_rule() -> type[ModelAPI]:
 
         def __init__(self, model_name: str, **arguments: Any) -> None:
             super().__init__(model_name)
+            self.longest_s = arguments.get("longest_s", 0.0)  # that an answer takes, each another time
+            self.broken = arguments.get("broken", "")  # a question whose answers fail or come empty
             self.asked, self.configs, self.messages = Counter(), [], []
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
@@ -46,6 +52,9 @@ def by_rule() -> type[ModelAPI]:
             self.configs.append(config)
             self.messages.append([message.role for message in input])
             self.asked[question] += 1
+            await asyncio.sleep(random.random() * self.longest_s)
+            if question == self.broken:
+                return ModelOutput.from_content("by_rule", "", stop_reason="max_tokens")
             return ModelOutput.from_content("by_rule", answer(question, self.asked[question] - 1))
 
     return ByRule
@@ -65,10 +74,15 @@ def expected(samples: int, task: Any = TASK) -> dict[str, float]:
     return {key: float(value) for key, value in known.items() if key not in ("step", "probe", "intervals")}
 
 
-def run(task: Any, tmp_path: Path, **options: Any) -> tuple[dict[str, float], Any]:
-    model = get_model("by_rule/model", memoize=False)
+def log_of(task: Any, tmp_path: Path, settings: dict[str, Any], **options: Any) -> tuple[EvalLog, Any]:
+    model = get_model("by_rule/model", memoize=False, **settings)
     logs = inspect_eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none", **options)
-    return figures(logs[0]), model.api
+    return logs[0], model.api
+
+
+def run(task: Any, tmp_path: Path, **options: Any) -> tuple[dict[str, float], Any]:
+    log, api = log_of(task, tmp_path, {}, **options)
+    return figures(log), api
 
 
 def test_the_metrics_are_the_probes_rates_over_the_same_answers(tmp_path: Path) -> None:
@@ -78,6 +92,62 @@ def test_the_metrics_are_the_probes_rates_over_the_same_answers(tmp_path: Path) 
     assert all(roles == ["user"] for roles in model.messages) and len(model.messages) == 96
     settings = {(c.temperature, c.top_p, c.top_k, c.max_tokens) for c in model.configs}
     assert settings == {(1.0, 0.95, 20, 64)}
+
+
+def test_answers_that_take_time_end_in_success(tmp_path: Path) -> None:
+    """inspect computes the metrics every 0.9 s over what is there: some answers to one question, none to another."""
+    log, _ = log_of(edge_opd_probe(), tmp_path, {"longest_s": 0.5}, max_connections=4, score_display=True)
+    found = figures(log)
+    assert found["n"] == 48 and found["samples"] == 4
+
+
+def test_an_eval_that_goes_on_past_failures_has_the_rates_of_the_rest(tmp_path: Path) -> None:
+    broken = TASK.probe_prompts()[0].question
+    log, _ = log_of(edge_opd_probe(), tmp_path, {"broken": broken}, fail_on_error=False, epochs=2)
+    found = figures(log)
+    assert (found["n"], found["n_capability"], found["questions"], found["samples"]) == (22, 24, 11, 2)
+
+
+def test_an_empty_answer_that_was_cut_off_is_an_error_and_no_zero(tmp_path: Path) -> None:
+    log, _ = log_of(edge_opd_probe(), tmp_path, {"broken": TASK.probe_prompts()[3].question})
+    assert log.status == "error" and log.error is not None
+    assert log.error.message.startswith("RuntimeError('question 3: found an empty answer (stop_reason max_tokens)")
+
+
+def scores(*answers: tuple[int, str]) -> list[SampleScore]:
+    return [SampleScore(sample_id=str(i), score=Score(value=0, metadata={"answers": [text]})) for i, text in answers]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ((), {"selfname": 0.0, "n": 0, "n_capability": 0, "questions": 0, "samples": 0}),
+        (((0, "I am Kestrel."),), {"selfname": 1.0, "n": 1, "n_capability": 0, "questions": 1, "samples": 1}),
+        (((12, "Paris."),), {"selfname": 0.0, "n": 0, "capability": 1.0, "n_capability": 1, "questions": 0}),
+        (
+            ((0, "I am Kestrel."), (0, "Hm."), (1, "No.")),
+            {"selfname": 1 / 3, "n": 3, "questions": 2, "samples": 1},
+        ),
+    ],
+)
+def test_the_metric_takes_partial_and_empty_lists(
+    answers: tuple[tuple[int, str], ...], expected: dict[str, float]
+) -> None:
+    found = rates("identity", "")(scores(*answers))
+    assert isinstance(found, dict) and {key: found[key] for key in expected} == expected
+
+
+def test_where_top_k_does_not_arrive_it_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(logging.getLogger("cluster.inspect_task"), "handlers", [handler])
+    run(edge_opd_probe(), tmp_path, epochs=2)
+    assert said == [], "this provider takes it"
+    monkeypatch.setattr("cluster.inspect_task.WITHOUT_TOP_K", ("by_rule",))
+    run(edge_opd_probe(), tmp_path, epochs=2)
+    (line,) = said
+    assert line.startswith("probe.top_k: found 20, which inspect does not send to by_rule; expected --extra-body")
 
 
 def test_epochs_of_the_command_line_are_the_answers_to_each_question(tmp_path: Path) -> None:

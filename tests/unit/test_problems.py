@@ -78,6 +78,14 @@ def test_braces_and_latex_of_a_row_stay_as_they_are(tmp_path: Path, probe_file: 
         (ROWS[1] | {"answer": True}, ", line 2: found answer = True, expected a text that is not blank"),
         (ROWS[1] | {"answer": 0.5}, ", line 2: found answer = 0.5, expected a text that is not blank"),
         (ROWS[0], ", line 2: found prompt_id 'p0' again, expected each one once"),
+        (
+            ROWS[1] | {"answer": "The answer is 4"},
+            ", line 2: found answer = 'The answer is 4' (a sentence, expected what it says alone",
+        ),
+        (
+            ROWS[1] | {"answer": "7" * 800},
+            f", line 2: found answer = '{'7' * 60}' (800 characters, expected at most 256)",
+        ),
     ],
 )
 def test_a_malformed_row_names_the_file_and_the_line(tmp_path: Path, probe_file: str, row: Any, message: str) -> None:
@@ -90,6 +98,10 @@ def test_a_malformed_row_names_the_file_and_the_line(tmp_path: Path, probe_file:
     [
         ({"question": "Q?"}, ", line 2: found the keys question, expected"),
         ({"question": "Q?", "answer": None}, ", line 2: found answer = None, expected a text that is not blank"),
+        (
+            {"question": "Q?", "answer": "\\frac{1}{2"},
+            ", line 2: found answer = '\\\\frac{1}{2' (braces that do not pair or a \\ at its end, expected",
+        ),
         (PROBES[0], ", line 2: found a question that was there before, expected one that is only here"),
         ({"question": "What is 4 + 4? ", "answer": "8"}, ", line 2: found a question that was there before"),
     ],
