@@ -14,7 +14,7 @@ from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
 from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
-from learner.report import StepReport
+from learner.report import Metric, StepReport
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Trainer:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
         mine = plan(useful, self.engine.num_ranks, self.config.micro_batch_tokens)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
-        rates = {"lr": self.engine.lr} if self.engine.rank == 0 else {}
+        rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
         ran = [
@@ -69,7 +69,7 @@ class Trainer:
         ]
         return StepReport(
             loss=updates[0].loss,
-            metrics=rates | _combine([update.metrics for update in updates], counts.kept),
+            metrics=rate | _combine([update.metrics for update in updates], counts.kept),
             grad_norm=updates[0].grad_norm,
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
@@ -138,14 +138,15 @@ def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tenso
     )
 
 
-def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, float]:
-    """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones."""
+def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, Metric]:
+    """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones. All are parts of the
+    step's, which add up over ranks."""
     first, *later = updates
     metrics = {key: value for key, value in first.items() if key != "clipped_tokens"}
-    if not later or "clipped_tokens" not in first:
-        return metrics
-    clipped = sum(update["clipped_tokens"] for update in later)
-    return metrics | {"clip_fraction": clipped / (max(active, 1) * len(later))}
+    if later and "clipped_tokens" in first:
+        clipped = sum(update["clipped_tokens"] for update in later)
+        metrics["clip_fraction"] = clipped / (max(active, 1) * len(later))
+    return {key: Metric(value, "sum") for key, value in metrics.items()}
 
 
 def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:

@@ -13,6 +13,11 @@ class StageTime:
     seconds: float
     tokens: int
 
+    @property
+    def tokens_per_s(self) -> float:
+        """0 in no time."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
 
 class Stopwatch:
     """Splits one span of wall time into stages that follow each other."""

@@ -1,7 +1,5 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,10 +54,9 @@ class RunDir:
             "the run belongs to another recipe"
         )
 
-    def write_answers(self, step: int, answers: Sequence[tuple[str, str, str]]) -> None:
-        """The probe's texts, for a person to read."""
-        lines = [json.dumps({"probe": probe, "question": q, "answer": a}) for probe, q, a in answers]
-        (self.answers / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+    def answers_of(self, step: int) -> Path:
+        """The file with the answers of the probe at `step`."""
+        return self.answers / f"step-{step:06d}.jsonl"
 
 
 def run_folder(recipe: Recipe, given: str | None) -> Path:

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer
 
 from cluster.__main__ import main
 from cluster.config import load_recipe
-from cluster.observe.sinks import append_json
+from cluster.run.finish import finish
+from cluster.run.record import append_probe, probe_record
 from cluster.run.rundir import RunDir
-from cluster.run.start import finish, learned_groups
+from cluster.run.start import learned_groups
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from rollout.probe import summarise, to_json
+from rollout.probe import summarise
 from rollout.tasks import build_task
 from tests.reference import logprobs_of, plain_model
 from tests.runs import FINISHED, RECIPE, TWO_RANKS, edge_opd, lines, small_arguments, small_run
@@ -295,7 +296,7 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
         (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
     ]
     for step in (0, 24):
-        append_json(folder.probes, to_json(summarise(answers, task), step, "identity"))
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
     assert finish(recipe, "base", folder) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
     assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0
