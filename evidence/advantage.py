@@ -7,6 +7,7 @@ advantages recomputed from a shard are those of the step.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -35,9 +36,9 @@ def zero_variance_groups(rewards: Rewards, group_ids: Sequence[str]) -> int:
 class RewardSums:
     """A step's rewards."""
 
-    total: float
-    count: int  # rollouts that have a reward
-    zero_variance_groups: int
+    total: Annotated[float, "", "sum of the rewards"]
+    count: Annotated[int, "rollouts", "that have a reward"]
+    zero_variance_groups: Annotated[int, "groups", "whose rewards are all equal, so that no advantage is left"]
 
 
 def reward_sums(rewards: Rewards, group_ids: Sequence[str]) -> RewardSums | None:

@@ -5,6 +5,7 @@ Legend: N = response tokens of any number of rollouts, concatenated. Sums are fl
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,17 +35,17 @@ class TokenStats:
     `student_passes` counts the `diagnose` calls that had a student: without one, agreement and k1 are unknown.
     """
 
-    rows: int = 0
-    tokens: int = 0
-    active: int = 0
-    levered: int = 0
-    evidence: float = 0.0
-    abs_evidence: float = 0.0
-    abs_weight_shift: float = 0.0  # over active tokens
-    student_passes: int = 0
-    student_tokens: int = 0
-    agreeing: int = 0  # among student_tokens
-    surprise: float = 0.0  # sum of delta, among student_tokens
+    rows: Annotated[int, "rollouts", "judged"] = 0
+    tokens: Annotated[int, "tokens", "of their responses"] = 0
+    active: Annotated[int, "tokens", "whose weight is not 0"] = 0
+    levered: Annotated[int, "tokens", "active, with |exp(e) - 1| above 0.05"] = 0
+    evidence: Annotated[float, "nats", "sum of e"] = 0.0
+    abs_evidence: Annotated[float, "nats", "sum of |e|"] = 0.0
+    abs_weight_shift: Annotated[float, "", "sum of |w - 1| over the active tokens"] = 0.0
+    student_passes: Annotated[int, "", "how often a student was asked; 0: agreement and k1 are unknown"] = 0
+    student_tokens: Annotated[int, "tokens", "that the student ran"] = 0
+    agreeing: Annotated[int, "tokens", "that the student ran, where e and its surprise have one direction"] = 0
+    surprise: Annotated[float, "nats", "sum of log pi_theta(y|x) - log pi_T(y|x,r), of those that it ran"] = 0.0
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))

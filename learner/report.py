@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from evidence.diagnostics import TokenStats
+from evidence.mismatch import Mismatch
 from evidence.records import Floats
 
 # How the ranks' values of a metric become the step's; in rank order, without the ranks that do not have it.
@@ -33,7 +34,8 @@ class StepReport:
 
     loss and row_tokens add up over ranks; grad_norm and skipped_rows are the same on each. metrics: `clip_fraction` is
     the share of the step's active tokens, over all later updates. `stats` are (guided, sums) per row, and `logprobs`
-    log pi_old(y|x) [T] by rollout_id, of the rows that this rank ran.
+    log pi_old(y|x) [T] by rollout_id, of the rows that this rank ran. `mismatch` is of those of them that were sampled
+    from x: a guided row was sampled under (x, r), and the learner runs it under x.
     """
 
     loss: float
@@ -43,6 +45,7 @@ class StepReport:
     skipped_rows: int
     stats: tuple[tuple[bool, TokenStats], ...]
     logprobs: dict[str, Floats] = field(default_factory=dict)
+    mismatch: Mismatch = field(default_factory=Mismatch)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class LearnedStep:
     skipped_rows: int
     stats: list[tuple[bool, TokenStats]]
     logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
+    mismatch: Mismatch = field(default_factory=Mismatch)  # with who sampled, over the plain rows that were run
 
 
 def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
@@ -68,6 +72,7 @@ def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
         skipped_rows=reports[0].skipped_rows,
         stats=[pair for report in reports for pair in report.stats],
         logprobs={name: values for report in reports for name, values in report.logprobs.items()},
+        mismatch=sum((report.mismatch for report in reports), Mismatch()),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evidence.diagnostics import TokenStats, diagnose
+from evidence.mismatch import Mismatch, mismatch
 from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
@@ -75,6 +76,7 @@ class Trainer:
             skipped_rows=len(rows) - len(useful),
             stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
             logprobs={row.rollout_id: logprobs for row, logprobs in ran},
+            mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in ran), Mismatch()),
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
@@ -155,3 +157,8 @@ def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:
 
 def _row_stats(row: TrainRow, logprobs: Floats | None) -> TokenStats:
     return diagnose(row.evidence, row.weight, logprobs, row.teacher_context_logprobs, rows=1)
+
+
+def _row_mismatch(row: TrainRow, logprobs: Floats) -> Mismatch:
+    """Of a plain row: a guided one was sampled under another prompt than the learner's."""
+    return Mismatch() if row.guided or row.sampler_logprobs is None else mismatch(logprobs, row.sampler_logprobs)

@@ -58,6 +58,8 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
     if (place.checkpoints / "latest").is_file():
         arguments.append("--resume")
     elif place.config.exists():
+        place.hold()  # refused while another process has a run under way there: that one was not interrupted
+        place.release()
         shutil.rmtree(place.root)
     code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
     if code != 0:

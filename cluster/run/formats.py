@@ -8,8 +8,7 @@ many tokens the learner ran in a step of which it skipped rows (agreement and k1
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from evidence.diagnostics import MEANS, STUDENT_MEANS, TokenStats
 from evidence.rates import RATES
@@ -22,7 +21,7 @@ _KEPT = (  # keys that mean in format 1 what they meant in format 0
     "policy_version_max", "weights_digest", "canary",
 )  # fmt: skip
 _LEARNERS = ("lr", "policy_loss", "anchor_kl", "clip_fraction")  # metrics of format 0
-_WHOLE = {field.name for field in fields(TokenStats) if field.type is int or field.type == "int"}
+_WHOLE = {name for name, kind in get_type_hints(TokenStats).items() if kind is int}
 
 
 def migrated_step(line: Line) -> Line:
@@ -59,6 +58,7 @@ def _step_from_0(line: Line) -> Line:
         "metrics": {name: line[name] for name in _LEARNERS if name in line},
         "sums": {name: _sums(group, line) for name, group in groups.items()},
         "rewards": None,
+        "mismatch": None,
         "older_means": {name: means for name, means in older.items() if means},
     }
 

@@ -129,5 +129,6 @@ class Pipeline:
     def _record(
         self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
     ) -> None:
-        pushed = self.pushed
-        self.sink.write_step(step_record(step, produced, learned, own, wall_s, pushed.digest, pushed.canary))
+        pushed, sampler = self.pushed, self.recipe.rollout.sampler
+        record = step_record(step, produced, learned, own, wall_s, pushed.digest, pushed.canary, sampler)
+        self.sink.write_step(record)
