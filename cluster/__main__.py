@@ -41,7 +41,9 @@ def _probe(arguments: argparse.Namespace) -> int:
     server = ServerOptions(arguments.model, arguments.timeout, arguments.omit)
     result = probe_model(arguments.source, arguments.task, arguments.set, server)
     if arguments.json:
-        print(json.dumps(result))
+        from cluster.run.record import line_of_probe
+
+        print(json.dumps(line_of_probe(result)))
     else:
         from cluster.observe.sinks import probe_line
 

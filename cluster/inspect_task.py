@@ -27,7 +27,8 @@ from inspect_ai.scorer import scorer as inspect_scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from cluster.config import Recipe, build, load_recipe
-from rollout.probe import summarise_so_far, to_json
+from cluster.run.record import probe_record, shown_probe
+from rollout.probe import summarise_so_far
 from rollout.tasks import build_task
 
 WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
@@ -121,7 +122,8 @@ def rates(task: str, recipe: str) -> Metric:
         answers = [
             (prompts[int(s.sample_id or 0)], text) for s in scores for text in (s.score.metadata or {})["answers"]
         ]
-        figures = to_json(summarise_so_far(answers, probed), 0, probed.name)
-        return {key: value for key, value in figures.items() if isinstance(value, (int, float)) and key != "step"}
+        record = probe_record(summarise_so_far(answers, probed), 0, probed.name)
+        figures = shown_probe(record) | {"questions": record.questions, "samples": record.samples}
+        return {key: value for key, value in figures.items() if isinstance(value, (int, float))}
 
     return compute

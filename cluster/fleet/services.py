@@ -7,7 +7,6 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from cluster.fleet.calls import all_within, ask, each_within, within
 from cluster.fleet.fleet import GRACE_S, STOP_DEADLINE_S, CanaryText
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Plan
-from evidence.diagnostics import TokenStats
 from evidence.records import Floats, Ids, ShardInfo
+from learner.report import LearnedStep, over_ranks
 from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
@@ -105,19 +104,6 @@ class RolloutService:
         ray.kill(self.handle)
 
 
-@dataclass(frozen=True)
-class LearnedStep:
-    """One learner step over all ranks."""
-
-    loss: float
-    metrics: dict[str, float]
-    grad_norm: float
-    row_tokens: int
-    skipped_rows: int
-    stats: list[tuple[bool, TokenStats]]
-    logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
-
-
 class LearnerService:
     """The driver's end of the learner.
 
@@ -153,16 +139,7 @@ class LearnerService:
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         """One step of all ranks over a shard."""
         reports = await self._ask(self._recipe.learner.step_deadline_s, f"learner at step {shard.step}", "step", shard)
-        keys = reports[0].metrics
-        return LearnedStep(
-            loss=sum(report.loss for report in reports),
-            metrics={key: sum(report.metrics.get(key, 0.0) for report in reports) for key in keys},
-            grad_norm=reports[0].grad_norm,
-            row_tokens=sum(report.row_tokens for report in reports),
-            skipped_rows=reports[0].skipped_rows,
-            stats=[pair for report in reports for pair in report.stats],
-            logprobs={name: values for report in reports for name, values in report.logprobs.items()},
-        )
+        return over_ranks(reports)
 
     async def push(self, pool: str, version: int) -> str:
         """Sends the weights to the engines of `pool` as `version`; returns their digest."""
