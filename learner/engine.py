@@ -28,7 +28,9 @@ from learner.config import LearnerConfig
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.head import Distribution
-from learner.model import Student, checkpoint_layers, head_weight, load_causal_lm
+from learner.load import load_causal_lm
+from learner.logits import head_of
+from learner.model import Student, checkpoint_layers
 from learner.objectives import OBJECTIVES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -138,7 +140,7 @@ class ZeroEngine:
             add_adapter(causal_lm, config)
         if config.gradient_checkpointing:
             checkpoint_layers(causal_lm, config.zero_stage)
-        self.vocabulary = len(head_weight(causal_lm))
+        self.vocabulary = len(head_of(causal_lm).weight)
         student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
         causal_lm.config.use_cache = False
         self.hf_config = causal_lm.config

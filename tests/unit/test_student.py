@@ -31,7 +31,8 @@ from learner import attention
 from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.head import LogprobHead
-from learner.model import Student, checkpoint_layers, load_causal_lm, mixes_rows
+from learner.load import load_causal_lm, mixes_rows
+from learner.model import Student, checkpoint_layers
 from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.train import Trainer
 from tests import fakes
