@@ -7,9 +7,9 @@ from torch import Tensor
 
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
-from learner.engine import DTYPES, sharded, whole
+from learner.deepspeed_quirks import gathered, sharded
 from learner.head import Distribution, LogprobHead
-from learner.load import load_causal_lm
+from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of, logit_form
 from learner.model import Trunk
 
@@ -30,7 +30,7 @@ class FrozenModel:
         causal_lm = load_causal_lm(path, DTYPES[config.dtype])
         weight, form = head_of(causal_lm).weight, logit_form(causal_lm)
         self.vocabulary = len(weight)
-        self._device, self._whole = device, partial(whole, weight)
+        self._device, self._whole = device, partial(gathered, [weight], config)
         self._head = LogprobHead(weight, config.head_chunk_tokens, form=form)
         self._trunk = sharded(Trunk(causal_lm), config, device)
 

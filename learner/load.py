@@ -6,7 +6,6 @@ Legend as in `learner.model`; V = vocabulary.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +20,11 @@ from transformers import (
 
 from learner import attention
 from learner.attention import own_attention
+from learner.folder import check_model_folder
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # as `LearnerConfig.dtype` names them
 TOLERANCE = 5e-3  # nats between two float32 forwards of one model, at the worst token of the vocabulary
 IDS = torch.arange(12)
 
@@ -34,8 +35,7 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     ValueError when the folder is missing, where the model would mix packed rows, and where the learner's log-probs
     would not be the model's.
     """
-    if path.startswith((".", "/")) and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"model.path: {path} holds no config.json, expected a Hugging Face model folder")
+    check_model_folder(path)
     config = AutoConfig.from_pretrained(path)
     _require_pluggable(path, config)
     causal_lm = AutoModelForCausalLM.from_pretrained(

@@ -259,7 +259,7 @@ def test_an_lm_head_with_a_bias_is_refused(tiny_model: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.path: .* holds no config\.json"):
+    with pytest.raises(ValueError, match=r"model\.path: found no config\.json in "):
         load_causal_lm(str(tmp_path), torch.float32)
 
 
