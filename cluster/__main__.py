@@ -90,6 +90,15 @@ def _view(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from cluster.commands.export import export_run
+
+    with contextlib.redirect_stdout(sys.stderr):  # libraries that it loads greet on standard output
+        folder = export_run(Path(arguments.run))
+    print(folder)
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from cluster.commands.doctor import print_report
 
@@ -171,6 +180,10 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")
 
 
+def _export_arguments(export: argparse.ArgumentParser) -> None:
+    export.add_argument("run", metavar="RUN")
+
+
 def _no_arguments(command: argparse.ArgumentParser) -> None:
     pass
 
@@ -188,6 +201,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
     "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),
     "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
+    "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
     "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _no_arguments),
     "model": ("prepare the default model and print its folder", _model, _no_arguments),
 }

@@ -9,12 +9,41 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from learner.config import LearnerConfig
+from learner.config import ALL_LINEAR, LearnerConfig
 
 _WRAPPED, _OWN = ".base_layer.", ".default."  # what peft puts into the names of what it wraps and of what it adds
+
+
+def adapted_names(model: str, config: LearnerConfig) -> tuple[str, ...]:
+    """The names of the layers that get an adapter, from the model's config.json alone: what an engine is started with.
+
+    Raises:
+        ValueError: `lora_targets` names one that the model lacks.
+    """
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    return tuple(dict.fromkeys(layer.rsplit(".", 1)[-1] for layer in target_layers(causal_lm, config)))
+
+
+def target_layers(causal_lm: PreTrainedModel, config: LearnerConfig) -> list[str]:
+    """Full names of the linear layers of `lora_targets`; "all-linear": all before the head. ValueError where one is
+    not there: experts that are fused have none."""
+    head = causal_lm.get_output_embeddings()
+    layers = [
+        name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+    there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
+    wanted = there if config.lora_targets == (ALL_LINEAR,) else config.lora_targets
+    missing = [target for target in wanted if target not in there]
+    if missing or not there:
+        raise ValueError(
+            f"learner.lora_targets: found {', '.join(missing) or ALL_LINEAR}, expected linear layers of "
+            f"{type(causal_lm).__name__}: {', '.join(there) or 'it has none'}"
+        )
+    return [name for name in layers if name.rsplit(".", 1)[-1] in wanted]
 
 
 def add_adapter(causal_lm: PreTrainedModel, config: LearnerConfig) -> None:
@@ -22,10 +51,13 @@ def add_adapter(causal_lm: PreTrainedModel, config: LearnerConfig) -> None:
     the same A. ValueError where the model has no such layers."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for nothing where there is no adapter
 
-    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets))
+    # Within a module that has no configuration: peft 0.21 would read there that the model has experts, and wrap what is
+    # fused in them as soon as any other layer is called gate_proj.
+    layers = [f"inner.{name}" for name in target_layers(causal_lm, config)]
+    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        inject_adapter_in_model(settings, causal_lm)
+        inject_adapter_in_model(settings, nn.ModuleDict({"inner": causal_lm}))
 
 
 def adapter_files(named: Iterable[tuple[str, Tensor]], config: LearnerConfig) -> dict[str, bytes]:
@@ -39,7 +71,7 @@ def adapter_files(named: Iterable[tuple[str, Tensor]], config: LearnerConfig) ->
         "task_type": "CAUSAL_LM",
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
-        "target_modules": list(config.lora_targets),
+        "target_modules": list(dict.fromkeys(name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors)),
     }
     return {"adapter_config.json": json.dumps(described).encode(), "adapter_model.safetensors": save(tensors)}
 

@@ -5,10 +5,14 @@ Registered with transformers as "packed_rows", which hands `rows_RL` and `place_
 R = rows, L = tokens of the longest row, A = attention heads, D = head size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 NAME = "packed_rows"
+PLAIN = "plain attention"
 
 
 def packed_rows(
@@ -29,11 +33,14 @@ def packed_rows(
     rows_RL: which packed tokens a row consists of, and any of them after its end. place_S: where a packed token stands
     in the flattened rows, in any of those that share it.
     """
-    assert rows_RL is not None and place_S is not None and attention_mask is None and dropout == 0.0
+    if rows_RL is None or place_S is None or attention_mask is not None or dropout != 0.0:
+        raise ValueError(
+            f"model.path: found {type(module).__name__}, which the packed rows do not reach, expected {PLAIN}"
+        )
     longest = rows_RL.shape[1]
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
     if odd or longest > (sliding_window or longest):
-        raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected plain attention")
+        raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected {PLAIN}")
 
     def unpack(packed_1ASD: Tensor) -> Tensor:
         """[R, A, L, D], anything after each row's end: causal attention never lets a token see what follows it.
@@ -53,6 +60,16 @@ def packed_rows(
         enable_gqa=query_1ASD.shape[1] != key_1ASD.shape[1],
     )
     return rows_RALD.transpose(1, 2).flatten(0, 1)[place_S][None].to(query_1ASD.dtype), None
+
+
+@contextmanager
+def own_attention(causal_lm: PreTrainedModel) -> Iterator[None]:
+    """Within it the model attends as its authors wrote it, one row at a time."""
+    causal_lm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        causal_lm.set_attn_implementation(NAME)
 
 
 def _no_mask(*args: object, **kwargs: object) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from learner.objectives import DENOMINATORS, OBJECTIVES
 
+ALL_LINEAR = "all-linear"
+
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:
     if not ok:
@@ -31,8 +33,8 @@ class LearnerConfig:
     grad_clip: float = 1.0
     lora_rank: int = 0  # 0: every parameter is trained
     lora_alpha: int = 32  # an adapter's product is scaled by lora_alpha / lora_rank
-    # Names of the linear layers that get one; the head may not be among them.
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    # Names of the linear layers that get one, never the head; all of them by default, since families differ in names.
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
     num_ranks: int = 1
     zero_stage: int = 1
     dtype: str = "bfloat16"  # compute; master weights are float32
@@ -71,6 +73,8 @@ class LearnerConfig:
         _require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
         _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "names of linear layers")
         _require("lm_head" not in self.lora_targets, "lora_targets", self.lora_targets, "layers before the head")
+        alone = ALL_LINEAR not in self.lora_targets or self.lora_targets == (ALL_LINEAR,)
+        _require(alone, "lora_targets", self.lora_targets, f"{ALL_LINEAR!r} alone, or names")
         _require(self.num_ranks >= 1, "num_ranks", self.num_ranks, "at least 1")
         _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
         _require(self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "bfloat16 or float32")

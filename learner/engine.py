@@ -1,58 +1,32 @@
 """The DeepSpeed ZeRO engine: one optimizer step over packed micro-batches, full tensors out, save and load.
 
-The only home of deepspeed. Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the environment.
+Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the environment.
 """
 
-import contextlib
-import json
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.comm.torch import build_shm_op
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.cpp_extension import get_default_build_root
 
-from learner.adapter import add_adapter, merged
+from learner import deepspeed_quirks as quirks
+from learner.adapter import add_adapter
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
+from learner.export import TEXT, Exporter
 from learner.head import Distribution
-from learner.model import Student, checkpoint_layers, head_weight, load_causal_lm
+from learner.load import DTYPES, load_causal_lm
+from learner.logits import head_of
+from learner.model import Student, checkpoint_layers
+from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
-def zero_settings(config: LearnerConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale.
-
-    Gradients of micro-batches and ranks add up in float32, whatever the dtype; for stage 0 DeepSpeed has no such mix.
-    """
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip,
-        "bf16": {"enabled": config.dtype == "bfloat16", "immediate_grad_update": True},
-        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
-        "communication_data_type": "fp32" if config.zero_stage else None,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
-
-
-def warmup(steps: int) -> Callable[[Optimizer], LambdaLR]:
+def warmup(steps: int) -> quirks.Schedule:
     """lr times (k + 1) / steps in optimizer step k, from `steps` on lr itself."""
     return lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
 
@@ -77,81 +51,26 @@ def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
     return divergence(contributions, top_k=top_k, clip=config.divergence_clip, jsd_beta=config.jsd_beta)
 
 
-def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> nn.Module:
-    """A frozen module for inference on `device`; under ZeRO-3 its parameters are sharded over the ranks."""
-    module.requires_grad_(False).eval()
-    if config.zero_stage < 3:
-        return module.to(device)
-    engine, *_ = deepspeed.initialize(model=module, config=zero_settings(config))
-    return engine
-
-
-def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
-    """Within it the parameter has its full shape: under ZeRO-3 a collective."""
-    return GatheredParameters([parameter])
-
-
-def build_collectives(deadline_s: float) -> None:
-    """Compiles DeepSpeed's CPU collectives where that has not been done (20 s), one process at a time, and loads them.
-
-    The lock that torch builds under is a file which outlives its process: after a start that was killed, every later
-    one would wait for it. The lock here goes with its process, so that under it a file of torch's is a leftover.
-
-    Raises:
-        TimeoutError: another process has been compiling for `deadline_s` seconds.
-    """
-    default = os.path.join(get_default_build_root(), "edge-opd")
-    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "build.lock", timeout=deadline_s):
-            for leftover in folder.glob("deepspeed_*/lock"):
-                leftover.unlink()
-            build_shm_op()
-    except Timeout:
-        raise TimeoutError(
-            f"{folder}: another process has been compiling DeepSpeed's collectives there for {deadline_s:g} s"
-        ) from None
-
-
-def _unname_shared_buffers() -> None:
-    """DeepSpeed's CPU collectives leave 69 MB of shared memory behind for each rank, since nothing ever unlinks it.
-    Once every rank has opened it, its name has no use, and without one it goes with the processes."""
-    torch.distributed.barrier()
-    environment = os.environ
-    place = f"{os.getuid()}_{environment['MASTER_ADDR']}_{environment['MASTER_PORT']}_{environment['RANK']}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
-
-
 class ZeroEngine:
     """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
 
     def __init__(self, model_path: str, config: LearnerConfig) -> None:
         self.config = config
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            build_collectives(config.start_deadline_s / 2)  # so that a start which waits there says so
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
-        _unname_shared_buffers()
+        quirks.join(config.start_deadline_s)
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
+        self._exporter = Exporter(model_path, causal_lm, config)
+        self._names = self._exporter.names
         if config.lora_rank:
             add_adapter(causal_lm, config)
         if config.gradient_checkpointing:
             checkpoint_layers(causal_lm, config.zero_stage)
-        self.vocabulary = len(head_weight(causal_lm))
+        self.vocabulary = len(head_of(causal_lm).weight)
         student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
-        causal_lm.config.use_cache = False
-        self.hf_config = causal_lm.config
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.engine, *_ = deepspeed.initialize(
-            model=student, optimizer=optimizer, config=zero_settings(config), lr_scheduler=warmup(config.warmup_steps)
-        )
-        if config.zero_stage == 0 and config.dtype == "bfloat16":  # DeepSpeed has taken a step without gradients there
-            optimizer.state.clear()
-            self.engine.optimizer.refresh_fp32_params()
+        self.engine = quirks.initialize(student, optimizer, warmup(config.warmup_steps), config)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -184,33 +103,40 @@ class ZeroEngine:
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == last)
             self.engine.backward(loss_of(batch) * self.num_ranks, scale_wrt_gas=False)
-        is_plain = self.config.zero_stage == 0 and self.config.dtype == "float32"  # DeepSpeed keeps no norm then
-        grads = [param.grad for _, param in self._parameters() if param.grad is not None] if is_plain else []
-        norm = nn.utils.get_total_norm(grads)
+        before = quirks.norm_before_step([param for _, param in self._parameters()], self.config)
         self.engine.step()
-        found = float(norm if is_plain else self.engine.get_global_grad_norm())
-        if not math.isfinite(found):
-            raise RuntimeError(f"gradient norm: found {found}, expected a finite one: a loss or a gradient overflowed")
-        return found
+        return quirks.norm_after_step(self.engine, before)
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(Hugging Face name, dtype, full shape) of each parameter, tied ones once, without gathering."""
-        return [
-            (name, param.dtype, tuple(getattr(param, "ds_shape", param.shape))) for name, param in self._parameters()
-        ]
+        """(name, dtype, full shape) of each tensor of the model's files, tied ones once, without gathering.
+
+        What is fused here has the names of its parts; under an adapter, which engines get alone, its own.
+        """
+        held = self._held()
+        if self.config.lora_rank:
+            return [(name, tensor.dtype, quirks.full_shape(tensor)) for name, tensor in held.items()]
+        return list(self._names.shapes(held))
 
     def trained_names(self) -> list[str]:
         """Of the parameters that are not frozen: all of them, or the adapter's."""
         return [name for name, param in self._parameters() if param.requires_grad]
 
     def full_tensors(self, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) group by group; under ZeRO-3 a collective: every rank iterates, one group is gathered."""
-        by_name = dict(self._parameters())
+        """(name, full tensor) of `parameter_shapes`' names group by group; under ZeRO-3 a collective: every rank
+        iterates, one group is gathered."""
+        held, owner = self._held(), {} if self.config.lora_rank else self._names.owner
         for group in groups:
-            params = [by_name[name] for name in group]
-            with GatheredParameters(params, enabled=self.config.zero_stage == 3):
-                for name, param in zip(group, params, strict=True):
-                    yield name, param.detach()
+            owners = list(dict.fromkeys(owner.get(name, name) for name in group))
+            with quirks.gathered([held[name] for name in owners], self.config):
+                parts: dict[str, Tensor] = {}
+                for name in group:
+                    if name not in parts:
+                        at = owner.get(name, name)
+                        parts = self._names.split(at, held[at].detach()) if owner else {at: held[at].detach()}
+                    yield name, parts[name]
+
+    def _held(self) -> dict[str, Tensor]:
+        return held_tensors(self.engine.module.causal_lm)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.engine.module.causal_lm.named_parameters()
@@ -218,9 +144,9 @@ class ZeroEngine:
     def save(self, folder: str, client_state: dict[str, Any], ema: Ema | None = None) -> None:
         """ZeRO checkpoint `folder/step` with the optimizer, and the average beside it; every rank calls it."""
         tag = checkpoint_tag(client_state["step"])
-        if ema is not None:  # first, since save_checkpoint ends by naming this checkpoint the newest
+        if ema is not None:  # first, since a checkpoint is the newest once it is whole
             ema.save(Path(folder) / tag)
-        self.engine.save_checkpoint(folder, tag=tag, client_state=client_state)
+        quirks.save_checkpoint(self.engine, folder, tag, client_state)
 
     def load(self, folder: str, ema: Ema | None = None) -> dict[str, Any]:
         """The newest checkpoint's client state; ValueError when there is none."""
@@ -231,25 +157,17 @@ class ZeroEngine:
             ema.load(Path(folder) / checkpoint_tag(client_state["step"]))
         return {key: client_state[key] for key in ("step",)}
 
-    def export(self, folder: str, tokenizer_from: str, groups: Sequence[Sequence[str]]) -> None:
-        """An ordinary Hugging Face safetensors folder; every rank calls it, rank 0 writes."""
-        keep = self.rank == 0
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups) if keep}
-        if not keep:
-            return
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    def rehearse_export(self, folder: str) -> None:
+        """`Exporter.rehearse` of this model, on rank 0; no collective."""
+        if self.rank == 0:
+            shapes = {n: torch.empty(shape, dtype=d, device="meta") for n, d, shape in self.parameter_shapes()}
+            self._exporter.rehearse(shapes, Path(folder))
 
-        if self.config.lora_rank:
-            state = merged(state, self.config)
-        model = AutoModelForCausalLM.from_config(self.hf_config, dtype=DTYPES[self.config.dtype])
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
-            raise RuntimeError(f"export: missing {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}")
-        model.tie_weights()
-        model.config.use_cache = True
-        with contextlib.suppress(OSError):  # a model without one has no end tokens of its own to keep
-            model.generation_config = GenerationConfig.from_pretrained(tokenizer_from)
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
-        assert json.loads((Path(folder) / "config.json").read_text()).get("quantization_config") is None
+    def export(self, folder: str, groups: Sequence[Sequence[str]]) -> None:
+        """`Exporter.write` of this model: an ordinary Hugging Face folder. Every rank calls it, rank 0 writes."""
+        keep = self.rank == 0
+        with torch.no_grad():
+            logprobs = self.forward(TEXT)[0].cpu()
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups) if keep}
+        if keep:
+            self._exporter.write(state, logprobs, Path(folder))

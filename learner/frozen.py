@@ -7,9 +7,11 @@ from torch import Tensor
 
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
-from learner.engine import DTYPES, sharded, whole
+from learner.deepspeed_quirks import gathered, sharded
 from learner.head import Distribution, LogprobHead
-from learner.model import Trunk, head_weight, load_causal_lm
+from learner.load import DTYPES, load_causal_lm
+from learner.logits import head_of, logit_form
+from learner.model import Trunk
 
 
 def needed_models(needs_distribution: bool, beta_kl: float, teacher_is_base: bool) -> tuple[bool, bool]:
@@ -26,17 +28,17 @@ class FrozenModel:
 
     def __init__(self, path: str, config: LearnerConfig, device: torch.device) -> None:
         causal_lm = load_causal_lm(path, DTYPES[config.dtype])
-        weight = head_weight(causal_lm)
+        weight, form = head_of(causal_lm).weight, logit_form(causal_lm)
         self.vocabulary = len(weight)
-        self._device, self._whole = device, partial(whole, weight)
-        self._head = LogprobHead(weight, config.head_chunk_tokens)
+        self._device, self._whole = device, partial(gathered, [weight], config)
+        self._head = LogprobHead(weight, config.head_chunk_tokens, form=form)
         self._trunk = sharded(Trunk(causal_lm), config, device)
 
     def distribution(self, tokens: PackedTokens) -> Distribution:
         """Its distributions of the targets; under ZeRO-3 a collective."""
         with torch.no_grad():
             hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:-1]))
-        return Distribution(hidden_NH, self._head.weight, self._whole)
+        return Distribution(hidden_NH, self._head.weight, self._head.form, self._whole)
 
     def logprobs(self, tokens: PackedTokens) -> Tensor:
         """float32 [N] log-probs of the targets; under ZeRO-3 a collective."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.divergence import Divergence
+from learner.logits import AS_IT_IS, LogitForm
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +22,14 @@ class Distribution:
 
     hidden_NH: Tensor  # H is that model's own
     weight_VH: Tensor  # of its head
+    form: LogitForm = AS_IT_IS
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext  # within it the weight is not sharded
 
 
 class _ChunkedHead(torch.autograd.Function):
     """Reads a head at N positions, with float32 logits of one chunk of them at a time, forward and backward.
 
-    Row 0 is log softmax(hidden @ weight.T)[target]; row 1, with a teacher only, the divergence between the two.
+    Row 0 is log softmax(form(hidden @ weight.T))[target]; row 1, with a teacher only, the divergence between the two.
     """
 
     @staticmethod
@@ -36,13 +38,14 @@ class _ChunkedHead(torch.autograd.Function):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         targets_N: Tensor,
+        form: LogitForm,
         chunk: int,
         divergence: Divergence | None,
         teacher: Distribution | None,
     ) -> Tensor:
         readings_KN = hidden_NH.new_empty(1 if teacher is None else 2, len(targets_N), dtype=torch.float32)
         normalizer_N = torch.empty_like(readings_KN[0])
-        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, teacher, chunk):
+        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, form, teacher, chunk):
             picked = logits.gather(1, targets_N[part, None]).squeeze(1)
             if teacher is not None:
                 assert divergence is not None
@@ -50,7 +53,7 @@ class _ChunkedHead(torch.autograd.Function):
             normalizer_N[part] = _logsumexp_(logits)
             readings_KN[0, part] = picked - normalizer_N[part]
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizer_N)
-        ctx.chunk, ctx.divergence, ctx.teacher = chunk, divergence, teacher
+        ctx.form, ctx.chunk, ctx.divergence, ctx.teacher = form, chunk, divergence, teacher
         return readings_KN
 
     @staticmethod
@@ -59,32 +62,34 @@ class _ChunkedHead(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NH)
         # A frozen head, as under an adapter, needs none.
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, ctx.teacher, ctx.chunk):
-            hidden, grad_C1 = hidden_NH[part], grad_KN[0, part, None]
+        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, ctx.form, ctx.teacher, ctx.chunk):
+            hidden, grad_C1, slope = hidden_NH[part], grad_KN[0, part, None], ctx.form.slope(logits)
             pulled = _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part]) if ctx.teacher else None
             # d logprob / d logits = onehot - softmax
             grad_logits = logits.sub_(normalizer_N[part, None]).exp_().mul_(-grad_C1)
             grad_logits.scatter_add_(1, targets_N[part, None], grad_C1)
             if pulled is not None:
                 grad_logits += pulled
+            if ctx.form != AS_IT_IS:
+                grad_logits *= slope
             narrow = grad_logits.to(weight_VH.dtype)
             grad_hidden[part] = narrow @ weight_VH
             if grad_weight is not None:
                 _add_product_(grad_weight, narrow.T, hidden)
-        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 4
+        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 5
 
 
 def _logit_chunks(
-    hidden_NH: Tensor, weight_VH: Tensor, teacher: Distribution | None, chunk: int
+    hidden_NH: Tensor, weight_VH: Tensor, form: LogitForm, teacher: Distribution | None, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """(which positions, their logits, the teacher's logits there), a chunk of positions at a time."""
     head_VH = _factor(weight_VH)
     with _instructions_of(weight_VH.dtype), nullcontext() if teacher is None else teacher.whole():
-        other = None if teacher is None else (teacher.hidden_NH, _factor(teacher.weight_VH))
+        other = None if teacher is None else (teacher.hidden_NH, _factor(teacher.weight_VH), teacher.form)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
-            theirs = None if other is None else _product(other[0][part], other[1].T)
-            yield part, _product(hidden_NH[part], head_VH.T), theirs
+            theirs = None if other is None else other[2].apply_(_product(other[0][part], other[1].T))
+            yield part, form.apply_(_product(hidden_NH[part], head_VH.T)), theirs
 
 
 def _logsumexp_(logits_CV: Tensor) -> Tensor:
@@ -140,14 +145,16 @@ def _instructions_of(dtype: torch.dtype) -> Iterator[None]:
 class LogprobHead(nn.Module):
     """lm_head that returns log-probs. Owns the (possibly tied) weight, so ZeRO-3 gathers it here."""
 
-    def __init__(self, weight: nn.Parameter, chunk: int, divergence: Divergence | None = None) -> None:
+    def __init__(
+        self, weight: nn.Parameter, chunk: int, divergence: Divergence | None = None, form: LogitForm = AS_IT_IS
+    ) -> None:
         super().__init__()
         self.weight = weight
-        self.chunk, self.divergence = chunk, divergence
+        self.chunk, self.divergence, self.form = chunk, divergence, form
 
     def forward(self, hidden_NH: Tensor, targets_N: Tensor, teacher: Distribution | None = None) -> Tensor:
         """float32 [1, N] log-probs of the targets or, with a teacher, [2, N] with the divergences from it.
 
         One tensor: ZeRO-3 hooks on each output and, where a loss ignores one on some ranks, their collectives differ.
         """
-        return _ChunkedHead.apply(hidden_NH, self.weight, targets_N, self.chunk, self.divergence, teacher)
+        return _ChunkedHead.apply(hidden_NH, self.weight, targets_N, self.form, self.chunk, self.divergence, teacher)

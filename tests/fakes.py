@@ -229,7 +229,8 @@ class PlainLearner:
         import torch
 
         from learner.engine import divergence_of
-        from learner.model import Student, load_causal_lm
+        from learner.load import load_causal_lm
+        from learner.model import Student
 
         causal_lm = load_causal_lm(str(path), torch.float32)
         self.vocabulary, self.lr = causal_lm.config.vocab_size, config.lr

@@ -34,6 +34,7 @@ class Scenario:
     act: str = "step"
     extra: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)  # "teacher" and "base" to a model's folder
+    model: str = ""  # another folder than the job's
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,9 @@ def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
     """Trains once, exports parameter by parameter, and scores the rows."""
     trainer.step(scenario.rows)
     groups = [[name] for name, _, _ in engine.parameter_shapes()]
-    engine.export(scenario.extra["folder"], scenario.extra["tokenizer"], groups)
+    engine.rehearse_export(scenario.extra["folder"])
+    engine.export(scenario.extra["folder"], groups)
+    engine.save(scenario.extra["folder"] + "-checkpoints", {"step": 1})
     return {"after": full_parameters(engine)} | score(engine, trainer, scenario)
 
 
@@ -254,7 +257,7 @@ def run(model: str, scenario: Scenario, num_ranks: int) -> dict[str, Any]:
     from learner.train import Trainer
 
     config = LearnerConfig(num_ranks=num_ranks, **scenario.learner)
-    engine = ZeroEngine(model, config)
+    engine = ZeroEngine(scenario.model or model, config)
     models = {role: FrozenModel(path, config, engine.device) for role, path in scenario.frozen.items()}
     result = ACTS[scenario.act](engine, Trainer(engine, config, **models), scenario)
     result["frozen"] = [sum(p.numel() for p in model._trunk.parameters()) for model in models.values()]

@@ -129,7 +129,7 @@ class LearnerActor:
         return int(self._engine.load(folder, self._ema)["step"])
 
     def export(self, folder: str) -> None:
-        self._engine.export(folder, self._model, self._groups)
+        self._engine.export(folder, self._groups)
 
     def export_parts(self) -> Iterator[tuple[str, bytes]]:
         """(file name, the next part of its bytes) of the exported model, for a driver that does not share a folder;

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from evidence.records import Ids, RolloutRequest
-from learner.adapter import adapter_files, add_adapter, merged
+from learner.adapter import adapted_names, adapter_files, add_adapter, merged
 from learner.config import LearnerConfig
 from tests.reference import logprobs_of
 
@@ -80,7 +80,7 @@ async def _drive(model: str, folders: list[str]) -> dict[str, Any]:
     from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
     from rollout.engine import Engine
 
-    adapter = AdapterConfig(CONFIG.lora_rank, CONFIG.lora_targets)
+    adapter = AdapterConfig(CONFIG.lora_rank, adapted_names(model, CONFIG))
     engine = Engine(model, EngineConfig(dtype="float32", window=160, max_num_seqs=2), "cpu", adapter=adapter)
 
     async def score(base: bool) -> list[float]:

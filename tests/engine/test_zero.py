@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -27,7 +28,10 @@ from evidence.records import Ids, TrainRow
 from learner.adapter import add_adapter
 from learner.batches import plan, row_length
 from learner.config import LearnerConfig
+from learner.deepspeed_quirks import checkpoint_state
+from learner.export import export_checkpoint
 from tests import fakes
+from tests.families import tiny
 from tests.reference import logprobs_of, plain_model
 from tests.zero_process import Job, Scenario
 
@@ -45,6 +49,11 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {dtype: {"dtype": dtype} for dtype in D
 CHECKPOINTS["bfloat16-0"] = {"dtype": "bfloat16", "stage": 0}  # whose optimizer is not like that of the other stages
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
 ADDED = (1, 2, 3)  # the stages that add bfloat16 gradients up in float32
+EXPORTS: dict[str, dict[str, Any]] = {
+    "export": {},
+    "export-lora": {"lora_rank": 4},
+    "export-bfloat16-0": {"stage": 0, "dtype": "bfloat16"},
+}
 ADAPTERS = {"lora": False, "lora-recomputed": True}  # whether layers run again in the backward pass
 BETA = 0.05
 LR = 1e-3
@@ -102,9 +111,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Path:
     """MLPs and the embedding are above ZeRO-3's persistence threshold, so that they are really partitioned."""
-    return fakes.tiny_model(tmp_path_factory.mktemp("zero-model"), vocab=VOCAB, intermediate_size=1792)
+    folder = tmp_path_factory.mktemp("zero-model")
+    return fakes.tiny_model(folder, vocab=VOCAB, intermediate_size=1792, tokenizer_from=default_model)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +188,6 @@ def scenarios(
     soft_rows: list[TrainRow],
     context_prompts: list[Ids],
     folder: Path,
-    tokenizer: str,
     model: str,
     other: str,
     clip: float,
@@ -208,7 +217,7 @@ def scenarios(
         "scores": of(rows, stage, act="score"),
         "live": of(rows, stage, act="live_teacher", extra={"context_prompts": context_prompts}),
         "two-updates": of(soft_rows, stage, updates_per_batch=2),
-        "export": of(soft_rows, stage, act="export", extra={"folder": str(folder / "export"), "tokenizer": tokenizer}),
+        "experts": replace(of(soft_rows, stage), model=str(folder / "experts")),
         "gather": of(soft_rows, 3, act="gather"),
         "compared": compared(stage),
         "compared-top-k": compared(stage, divergence_top_k=TOP_K),
@@ -241,6 +250,9 @@ def scenarios(
             extra={"folder": str(folder / f"resumed-{kind}"), "rate": EMA_RATE, "model": model},
             **{"stage": stage} | told,
         )  # fmt: skip
+    for name, told in EXPORTS.items():
+        extra = {"folder": str(folder / name)}
+        common[name] = of(soft_rows, act="export", extra=extra, **{"stage": stage} | told)
     lora = {
         f"{name}-{stage}": of(soft_rows, stage, act="adapter_steps", lora_rank=LORA_RANK, gradient_checkpointing=again)
         for stage in STAGES
@@ -291,7 +303,7 @@ def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
 
 
-BUILD = "import sys; from learner.engine import build_collectives; build_collectives(float(sys.argv[1]))"
+BUILD = "import sys; from learner.deepspeed_quirks import build_collectives; build_collectives(float(sys.argv[1]))"
 
 
 def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(tmp_path: Path) -> None:
@@ -346,12 +358,12 @@ def results(
     rows: list[TrainRow],
     soft_rows: list[TrainRow],
     context_prompts: list[Ids],
-    default_model: Path,
     other: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> "Results":
     folder = tmp_path_factory.mktemp(f"zero-{request.param}")
-    paths = (folder, str(default_model), str(model), str(other))
+    paths = (folder, str(model), str(other))
+    tiny("qwen3_moe", folder / "experts", vocab_size=VOCAB)
     todo = scenarios(request.param, rows, soft_rows, context_prompts, *paths, tiny_clip(model))
     return Results(folder, launch(Job(str(model), todo), request.param, folder))
 
@@ -797,3 +809,35 @@ def test_an_export_is_an_ordinary_model_folder(
             assert mine == pytest.approx(expected, abs=2e-5)
     ours, theirs = (AutoTokenizer.from_pretrained(str(path)) for path in (folder, default_model))
     assert ours.encode("Who are you?") == theirs.encode("Who are you?")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_checkpoint_exports_to_the_same_files_without_the_ranks(results: Results, model: Path, name: str) -> None:
+    folder, settings = results.folder / name, FLOAT32 | EXPORTS[name]
+    settings.pop("stage", None)
+    export_checkpoint(Path(f"{folder}-checkpoints"), str(model), LearnerConfig(**settings), results.folder / "later")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in (results.folder / "later").iterdir()
+    }
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_checkpoint_is_read_without_the_ranks(results: Results, kind: str) -> None:
+    found = checkpoint_state(results.folder / f"checkpoints-{kind}")
+    for name, tensor in results.of(f"checkpoint-{kind}")["saved"].items():
+        assert torch.equal(found[f"causal_lm.{name}"].to(tensor.dtype), tensor), name
+
+
+def test_experts_learn_and_leave_under_the_names_of_files(results: Results, soft_rows: list[TrainRow]) -> None:
+    """Without the router's load-balancing loss: the objective is the whole loss."""
+    folder, result = results.folder / "experts", results.of("experts")
+    (gradient,) = result["gradients"]
+    expected = reference_gradient(folder, soft_rows, BETA)
+    fused = {name for name in expected if "experts" in name}
+    assert fused and all(expected[name].any() for name in (*fused, "model.layers.0.mlp.gate.weight"))
+    assert_same(gradient, expected)
+    written = load_file(folder / "model.safetensors")
+    assert result["before"].keys() == result["after"].keys() == written.keys()
+    for name, tensor in written.items():
+        assert torch.equal(result["before"][name], tensor) and not torch.equal(result["after"][name], tensor), name
+    assert {name: shape for name, _, shape in result["shapes"]} == {n: tuple(t.shape) for n, t in written.items()}

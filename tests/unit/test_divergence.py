@@ -21,7 +21,8 @@ from learner.divergence import divergence, forward_kl, jsd, reverse_kl
 from learner.engine import divergence_of
 from learner.frozen import FrozenModel, needed_models
 from learner.head import Distribution, LogprobHead
-from learner.model import Student, load_causal_lm
+from learner.load import load_causal_lm
+from learner.model import Student
 from tests import fakes
 from tests.unit.test_student import ROWS, VOCAB, VocabularyRows, packed, plain_model, row_logprobs
 

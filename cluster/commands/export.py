@@ -1,0 +1,32 @@
+"""`edge-opd export`: the model of a run's newest checkpoint, for a run that ended before it could export."""
+
+import os
+from pathlib import Path
+
+from cluster.config import load_recipe
+from cluster.models import resolve_model
+from cluster.observe.sinks import read_json_lines
+from cluster.run.model_card import write_model_card
+from cluster.run.rundir import RunDir
+
+
+def export_run(run: Path) -> Path:
+    """Writes RUN/export from RUN/checkpoints in this process alone, without Ray; returns the folder.
+
+    Raises:
+        ValueError: it is no run, or it has no checkpoint.
+        RuntimeError: the model cannot be written, or is another one when it is read again.
+    """
+    folder = RunDir(run)
+    if not folder.config.is_file():
+        raise ValueError(f"{run}: found no config.toml, expected a run")
+    recipe = load_recipe(folder.config)
+    model = resolve_model(recipe.model.path)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
+    from learner.export import export_checkpoint
+
+    export_checkpoint(folder.checkpoints, model, recipe.learner, folder.export)
+    probes = read_json_lines(folder.probes) if folder.probes.is_file() else []
+    if probes:
+        write_model_card(recipe, model, folder, probes[0], probes[-1])
+    return folder.export

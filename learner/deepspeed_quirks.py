@@ -1,0 +1,172 @@
+"""The only home of deepspeed: what it does that nobody would guess, and what is done about it here.
+
+Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails by its name when an upgrade changes it.
+
+- ZeRO 0 in bfloat16 takes a step without gradients as it starts, so that AdamW's first real step would be its second:
+  `initialize` forgets it.
+- A step whose gradient norm is not finite is skipped in silence, or taken (ZeRO 0 in float32), where no norm is kept
+  either: `norm_before_step`, `norm_after_step`.
+- ZeRO 0 in bfloat16 cannot add gradients up in float32: `zero_settings`.
+- Under ZeRO-3 a parameter's shape is [0], and the full one is `ds_shape`: `full_shape`.
+- CPU collectives leave 69 MB of shared memory behind for each rank: `unname_shared_buffers`.
+- They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
+  wait for ever: `build_collectives`.
+- `latest` names a checkpoint once rank 0's files are there, and a kill then leaves one that cannot be loaded:
+  `save_checkpoint`.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.comm.torch import build_shm_op
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.cpp_extension import get_default_build_root
+
+from learner.config import LearnerConfig
+
+Schedule = Callable[[Optimizer], LambdaLR]
+LATEST = "latest"  # the file of a checkpoint folder that names the newest
+
+
+def zero_settings(config: LearnerConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale.
+
+    Gradients of micro-batches and ranks add up in float32, whatever the dtype; for stage 0 DeepSpeed has no such mix.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "bf16": {"enabled": config.dtype == "bfloat16", "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
+        "communication_data_type": "fp32" if config.zero_stage else None,
+        "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def join(start_deadline_s: float) -> None:
+    """Joins the ranks that the environment names; on CPUs their collectives are compiled first, if need be."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        build_collectives(start_deadline_s / 2)  # so that a start which waits there says so
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+    unname_shared_buffers()
+
+
+def build_collectives(deadline_s: float) -> None:
+    """Compiles DeepSpeed's CPU collectives where that has not been done (20 s), one process at a time, and loads them.
+
+    The lock that torch builds under is a file which outlives its process: after a start that was killed, every later
+    one would wait for it. The lock here goes with its process, so that under it a file of torch's is a leftover.
+
+    Raises:
+        TimeoutError: another process has been compiling for `deadline_s` seconds.
+    """
+    default = os.path.join(get_default_build_root(), "edge-opd")
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "build.lock", timeout=deadline_s):
+            for leftover in folder.glob("deepspeed_*/lock"):
+                leftover.unlink()
+            build_shm_op()
+    except Timeout:
+        raise TimeoutError(
+            f"{folder}: another process has been compiling DeepSpeed's collectives there for {deadline_s:g} s"
+        ) from None
+
+
+def shared_buffer(rank: int) -> Path:
+    """The shared memory of a rank's CPU collectives, 69 MB."""
+    environment = os.environ
+    place = f"{os.getuid()}_{environment['MASTER_ADDR']}_{environment['MASTER_PORT']}_{rank}"
+    return Path(f"/dev/shm/deepspeed_allreduce_buffer_{place}")
+
+
+def unname_shared_buffers() -> None:
+    """Nothing ever unlinks them. Once every rank has opened one, its name has no use, and without one it goes with the
+    processes."""
+    torch.distributed.barrier()
+    shared_buffer(int(os.environ["RANK"])).unlink(missing_ok=True)
+
+
+def initialize(module: nn.Module, optimizer: Optimizer, schedule: Schedule, config: LearnerConfig) -> Any:
+    """DeepSpeed's engine over a module that learns."""
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=zero_settings(config), lr_scheduler=schedule
+    )
+    if config.zero_stage == 0 and config.dtype == "bfloat16":
+        optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
+    return engine
+
+
+def norm_before_step(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> Tensor | None:
+    """The gradient's global norm where DeepSpeed keeps none: at ZeRO 0 in float32."""
+    if config.zero_stage > 0 or config.dtype != "float32":
+        return None
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def norm_after_step(engine: Any, before: Tensor | None) -> float:
+    """The gradient's global norm before clipping; RuntimeError on every rank when it is not finite: DeepSpeed has
+    skipped such a step in silence, or taken it."""
+    found = float(engine.get_global_grad_norm() if before is None else before)
+    if not math.isfinite(found):
+        raise RuntimeError(f"gradient norm: found {found}, expected a finite one: a loss or a gradient overflowed")
+    return found
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of a parameter that may be sharded."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def gathered(tensors: Sequence[Tensor], config: LearnerConfig) -> AbstractContextManager[Any]:
+    """Within it the parameters have their full shapes: under ZeRO-3 a collective."""
+    sharded_ones = [tensor for tensor in tensors if hasattr(tensor, "ds_shape")]
+    return GatheredParameters(sharded_ones, enabled=config.zero_stage == 3)
+
+
+def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> nn.Module:
+    """A frozen module for inference on `device`; under ZeRO-3 its parameters are sharded over the ranks."""
+    module.requires_grad_(False).eval()
+    if config.zero_stage < 3:
+        return module.to(device)
+    engine, *_ = deepspeed.initialize(model=module, config=zero_settings(config))
+    return engine
+
+
+def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, Any]) -> None:
+    """Every rank's files, and then, once all are there, the name of the newest checkpoint; every rank calls it."""
+    engine.save_checkpoint(folder, tag=tag, client_state=client_state, save_latest=False)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        partial = Path(folder) / f".{LATEST}"
+        partial.write_text(tag)
+        partial.replace(Path(folder) / LATEST)
+    torch.distributed.barrier()
+
+
+def checkpoint_state(folder: Path) -> dict[str, Tensor]:
+    """(name, full tensor) of the newest checkpoint of any stage and number of ranks, without a process group: float32
+    masters, and what is frozen as it is. ValueError when there is none."""
+    if not (folder / LATEST).is_file():
+        raise ValueError(f"{folder}: found no checkpoint, expected one that can be exported")
+    tag = folder / (folder / LATEST).read_text().strip()
+    if not list(tag.glob("*_optim_states.pt")):  # ZeRO 0
+        return dict(torch.load(tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"])
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag.name))

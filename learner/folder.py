@@ -1,0 +1,92 @@
+"""Whether a folder holds weights that can be trained, from its config.json and its files' headers: milliseconds, before
+anything starts."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+POINTER = b"version https://git-lfs"  # how the file of three lines begins that git-lfs leaves in a weight's place
+
+
+def check_model_folder(path: str, key: str = "model.path") -> None:
+    """A hub id, which is no folder here, passes.
+
+    Raises:
+        ValueError: one line that names `key`, the file, what was found, and what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir() and not path.startswith((".", "/")):
+        return
+    config = _json(folder / "config.json", key)
+    _check_unquantised(config, folder, key)
+    for file in _weight_files(folder, key):
+        _check_file(file, key)
+
+
+def _check_unquantised(config: dict[str, Any], folder: Path, key: str) -> None:
+    """Training needs the weights themselves: GPTQ, AWQ, bitsandbytes, compressed-tensors and their like are refused."""
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"{key}: {folder / 'config.json'}: found weights that are quantised ({method or 'no method named'}), "
+            "expected bfloat16, float16 or float32: name the model that they were made from, or save it dequantised"
+        )
+
+
+def _weight_files(folder: Path, key: str) -> list[Path]:
+    """The files that hold a model's weights; ValueError where one is missing."""
+    first = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if first is None:
+        raise ValueError(f"{key}: {folder}: found no weights, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
+    if first.suffix != ".json":
+        return [first]
+    mapped = _json(first, key).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        raise ValueError(f"{key}: {first}: found no weight_map, expected the shard of each tensor")
+    files = sorted({folder / name for name in mapped.values()})
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is not None:
+        raise ValueError(f"{key}: {first}: found no {missing.name} beside it, expected all {len(files)} shards")
+    return files
+
+
+def _check_file(file: Path, key: str) -> None:
+    with file.open("rb") as opened:
+        head = opened.read(len(POINTER))
+    if head == POINTER:
+        raise ValueError(
+            f"{key}: {file}: found a git-lfs pointer, expected the weights: run `git lfs pull` in {file.parent}"
+        )
+    if file.suffix != ".safetensors":
+        if head.startswith(b"PK") and not zipfile.is_zipfile(file):
+            raise ValueError(f"{key}: {file}: found a part of a file, expected weights: copy or download it again")
+        return
+    try:
+        with safe_open(file, framework="np") as tensors:
+            if not tensors.keys():
+                raise ValueError(f"{key}: {file}: found no tensors, expected weights")
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise ValueError(
+            f"{key}: {file}: found {size:,} bytes that are no whole safetensors file ({error}), expected weights: copy "
+            "or download it again"
+        ) from None
+
+
+def _json(file: Path, key: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{key}: found no {file.name} in {file.parent}, expected a Hugging Face model folder"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{key}: {file}: found no JSON ({error}), expected a Hugging Face model folder") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{key}: {file}: found {type(content).__name__}, expected a JSON object")
+    return content

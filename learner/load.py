@@ -1,0 +1,129 @@
+"""Loads a model, and finds out whether the learner computes what the model does: nothing is asked by name.
+
+Legend as in `learner.model`; V = vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from learner import attention
+from learner.attention import own_attention
+from learner.folder import check_model_folder
+from learner.logits import head_of, logit_form
+from learner.model import hidden_states
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # as `LearnerConfig.dtype` names them
+TOLERANCE = 5e-3  # nats between two float32 forwards of one model, at the worst token of the vocabulary
+IDS = torch.arange(12)
+
+
+def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A Hugging Face causal language model from a local folder or a hub id.
+
+    ValueError when the folder is missing, where the model would mix packed rows, and where the learner's log-probs
+    would not be the model's.
+    """
+    check_model_folder(path)
+    config = AutoConfig.from_pretrained(path)
+    _require_pluggable(path, config)
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=attention.NAME
+    )
+    if mixes_rows(causal_lm):
+        raise ValueError(
+            f"model.path: {path}: found {type(causal_lm).__name__}, in which packed rows see each other, expected a "
+            "model whose tokens meet in attention only (no state-space, convolution or linear-attention layers)"
+        )
+    apart = distance_from_own_forward(causal_lm)
+    if not apart < TOLERANCE:
+        raise ValueError(
+            f"model.path: {path}: found {type(causal_lm).__name__}, whose own log-probs differ from those of its "
+            f"hidden states and its head by {apart:.3g} nats, expected less than {TOLERANCE:g}"
+        )
+    return causal_lm
+
+
+def _require_pluggable(path: str, config: PreTrainedConfig) -> None:
+    """ValueError unless the family's attention can be replaced and hears which tokens a row has."""
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if family is None:
+        raise ValueError(f"model.path: {path}: found {config.model_type!r}, expected a causal language model")
+    if not family._can_set_attn_implementation():
+        raise ValueError(
+            f"model.path: {path}: found {family.__name__}, whose attention cannot be replaced, expected a model that "
+            "attends through transformers' AttentionInterface"
+        )
+
+
+def mixes_rows(causal_lm: PreTrainedModel) -> bool:
+    """Whether a packed row sees another in some layer: `learner.attention` keeps them apart in attention only.
+
+    Two rows share a prompt, and the first one's response enters as NaN, which comes out of whatever has read it. So the
+    answer needs no tolerance, in any dtype, and no list of layers.
+    """
+    prompt, first, second = IDS.split(4)
+    rows_RL = torch.stack([torch.cat([prompt, first]), torch.cat([prompt, second])])
+    place_S = torch.cat([prompt + 8, first, second + 4])  # the prompt in the second row
+    position_ids_S = torch.cat([prompt, first, first])
+    poisoned = causal_lm.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, embedded_1SH: embedded_1SH.index_fill(1, first, math.nan)
+    )
+    try:
+        with torch.no_grad():
+            hidden_SH = hidden_states(causal_lm, IDS, position_ids_S, rows_RL, place_S)
+    finally:
+        poisoned.remove()
+    assert hidden_SH[first].isnan().all()
+    return bool(hidden_SH[torch.cat([prompt, second])].isnan().any())
+
+
+def distance_from_own_forward(causal_lm: PreTrainedModel) -> float:
+    """The largest difference in nats between the model's own float32 log-probs of a few tokens and the learner's, over
+    every token of the vocabulary. Finds a layer between hidden states and logits, whatever it is called."""
+    form = logit_form(causal_lm)
+    with torch.no_grad(), in_float32(causal_lm):
+        hidden_SH = hidden_states(causal_lm, IDS, IDS, IDS[None], IDS)
+        mine_SV = form.apply_(hidden_SH @ head_of(causal_lm).weight.float().T)
+        with own_attention(causal_lm):
+            own_SV = causal_lm(input_ids=IDS[None], use_cache=False).logits[0]
+    mine_SV, own_SV = mine_SV.log_softmax(-1), own_SV.float().log_softmax(-1)
+    return float((mine_SV - own_SV).abs().max())
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Within it the module computes in float32, with one submodule's parameters widened at a time."""
+
+    def widen(submodule: nn.Module, arguments: Any) -> None:
+        for parameter in submodule.parameters(recurse=False):
+            narrow.setdefault(parameter, parameter.data)
+            parameter.data = parameter.data.float()
+
+    def restore(submodule: nn.Module, arguments: Any, output: Any) -> None:
+        for parameter in submodule.parameters(recurse=False):
+            parameter.data = narrow.pop(parameter, parameter.data)
+
+    narrow: dict[nn.Parameter, Tensor] = {}
+    hooks = []
+    for submodule in module.modules():
+        hooks.append(submodule.register_forward_pre_hook(widen))
+        hooks.append(submodule.register_forward_hook(restore))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, data in narrow.items():
+            parameter.data = data

@@ -1,0 +1,136 @@
+"""Folders that cannot be trained, each refused in one line that says what to do."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from learner.folder import check_model_folder
+from tests import fakes
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 4932658432\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fakes.tiny_model(tmp_path / "model")
+
+
+def with_config(**changes: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def quantised(method: str) -> Callable[[Path], None]:
+    return with_config(quantization_config={"quant_method": method, "bits": 4})
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text(POINTER)
+
+
+def half(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def half_a_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def half_a_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "lla')
+
+
+def in_shards(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    halves = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(tensors.items())[i::2]) for i in range(2)}
+    for name, part in halves.items():
+        save_file(part, folder / name)
+    mapped = {tensor: name for name, part in halves.items() for tensor in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": mapped}))
+
+
+def without_a_shard(folder: Path) -> None:
+    in_shards(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def a_shards_pointer(folder: Path) -> None:
+    in_shards(folder)
+    (folder / "model-00002-of-00002.safetensors").write_text(POINTER)
+
+
+def half_of_torchs(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(1000)}, folder / "pytorch_model.bin")
+    check_model_folder(str(folder))
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def torchs_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text(POINTER)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        *((quantised(m), rf"config\.json: found weights that are quantised \({m}\), expected bfloat16.*name the model")
+          for m in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4")),
+        (with_config(compression_config={"format": "pack"}), r"quantised \(no method named\), expected bfloat16"),
+        (pointer, r"model\.safetensors: found a git-lfs pointer, expected the weights: run `git lfs pull` in "),
+        (a_shards_pointer, r"model-00002-of-00002\.safetensors: found a git-lfs pointer"),
+        (torchs_pointer, r"pytorch_model\.bin: found a git-lfs pointer"),
+        (half_of_torchs, r"pytorch_model\.bin: found a part of a file, expected weights"),
+        (half, r"model\.safetensors: found [\d,]+ bytes that are no whole safetensors file .*download it again"),
+        (half_a_header, r"model\.safetensors: found 100 bytes that are no whole safetensors file"),
+        (empty, r"model\.safetensors: found 0 bytes that are no whole safetensors file"),
+        (without_a_shard, r"index\.json: found no model-00002-of-00002\.safetensors beside it, expected all 2 shards"),
+        (without_weights, r"found no weights, expected model\.safetensors or model\.safetensors\.index\.json"),
+        (without_config, r"found no config\.json in /.*, expected a Hugging Face model folder"),
+        (half_a_config, r"config\.json: found no JSON"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_trained_is_one_line(folder: Path, damage: Callable[[Path], None], told: str) -> None:
+    damage(folder)
+    with pytest.raises(ValueError, match=told) as error:
+        check_model_folder(str(folder), "teacher.path")
+    assert str(error.value).startswith("teacher.path: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [None, in_shards])
+def test_a_good_folder_and_a_hub_id_pass(folder: Path, kind: Callable[[Path], None] | None) -> None:
+    if kind is not None:
+        kind(folder)
+    check_model_folder(str(folder))
+    check_model_folder("somebody/some-model")
+
+
+def test_it_reads_headers_only(folder: Path, tmp_path: Path) -> None:
+    save_file({"large": torch.zeros(50_000_000)}, folder / "model.safetensors")
+    begun = time.perf_counter()
+    check_model_folder(str(folder))
+    assert time.perf_counter() - begun < 0.05
