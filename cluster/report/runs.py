@@ -1,20 +1,20 @@
 """A run directory as a report reads it: recipe, probes and diagnostics, from its files alone."""
 
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.config import Recipe
+from cluster.report.arms import DECIDING
+from cluster.report.numbers import Source
+from cluster.resolved import ADDED, Key, read_resolved
 from evidence.manifest import Manifest
 from evidence.rates import RATES
-from evidence.records import ShardInfo
 from evidence.schema import shard_metadata
-from evidence.shards import read_shard
-from evidence.view.arms import Config, arm_of
-from evidence.view.numbers import Source
+from evidence.shards import find_shard, read_shard
 
 Part = tuple[float, int, Source]
 
@@ -27,7 +27,8 @@ class Run:
     """One run directory. `probes` and `steps` map a step to its line: k updates made before it."""
 
     name: str  # the directory's name; with its parents' where two runs share it
-    config: Config
+    recipe: Recipe
+    stated: tuple[Key, ...]  # of its recipe, what its config.toml has
     probes: Mapping[int, Mapping[str, tuple[int, int]]]  # step -> rate -> (successes, answers)
     steps: Mapping[int, Mapping[str, Any]]  # the lines of metrics.jsonl
     base_answers: tuple[
@@ -39,12 +40,12 @@ class Run:
     @property
     def seed(self) -> int:
         """run.seed."""
-        return int(self.config["run"]["seed"])
+        return self.recipe.run.seed
 
     @property
     def planned(self) -> int:
         """run.steps."""
-        return int(self.config["run"]["steps"])
+        return self.recipe.run.steps
 
     @property
     def learned(self) -> int:
@@ -107,13 +108,15 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    config, shard = read_config(folder), _shard_metadata(folder)
+    resolved, shard = read_resolved(folder), _shard_metadata(folder)
+    _check_whole(folder, resolved.stated)
     probes = {step: _counts(lines) for step, lines in _by_step(folder / "probes.jsonl").items()}
     if not probes:
         raise ValueError(f"{folder}: found no probes in probes.jsonl, expected at least one")
-    run = Run(
+    return Run(
         name=name,
-        config=config,
+        recipe=resolved.recipe,
+        stated=resolved.stated,
         probes=probes,
         steps={step: lines[-1] for step, lines in _by_step(folder / "metrics.jsonl").items()},
         base_answers=_answers(folder / BASE_ANSWERS),
@@ -121,32 +124,13 @@ def _read_run(folder: Path, name: str) -> Run:
         record={name: (folder / name).read_text(encoding="utf-8") for name in RECORD if (folder / name).is_file()}
         | {SHARD: json.dumps(shard, indent=1) + "\n"},
     )
-    _check_config(folder, run)
-    return run
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The tables of RUN/config.toml.
-
-    Raises:
-        ValueError: not a run directory, or not TOML.
-    """
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise ValueError(f"{folder}: found no config.toml, expected a run directory")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
-
-
-def _check_config(folder: Path, run: Run) -> None:
-    try:
-        arm_of(run.config)
-        assert run.seed >= 0 and run.planned >= 1
-    except KeyError as error:
-        key = ".".join(error.args[0]) if isinstance(error.args[0], tuple) else f"run.{error.args[0]}"
-        raise ValueError(f"{folder / 'config.toml'}: {key}: found nothing, expected a resolved recipe") from None
+def _check_whole(folder: Path, stated: Collection[Key]) -> None:
+    """Keys that every run has had: a file without one of them is no resolved recipe, whatever else it is."""
+    for table, key in sorted({*DECIDING, ("run", "seed"), ("run", "steps")} - ADDED.keys()):
+        if (table, key) not in stated:
+            raise ValueError(f"{folder / 'config.toml'}: {table}.{key}: found nothing, expected a resolved recipe")
 
 
 def _by_step(path: Path) -> dict[int, list[dict[str, Any]]]:
@@ -175,12 +159,6 @@ def _counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
 def _answers(path: Path) -> tuple[tuple[str, str], ...]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return tuple((row["question"], row["answer"]) for row in rows)
-
-
-def find_shard(folder: Path, info: ShardInfo) -> str:
-    """The shard's URI, or its place in RUN/shards where a local run directory was moved."""
-    moved = folder / "shards" / info.uri.rsplit("/", 1)[-1]
-    return str(moved) if "://" not in info.uri and not Path(info.uri).exists() and moved.is_file() else info.uri
 
 
 def _shard_metadata(folder: Path) -> dict[str, str]:
