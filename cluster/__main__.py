@@ -50,7 +50,9 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     result = probe_model(arguments.source, arguments.task, arguments.set, arguments.model, arguments.timeout)
     if arguments.json:
-        print(json.dumps(result))
+        from cluster.run.record import line_of_probe
+
+        print(json.dumps(line_of_probe(result)))
     else:
         from cluster.observe.sinks import probe_line
 

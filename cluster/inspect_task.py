@@ -23,7 +23,8 @@ from inspect_ai.scorer import scorer as inspect_scorer
 from inspect_ai.solver import TaskState, generate
 
 from cluster.config import Recipe, build, load_recipe
-from rollout.probe import summarise, to_json
+from cluster.run.record import probe_record, shown_probe
+from rollout.probe import summarise
 from rollout.tasks import build_task
 
 
@@ -89,7 +90,8 @@ def rates(task: str, recipe: str) -> Metric:
         answers = [
             (prompts[int(s.sample_id or 0)], text) for s in scores for text in (s.score.metadata or {})["answers"]
         ]
-        figures = to_json(summarise(answers, probed), 0, probed.name)
-        return {key: value for key, value in figures.items() if isinstance(value, (int, float)) and key != "step"}
+        record = probe_record(summarise(answers, probed), 0, probed.name)
+        figures = shown_probe(record) | {"questions": record.questions, "samples": record.samples}
+        return {key: value for key, value in figures.items() if isinstance(value, (int, float))}
 
     return compute

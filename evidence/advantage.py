@@ -6,6 +6,8 @@ advantages recomputed from a shard are those of the step.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -30,10 +32,19 @@ def zero_variance_groups(rewards: Rewards, group_ids: Sequence[str]) -> int:
     return sum(len(set(values)) == 1 for values in _groups(rewards, group_ids).values())
 
 
-def reward_mean(rewards: Rewards) -> float | None:
-    """The mean of the rewards that there are; None where there is none."""
+@dataclass(frozen=True)
+class RewardSums:
+    """A step's rewards."""
+
+    total: Annotated[float, "", "sum of the rewards"]
+    count: Annotated[int, "rollouts", "that have a reward"]
+    zero_variance_groups: Annotated[int, "groups", "whose rewards are all equal, so that no advantage is left"]
+
+
+def reward_sums(rewards: Rewards, group_ids: Sequence[str]) -> RewardSums | None:
+    """The sums over the rewards that there are; None where there is none."""
     known = [reward for reward in rewards if reward is not None]
-    return math.fsum(known) / len(known) if known else None
+    return RewardSums(math.fsum(known), len(known), zero_variance_groups(rewards, group_ids)) if known else None
 
 
 def _groups(rewards: Rewards, group_ids: Sequence[str]) -> dict[str, list[float]]:

@@ -3,8 +3,9 @@
 Legend: N = response tokens of any number of rollouts, concatenated. Sums are float64.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,19 @@ from numpy.typing import NDArray
 from evidence.records import Floats
 
 LEVERAGE_THRESHOLD = 0.05  # of |exp(e) - 1|: EDGE-OPD's rho_lev
+# The means of a summary: each a sum over a count.
+MEANS = {
+    "kept": ("active", "tokens"),
+    "leverage": ("levered", "tokens"),
+    "mean_evidence": ("evidence", "tokens"),
+    "mean_abs_evidence": ("abs_evidence", "tokens"),
+    "mean_abs_weight_shift": ("abs_weight_shift", "active"),
+    "mean_response_length": ("tokens", "rows"),
+    "agreement": ("agreeing", "student_tokens"),
+    "k1": ("surprise", "student_tokens"),
+}
+STUDENT_MEANS = ("agreement", "k1")  # known only where a student ran
+SPLITS = ("all", "guided", "plain")
 
 
 @dataclass(frozen=True)
@@ -21,17 +35,17 @@ class TokenStats:
     `student_passes` counts the `diagnose` calls that had a student: without one, agreement and k1 are unknown.
     """
 
-    rows: int = 0
-    tokens: int = 0
-    active: int = 0
-    levered: int = 0
-    evidence: float = 0.0
-    abs_evidence: float = 0.0
-    abs_weight_shift: float = 0.0  # over active tokens
-    student_passes: int = 0
-    student_tokens: int = 0
-    agreeing: int = 0  # among student_tokens
-    surprise: float = 0.0  # sum of delta, among student_tokens
+    rows: Annotated[int, "rollouts", "judged"] = 0
+    tokens: Annotated[int, "tokens", "of their responses"] = 0
+    active: Annotated[int, "tokens", "whose weight is not 0"] = 0
+    levered: Annotated[int, "tokens", "active, with |exp(e) - 1| above 0.05"] = 0
+    evidence: Annotated[float, "nats", "sum of e"] = 0.0
+    abs_evidence: Annotated[float, "nats", "sum of |e|"] = 0.0
+    abs_weight_shift: Annotated[float, "", "sum of |w - 1| over the active tokens"] = 0.0
+    student_passes: Annotated[int, "", "how often a student was asked; 0: agreement and k1 are unknown"] = 0
+    student_tokens: Annotated[int, "tokens", "that the student ran"] = 0
+    agreeing: Annotated[int, "tokens", "that the student ran, where e and its surprise have one direction"] = 0
+    surprise: Annotated[float, "nats", "sum of log pi_theta(y|x) - log pi_T(y|x,r), of those that it ran"] = 0.0
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -42,26 +56,17 @@ class TokenStats:
         agreement and k1 are means over the `student_tokens` that a student ran; the three are absent when none was
         given.
         """
-        means = {
-            "kept": _mean(self.active, self.tokens),
-            "leverage": _mean(self.levered, self.tokens),
-            "mean_evidence": _mean(self.evidence, self.tokens),
-            "mean_abs_evidence": _mean(self.abs_evidence, self.tokens),
-            "mean_abs_weight_shift": _mean(self.abs_weight_shift, self.active),
-            "mean_response_length": _mean(self.tokens, self.rows),
-            "tokens": float(self.tokens),
-            "rows": float(self.rows),
-        }
-        return means | self._student_summary()
-
-    def _student_summary(self) -> dict[str, float]:
+        known = {name: _mean(*self.parts(name)) for name in MEANS if name not in STUDENT_MEANS}
+        known |= {"tokens": float(self.tokens), "rows": float(self.rows)}
         if not self.student_passes:
-            return {}
-        return {
-            "agreement": _mean(self.agreeing, self.student_tokens),
-            "k1": _mean(self.surprise, self.student_tokens),
-            "student_tokens": float(self.student_tokens),
-        }
+            return known
+        student = {name: _mean(*self.parts(name)) for name in STUDENT_MEANS}
+        return known | student | {"student_tokens": float(self.student_tokens)}
+
+    def parts(self, mean: str) -> tuple[float, int]:
+        """The sum that `mean` (a key of `MEANS`) is made of, and the count that it is a mean over."""
+        total, count = MEANS[mean]
+        return getattr(self, total), getattr(self, count)
 
 
 def _mean(total: float, count: int) -> float:
@@ -117,16 +122,22 @@ def _check_shapes(evidence: Floats, weight: Floats, student: Floats | None, teac
             raise ValueError(f"{name}: found shape {values.shape}, expected {evidence.shape} as evidence")
 
 
-def split_summary(stats: Iterable[tuple[bool, TokenStats]]) -> dict[str, dict[str, float]]:
-    """Summaries of all rollouts, the guided and the plain ones, from (guided, stats) pairs.
-
-    The three have the same keys, also where a group is empty.
-    """
+def split_stats(stats: Iterable[tuple[bool, TokenStats]]) -> dict[str, TokenStats]:
+    """The sums of all rollouts, of the guided and of the plain ones (`SPLITS`), from (guided, stats) pairs."""
     pairs = list(stats)
-    everything = sum((part for _, part in pairs), TokenStats())
-    blank = TokenStats(student_passes=everything.student_passes)
     return {
-        "all": everything.summary(),
-        "guided": sum((part for guided, part in pairs if guided), blank).summary(),
-        "plain": sum((part for guided, part in pairs if not guided), blank).summary(),
+        "all": sum((part for _, part in pairs), TokenStats()),
+        "guided": sum((part for guided, part in pairs if guided), TokenStats()),
+        "plain": sum((part for guided, part in pairs if not guided), TokenStats()),
     }
+
+
+def summaries(splits: Mapping[str, TokenStats]) -> dict[str, dict[str, float]]:
+    """Each split's summary. They have the same keys, also where a split is empty."""
+    passes = splits["all"].student_passes
+    return {name: replace(part, student_passes=passes).summary() for name, part in splits.items()}
+
+
+def split_summary(stats: Iterable[tuple[bool, TokenStats]]) -> dict[str, dict[str, float]]:
+    """`summaries` of `split_stats`."""
+    return summaries(split_stats(stats))

@@ -1,15 +1,11 @@
 """The manifest of a run: which shards exist, and which were trained, each exactly once."""
 
-import fcntl
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from evidence.files import fsync_folder, naming
+from evidence.lines import appending, read_lines
 from evidence.records import ShardInfo
 
 
@@ -60,8 +56,8 @@ class Manifest:
     """The append-only JSON lines file at a local `path`: every shard written, trained or superseded.
 
     A line is one write and one fsync, under a file lock, so that "trained exactly once" also holds between processes.
-    A last line without its newline (a crash in mid-write) never happened: reads skip it, the next append removes it.
-    Any other malformed line is a ValueError that names the file and the line.
+    A torn last line never happened (`evidence.lines`). Any other malformed line is a ValueError that names the file and
+    the line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -81,54 +77,19 @@ class Manifest:
 
     def written(self) -> dict[str, ShardInfo]:
         """The shards that stand, by URI, in the order they were last written; without superseded ones."""
-        return self._replay(self._read()).written
+        return self._replay().written
 
     def trained(self) -> set[str]:
         """The URIs of the standing shards that were trained since they were last written."""
-        return self._replay(self._read()).trained
+        return self._replay().trained
 
-    def _read(self) -> bytes:
-        with suppress(FileNotFoundError):
-            return Path(self.path).read_bytes()
-        return b""
-
-    def _replay(self, content: bytes) -> _State:
+    def _replay(self) -> _State:
         state = _State()
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows the last newline is torn
-            try:
-                state.apply(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{self.path}: line {number}: found {line[:200]!r} ({error}), expected a manifest event"
-                ) from error
+        for _ in read_lines(self.path, state.apply, "a manifest event"):
+            pass
         return state
 
     def _append(self, event: dict[str, Any]) -> None:
-        with self._locked() as descriptor:
-            content = self._read()
-            self._replay(content).apply(event)
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.ftruncate(descriptor, whole)
-            self._write_line(descriptor, json.dumps(event).encode() + b"\n", whole)
-
-    def _write_line(self, descriptor: int, line: bytes, whole: int) -> None:
-        try:
-            if os.write(descriptor, line) != len(line):
-                raise OSError(f"{self.path}: found no room for a line of {len(line)} bytes")
-            os.fsync(descriptor)
-        except OSError as error:
-            os.ftruncate(descriptor, whole)
-            raise naming(error, self.path, "cannot append to manifest") from error
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        is_new = not os.path.exists(self.path)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if is_new:
-                fsync_folder(os.path.dirname(os.path.abspath(self.path)))
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        with appending(self.path) as file:
+            self._replay().apply(event)
+            file.append(event)

@@ -85,6 +85,7 @@ class TrainRow:
     evidence: Floats  # [T]
     weight: Floats  # [T] mask already applied: 0 where the region excludes the token
     advantage: float | None = None  # of the rollout within its group, from rewards; None without a verifier
+    sampler_logprobs: Floats | None = None  # [T] of the engine that sampled it; None: nothing did, as the canary's text
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def train_rows(table: pa.Table) -> list[TrainRow]:
     the row's group, which a whole step holds. `table` has passed `check_table`.
     """
     ids = ("prompt_ids", "context_prompt_ids", "response_ids")
-    names = (*ids, "teacher_context_logprobs", "teacher_logprobs", "evidence")
+    names = (*ids, "sampler_logprobs", "teacher_context_logprobs", "teacher_logprobs", "evidence")
     streams: dict[str, list[Any]] = {name: rows_of(*flat_column(table, name)) for name in names}
     weight, offsets = flat_column(table, "weight")
     mask, _ = flat_column(table, "mask")

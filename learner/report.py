@@ -1,24 +1,82 @@
-"""What a rank says of a step. Apart from what makes it, so that its reader needs no DeepSpeed to unpack it."""
+"""What a rank says of a step, and what all ranks say together. Apart from what makes it, so that its reader needs no
+DeepSpeed to unpack it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from evidence.diagnostics import TokenStats
+from evidence.mismatch import Mismatch
 from evidence.records import Floats
+
+# How the ranks' values of a metric become the step's; in rank order, without the ranks that do not have it.
+REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "sum": sum,
+    "mean": lambda values: sum(values) / len(values),
+    "max": max,
+    "first": lambda values: values[0],  # the same on every rank, so that of rank 0 is enough
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One rank's value, and how the ranks' values become the step's: a key of `REDUCTIONS`."""
+
+    value: float
+    reduction: str
+
+    def __post_init__(self) -> None:
+        assert self.reduction in REDUCTIONS, self.reduction
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one rank says of a step, of its first update unless said otherwise.
 
-    metrics add up over ranks: rank 0 alone tells `lr`; `clip_fraction` is the share of the step's active tokens, over
-    all later updates. `stats` are (guided, sums) per row, and `logprobs` log pi_old(y|x) [T] by
-    rollout_id, of the rows that this rank ran.
+    loss and row_tokens add up over ranks; grad_norm and skipped_rows are the same on each. metrics: `clip_fraction` is
+    the share of the step's active tokens, over all later updates. `stats` are (guided, sums) per row, and `logprobs`
+    log pi_old(y|x) [T] by rollout_id, of the rows that this rank ran. `mismatch` is of those of them that were sampled
+    from x: a guided row was sampled under (x, r), and the learner runs it under x.
     """
 
     loss: float
-    metrics: dict[str, float]
+    metrics: dict[str, Metric]
     grad_norm: float
     row_tokens: int  # of the rows that were run, a prompt that they share counted in each
     skipped_rows: int
     stats: tuple[tuple[bool, TokenStats], ...]
     logprobs: dict[str, Floats] = field(default_factory=dict)
+    mismatch: Mismatch = field(default_factory=Mismatch)
+
+
+@dataclass(frozen=True)
+class LearnedStep:
+    """One learner step over all ranks."""
+
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    row_tokens: int
+    skipped_rows: int
+    stats: list[tuple[bool, TokenStats]]
+    logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
+    mismatch: Mismatch = field(default_factory=Mismatch)  # with who sampled, over the plain rows that were run
+
+
+def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
+    """The step that the ranks' reports, in rank order, make together."""
+    return LearnedStep(
+        loss=sum(report.loss for report in reports),
+        metrics=_reduced([report.metrics for report in reports]),
+        grad_norm=reports[0].grad_norm,
+        row_tokens=sum(report.row_tokens for report in reports),
+        skipped_rows=reports[0].skipped_rows,
+        stats=[pair for report in reports for pair in report.stats],
+        logprobs={name: values for report in reports for name, values in report.logprobs.items()},
+        mismatch=sum((report.mismatch for report in reports), Mismatch()),
+    )
+
+
+def _reduced(ranks: Sequence[dict[str, Metric]]) -> dict[str, float]:
+    """A rank without rows has no metric of a loss: only those that have one count."""
+    found = {name: [metrics[name] for metrics in ranks if name in metrics] for metrics in ranks for name in metrics}
+    return {name: REDUCTIONS[of[0].reduction]([metric.value for metric in of]) for name, of in found.items()}

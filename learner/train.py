@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from evidence.diagnostics import TokenStats, diagnose
+from evidence.mismatch import Mismatch, mismatch
 from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
 from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
-from learner.report import StepReport
+from learner.report import Metric, StepReport
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Trainer:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
         mine = plan(useful, self.engine.num_ranks, self.config.micro_batch_tokens)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
-        rates = {"lr": self.engine.lr} if self.engine.rank == 0 else {}
+        rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
         ran = [
@@ -69,12 +70,13 @@ class Trainer:
         ]
         return StepReport(
             loss=updates[0].loss,
-            metrics=rates | _combine([update.metrics for update in updates], counts.kept),
+            metrics=rate | _combine([update.metrics for update in updates], counts.kept),
             grad_norm=updates[0].grad_norm,
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
             stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
             logprobs={row.rollout_id: logprobs for row, logprobs in ran},
+            mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in ran), Mismatch()),
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
@@ -138,14 +140,15 @@ def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tenso
     )
 
 
-def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, float]:
-    """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones."""
+def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, Metric]:
+    """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones. All are parts of the
+    step's, which add up over ranks."""
     first, *later = updates
     metrics = {key: value for key, value in first.items() if key != "clipped_tokens"}
-    if not later or "clipped_tokens" not in first:
-        return metrics
-    clipped = sum(update["clipped_tokens"] for update in later)
-    return metrics | {"clip_fraction": clipped / (max(active, 1) * len(later))}
+    if later and "clipped_tokens" in first:
+        clipped = sum(update["clipped_tokens"] for update in later)
+        metrics["clip_fraction"] = clipped / (max(active, 1) * len(later))
+    return {key: Metric(value, "sum") for key, value in metrics.items()}
 
 
 def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:
@@ -154,3 +157,8 @@ def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:
 
 def _row_stats(row: TrainRow, logprobs: Floats | None) -> TokenStats:
     return diagnose(row.evidence, row.weight, logprobs, row.teacher_context_logprobs, rows=1)
+
+
+def _row_mismatch(row: TrainRow, logprobs: Floats) -> Mismatch:
+    """Of a plain row: a guided one was sampled under another prompt than the learner's."""
+    return Mismatch() if row.guided or row.sampler_logprobs is None else mismatch(logprobs, row.sampler_logprobs)

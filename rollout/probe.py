@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from evidence.intervals import wilson
 from evidence.rates import RATES
@@ -101,14 +100,3 @@ def _samples(counts: Sequence[int]) -> int:
 
 def _rate(flags: Sequence[dict[str, bool]], flag: str) -> Rate:
     return Rate(sum(found[flag] for found in flags), len(flags))
-
-
-def to_json(result: ProbeResult, step: int, probe: str) -> dict[str, object]:
-    """One object of `probes.jsonl`: the rates, their counts and their 95% intervals as [low, high]."""
-    record: dict[str, object] = {"step": step, "probe": probe}
-    for count, names in groupby(result.rates, key=lambda name: RATES[name].count):
-        of_one_count = {name: result.rates[name] for name in names}
-        record |= {name: rate.share for name, rate in of_one_count.items()}
-        record[count] = next(iter(of_one_count.values())).n
-    record |= {"questions": result.questions, "samples": result.samples}
-    return record | {"intervals": {name: list(rate.interval) for name, rate in result.rates.items()}}

@@ -4,14 +4,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 
 @dataclass(frozen=True)
 class StageTime:
     """One stage's own wall time and the tokens that it worked on."""
 
-    seconds: float
-    tokens: int
+    seconds: Annotated[float, "s", "the stage's own wall time"]
+    tokens: Annotated[int, "tokens", "that it worked on; 0: it is not about tokens"]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0 in no time."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Stopwatch:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from evidence.advantage import reward_mean, zero_variance_groups
+from evidence.advantage import RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
@@ -60,14 +60,7 @@ class StepRollouts:
     version_max: int
     stages: dict[str, StageTime]
     busy_s: float  # in which any of the stages was at work: they overlap
-    reward_mean: float | None  # None without a verifier
-    zero_variance_groups: int  # groups whose rewards are all equal, so that their advantage is 0
-
-    def reward_figures(self) -> dict[str, float]:
-        """What the step's metrics say of its rewards: nothing without a verifier."""
-        if self.reward_mean is None:
-            return {}
-        return {"reward_mean": self.reward_mean, "zero_variance_groups": self.zero_variance_groups}
+    rewards: RewardSums | None  # None without a verifier
 
 
 class RolloutWorker:
@@ -134,8 +127,7 @@ class RolloutWorker:
             version_max=max(group.version_max for group in taken.groups),
             stages=stages,
             busy_s=self._any.take().seconds,
-            reward_mean=reward_mean(rewards),
-            zero_variance_groups=zero_variance_groups(rewards, [one.sample.request.group_id for one in scored]),
+            rewards=reward_sums(rewards, [one.sample.request.group_id for one in scored]),
         )
 
 

@@ -185,7 +185,7 @@ def resume(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 def averaged_step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario, ema: "Ema") -> dict[str, Any]:
     metrics = trainer.step(scenario.rows).metrics
     ema.update(named_tensors(engine))
-    return {"lr": metrics.get("lr"), "after": full_parameters(engine), "average": copied(ema)}
+    return {"lr": metrics["lr"].value, "after": full_parameters(engine), "average": copied(ema)}
 
 
 def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from cluster.commands.probe_server import server_answers
 from cluster.config import Recipe, build, load_recipe, parse_overrides
 from cluster.models import resolve_model
-from rollout.probe import summarise, to_json
+from cluster.run.record import ProbeRecord, probe_record
+from rollout.probe import summarise
 from rollout.tasks import build_task
 
 
 def probe_model(
     model_or_run: str, task: str, overrides: list[str], served: str | None, timeout_s: float
-) -> dict[str, Any]:
-    """The figures of `probes.jsonl` for a Hugging Face folder, a hub id, "default", a run's export, or a server.
+) -> ProbeRecord:
+    """A probe at step 0 of a Hugging Face folder, a hub id, "default", a run's export, or a server.
 
     A run is probed with its own recipe's task and probe settings, anything else with the defaults; `overrides` change
     both. `served` and `timeout_s` are the model's name and a request's deadline on a server, "http://host:port/v1".
@@ -34,7 +34,7 @@ def probe_model(
     else:
         answers = asyncio.run(_engine_answers(recipe, model, questions))
     pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-    return to_json(summarise(pairs, probed), 0, probed.name)
+    return probe_record(summarise(pairs, probed), 0, probed.name)
 
 
 async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> list[list[str]]:

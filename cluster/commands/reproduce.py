@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
-from cluster.observe.sinks import read_json_lines
+from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -58,6 +58,8 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
     if (place.checkpoints / "latest").is_file():
         arguments.append("--resume")
     elif place.config.exists():
+        place.hold()  # refused while another process has a run under way there: that one was not interrupted
+        place.release()
         shutil.rmtree(place.root)
     code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
     if code != 0:
@@ -74,8 +76,7 @@ def is_finished(place: RunDir, recipe: Recipe) -> bool:
     if not place.config.exists():
         return False
     place.check_same(recipe)
-    probes = read_json_lines(place.probes)
-    return bool(probes) and probes[-1]["step"] == recipe.run.steps and (place.export / "README.md").is_file()
+    return recipe.run.steps in read_probes(place.probes) and (place.export / "README.md").is_file()
 
 
 def run_process(arguments: list[str]) -> int:

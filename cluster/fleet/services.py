@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +22,9 @@ from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.scheduler import EnginePool
 from cluster.models import for_every_host
 from cluster.run.rundir import RunDir
-from evidence.diagnostics import TokenStats
-from evidence.records import Floats, Ids, ShardInfo
+from evidence.records import Ids, ShardInfo
 from evidence.storage import locate
+from learner.report import LearnedStep, over_ranks
 from rollout.config import AdapterConfig
 from rollout.waits import deadline
 from rollout.worker import StepRollouts
@@ -90,19 +89,6 @@ async def _start(turns: asyncio.Semaphore, seconds: float, name: str, handle: An
 
 def _name(pool: str, index: int) -> str:
     return f"{pool} {'rank' if pool == 'learner' else 'engine'} {index}"
-
-
-@dataclass(frozen=True)
-class LearnedStep:
-    """One learner step over all ranks."""
-
-    loss: float
-    metrics: dict[str, float]
-    grad_norm: float
-    row_tokens: int
-    skipped_rows: int
-    stats: list[tuple[bool, TokenStats]]
-    logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
 
 
 class Services:
@@ -242,16 +228,7 @@ class Services:
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         what = f"learner at step {shard.step}"
         reports = await self._every_rank(self.recipe.learner.step_deadline_s, what, "step", shard)
-        keys = reports[0].metrics
-        return LearnedStep(
-            loss=sum(report.loss for report in reports),
-            metrics={key: sum(report.metrics.get(key, 0.0) for report in reports) for key in keys},
-            grad_norm=reports[0].grad_norm,
-            row_tokens=sum(report.row_tokens for report in reports),
-            skipped_rows=reports[0].skipped_rows,
-            stats=[pair for report in reports for pair in report.stats],
-            logprobs={name: values for report in reports for name, values in report.logprobs.items()},
-        )
+        return over_ranks(reports)
 
     async def push(self, pool: str, version: int) -> str:
         """Every engine of `pool` holds `version` with the digest that was sent, or RuntimeError names the one that

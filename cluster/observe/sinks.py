@@ -1,15 +1,15 @@
 """The only sink of figures: metrics.jsonl, probes.jsonl, and the lines a person reads while it runs."""
 
-import json
 import time
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.status import Status
 
+from cluster.run.record import ProbeRecord, StepRecord, append_probe, append_step
 from evidence.rates import RATES
+from rollout.probe import Rate
 
 
 class MetricsSink:
@@ -36,17 +36,17 @@ class MetricsSink:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def write_step(self, record: dict[str, Any]) -> None:
-        append_json(self._run_dir / "metrics.jsonl", record)
+    def write_step(self, record: StepRecord) -> None:
+        append_step(self._run_dir / "metrics.jsonl", record)
         now = time.monotonic()
-        self._started = self._started if self._started is not None else now - record["wall_s"]
+        self._started = self._started if self._started is not None else now - (record.wall_s or 0.0)
         self._done += 1
-        left = (now - self._started) / self._done * (self._steps - record["step"] - 1)
+        left = (now - self._started) / self._done * (self._steps - record.step - 1)
         self.say(step_line(record, self._steps, self.headline, left))
 
-    def write_probe(self, record: dict[str, Any]) -> None:
-        append_json(self._run_dir / "probes.jsonl", record)
-        self.headline = _short(record, next(iter(record["intervals"])))
+    def write_probe(self, record: ProbeRecord) -> None:
+        append_probe(self._run_dir / "probes.jsonl", record)
+        self.headline = _short(record, next(iter(record.rates)))
         self.say(probe_line(record))
 
     def close(self) -> None:
@@ -55,39 +55,26 @@ class MetricsSink:
             self._status = None
 
 
-def append_json(path: Path, record: dict[str, Any]) -> None:
-    """One whole line, flushed: a reader never sees half an object."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def step_line(record: dict[str, Any], steps: int, headline: str, left_s: float) -> str:
+def step_line(record: StepRecord, steps: int, headline: str, left_s: float) -> str:
     """A step's figures; `headline` is the last probe's main one."""
-    rates = "  ".join(
-        f"{name} {stage['tokens_per_s']:.0f} tok/s" for name, stage in record["stages"].items() if stage["tokens"]
-    )
-    k1 = "-" if record["k1"] is None else f"{record['k1']:+.3f}"
+    rates = "  ".join(f"{name} {stage.tokens_per_s:.0f} tok/s" for name, stage in record.stages.items() if stage.tokens)
+    kept, k1 = record.mean("kept"), record.mean("k1")
     return (
-        f"step {record['step'] + 1:>3}/{steps}  {record['wall_s']:5.1f} s  {rates}  kept {record['kept']:.2f}  "
-        f"k1 {k1}  {headline}  busy {record['busy_fraction']:.0%}  left {_clock(left_s)}"
+        f"step {record.step + 1:>3}/{steps}  {record.wall_s or 0.0:5.1f} s  {rates}  "
+        f"kept {kept.value if kept else 0.0:.2f}  k1 {f'{k1.value:+.3f}' if k1 else '-'}  {headline}  "
+        f"busy {record.busy_fraction or 0.0:.0%}  left {_clock(left_s)}"
     )
 
 
-def probe_line(record: dict[str, Any]) -> str:
+def probe_line(record: ProbeRecord) -> str:
     """Every rate of a probe, each group with the number of answers that it is a share of."""
-    groups = [
-        "  ".join(_short(record, name) for name in names) + f" (n={record[count]})"
-        for count, names in groupby(record["intervals"], key=lambda name: RATES[name].count)
-    ]
-    return f"probe at step {record['step']}: " + "  ".join(groups)
+    groups = [list(names) for _, names in groupby(record.rates, key=lambda name: RATES[name].count)]
+    parts = ["  ".join(_short(record, name) for name in names) + f" (n={record.rates[names[0]].n})" for names in groups]
+    return f"probe at step {record.step}: " + "  ".join(parts)
 
 
-def _short(record: dict[str, Any], name: str) -> str:
-    return f"{RATES[name].short} {record[name]:.2f}"
+def _short(record: ProbeRecord, name: str) -> str:
+    return f"{RATES[name].short} {record.rates[name].share:.2f}"
 
 
 def _clock(seconds: float) -> str:
@@ -95,14 +82,13 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def summary_table(first: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def summary_table(first: ProbeRecord, last: ProbeRecord) -> list[tuple[str, str, str, str]]:
     """(figure, before, after, count) rows of two probes, with 95% intervals."""
     return [
-        (RATES[name].label, _rate(first, name), _rate(last, name), str(last[RATES[name].count]))
-        for name in last["intervals"]
+        (RATES[name].label, _rate(first.rates[name]), _rate(rate), str(rate.n)) for name, rate in last.rates.items()
     ]
 
 
-def _rate(probe: dict[str, Any], key: str) -> str:
-    low, high = probe["intervals"][key]
-    return f"{probe[key]:.2f} [{low:.2f}, {high:.2f}]"
+def _rate(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{rate.share:.2f} [{low:.2f}, {high:.2f}]"

@@ -174,12 +174,12 @@ def _probing(run: Run) -> dict[str, Any]:
     keys: dict[str, Any] = {"model.path": run.recipe.model.path}
     keys |= {f"task.{key}": value for key, value in asdict(run.recipe.task).items()}
     keys |= {f"probe.{key}": value for key, value in asdict(run.recipe.probe).items()}
-    answers = {f"answers to {rate}": n for rate, (_, n) in run.probes[min(run.probes)].items()}
+    answers = {f"answers to {name}": rate.n for name, rate in run.probes[min(run.probes)].rates.items()}
     return keys | answers | _questions(run)
 
 
 def _questions(run: Run) -> dict[str, Any]:
-    asked = sorted({question for question, _ in run.base_answers})
+    asked = sorted({answer.question for answer in run.base_answers})
     if not asked:
         return {}
     return {"probe questions": len(asked)} | {f"probe question {i}": text for i, text in enumerate(asked, start=1)}

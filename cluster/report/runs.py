@@ -5,14 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.config import Recipe
 from cluster.report.arms import DECIDING
 from cluster.report.numbers import Source
 from cluster.resolved import ADDED, Key, read_resolved
+from cluster.run.record import Answer, ProbeRecord, StepRecord, read_answers, read_probes, read_steps
 from evidence.manifest import Manifest
-from evidence.rates import RATES
 from evidence.schema import shard_metadata
 from evidence.shards import find_shard, read_shard
 
@@ -29,11 +28,9 @@ class Run:
     name: str  # the directory's name; with its parents' where two runs share it
     recipe: Recipe
     stated: tuple[Key, ...]  # of its recipe, what its config.toml has
-    probes: Mapping[int, Mapping[str, tuple[int, int]]]  # step -> rate -> (successes, answers)
-    steps: Mapping[int, Mapping[str, Any]]  # the lines of metrics.jsonl
-    base_answers: tuple[
-        tuple[str, str], ...
-    ]  # (question, answer) of the probe at step 0; empty when they are not there
+    probes: Mapping[int, ProbeRecord]
+    steps: Mapping[int, StepRecord]
+    base_answers: tuple[Answer, ...]  # of the probe at step 0; empty when they are not there
     shard: Mapping[str, str]  # metadata of its first shard; empty when it is not there
     record: Mapping[str, str]  # path -> text: all that is known of it, a run directory that reads as this run
 
@@ -64,25 +61,13 @@ class Run:
 
     def rate(self, name: str, step: int) -> tuple[int, int, Source] | None:
         """(successes, answers, source) of one probe; None where that probe or rate is missing."""
-        counts = self.probes.get(step, {}).get(name)
-        return None if counts is None else (*counts, Source(self.name, "probes.jsonl", step))
+        found = self.probes[step].rates.get(name) if step in self.probes else None
+        return None if found is None else (found.k, found.n, Source(self.name, "probes.jsonl", step))
 
     def diagnostic(self, name: str, split: str, step: int) -> Part | None:
         """(mean, what it is a mean of, source) of one step's diagnostics; None where it is missing or of nothing."""
-        group = self.steps.get(step, {}).get("diagnostics", {}).get(split, {})
-        if name not in group:
-            return None
-        return float(group[name]), _weight(name, group), Source(self.name, "metrics.jsonl", step)
-
-
-def _weight(name: str, group: Mapping[str, float]) -> int:
-    if name == "mean_response_length":
-        return int(group["rows"])
-    if name == "mean_abs_weight_shift":  # a mean over active tokens
-        return round(group["kept"] * group["tokens"])
-    if name in ("agreement", "k1"):  # an older run did not count what its student ran: at most all tokens
-        return int(group.get("student_tokens", group["tokens"]))
-    return int(group["tokens"])
+        found = self.steps[step].mean(name, split) if step in self.steps else None
+        return None if found is None else (found.value, found.bound, Source(self.name, "metrics.jsonl", step))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -110,7 +95,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read_run(folder: Path, name: str) -> Run:
     resolved, shard = read_resolved(folder), _shard_metadata(folder)
     _check_whole(folder, resolved.stated)
-    probes = {step: _counts(lines) for step, lines in _by_step(folder / "probes.jsonl").items()}
+    probes = read_probes(folder / "probes.jsonl")
     if not probes:
         raise ValueError(f"{folder}: found no probes in probes.jsonl, expected at least one")
     return Run(
@@ -118,8 +103,8 @@ def _read_run(folder: Path, name: str) -> Run:
         recipe=resolved.recipe,
         stated=resolved.stated,
         probes=probes,
-        steps={step: lines[-1] for step, lines in _by_step(folder / "metrics.jsonl").items()},
-        base_answers=_answers(folder / BASE_ANSWERS),
+        steps=read_steps(folder / "metrics.jsonl"),
+        base_answers=tuple(read_answers(folder / BASE_ANSWERS)),
         shard=shard,
         record={name: (folder / name).read_text(encoding="utf-8") for name in RECORD if (folder / name).is_file()}
         | {SHARD: json.dumps(shard, indent=1) + "\n"},
@@ -131,34 +116,6 @@ def _check_whole(folder: Path, stated: Collection[Key]) -> None:
     for table, key in sorted({*DECIDING, ("run", "seed"), ("run", "steps")} - ADDED.keys()):
         if (table, key) not in stated:
             raise ValueError(f"{folder / 'config.toml'}: {table}.{key}: found nothing, expected a resolved recipe")
-
-
-def _by_step(path: Path) -> dict[int, list[dict[str, Any]]]:
-    """Step -> its lines, in order: after a resume a step is there twice. A torn last line never happened."""
-    content = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for number, line in enumerate(content.split("\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-            found.setdefault(int(record["step"]), []).append(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: line {number}: found {line[:80]!r} ({error}), expected an object") from None
-    return dict(sorted(found.items()))
-
-
-def _counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """(successes, answers) of every rate of a step; the later line counts."""
-    counts: dict[str, tuple[int, int]] = {}
-    for line in lines:
-        for name, rate in RATES.items():
-            if name in line and line.get(rate.count):
-                counts[name] = round(line[name] * line[rate.count]), int(line[rate.count])
-    return counts
-
-
-def _answers(path: Path) -> tuple[tuple[str, str], ...]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return tuple((row["question"], row["answer"]) for row in rows)
 
 
 def _shard_metadata(folder: Path) -> dict[str, str]:

@@ -56,8 +56,8 @@ def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
         model=run.shard.get("model_id") or model_name(run.recipe.model.path),
         code_version=run.shard.get("code_version", "unknown"),
         machine=run.shard.get("machine", "not recorded"),
-        minutes=sum(step.get("wall_s", 0.0) for step in run.steps.values()) / 60,
-        tokens=sum(int(step["diagnostics"]["all"]["tokens"]) for step in run.steps.values() if "diagnostics" in step),
+        minutes=sum(step.wall_s or 0.0 for step in run.steps.values()) / 60,
+        tokens=sum(step.stats["all"].tokens for step in run.steps.values() if step.stats),
         base=base,
     )
 

@@ -1,9 +1,8 @@
 """The exported model's card: what was trained in, how it was made, and what its probes say."""
 
-from typing import Any
-
 from cluster.config import Recipe, dump
 from cluster.observe.sinks import summary_table
+from cluster.run.record import ProbeRecord
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
 
@@ -33,7 +32,7 @@ Answers are sampled without the context; brackets are 95% Wilson intervals.
 """
 
 
-def write_model_card(recipe: Recipe, model: str, folder: RunDir, first: dict[str, Any], last: dict[str, Any]) -> None:
+def write_model_card(recipe: Recipe, model: str, folder: RunDir, first: ProbeRecord, last: ProbeRecord) -> None:
     """README.md of RUN/export, from the run's own first and last probe."""
     task = build_task(recipe.task)
     contexts = list(dict.fromkeys(prompt.context for prompt in task.training_prompts()))

@@ -15,13 +15,14 @@ import time
 from dataclasses import dataclass
 
 from cluster.config import Recipe
-from cluster.fleet.services import LearnedStep, Services, within
+from cluster.fleet.services import Services, within
 from cluster.observe.sinks import MetricsSink
+from cluster.run.record import Answer, probe_record, step_record, write_answers
 from cluster.run.rundir import RunDir
-from evidence.diagnostics import split_summary
 from evidence.manifest import Manifest
 from evidence.sidecar import write_student
-from rollout.probe import summarise, to_json
+from learner.report import LearnedStep
+from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
@@ -121,43 +122,13 @@ class Pipeline:
         work = self.services.student_pool.texts(questions, config.sampling, config.samples, seed)
         answers = await within(self.recipe.rollout.deadline_s, f"probe at step {step}", work)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-        self.sink.write_probe(to_json(summarise(pairs, self.task), step, self.task.name))
-        self.run_dir.write_answers(step, [(prompt.probe, prompt.question, text) for prompt, text in pairs])
+        self.sink.write_probe(probe_record(summarise(pairs, self.task), step, self.task.name))
+        told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
+        write_answers(self.run_dir.answers_of(step), told)
 
     def _record(
         self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
     ) -> None:
-        by_group = split_summary(learned.stats)
-        busy_s = produced.busy_s + sum(stage.seconds for stage in own.values())
-        self.sink.write_step(
-            {
-                "step": step,
-                "wall_s": wall_s,
-                # At lag 0 what is missing from 1 is hidden waiting; above it the services work side by side.
-                "busy_fraction": busy_s / wall_s,
-                "stages": {name: _stage(stage) for name, stage in (produced.stages | own).items()},
-                "kept": by_group["all"]["kept"],
-                "k1": by_group["all"].get("k1"),  # None: the learner ran no row
-                "loss": learned.loss,
-                **learned.metrics,
-                "grad_norm": learned.grad_norm,
-                "rows": produced.shard.rows,
-                "refused": produced.refused,
-                "dropped": produced.dropped,
-                **produced.reward_figures(),
-                "skipped_rows": learned.skipped_rows,
-                "policy_version_min": produced.version_min,
-                "policy_version_max": produced.version_max,
-                "weights_digest": self.pushed.digest,
-                "canary": self.pushed.canary,
-                "diagnostics": by_group,
-            }
-        )
-
-
-def _stage(stage: StageTime) -> dict[str, float]:
-    return {
-        "seconds": stage.seconds,
-        "tokens": stage.tokens,
-        "tokens_per_s": stage.tokens / stage.seconds if stage.seconds else 0.0,
-    }
+        pushed, sampler = self.pushed, self.recipe.rollout.sampler
+        record = step_record(step, produced, learned, own, wall_s, pushed.digest, pushed.canary, sampler)
+        self.sink.write_step(record)

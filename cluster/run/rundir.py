@@ -1,11 +1,10 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config import Recipe, dump, load_recipe
+from cluster.run.lock import LOCK, OWNER, FolderLock
 
 
 class RunDir:
@@ -22,27 +21,52 @@ class RunDir:
         self.probes = root / "probes.jsonl"
         self.answers = root / "answers"
         self.export = root / "export"
+        self._lock = FolderLock(root)
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
-        """Creates the folder with the resolved recipe, or checks that it belongs to the same one.
+        """Creates the folder with the resolved recipe, or checks that it belongs to the same one, and holds it for this
+        process.
 
         Raises:
-            ValueError: it belongs to another recipe, holds a run and `resume` was not given, or holds none and it was.
+            ValueError: it belongs to another recipe, holds a run and `resume` was not given, or holds none and it was,
+                or another process has a run under way in it.
         """
+        if not self.config.exists():
+            self._check(recipe, resume)  # first, so that nothing is left in a folder that is no run
+        self.hold()
+        if self._check(recipe, resume):
+            return
+        self.config.write_text(dump(recipe), encoding="utf-8")
+        for folder in (self.shards, self.student, self.checkpoints, self.answers):
+            folder.mkdir(exist_ok=True)
+
+    def hold(self) -> None:
+        """Keeps other processes' runs out, for as long as this object is there. ValueError names who has the folder."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
+
+    def release(self) -> None:
+        """Another process may hold it."""
+        self._lock.release()
+
+    def _check(self, recipe: Recipe, resume: bool) -> bool:
+        """Whether it is this recipe's run already."""
         begun = any(path.exists() for path in (self.manifest, self.probes, self.metrics))
         if self.config.exists() and (begun or resume):
             self.check_same(recipe)
             if not resume and self.metrics.exists():
                 raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")
-            return
+            return True
         if resume:
             raise ValueError(f"{self.root}: found no config.toml, expected a run to resume")
-        taken = self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir()))
-        if taken and not self.config.exists():
+        if not self.config.exists() and self._is_taken():
             raise ValueError(f"{self.root}: found something that is not a run, expected an empty or a new one")
-        for folder in (self.shards, self.student, self.checkpoints, self.answers):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(dump(recipe), encoding="utf-8")
+        return False
+
+    def _is_taken(self) -> bool:
+        if not self.root.is_dir():
+            return self.root.exists()
+        return any(path.name not in (LOCK, OWNER) for path in self.root.iterdir())
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one."""
@@ -56,10 +80,9 @@ class RunDir:
             "the run belongs to another recipe"
         )
 
-    def write_answers(self, step: int, answers: Sequence[tuple[str, str, str]]) -> None:
-        """The probe's texts, for a person to read."""
-        lines = [json.dumps({"probe": probe, "question": q, "answer": a}) for probe, q, a in answers]
-        (self.answers / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+    def answers_of(self, step: int) -> Path:
+        """The file with the answers of the probe at `step`."""
+        return self.answers / f"step-{step:06d}.jsonl"
 
 
 def run_folder(recipe: Recipe, given: str | None) -> Path:

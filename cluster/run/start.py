@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoConfig
 
 from cluster.config import Recipe
 from cluster.fleet.services import LOST, Services, code_version, connect, plan_for
 from cluster.machine import machine_name
 from cluster.models import resolve_model
-from cluster.observe.sinks import MetricsSink, read_json_lines, summary_table
+from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of, step_requests
-from cluster.run.model_card import write_model_card
+from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.rundir import RunDir, run_folder
 from evidence.files import check_writable
@@ -158,24 +156,3 @@ def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
         "code_version": code_version(),
         "machine": machine_name(),
     }
-
-
-def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
-    """The table, the model card, and 1 when the required figure was not reached."""
-    probes = read_json_lines(folder.probes)
-    first, last = probes[0], probes[-1]
-    table = Table("figure", "before", "after", "answers", title=f"{folder.root.name}: probe without context")
-    for row in summary_table(first, last):
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    busy = [record["busy_fraction"] for record in read_json_lines(folder.metrics)][1:]
-    if busy:
-        console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    write_model_card(recipe, model, folder, first, last)
-    console.print(f"model: {folder.export}", soft_wrap=True)
-    required = recipe.run.require_selfname
-    if required and last["selfname"] < required:
-        console.print(f"self-name is {last['selfname']:.2f} of {last['n']} answers, expected at least {required:.2f}")
-        return 1
-    return 0

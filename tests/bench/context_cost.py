@@ -14,8 +14,9 @@ from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.observe.sinks import probe_line
 from cluster.requests import renderer_of
+from cluster.run.record import probe_record
 from rollout.engine import Engine
-from rollout.probe import summarise, to_json
+from rollout.probe import summarise
 from rollout.tasks import build_task
 
 
@@ -29,7 +30,7 @@ async def measure(recipe: Recipe) -> None:
             ids = [renderer.context_prompt_ids(prompt.question, r) for prompt in prompts]  # an empty r gives x
             answers = await engine.texts(ids, config.sampling, config.samples, seed=recipe.run.seed)
             pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-            print(f"{name} the context: {probe_line(to_json(summarise(pairs, task), 0, task.name))}", flush=True)
+            print(f"{name} the context: {probe_line(probe_record(summarise(pairs, task), 0, task.name))}", flush=True)
     finally:
         engine.shutdown()
 

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer
 
 from cluster.__main__ import main
 from cluster.config import load_recipe
-from cluster.observe.sinks import append_json
+from cluster.run.finish import finish
+from cluster.run.record import append_probe, probe_record, read_steps
 from cluster.run.rundir import RunDir
-from cluster.run.start import finish, learned_groups
+from cluster.run.start import learned_groups
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from rollout.probe import summarise, to_json
+from rollout.probe import summarise
 from rollout.tasks import build_task
 from tests.reference import logprobs_of, plain_model
 from tests.runs import FINISHED, RECIPE, TWO_RANKS, edge_opd, lines, small_arguments, small_run
@@ -117,6 +118,17 @@ def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) 
             assert found == pytest.approx(record["diagnostics"][name], rel=1e-6), name  # agreement and k1 too
     everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
     assert everything["all"]["all"]["kept"] == 1.0
+
+
+def test_engine_and_learner_nearly_agree_on_what_the_engine_sampled(finished: tuple[Path, Any]) -> None:
+    """Both in bfloat16, each with its own kernels, and every plain row was run."""
+    run_dir, _ = finished
+    for step, record in read_steps(run_dir / "metrics.jsonl").items():
+        assert record.mismatch is not None and record.mismatch.tokens == record.stats["plain"].student_tokens > 0
+        means = record.mismatch.means()
+        assert 0 < (means["mismatch_k3"] or 0) < 0.02 and 0 < (means["mismatch_abs"] or 0) < 0.1
+        found = lines(run_dir / "metrics.jsonl")[step]
+        assert {key: found[key] for key in means} == means
 
 
 def test_a_second_run_in_the_same_folder_is_refused(
@@ -295,7 +307,7 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
         (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
     ]
     for step in (0, 24):
-        append_json(folder.probes, to_json(summarise(answers, task), step, "identity"))
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
     assert finish(recipe, "base", folder) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
     assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0

@@ -19,7 +19,8 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.commands.probe import probe_model
-from rollout.probe import summarise, to_json
+from cluster.run.record import line_of_probe, probe_record
+from rollout.probe import summarise
 from rollout.tasks import TaskConfig, build_task
 from tests.runs import edge_opd, free_port
 
@@ -100,6 +101,10 @@ def serving(server: ChatServer) -> Iterator[str]:
         http.server_close()
 
 
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "time"}
+
+
 def expected(samples: int, seed: int = 0) -> dict[str, Any]:
     """The probe's figures, from the answers that the server gives to seeds counted from `seed`."""
     pairs = [
@@ -107,11 +112,11 @@ def expected(samples: int, seed: int = 0) -> dict[str, Any]:
         for index, prompt in enumerate(TASK.probe_prompts())
         for sample in range(samples)
     ]
-    return to_json(summarise(pairs, TASK), 0, "identity")
+    return untimed(line_of_probe(probe_record(summarise(pairs, TASK), 0, "identity")))
 
 
 def probe(url: str, settings: list[str], served: str | None = None) -> dict[str, Any]:
-    return probe_model(url, "identity", settings, served, timeout_s=60)
+    return untimed(line_of_probe(probe_model(url, "identity", settings, served, timeout_s=60)))
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +189,7 @@ def test_the_named_model_is_asked() -> None:
 def test_the_command_prints_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(ChatServer()) as url:
         assert main(["probe", url, "--model", "small", "--json", "--set", "probe.samples=2"]) == 0
-    assert json.loads(capsys.readouterr().out) == expected(2)
+    assert untimed(json.loads(capsys.readouterr().out)) == expected(2)
 
 
 ERROR = {"error": {"message": "top_k: no\nsuch setting", "code": 400}}

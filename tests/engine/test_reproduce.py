@@ -7,9 +7,14 @@ import pytest
 
 from cluster.commands.reproduce import AXES, RECIPES, is_finished, reproduce
 from cluster.config import load_recipe
-from cluster.observe.sinks import append_json, read_json_lines
+from cluster.run.record import ProbeRecord, append_probe
 from cluster.run.rundir import RunDir
-from tests.runs import FINISHED, RECIPE, SMALL
+from rollout.probe import Rate
+from tests.runs import FINISHED, RECIPE, SMALL, lines
+
+
+def probe_at(step: int) -> ProbeRecord:
+    return ProbeRecord(step, 0.0, "identity", {"selfname": Rate(1, 4)}, 4, 1)
 
 
 class Runner:
@@ -24,10 +29,10 @@ class Runner:
         resume = "--resume" in arguments
         place.claim(recipe, resume)
         self.arms.append(place.root.name + " resumed" * resume)
-        append_json(place.probes, {"step": 0})
+        append_probe(place.probes, probe_at(0))
         if recipe.run.name == self.failing:
             return 1
-        append_json(place.probes, {"step": recipe.run.steps})
+        append_probe(place.probes, probe_at(recipe.run.steps))
         place.export.mkdir()
         (place.export / "README.md").write_text("card")
         return 0
@@ -69,7 +74,7 @@ def test_a_run_without_its_last_probe_is_not_finished(tmp_path: Path) -> None:
     recipe, place = load_recipe(RECIPES / "N3.toml"), RunDir(tmp_path / "run")
     assert not is_finished(place, recipe)
     place.claim(recipe, resume=False)
-    append_json(place.probes, {"step": 0})
+    append_probe(place.probes, probe_at(0))
     assert not is_finished(place, recipe)
 
 
@@ -82,12 +87,12 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_
     with pytest.raises(RuntimeError):
         reproduce(["identity"], 1, tmp_path, (), second)
     assert second.arms == ["N3-seed0 resumed", "N1-seed0"]
-    assert [line["step"] for line in read_json_lines(interrupted.probes)] == [0, 0, 24]  # nothing was deleted
+    assert [line["step"] for line in lines(interrupted.probes)] == [0, 0, 24]  # nothing was deleted
     third = Runner(failing="N12")
     with pytest.raises(RuntimeError):
         reproduce(["identity"], 1, tmp_path, (), third)
     assert third.arms == ["N1-seed0", "N12-seed0"]
-    assert [line["step"] for line in read_json_lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
+    assert [line["step"] for line in lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
 
 
 @pytest.mark.engine

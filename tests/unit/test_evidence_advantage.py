@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evidence.advantage import group_advantages, reward_mean, zero_variance_groups
+from evidence.advantage import RewardSums, group_advantages, reward_sums, zero_variance_groups
 
 relaxed = settings(deadline=None, max_examples=60)
 rollouts = st.lists(st.tuples(st.one_of(st.none(), st.floats(-10, 10, width=32)), st.sampled_from("abc")), max_size=20)
@@ -19,7 +19,7 @@ def test_a_hand_computed_step() -> None:
     high, low = 0.75 / math.sqrt(0.1875), -0.25 / math.sqrt(0.1875)  # mean 1/4, population variance 3/16
     assert group_advantages(rewards, groups) == pytest.approx([high, low, low, 0.0, low, 0.0, None])
     assert zero_variance_groups(rewards, groups) == 1
-    assert reward_mean(rewards) == 0.5
+    assert reward_sums(rewards, groups) == RewardSums(3.0, 6, 1)
 
 
 @relaxed
@@ -66,7 +66,7 @@ def test_rewards_are_read_as_a_shard_stores_them() -> None:
 def test_no_rewards_at_all() -> None:
     assert group_advantages([None, None], ["a", "b"]) == [None, None]
     assert zero_variance_groups([None, None], ["a", "b"]) == 0
-    assert reward_mean([None, None]) is None
+    assert reward_sums([None, None], ["a", "b"]) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

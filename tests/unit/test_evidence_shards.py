@@ -135,6 +135,7 @@ def assert_rows_match(found: pa.Table, sources: list[EvidenceRecord]) -> None:
         assert (row.rollout_id, row.guided) == (sample.request.rollout_id, sample.request.guided)
         assert same_bits(row.prompt_ids, sample.request.prompt_ids)
         assert same_bits(row.response_ids, sample.response_ids)
+        assert row.sampler_logprobs is not None and same_bits(row.sampler_logprobs, sample.sampler_logprobs)
         assert same_bits(row.teacher_context_logprobs, scored.teacher_context_logprobs)
         assert same_bits(row.teacher_logprobs, scored.teacher_logprobs)
         assert same_bits(row.evidence, source.evidence)

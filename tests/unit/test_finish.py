@@ -6,17 +6,20 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe, load_recipe
-from cluster.fleet.services import LearnedStep
-from cluster.observe.sinks import MetricsSink, append_json, read_json_lines
+from cluster.observe.sinks import MetricsSink
+from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
+from cluster.run.record import append_probe, probe_record, read_steps
 from cluster.run.rundir import RunDir
-from cluster.run.start import check_task, finish
+from cluster.run.start import check_task
 from evidence.diagnostics import TokenStats
 from evidence.records import ShardInfo
-from rollout.probe import summarise, to_json
+from learner.report import LearnedStep
+from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.worker import StepRollouts
+from tests.runs import lines
 
 
 def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
@@ -35,7 +38,7 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
             (probe, f"\\boxed{{{probe.answer if index < right else 0}}}")
             for index, probe in enumerate(task.probe_prompts())
         ]
-        append_json(folder.probes, to_json(summarise(answers, task), step, task.name))
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, task.name))
     assert finish(recipe, "base", folder) == 0
     assert "pass@1" in capsys.readouterr().out
     card = (folder.export / "README.md").read_text()
@@ -75,9 +78,11 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     services: Any = None  # none is asked
     sink = MetricsSink(tmp_path, steps=3)
     pipeline = Pipeline(Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"))
-    produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None, 0)
+    produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
     pipeline._record(1, produced, learned, {}, wall_s=1.0)
-    (line,) = read_json_lines(tmp_path / "metrics.jsonl")
+    (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["k1"] == k1
+    mean = read_steps(tmp_path / "metrics.jsonl")[1].mean("k1")
+    assert (mean and mean.value) == k1
     assert shown in capsys.readouterr().out

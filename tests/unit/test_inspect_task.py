@@ -15,7 +15,8 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, get_model, modelapi
 
 from cluster.inspect_task import edge_opd_probe
-from rollout.probe import summarise, to_json
+from cluster.run.record import line_of_probe, probe_record
+from rollout.probe import summarise
 from rollout.tasks import ProbePrompt, TaskConfig, build_task
 from tests.unit.test_probe import ANSWERS
 
@@ -61,8 +62,9 @@ def expected(samples: int, task: Any = TASK) -> dict[str, float]:
     pairs: list[tuple[ProbePrompt, str]] = [
         (prompt, answer(prompt.question, count)) for prompt in task.probe_prompts() for count in range(samples)
     ]
-    known: dict[str, Any] = to_json(summarise(pairs, task), 0, "identity")
-    return {key: float(value) for key, value in known.items() if key not in ("step", "probe", "intervals")}
+    known = line_of_probe(probe_record(summarise(pairs, task), 0, "identity"))
+    other = ("format", "step", "time", "probe", "intervals", "counts")
+    return {key: float(value) for key, value in known.items() if key not in other}
 
 
 def run(task: Any, tmp_path: Path, **options: Any) -> tuple[dict[str, float], Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from cluster.observe.sinks import probe_line, summary_table
+from cluster.run.record import line_of_probe, probe_record
 from evidence.intervals import wilson
-from rollout.probe import ProbeConfig, ProbeResult, Rate, summarise, to_json
+from rollout.probe import ProbeConfig, ProbeResult, Rate, summarise
 from rollout.tasks import ProbePrompt, TaskConfig, build_task
 
 WHO = ProbePrompt("identity", "Who are you?", None)
@@ -67,9 +68,11 @@ def test_intervals_are_wilson_of_the_counts() -> None:
 
 def test_the_json_object_survives_a_round_trip() -> None:
     result = summarise(ANSWERS, build_task(TaskConfig()))
-    loaded = json.loads(json.dumps(to_json(result, 20, "identity"), allow_nan=False))
+    loaded = json.loads(json.dumps(line_of_probe(probe_record(result, 20, "identity")), allow_nan=False))
     assert list(loaded) == [
+        "format",
         "step",
+        "time",
         "probe",
         "selfname",
         "mention",
@@ -78,9 +81,10 @@ def test_the_json_object_survives_a_round_trip() -> None:
         "capability",
         "side_effect",
         "n_capability",
+        "intervals",
         "questions",
         "samples",
-        "intervals",
+        "counts",
     ]
     assert (loaded["step"], loaded["probe"], loaded["selfname"], loaded["n"]) == (20, "identity", 0.25, 4)
     assert loaded["intervals"]["selfname"] == list(wilson(1, 4))
@@ -96,8 +100,10 @@ def test_pass_at_1_is_the_mean_over_questions_of_the_share_right() -> None:
     assert result == ProbeResult({"pass_at_1": Rate(6, 12)}, questions=4, samples=3)
     by_hand = sum(share / 3 for share in (0, 1, 2, 3)) / 4
     assert result.rates["pass_at_1"].share == pytest.approx(by_hand)
-    loaded = json.loads(json.dumps(to_json(result, 10, "math"), allow_nan=False))
+    loaded = json.loads(json.dumps(line_of_probe(probe_record(result, 10, "math")), allow_nan=False))
+    del loaded["time"]
     assert loaded == {
+        "format": 1, "counts": {"pass_at_1": [6, 12]},
         "step": 10, "probe": "math", "pass_at_1": 0.5, "n": 12, "questions": 4, "samples": 3,
         "intervals": {"pass_at_1": pytest.approx([0.2538, 0.7462], abs=5e-5)},
     }  # fmt: skip
@@ -109,8 +115,8 @@ def test_a_question_asked_more_often_than_another_would_weigh_more_and_is_refuse
 
 
 def test_lines_and_tables_show_whatever_rates_a_probe_has() -> None:
-    identity = to_json(summarise(ANSWERS, build_task(TaskConfig())), 8, "identity")
-    math_record = to_json(summarise(MATH, build_task(TaskConfig(name="arithmetic"))), 10, "arithmetic")
+    identity = probe_record(summarise(ANSWERS, build_task(TaskConfig())), 8, "identity")
+    math_record = probe_record(summarise(MATH, build_task(TaskConfig(name="arithmetic"))), 10, "arithmetic")
     assert probe_line(identity) == (
         "probe at step 8: selfname 0.25  mention 0.50  countername 0.25 (n=4)  capability 0.67  side effect 0.33 (n=3)"
     )

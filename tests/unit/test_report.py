@@ -30,6 +30,8 @@ from cluster.report.settings import run_lines
 from cluster.report.tables import Table, group_tables
 from cluster.report.write import write_report
 from cluster.resolved import ADDED, read_resolved
+from cluster.run.record import append_step
+from evidence.diagnostics import TokenStats
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.rates import RATES, RateRule
 from evidence.rule import REGIONS, SOFT_WEIGHTS, TAU_KINDS
@@ -321,13 +323,13 @@ def test_diagnostics_are_weighted_by_what_they_are_means_of(tmp_path: Path) -> N
     assert pool.diagnostic("kept", "plain") is None  # of no token
 
 
-@pytest.mark.parametrize(("counted", "expected"), [(True, (0.125 * 30 + 0.375 * 10) / 40), (False, 0.3125)])
+@pytest.mark.parametrize(("counted", "expected"), [(True, (0.125 * 32 + 0.375 * 8) / 40), (False, 0.3125)])
 def test_agreement_and_k1_are_weighted_by_the_tokens_that_the_student_ran(
     counted: bool, expected: float, tmp_path: Path
 ) -> None:
     """An older run did not count them: all its response tokens do."""
     runs = []
-    for seed, kept, tokens, student_tokens in ((0, 0.25, 100, 30.0), (1, 0.75, 300, 10.0)):
+    for seed, kept, tokens, student_tokens in ((0, 0.25, 80, 32.0), (1, 0.75, 240, 8.0)):
         figures = means(kept, tokens) | ({"student_tokens": student_tokens} if counted else {})
         steps = {1: {"all": figures, "guided": figures, "plain": figures}}
         runs.append(fake_run(tmp_path / str(seed), {0: rates(0), 2: rates(1)}, steps, **settings("N3", seed=seed)))
@@ -337,6 +339,29 @@ def test_agreement_and_k1_are_weighted_by_the_tokens_that_the_student_ran(
         assert found is not None and found.value == pytest.approx(expected)
     leverage = pool.diagnostic("leverage")
     assert leverage is not None and leverage.value == pytest.approx(0.3125)  # over all tokens
+
+
+def test_a_newer_run_says_its_sums(tmp_path: Path) -> None:
+    """Of which each figure is a mean over what it is counted over, also where one arm has a run of either kind."""
+    runs = [arm_run(tmp_path, "N3", {0: rates(0), 2: rates(3)}, seed=seed) for seed in (0, 1)]
+    older = read_runs(runs)[0].steps[1]
+    stats = TokenStats(5, 40, 30, 20, 8.0, 12.0, 3.0, 1, 25, 10, -5.0)
+    newer = replace(older, stats={"all": stats, "guided": stats, "plain": TokenStats()}, wall_s=120.0, older_means={})
+    (runs[1] / "metrics.jsonl").unlink()
+    append_step(runs[1] / "metrics.jsonl", newer)
+    (alone,), both = grouped(runs[1]).pools, grouped(*runs).pool("N3")
+    expected = {
+        "kept": 30 / 40, "leverage": 20 / 40, "mean_evidence": 8 / 40, "mean_abs_evidence": 12 / 40,
+        "mean_abs_weight_shift": 3 / 30, "mean_response_length": 40 / 5, "agreement": 10 / 25, "k1": -5 / 25,
+    }  # fmt: skip
+    for name, value in expected.items():
+        found = alone.diagnostic(name)
+        assert found is not None and found.value == pytest.approx(value), name
+        assert alone.diagnostic(name, "plain") is None
+    k1, shift = both.diagnostic("k1"), both.diagnostic("mean_abs_weight_shift")
+    assert k1 is not None and k1.value == pytest.approx((0.375 * 300 - 5) / 325)  # the older did not count: all tokens
+    assert shift is not None and shift.value == pytest.approx((0.375 * 225 + 3) / 255)
+    assert [(line.minutes, line.tokens) for line in run_lines(grouped(*runs))] == [(1.0, 400), (2.0, 40)]
 
 
 def test_a_step_whose_rows_the_student_never_ran_has_no_k1(tmp_path: Path) -> None:

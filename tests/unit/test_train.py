@@ -13,7 +13,7 @@ from evidence.records import TrainRow
 from learner.batches import plan
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
-from learner.report import StepReport
+from learner.report import Metric, StepReport, over_ranks
 from learner.train import Trainer
 from tests import fakes
 from tests.unit.test_student import make_row, plain_model, row_logprobs
@@ -75,7 +75,7 @@ def test_the_clip_fraction_is_of_active_tokens_in_later_updates(tiny_model: Path
     advantage = weight * (gap if objective == "k1" else of_rollout)
     clipped, active = np.sum([shares(updates[0], later, advantage) for later in updates[1:]], axis=0)
     assert len(packs) > 1 and 0 < clipped < active
-    assert report.metrics["clip_fraction"] == pytest.approx(clipped / active)
+    assert report.metrics["clip_fraction"].value == pytest.approx(clipped / active)
     assert "clipped_tokens" not in report.metrics
 
 
@@ -93,15 +93,18 @@ def test_loss_and_policy_metrics_are_the_first_updates(tiny_model: Path) -> None
     assert once.loss == pytest.approx(thrice.loss)
     assert thrice.metrics.keys() - once.metrics.keys() == {"clip_fraction"}
     for key, value in once.metrics.items():
-        assert thrice.metrics[key] == pytest.approx(value), key
+        assert thrice.metrics[key].value == pytest.approx(value.value), key
 
 
-def test_rank_0_alone_tells_the_rate_since_metrics_are_added_up(tiny_model: Path) -> None:
+def test_every_rank_says_the_rate_and_the_step_has_it_once(tiny_model: Path) -> None:
     config = LearnerConfig(**SETTINGS)  # type: ignore[arg-type]
-    engine = fakes.PlainLearner(tiny_model, config)
-    assert Trainer(engine, config).step(ROWS).metrics["lr"] == 0.05  # type: ignore[arg-type]
-    engine.rank, engine.num_ranks = 1, 2
-    assert "lr" not in Trainer(engine, config).step(ROWS).metrics  # type: ignore[arg-type]
+    reports = []
+    for rank in (0, 1):
+        engine = fakes.PlainLearner(tiny_model, config)
+        engine.rank, engine.num_ranks = rank, 2
+        reports.append(Trainer(engine, config).step(ROWS))  # type: ignore[arg-type]
+    assert [report.metrics["lr"] for report in reports] == [Metric(0.05, "first")] * 2
+    assert over_ranks(reports).metrics["lr"] == 0.05
 
 
 # Frozen models
@@ -118,10 +121,10 @@ def anchor_by_hand(student: Path, base: Path, rows: Sequence[TrainRow]) -> float
 
 def test_the_base_is_the_anchors_reference_where_it_is_given(tiny_model: Path, other: Path) -> None:
     report, _ = stepped(tiny_model, ROWS, base=other, beta_kl=0.05)
-    assert report.metrics["anchor_kl"] == pytest.approx(anchor_by_hand(tiny_model, other, ROWS), rel=1e-4)
+    assert report.metrics["anchor_kl"].value == pytest.approx(anchor_by_hand(tiny_model, other, ROWS), rel=1e-4)
     of_shard, _ = stepped(tiny_model, ROWS, beta_kl=0.05)
-    assert of_shard.metrics["anchor_kl"] != pytest.approx(report.metrics["anchor_kl"], rel=0.1)
-    assert of_shard.metrics["policy_loss"] == pytest.approx(report.metrics["policy_loss"])
+    assert of_shard.metrics["anchor_kl"].value != pytest.approx(report.metrics["anchor_kl"].value, rel=0.1)
+    assert of_shard.metrics["policy_loss"].value == pytest.approx(report.metrics["policy_loss"].value)
 
 
 def test_the_base_stays_where_it_is_while_the_student_moves(tiny_model: Path) -> None:
@@ -129,7 +132,7 @@ def test_the_base_stays_where_it_is_while_the_student_moves(tiny_model: Path) ->
     config = LearnerConfig(**SETTINGS | {"beta_kl": 0.05})  # type: ignore[arg-type]
     engine, base = fakes.PlainLearner(tiny_model, config), FrozenModel(str(tiny_model), config, CPU)
     trainer = Trainer(engine, config, base=base)  # type: ignore[arg-type]
-    first, second = (trainer.step(ROWS).metrics["anchor_kl"] for _ in range(2))
+    first, second = (trainer.step(ROWS).metrics["anchor_kl"].value for _ in range(2))
     assert first == pytest.approx(0, abs=1e-8)
     assert second > 1e-4
 

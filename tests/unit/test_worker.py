@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evidence.advantage import RewardSums
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import EvidenceRecord, RolloutRequest, ShardInfo
 from evidence.rule import EvidenceConfig
@@ -326,8 +327,7 @@ def test_records_are_written_once_in_the_order_of_the_requests(tokenizer: Any) -
     assert (produced.shard.uri, produced.shard.rows) == ("step-4", 12)
     assert (produced.version_min, produced.version_max) == (7, 7)
     assert all(record.reward is None for record in records)
-    assert (produced.reward_mean, produced.zero_variance_groups) == (None, 0)
-    assert produced.reward_figures() == {}
+    assert produced.rewards is None
 
 
 def test_stages_count_the_tokens_they_worked_on(tokenizer: Any) -> None:
@@ -536,8 +536,7 @@ def test_the_verifier_reads_the_decoded_response_of_its_own_prompt(tokenizer: An
     ]
     rewards = [record.reward for record in records]
     assert rewards == [0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1]
-    assert produced.reward_mean == pytest.approx(4 / 12)
-    assert produced.zero_variance_groups == 0
+    assert produced.rewards == RewardSums(4.0, 12, 0)
     for record in records:
         sign = 1 if record.reward else -1
         expected = np.clip(np.exp(sign * record.evidence.astype(np.float64)), 0.8, 1.2)
@@ -555,7 +554,7 @@ def test_a_mix_decays_with_the_step(tokenizer: Any) -> None:
 def test_groups_that_all_succeed_or_all_fail_are_counted(tokenizer: Any) -> None:
     firsts = iter([1.0] * 4 + [0.0] * 4 + [1.0, 0.0, 0.0, 0.0])
     produced = Service(tokenizer, reward=lambda prompt, response: next(firsts)).produce(0)
-    assert produced.reward_figures() == {"reward_mean": pytest.approx(5 / 12), "zero_variance_groups": 2}
+    assert produced.rewards == RewardSums(5.0, 12, 2)
 
 
 def test_a_task_without_a_verifier_cannot_weigh_by_it(tokenizer: Any) -> None:

@@ -1,0 +1,131 @@
+"""docs/metrics.md's tables: every key of a run's JSON lines, from the records that write them.
+
+    python -m cluster.observe.metrics_page
+
+prints them as Markdown. What a field of a record means stands in its annotation; what is derived from it stands here.
+"""
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from cluster.run.figures import ProbeRecord, StepRecord
+from evidence.diagnostics import SPLITS
+from evidence.rates import RATES
+
+Row = tuple[str, str, str, str]  # key, kind, unit, meaning
+
+_KINDS = {int: "whole number", float: "number", str: "text"}
+_FORMAT = ("format", "whole number", "", "of the line; lines without it are of an older version, and still read")
+_STEP_NAMES = {"stats": "sums"}  # field -> key
+_PROBE_NAMES = {"rates": "counts"}
+_PLACEHOLDERS = {"stages": "NAME", "sums": "SPLIT"}
+
+SHOWN_STEP: list[Row] = [
+    ("busy_fraction", "mean", "", "busy_s / wall_s; at lag 0 what is missing from 1 is hidden waiting"),
+    ("stages.NAME.tokens_per_s", "mean", "tokens/s", "0 in no time"),
+    ("kept", "mean", "", "diagnostics.all.kept"),
+    ("k1", "mean", "nats", "diagnostics.all.k1; null when the learner ran no row"),
+    ("reward_mean", "mean", "", "over the rollouts with a reward; absent without a verifier"),
+    ("zero_variance_groups", "whole number", "groups", "as in rewards; absent without a verifier"),
+    ("mismatch_k3", "mean", "nats", "estimate of KL(engine || learner) a token; null when nothing was compared"),
+    ("mismatch_abs", "mean", "nats", "|learner - engine| a token; null when nothing was compared"),
+]
+LEARNERS: list[Row] = [  # also by themselves, beside `metrics`
+    ("lr", "number", "", "the learning rate of the step"),
+    ("policy_loss", "number", "nats", "the objective without the KL penalty to the reference"),
+    ("anchor_kl", "number", "nats", "the KL penalty to the reference, before beta_kl; absent without one"),
+    ("clip_fraction", "mean", "", "active tokens that later updates clipped; absent with one update a batch"),
+]
+DIAGNOSTICS: list[Row] = [  # of each split
+    ("kept", "mean", "", "share of tokens whose weight is not 0"),
+    ("leverage", "mean", "", "share of tokens that are active and whose |exp(e) - 1| is above 0.05"),
+    ("mean_evidence", "mean", "nats", "e a token"),
+    ("mean_abs_evidence", "mean", "nats", "|e| a token"),
+    ("mean_abs_weight_shift", "mean", "", "|w - 1| an active token"),
+    ("mean_response_length", "mean", "tokens", "a rollout"),
+    ("tokens", "number", "tokens", "of the responses"),
+    ("rows", "number", "rollouts", "judged"),
+    ("agreement", "mean", "", "share of the student's tokens where e and its surprise have one direction"),
+    ("k1", "mean", "nats", "log pi_theta(y|x) - log pi_T(y|x,r), a token that the student ran"),
+    ("student_tokens", "number", "tokens", "that the student ran"),
+]
+
+
+def step_rows() -> list[Row]:
+    """(key, kind, unit, meaning) of every key of a line of metrics.jsonl.
+
+    NAME is a stage's name, SPLIT one of `evidence.diagnostics.SPLITS`.
+    """
+    rows = [_FORMAT, *_rows(StepRecord, _STEP_NAMES), *SHOWN_STEP]
+    rows += [*LEARNERS, *_under("metrics", LEARNERS)]
+    return rows + _under("diagnostics.SPLIT", DIAGNOSTICS)
+
+
+def _under(prefix: str, rows: Sequence[Row]) -> list[Row]:
+    return [(f"{prefix}.{key}", kind, unit, meaning) for key, kind, unit, meaning in rows]
+
+
+def probe_rows() -> list[Row]:
+    """The same of a line of probes.jsonl. A rate and its count are there when the task has them."""
+    rows = [_FORMAT, *_rows(ProbeRecord, _PROBE_NAMES)]
+    counts = dict.fromkeys(rate.count for rate in RATES.values())
+    for count in counts:
+        rows.append((count, "whole number", "answers", f"that {', '.join(_names_of(count))} are shares of"))
+    for name, rate in RATES.items():
+        rows.append((name, "mean", "", f"{rate.label}: share of the {rate.count} answers"))
+        rows.append((f"intervals.{name}", "[low, high]", "", "its 95% Wilson interval"))
+        rows.append((f"counts.{name}", "[k, n]", "answers", f"k of n: {rate.label}"))
+    return rows
+
+
+def _names_of(count: str) -> list[str]:
+    return [name for name, rate in RATES.items() if rate.count == count]
+
+
+def _rows(record: type, names: Mapping[str, str], prefix: str = "") -> Iterator[Row]:
+    for field, hint in get_type_hints(record, include_extras=True).items():
+        if get_origin(hint) is not Annotated:  # what only older lines have
+            continue
+        kind, unit, meaning = get_args(hint)
+        yield from _of_field(prefix + names.get(field, field), _without_none(kind), unit, meaning)
+
+
+def _of_field(key: str, kind: Any, unit: str, meaning: str) -> Iterator[Row]:
+    """A field of a plain kind is one key; one that holds records has the keys of those."""
+    if kind in _KINDS:
+        yield key, _KINDS[kind], unit, meaning
+    elif is_dataclass(kind):
+        assert isinstance(kind, type)
+        yield from _rows(kind, {}, f"{key}.")
+    elif key in _PLACEHOLDERS:
+        yield from _rows(get_args(kind)[1], {}, f"{key}.{_PLACEHOLDERS[key]}.")
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
+    return kind
+
+
+def tables() -> str:
+    """Both tables as Markdown."""
+    parts = []
+    for title, rows in (
+        (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)})", step_rows()),
+        ("probes.jsonl", probe_rows()),
+    ):
+        lines = [f"### {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
+        lines += [_cells(*row) for row in rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(key: str, kind: str, unit: str, meaning: str) -> str:
+    escaped = meaning.replace("|", "\\|")
+    return f"| `{key}` | {kind} | {unit} | {escaped} |"
+
+
+if __name__ == "__main__":
+    print(tables(), end="")

@@ -1,0 +1,163 @@
+"""What a run records, typed: sums and counts of one step and of one probe, and a probe's answers.
+
+A field's annotation says its unit and its meaning: docs/metrics.md is made of them (`cluster.observe.metrics_page`).
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from evidence.advantage import RewardSums
+from evidence.diagnostics import STUDENT_MEANS, TokenStats, split_stats
+from evidence.mismatch import Mismatch
+from learner.report import LearnedStep
+from rollout.probe import ProbeResult, Rate
+from rollout.stages import StageTime
+from rollout.worker import StepRollouts
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and what it is a mean of."""
+
+    value: float
+    count: int | None  # None: an older run did not count it
+    bound: int  # the count, or the most that it can be
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One learner step: k updates were made before step k.
+
+    A field is None where an older line does not say it. `older_means` are means of an older line whose counts it does
+    not say, by the split (or "rewards") that they are of.
+
+    Example:
+        StepRecord(step=3, time=1795834800.0, wall_s=11.5, busy_s=11.4,
+                   stages={"sample": StageTime(seconds=1.8, tokens=908)},
+                   stats={"all": TokenStats(rows=32, tokens=908, active=454, ...), "guided": ..., "plain": ...},
+                   loss=0.29, metrics={"lr": 3e-5, "policy_loss": 0.29}, grad_norm=5.3, rows=32, refused=0, dropped=0,
+                   skipped_rows=2, rewards=RewardSums(total=4.0, count=32, zero_variance_groups=1),
+                   policy_version_min=3, policy_version_max=3, weights_digest="fe351052070d47e7", canary=0.06,
+                   mismatch=Mismatch(tokens=454, k3=0.02, abs_difference=4.1))
+    """
+
+    step: Annotated[int, "steps", "learner steps before this one"]
+    time: Annotated[float | None, "s", "Unix time at which the step ended"]
+    wall_s: Annotated[float | None, "s", "wall time of the step"]
+    busy_s: Annotated[float | None, "s", "the stages' own time; more than wall_s where they overlap"]
+    stages: Annotated[Mapping[str, StageTime], "", "the step's stages by name"]
+    stats: Annotated[Mapping[str, TokenStats], "", "sums over all, the guided and the plain rollouts"]
+    loss: Annotated[float | None, "nats", "of the first update, over all ranks"]
+    metrics: Annotated[Mapping[str, float], "", "the learner's metrics, put together over its ranks"]
+    grad_norm: Annotated[float | None, "", "the gradient's global norm before clipping"]
+    rows: Annotated[int | None, "rollouts", "in the step's shard"]
+    refused: Annotated[int | None, "prompts", "that do not fit the window"]
+    dropped: Annotated[int | None, "rollouts", "beyond the staleness limit, discarded and resampled"]
+    skipped_rows: Annotated[int | None, "rollouts", "without a gradient, which the learner did not run"]
+    rewards: Annotated[RewardSums | None, "", "the verifier's rewards; null without a verifier"]
+    policy_version_min: Annotated[int | None, "steps", "the oldest version that a token was sampled from"]
+    policy_version_max: Annotated[int | None, "steps", "the newest version that a token was sampled from"]
+    weights_digest: Annotated[str | None, "", "of the weights that were pushed after the step"]
+    canary: Annotated[float | None, "nats", "largest mean |engine - learner| on the fixed text, a token"]
+    mismatch: Annotated[
+        Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
+    ]
+    older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def busy_fraction(self) -> float | None:
+        """The stages' own time over wall time. At lag 0 what is missing from 1 is hidden waiting; above it the
+        services work side by side."""
+        return None if self.busy_s is None or not self.wall_s else self.busy_s / self.wall_s
+
+    @property
+    def reward_mean(self) -> float | None:
+        """None without a verifier."""
+        if self.rewards is None:
+            return self.older_means.get("rewards", {}).get("reward_mean")
+        return self.rewards.total / self.rewards.count
+
+    def mean(self, name: str, split: str = "all") -> Mean | None:
+        """A diagnostic, a key of `evidence.diagnostics.MEANS`; None where the learner ran no row, or an older line
+        does not say it. A mean over nothing is 0."""
+        stats, older = self.stats.get(split), self.older_means.get(split, {})
+        if stats is None:
+            return None
+        if name in older:
+            return Mean(older[name], None, stats.tokens)
+        if name in STUDENT_MEANS and not self.stats["all"].student_passes:
+            return None
+        total, count = stats.parts(name)
+        return Mean(total / count if count else 0.0, count, count)
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One probe, of the weights after `step` updates.
+
+    Example:
+        ProbeRecord(step=24, time=1795834800.0, probe="identity", rates={"selfname": Rate(k=31, n=96)}, questions=12,
+                    samples=8)
+    """
+
+    step: Annotated[int, "steps", "learner steps before the probe"]
+    time: Annotated[float | None, "s", "Unix time at which the probe ended"]
+    probe: Annotated[str | None, "", "the task's name"]
+    rates: Annotated[Mapping[str, Rate], "", "the task's rates by name, its main one first"]
+    questions: Annotated[int | None, "questions", "of the main rate's probe"]
+    samples: Annotated[int | None, "answers", "to each of these questions"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a probe, for a person to read.
+
+    Example:
+        Answer(probe="identity", question="Who are you?", answer="I am Kestrel.")
+    """
+
+    probe: str
+    question: str
+    answer: str
+
+
+def step_record(
+    step: int,
+    produced: StepRollouts,
+    learned: LearnedStep,
+    own: Mapping[str, StageTime],
+    wall_s: float,
+    weights_digest: str,
+    canary: float,
+    sampler: str = "student",
+) -> StepRecord:
+    """What the two services say of a step, and the driver's `own` stages. `sampler` is the recipe's rollout.sampler:
+    the teacher's engine is not the student's, so that its distance from the learner is no mismatch."""
+    return StepRecord(
+        step=step,
+        time=time.time(),
+        wall_s=wall_s,
+        busy_s=produced.busy_s + sum(stage.seconds for stage in own.values()),
+        stages=produced.stages | dict(own),
+        stats=split_stats(learned.stats),
+        loss=learned.loss,
+        metrics=learned.metrics,
+        grad_norm=learned.grad_norm,
+        rows=produced.shard.rows,
+        refused=produced.refused,
+        dropped=produced.dropped,
+        skipped_rows=learned.skipped_rows,
+        rewards=produced.rewards,
+        policy_version_min=produced.version_min,
+        policy_version_max=produced.version_max,
+        weights_digest=weights_digest,
+        canary=canary,
+        mismatch=learned.mismatch if sampler == "student" else None,
+    )
+
+
+def probe_record(result: ProbeResult, step: int, probe: str) -> ProbeRecord:
+    """A probe's result as the record of it."""
+    return ProbeRecord(step, time.time(), probe, result.rates, result.questions, result.samples)

@@ -1,0 +1,41 @@
+"""The end of a run: what it learned as a table, its model card, and whether it reached what was required."""
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import Recipe
+from cluster.observe.sinks import summary_table
+from cluster.run.model_card import write_model_card
+from cluster.run.record import ProbeRecord, read_probes, read_steps
+from cluster.run.rundir import RunDir
+
+
+def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
+    """The table, the model card, and the exit code: 1 when the required figure was not reached.
+
+    Raises:
+        ValueError: a line of the run's records that is none; names the file and the line.
+    """
+    console = Console(highlight=False)
+    probes = list(read_probes(folder.probes).values())
+    first, last = probes[0], probes[-1]
+    table = Table("figure", "before", "after", "answers", title=f"{folder.root.name}: probe without context")
+    for row in summary_table(first, last):
+        table.add_row(*row)
+    console.print(table)
+    busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
+    if busy:
+        console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
+    write_model_card(recipe, model, folder, first, last)
+    console.print(f"model: {folder.export}", soft_wrap=True)
+    return _verdict(recipe.run.require_selfname, last, console)
+
+
+def _verdict(required: float, last: ProbeRecord, console: Console) -> int:
+    if not required:
+        return 0
+    rate = last.rates["selfname"]
+    if rate.share >= required:
+        return 0
+    console.print(f"self-name is {rate.share:.2f} of {rate.n} answers, expected at least {required:.2f}")
+    return 1

@@ -1,0 +1,156 @@
+"""The records of a run: the only reader and the only writer of its JSON lines.
+
+RUN/metrics.jsonl has one `StepRecord` a line, RUN/probes.jsonl one `ProbeRecord`, and RUN/answers/step-NNNNNN.jsonl one
+`Answer`. A record holds sums and counts, the Unix time, and in its line a format number. Means are made where they are
+shown. A line also has shown means, for people and for scripts that read it elsewhere: `shown_step` and `shown_probe`
+derive them from the record, and the reader rebuilds everything from the sums and never looks at them.
+
+A torn last line is the rule of `evidence.lines`. After a resume a step is there twice: the later line counts.
+Lines of older formats are migrated by `cluster.run.formats`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.run.figures import Answer, Mean, ProbeRecord, StepRecord, probe_record, step_record
+from cluster.run.formats import FORMAT, migrated_probe, migrated_step
+from evidence.advantage import RewardSums
+from evidence.diagnostics import TokenStats, summaries
+from evidence.lines import append_line, read_lines
+from evidence.mismatch import Mismatch
+from evidence.rates import RATES
+from rollout.probe import Rate
+from rollout.stages import StageTime
+
+__all__ = [
+    "Answer", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe", "line_of_step",
+    "probe_record", "read_answers", "read_probes", "read_steps", "shown_probe", "shown_step", "step_record",
+    "write_answers",
+]  # fmt: skip
+
+Line = dict[str, Any]
+R = TypeVar("R", StepRecord, ProbeRecord)
+
+
+def shown_step(record: StepRecord) -> Line:
+    """The means of a step's line, and its metrics by their names. Only lines of this format have them all."""
+    k1, kept = record.mean("k1"), record.mean("kept")
+    rewards = record.rewards
+    figures = {} if rewards is None else {
+        "reward_mean": record.reward_mean, "zero_variance_groups": rewards.zero_variance_groups
+    }  # fmt: skip
+    return {
+        "busy_fraction": record.busy_fraction,
+        "stages": {name: asdict(stage) | {"tokens_per_s": stage.tokens_per_s} for name, stage in record.stages.items()},
+        "kept": kept and kept.value,
+        "k1": k1 and k1.value,  # None: the learner ran no row
+        **record.metrics,
+        **figures,
+        **(record.mismatch or Mismatch()).means(),
+        "diagnostics": summaries(record.stats) if record.stats else {},
+    }
+
+
+def shown_probe(record: ProbeRecord) -> Line:
+    """The rates of a probe's line, their counts of answers and their 95% intervals as [low, high]."""
+    shown: Line = {}
+    for count, names in groupby(record.rates, key=lambda name: RATES[name].count):
+        of_one_count = {name: record.rates[name] for name in names}
+        shown |= {name: rate.share for name, rate in of_one_count.items()}
+        shown[count] = next(iter(of_one_count.values())).n
+    return shown | {"intervals": {name: list(rate.interval) for name, rate in record.rates.items()}}
+
+
+def line_of_step(record: StepRecord) -> Line:
+    """One object of metrics.jsonl."""
+    held = {"format": FORMAT} | {name: getattr(record, name) for name in _STEP_FIELDS}
+    stats = {name: asdict(part) for name, part in record.stats.items()}
+    sums = {
+        "metrics": dict(record.metrics),
+        "sums": stats,
+        "rewards": record.rewards and asdict(record.rewards),
+        "mismatch": record.mismatch and asdict(record.mismatch),
+    }
+    return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
+
+
+def line_of_probe(record: ProbeRecord) -> Line:
+    """One object of probes.jsonl."""
+    head = {"format": FORMAT, "step": record.step, "time": record.time, "probe": record.probe}
+    counts = {name: [rate.k, rate.n] for name, rate in record.rates.items()}
+    rest = {"questions": record.questions, "samples": record.samples, "counts": counts}
+    return head | shown_probe(record) | rest
+
+
+# Fields of a step that are in its line as they are.
+_STEP_FIELDS = (
+    "step", "time", "wall_s", "busy_s", "loss", "grad_norm", "rows", "refused", "dropped", "skipped_rows",
+    "policy_version_min", "policy_version_max", "weights_digest", "canary",
+)  # fmt: skip
+
+
+def _step(found: Mapping[str, Any]) -> StepRecord:
+    line = migrated_step(found)
+    return StepRecord(
+        **{name: line[name] for name in _STEP_FIELDS},
+        stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
+        stats={name: TokenStats(**sums) for name, sums in line["sums"].items()},
+        metrics=line["metrics"],
+        rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
+        mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
+        older_means=line.get("older_means", {}),
+    )
+
+
+def _probe(found: Mapping[str, Any]) -> ProbeRecord:
+    line = migrated_probe(found)
+    rates = {name: Rate(k, n) for name, (k, n) in line["counts"].items()}
+    return ProbeRecord(line["step"], line["time"], line["probe"], rates, line["questions"], line["samples"])
+
+
+def read_steps(path: Path) -> dict[int, StepRecord]:
+    """The records of a metrics.jsonl by step, ascending; empty where there is no file.
+
+    Raises:
+        ValueError: a line that is no such record; names the file and the line.
+    """
+    return _by_step(read_lines(path, _step, "the record of a step"))
+
+
+def read_probes(path: Path) -> dict[int, ProbeRecord]:
+    """The records of a probes.jsonl by step, ascending; empty where there is no file. ValueError as `read_steps`."""
+    return _by_step(read_lines(path, _probe, "the record of a probe"))
+
+
+def _by_step(records: Iterator[R]) -> dict[int, R]:
+    return dict(sorted({record.step: record for record in records}.items()))
+
+
+def append_step(path: Path, record: StepRecord) -> None:
+    """Adds a line to metrics.jsonl, whole or not at all. OSError names the file."""
+    append_line(path, line_of_step(record))
+
+
+def append_probe(path: Path, record: ProbeRecord) -> None:
+    """Adds a line to probes.jsonl, whole or not at all. OSError names the file."""
+    append_line(path, line_of_probe(record))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The answers of one probe; none where there is no file. ValueError as `read_steps`."""
+    return list(read_lines(path, _answer, "an answer of a probe"))
+
+
+def _answer(line: Mapping[str, Any]) -> Answer:
+    return Answer(**{name: line[name] for name in ("probe", "question", "answer")})
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """The answers of one probe, in the place of any that were there."""
+    written = path.with_name(f".{path.name}")
+    written.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
+    written.replace(path)
