@@ -76,7 +76,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from evidence.view.report import write_report
+    from cluster.report.write import write_report
 
     print(write_report([Path(run) for run in arguments.runs], Path(arguments.out)))
     return 0

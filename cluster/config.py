@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tomli_w
-
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
 from learner.config import LearnerConfig
@@ -212,6 +210,8 @@ def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as TOML; `load_recipe` of it gives an equal recipe."""
+    import tomli_w  # what only reads recipes does without it
+
     return tomli_w.dumps(dataclasses.asdict(recipe))
 
 

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from filelock import FileLock
-
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
 
@@ -55,6 +53,8 @@ def prepare_default_model(cache: Path | None = None) -> Path:
     folder = default_model_path(cache)
     if is_prepared(folder):
         return folder
+    from filelock import FileLock
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{NAME}.lock", timeout=LOCK_DEADLINE_S):
         if not is_prepared(folder):

@@ -8,7 +8,7 @@ was written.
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,12 +168,6 @@ SOFT_WEIGHTS: dict[str, Callable[[Floats, NDArray[np.float64], EvidenceConfig], 
 def remask(evidence: Floats, config: EvidenceConfig) -> Bools:
     """m_t, [N]: the tokens of the configured region. Strict at tau (e = tau is out), inclusive at near_zero."""
     return REGIONS[config.region](evidence, config)
-
-
-def by_value(evidence: Floats, config: EvidenceConfig) -> EvidenceConfig:
-    """`config` with its threshold as a value in nats: the same mask of this `evidence`, and one to apply to others."""
-    side = -evidence if config.region == "neg" else evidence
-    return replace(config, tau_kind="value", tau=float(TAU_KINDS[config.tau_kind](side, config.tau)))
 
 
 def reweigh(evidence: Floats, advantage: NDArray[np.float64], config: EvidenceConfig, step: int) -> Floats:

@@ -47,9 +47,8 @@ COLUMNS: Columns = {
     "mask": (_BOOLS, lambda r: r.mask),
     "reward": (pa.float32(), lambda r: r.reward),
 }
-# What a kind of evidence reads beyond these: columns of the shards whose mask_rule names it.
+# What a kind of evidence reads beyond these, if anything: columns of the shards whose mask_rule names it.
 KIND_COLUMNS: dict[str, Columns] = {
-    "teacher_contrast": {},
     "teacher_student": {"student_logprobs": (_FLOATS, lambda r: r.scored.student_logprobs)},
     "contrastive": {  # a list a wrong context
         "wrong_context_prompt_ids": (pa.list_(_IDS), lambda r: r.scored.sample.request.wrong_context_prompt_ids),
@@ -59,13 +58,18 @@ KIND_COLUMNS: dict[str, Columns] = {
 SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
 
+def reads(kind: str, column: str) -> bool:
+    """Whether a kind of evidence reads this column beyond those of every shard: what it is to be scored with."""
+    return column in KIND_COLUMNS.get(kind, {})
+
+
 def to_table(records: Sequence[EvidenceRecord], metadata: Mapping[str, str]) -> pa.Table:
     """One row a record, `metadata` (METADATA_KEYS and any others) and schema_version in the schema's metadata.
 
     ValueError, by `check_table`, when a metadata key is missing or a token column is not as long as its response.
     """
     stamped = {**metadata, "schema_version": str(SCHEMA_VERSION)}
-    columns = COLUMNS | KIND_COLUMNS[_check_metadata(stamped, "new shard").kind]
+    columns = COLUMNS | KIND_COLUMNS.get(_check_metadata(stamped, "new shard").kind, {})
     arrays = [column_of([get(record) for record in records], kind) for kind, get in columns.values()]
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()], stamped)
     table = pa.Table.from_arrays(arrays, schema=schema)
@@ -123,7 +127,7 @@ def check_table(table: pa.Table, where: str) -> None:
     and the columns that its rule's kind of evidence reads.
     """
     rule = _check_metadata(shard_metadata(table), where)
-    kinds = {name: kind for name, (kind, _) in (COLUMNS | KIND_COLUMNS[rule.kind]).items()}
+    kinds = {name: kind for name, (kind, _) in (COLUMNS | KIND_COLUMNS.get(rule.kind, {})).items()}
     for name, kind in kinds.items():
         _check_column(table, name, kind, where)
     for name, kind in kinds.items():

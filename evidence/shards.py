@@ -1,6 +1,7 @@
 """Shards, one file a step: written, read back checked, and judged again without an engine. Format: Arrow IPC file."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -38,6 +39,12 @@ def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:
         expect(uri, "rows", table.num_rows, expected.rows)
         expect(uri, "tokens", num_tokens(table), expected.tokens)
     return table
+
+
+def find_shard(run: Path, info: ShardInfo) -> str:
+    """Where a run's shard is: at its URI, or in RUN/shards where a local run directory was moved."""
+    moved = run / "shards" / info.uri.rsplit("/", 1)[-1]
+    return str(moved) if "://" not in info.uri and not Path(info.uri).exists() and moved.is_file() else info.uri
 
 
 def rejudge(table: pa.Table, config: EvidenceConfig) -> tuple[Floats, Floats, Bools]:

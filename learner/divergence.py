@@ -2,18 +2,23 @@
 
 Legend: C = positions (a chunk of them), V = vocabulary, B = buckets that a distribution is compared in: V, or the
 teacher's top K and one tail.
+
+Written in tensors' own methods, so that a recipe's names are checked on a machine without torch.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # (teacher's log-probs [C, B], student's log-probs [C, B], jsd_beta) to what each bucket contributes, [C, B].
-Contributions = Callable[[Tensor, Tensor, float], Tensor]
+Contributions = Callable[["Tensor", "Tensor", float], "Tensor"]
 # (teacher's logits [C, V], student's logits [C, V]) to a divergence [C], differentiable in the student's.
-Divergence = Callable[[Tensor, Tensor], Tensor]
+Divergence = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def forward_kl(teacher_CB: Tensor, student_CB: Tensor, jsd_beta: float) -> Tensor:
@@ -32,7 +37,7 @@ def jsd(teacher_CB: Tensor, student_CB: Tensor, jsd_beta: float) -> Tensor:
     b weighs the teacher, in the mixture and in the sum, as in deepspeed.runtime.rollout.generalized_jsd_loss. Divided
     by b it becomes the forward KL as b goes to 0, divided by 1 - b the reverse KL as b goes to 1.
     """
-    mixture_CB = torch.logaddexp(teacher_CB + math.log(jsd_beta), student_CB + math.log1p(-jsd_beta))
+    mixture_CB = (teacher_CB + math.log(jsd_beta)).logaddexp(student_CB + math.log1p(-jsd_beta))
     from_teacher_CB, from_student_CB = (own.exp() * (own - mixture_CB) for own in (teacher_CB, student_CB))
     return jsd_beta * from_teacher_CB + (1 - jsd_beta) * from_student_CB
 
@@ -57,7 +62,8 @@ def divergence(contributions: Contributions, *, top_k: int, clip: float, jsd_bet
 def _bucketed(logits_CV: Tensor, top_CK: Tensor | None) -> Tensor:
     """Log-probs [C, B]. The tail is summed by itself: 1 minus the top's mass would lose all its digits when small."""
     if top_CK is None:
-        return torch.log_softmax(logits_CV, dim=1)
-    tail_C = logits_CV.scatter(1, top_CK, -torch.inf).logsumexp(dim=1)
-    buckets_CB = torch.cat([logits_CV.gather(1, top_CK), tail_C[:, None]], dim=1)
-    return torch.log_softmax(buckets_CB, dim=1)
+        return logits_CV.log_softmax(dim=1)
+    import torch
+
+    tail_C = logits_CV.scatter(1, top_CK, -math.inf).logsumexp(dim=1)
+    return torch.cat([logits_CV.gather(1, top_CK), tail_C[:, None]], dim=1).log_softmax(dim=1)

@@ -2,15 +2,20 @@
 
 Legend: N = response tokens of one micro-batch, concatenated over its rows. All tensors are float32 [N].
 The learner sees weights, never why they are what they are.
+
+Written in tensors' own methods, so that a recipe's names are checked on a machine without torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from learner.divergence import Contributions, forward_kl, jsd, reverse_kl
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +42,13 @@ class ObjectiveSettings:
     clip_high: float
 
 
-Metrics = dict[str, Tensor]
-PolicyTerm = Callable[[TokenInputs, ObjectiveSettings], tuple[Tensor, Metrics]]
+Metrics = dict[str, "Tensor"]
+PolicyTerm = Callable[[TokenInputs, ObjectiveSettings], tuple["Tensor", Metrics]]
 
 
 def k3(d: Tensor) -> Tensor:
     """The k3 estimator exp(d) - d - 1 of a Kullback-Leibler divergence; d = log reference - log policy."""
-    return torch.expm1(d) - d
+    return d.expm1() - d
 
 
 def anchor(inputs: TokenInputs) -> Tensor:
@@ -68,10 +73,10 @@ def grpo(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metr
 def _clipped_surrogate(advantage_N: Tensor, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
     """- sum_t scale_t sg(m_t w_t A_t) ratio_t, clipped as PPO does (arXiv 1707.06347), on two sides of their own."""
     advantage_N = advantage_N.detach() * inputs.weight_N
-    ratio_N = torch.exp(inputs.logprobs_N - inputs.old_logprobs_N)
+    ratio_N = (inputs.logprobs_N - inputs.old_logprobs_N).exp()
     free_N = advantage_N * ratio_N
     bound_N = advantage_N * ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    loss = -(inputs.scale_N * torch.minimum(free_N, bound_N)).sum()
+    loss = -(inputs.scale_N * free_N.minimum(bound_N)).sum()
     return loss, {"clipped_tokens": (bound_N < free_N).sum()}
 
 

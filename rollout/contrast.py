@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from evidence.rule import EvidenceConfig
+from evidence.schema import reads
 from rollout.tasks.base import TaskPrompt
 
 
 def num_wrong_contexts(config: EvidenceConfig) -> int:
     """How many each prompt needs: none where another kind of evidence is configured."""
-    return config.num_wrong_contexts if config.kind == "contrastive" else 0
+    return config.num_wrong_contexts if reads(config.kind, "wrong_context_logprobs") else 0
 
 
 def pick_wrong_contexts(prompt: TaskPrompt, count: int, rng: np.random.Generator) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from evidence.advantage import RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
+from evidence.schema import reads
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.requests import GroupRequests, StepRequests
 from rollout.score import Scorer, score_all
@@ -81,7 +82,7 @@ class RolloutWorker:
     ) -> None:
         self.config, self.evidence = config, evidence
         self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
-        self.student_scorer = student_scorer if evidence.kind == "teacher_student" else None
+        self.student_scorer = student_scorer if reads(evidence.kind, "student_logprobs") else None
         self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
 
     async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:

@@ -26,8 +26,9 @@ SUPPORTED_PYTHON = ((3, 11), (3, 13))  # both included
 MIN_MEMORY_GIB = 6.0  # engine, learner and optimiser of the default model on CPUs
 MIN_CACHE_GIB = 1.5  # download, dequantised copy, and the folder that stays
 MIN_RUN_GIB = 2.0  # shards, checkpoints and the export of a smoke run
-MIN_SHM_GIB = 1.0  # the weights on their way to the generators, and Ray's object store
+MIN_SHM_GIB = 1.0  # Ray's object store, and 66 MiB for each of the learner's CPU ranks (deepspeed 0.19.8, shm.cpp)
 BF16_CAPABILITY = (8, 0)
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,11 @@ def check_room(what: str, found_gib: float, needed_gib: float) -> Finding:
 
 
 def check_shared_memory() -> Finding:
-    """/dev/shm: the CPU's way of handing weights over, and the home of Ray's object store."""
-    if not Path("/dev/shm").is_dir():
-        return Finding("/dev/shm is missing: expected shared memory for weights and for Ray", is_problem=True)
-    found = check_room("shared memory /dev/shm", shutil.disk_usage("/dev/shm").total / GIB, MIN_SHM_GIB)
+    """/dev/shm, where Ray keeps its objects and DeepSpeed's CPU ranks add up. Weights pass through a memory file of
+    their own, which counts as memory."""
+    if not SHARED_MEMORY.is_dir():
+        return Finding(f"{SHARED_MEMORY} is missing: expected shared memory for Ray and DeepSpeed", is_problem=True)
+    found = check_room(f"shared memory {SHARED_MEMORY}", shutil.disk_usage(SHARED_MEMORY).total / GIB, MIN_SHM_GIB)
     return Finding(f"{found.text} (in a container: --shm-size=2g)", True) if found.is_problem else found
 
 

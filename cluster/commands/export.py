@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cluster.config import load_recipe
 from cluster.models import resolve_model
-from cluster.observe.sinks import read_json_lines
 from cluster.run.model_card import write_model_card
+from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
 
 
@@ -26,7 +26,7 @@ def export_run(run: Path) -> Path:
     from learner.export import export_checkpoint
 
     export_checkpoint(folder.checkpoints, model, recipe.learner, folder.export)
-    probes = read_json_lines(folder.probes) if folder.probes.is_file() else []
+    probes = list(read_probes(folder.probes).values())
     if probes:
         write_model_card(recipe, model, folder, probes[0], probes[-1])
     return folder.export

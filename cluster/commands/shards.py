@@ -13,9 +13,8 @@ from evidence.manifest import Manifest
 from evidence.records import Floats
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
-from evidence.shards import read_shard, shard_stats
+from evidence.shards import find_shard, read_shard, shard_stats
 from evidence.sidecar import read_student
-from evidence.view.runs import find_shard
 
 
 def statistics(

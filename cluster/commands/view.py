@@ -1,25 +1,23 @@
 """`edge-opd view`: a heat map of one step's rollouts. Decoding the tokens is all that needs a tokenizer."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from transformers import AutoTokenizer
 
-from cluster.models import resolve_model
+from cluster.commands.decoding import Decode, decoder_of
+from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir
 from evidence.columns import flat_column
 from evidence.manifest import Manifest
 from evidence.records import Floats, ShardInfo
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
-from evidence.shards import read_shard
+from evidence.shards import find_shard, read_shard
 from evidence.sidecar import read_student
 from evidence.view.heatmap import RowText, choose_rows, heatmap, student_samples
-from evidence.view.runs import find_shard, read_config
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def view_run(run: Path, step: int | None, tau: float | None, region: str | None, out: Path | None) -> Path:
@@ -28,21 +26,19 @@ def view_run(run: Path, step: int | None, tau: float | None, region: str | None,
     Raises:
         ValueError: not a run, no such step, a damaged shard, or a region that does not exist.
     """
-    config = read_config(run)
+    recipe = read_resolved(run).recipe
     info = _shard_of(run, step)
     table = read_shard(find_shard(run, info), expected=info)
     rule = EvidenceConfig.from_json(shard_metadata(table)["mask_rule"])
     rule = dataclasses.replace(
         rule, tau=rule.tau if tau is None else tau, region=rule.region if region is None else region
     )
-    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(run, str(config["model"]["path"])))
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    student = student_samples(table) if config["rollout"]["sampler"] == "student" else {}
-    texts = {row: _text(table, row, decode) for row in choose_rows(table)}
-    page = heatmap(table, texts, rule, student | _learner_logprobs(run, info))
+    decoder = decoder_of(run, recipe.model.path)
+    if decoder.note:
+        print(f"edge-opd: {decoder.note}", file=sys.stderr)
+    student = student_samples(table) if recipe.rollout.sampler == "student" else {}
+    texts = {row: _text(table, row, decoder.decode) for row in choose_rows(table)}
+    page = heatmap(table, texts, rule, student | _learner_logprobs(run, info), decoder.note)
     path = out or Path(f"view-{run.resolve().name}-step-{info.step:06d}.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -63,12 +59,6 @@ def _learner_logprobs(run: Path, info: ShardInfo) -> dict[str, Floats]:
     """Of the rollouts that the learner ran; none of a shard that was written again since."""
     trained = info.uri in Manifest(run / "manifest.jsonl").trained()
     return read_student(str(RunDir(run).student), info.step) if trained else {}
-
-
-def _tokenizer_folder(run: Path, model: str) -> str:
-    if (run / "export" / "tokenizer_config.json").is_file():
-        return str(run / "export")
-    return resolve_model(model)
 
 
 def _text(table: pa.Table, row: int, decode: Decode) -> RowText:

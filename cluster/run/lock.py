@@ -9,9 +9,12 @@ each other.
 import json
 import os
 import socket
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK, OWNER = ".lock", "owner.json"  # in the folder
 
@@ -21,7 +24,12 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False, is_singleton=True)
+
+    @cached_property
+    def _lock(self) -> "BaseFileLock":
+        from filelock import FileLock  # what only reads a run does without it
+
+        return FileLock(self._folder / LOCK, timeout=0, thread_local=False, is_singleton=True)
 
     def take(self) -> None:
         """Holds the folder until `release`, or until nothing holds this object.
@@ -29,6 +37,8 @@ class FolderLock:
         Raises:
             ValueError: another process has it; names that one and its host.
         """
+        from filelock import Timeout
+
         try:
             self._lock.acquire()
         except Timeout:

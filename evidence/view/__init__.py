@@ -1,1 +1,1 @@
-"""Reports over finished runs and heat maps of their tokens: self-contained pages, from files alone."""
+"""Heat maps of a step's tokens: self-contained pages, from a shard alone."""

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from evidence.columns import flat_column, rows_of
 from evidence.records import Bools, Floats
-from evidence.rule import EvidenceConfig, by_value, remask
+from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import recompute, rejudge
-from evidence.view.charts import histogram
-from evidence.view.pages import render
-from evidence.view.text import figure
+from evidence.view.histogram import Histogram, histogram
+from evidence.view.pages import environment, figure
 
 LEVELS = (0.1, 0.5, 1.0, 2.0)  # nats: |e| up to the first has no colour, and one more shade beyond each
 MAX_TOKENS = 1500  # of one rollout on the page
@@ -79,11 +78,16 @@ def student_samples(table: pa.Table) -> dict[str, Floats]:
 
 
 def heatmap(
-    table: pa.Table, texts: Mapping[int, RowText], rule: EvidenceConfig, student: Mapping[str, Floats] | None = None
+    table: pa.Table,
+    texts: Mapping[int, RowText],
+    rule: EvidenceConfig,
+    student: Mapping[str, Floats] | None = None,
+    note: str = "",
 ) -> str:
     """The page. texts: row number of `table` -> its strings. rule: the mask to show; `table` has passed `check_table`.
 
-    student: log pi_theta(y|x) [T] by rollout_id, before the step; a rollout without it has no delta.
+    student: log pi_theta(y|x) [T] by rollout_id, before the step; a rollout without it has no delta. note: what a
+    reader has to know of the texts.
 
     Raises:
         ValueError: a row with another number of token strings or of the student's log-probs than response tokens.
@@ -94,28 +98,40 @@ def heatmap(
     offsets = flat_column(table, "response_ids")[1]
     rows = list(zip(*(rows_of(values, offsets) for values in judged), strict=True))
     pages = [_rollout(table.slice(row, 1), text, student or {}, *rows[row]) for row, text in texts.items()]
-    return render(
-        "heatmap.html.jinja",
-        rollouts=pages,
-        rows=table.num_rows,
-        metadata=metadata,
-        mask=_describe(rule),
-        own_mask=None if rule == own else _describe(own),
-        kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
-        histogram=_histogram(table, judged[0], rule),
-        shades=_shades(),
+    return (
+        environment("evidence.view")
+        .get_template("heatmap.html.jinja")
+        .render(
+            rollouts=pages,
+            rows=table.num_rows,
+            metadata=metadata,
+            mask=_describe(rule),
+            own_mask=None if rule == own else _describe(own),
+            kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
+            histogram=_histogram(table, judged[0], judged[2]),
+            shades=_shades(),
+            note=note,
+        )
     )
 
 
 def _describe(rule: EvidenceConfig) -> str:
-    quantile = rule.tau_kind == "quantile"
-    bound = {
-        "pos": f"e > quantile {rule.tau:g} of the step" if quantile else f"e > {rule.tau:g}",
-        "neg": f"e < quantile {1 - rule.tau:g} of the step" if quantile else f"e < {-rule.tau:g}",
-        "near_zero": f"|e| ≤ {rule.near_zero:g}",
-        "all": "every token",
-    }
-    return f"{rule.region.replace('_', '-')} ({bound[rule.region]})"
+    """The mask in words; where none are written here, as for a region of one's own, by its settings."""
+    words = _WORDS.get((rule.region, rule.tau_kind)) or _WORDS.get((rule.region, ""), _SETTINGS)
+    text = words.format(rule=rule, minus_tau=0.0 - rule.tau, rest=1 - rule.tau)
+    return f"{rule.region.replace('_', '-')} ({text})"
+
+
+# (region, tau_kind, empty where the region reads no tau): the mask in words
+_WORDS = {
+    ("pos", "value"): "e > {rule.tau:g}",
+    ("pos", "quantile"): "e > quantile {rule.tau:g} of the step",
+    ("neg", "value"): "e < {minus_tau:g}",
+    ("neg", "quantile"): "e < quantile {rest:g} of the step",
+    ("near_zero", ""): "|e| ≤ {rule.near_zero:g}",
+    ("all", ""): "every token",
+}
+_SETTINGS = "tau {rule.tau:g}, tau_kind {rule.tau_kind}, near_zero {rule.near_zero:g}"
 
 
 def _rollout(
@@ -178,10 +194,8 @@ def _shades() -> list[tuple[str, str]]:
     return [(f"n{last}", f"below −{most}"), *reversed(below), *near, *above, (f"p{last}", f"above {most}")]
 
 
-def _histogram(table: pa.Table, evidence: Floats, rule: EvidenceConfig) -> str:
+def _histogram(table: pa.Table, evidence: Floats, kept: Bools) -> Histogram:
     lengths = np.diff(flat_column(table, "response_ids")[1])
     guided = np.repeat(np.array(table.column("guided").to_pylist(), np.bool_), lengths)
-    groups = {"guided": evidence[guided], "plain": evidence[~guided]}
-    present = {label: values for label, values in groups.items() if values.size}
-    title = "Evidence of this step's tokens"
-    return histogram("evidence", present, lambda e: remask(e, by_value(evidence, rule)), "e, nats", title).inline
+    groups = {"guided": guided, "plain": ~guided}
+    return histogram({label: (evidence[of], kept[of]) for label, of in groups.items() if of.any()})

@@ -10,9 +10,9 @@ from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump
 from cluster.fleet.assembly import require_common_folder
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Plan, Share, make_plan
+from cluster.report.arms import MATRIX, Arm, arm_of
 from cluster.run.rundir import RunDir
 from evidence.rule import EvidenceConfig
-from evidence.view.arms import MATRIX, Arm, arm_of
 from learner.config import LearnerConfig
 from rollout.config import EngineConfig
 
@@ -248,7 +248,7 @@ def test_only_a_frozen_teacher_without_a_path_is_the_anchors_base() -> None:
 
 @pytest.mark.parametrize("arm", MATRIX, ids=lambda arm: arm.code)
 def test_every_arm_of_the_published_matrix_is_a_recipe(arm: Arm) -> None:
-    assert arm_of(asdict(load_recipe(RECIPES[0].parent / f"{arm.code}.toml"))) == arm
+    assert arm_of(load_recipe(RECIPES[0].parent / f"{arm.code}.toml")) == arm
 
 
 IDENTITY = [arm.code for arm in MATRIX if arm.setting.axis == "identity"]

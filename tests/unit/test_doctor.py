@@ -16,6 +16,7 @@ from cluster.commands.doctor import (
     check_packages,
     check_python,
     check_room,
+    check_shared_memory,
     describe_plan,
     print_report,
     report,
@@ -122,6 +123,19 @@ def test_the_plan_names_device_and_transport() -> None:
     assert {"device: cuda", "weight transport: ipc where the pools share one GPU, nccl where each has its own"} <= set(
         cuda
     )
+
+
+def test_shared_memory_is_rays_and_deepspeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never of the weights, which pass through a memory file (cluster/weights/transports/shm.py)."""
+    monkeypatch.setattr("cluster.commands.doctor.SHARED_MEMORY", tmp_path / "shm")
+    assert check_shared_memory() == Finding(
+        f"{tmp_path / 'shm'} is missing: expected shared memory for Ray and DeepSpeed", is_problem=True
+    )
+    monkeypatch.setattr("cluster.commands.doctor.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("cluster.commands.doctor.MIN_SHM_GIB", 1e9)
+    found = check_shared_memory()
+    assert found.is_problem and found.text.startswith(f"shared memory {tmp_path}: ")
+    assert found.text.endswith("expected at least 1000000000.0 GiB (in a container: --shm-size=2g)")
 
 
 def test_a_missing_compiler_and_ninja_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import ScoredSample
 from evidence.rule import EvidenceConfig, judge_all
-from evidence.schema import KIND_COLUMNS
+from evidence.schema import KIND_COLUMNS, reads
+from rollout.contrast import num_wrong_contexts
 from tests.fakes import scored_step
 
 LENGTHS = (5, 1, 12, 3)
@@ -101,5 +102,15 @@ def test_an_unsound_stream_names_the_rollout(change: dict[str, list[float]], mes
         judge_all([one], [None], EvidenceConfig(), step=0)
 
 
-def test_every_kind_says_which_columns_it_reads() -> None:
-    assert KIND_COLUMNS.keys() == EVIDENCE_KINDS.keys()
+def test_columns_are_those_of_a_kind_that_exists() -> None:
+    assert KIND_COLUMNS.keys() <= EVIDENCE_KINDS.keys()
+
+
+def test_a_new_kind_is_scored_for_the_columns_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVIDENCE_KINDS, "mine", EVIDENCE_KINDS["contrastive"])
+    rule = EvidenceConfig(kind="mine", num_wrong_contexts=2)
+    assert num_wrong_contexts(rule) == 0 and not reads("mine", "wrong_context_logprobs")
+    monkeypatch.setitem(KIND_COLUMNS, "mine", KIND_COLUMNS["contrastive"])
+    assert num_wrong_contexts(rule) == 2
+    monkeypatch.setitem(KIND_COLUMNS, "mine", KIND_COLUMNS["teacher_student"])
+    assert num_wrong_contexts(rule) == 0 and reads("mine", "student_logprobs")

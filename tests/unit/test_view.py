@@ -1,9 +1,13 @@
 """Heat maps: what each token shows, against float32 arithmetic on the shard's own columns."""
 
 import html
+import json
 import re
+import sys
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +15,17 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from cluster.__main__ import main
+from cluster.commands.decoding import decoder_of
 from cluster.commands.view import pieces, view_run
+from evidence.kinds import EVIDENCE_KINDS
 from evidence.manifest import Manifest
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
-from evidence.rule import EvidenceConfig, judge
+from evidence.rule import REGIONS, SOFT_WEIGHTS, TAU_KINDS, EvidenceConfig, judge, remask
 from evidence.schema import to_table
 from evidence.shards import write_shard
 from evidence.sidecar import write_student
 from evidence.view.heatmap import MAX_TOKENS, RowText, choose_rows, heatmap, shade, student_samples
+from evidence.view.histogram import NUM_BINS, histogram
 from tests.fakes import fake_run
 
 RULE = EvidenceConfig()
@@ -122,6 +129,45 @@ def test_the_page_says_which_mask_and_what_it_keeps() -> None:
     other = heatmap(shard(made), texts, EvidenceConfig(region="near_zero", near_zero=1.0))
     assert "kept: near-zero (|e| ≤ 1); the run itself kept pos (e &gt; 0)" in other
     assert f'<td class="big">{(np.abs(evidence) <= 1).mean():.2f}</td>' in other
+
+
+def test_the_histogram_draws_each_groups_shares_and_fills_what_is_kept() -> None:
+    guided = np.array([-9.0, -3.9, 0.0, 0.05, 0.1, 3.99, 8.0, 8.0], np.float32)
+    plain = np.array([1.0, -1.0], np.float32)
+    drawn = histogram({"guided": (guided, guided > 0), "plain": (plain, plain > 9)})
+    low, high, top, bottom = drawn.axes
+
+    def heights(path: str) -> list[float]:
+        """[B] shares, by the stairs of an outline that starts and ends on the axis."""
+        places = [tuple(map(float, stair)) for stair in re.findall(r"V([\d.]+)H([\d.]+)", path)]
+        edges = np.linspace(low, high, NUM_BINS + 1)[1:]
+        assert [x for _, x in places] == pytest.approx(list(edges), abs=0.06)
+        return [(bottom - y) / (bottom - top) for y, _ in places]
+
+    counts, kept = np.zeros(NUM_BINS), np.zeros(NUM_BINS)
+    counts[[0, 20, 39]] = (2, 3, 3)  # the outer bins hold what is beyond, bin 20 begins at 0
+    kept[[20, 39]] = (2, 3)
+    own = next(series for series in drawn.series if series.label == "guided")
+    other = next(series for series in drawn.series if series.label == "plain")
+    assert heights(own.outline) == pytest.approx(list(counts / 8 / 0.5), abs=2e-3)  # 0.5: the highest bin of all
+    assert heights(own.kept) == pytest.approx(list(kept / 8 / 0.5), abs=2e-3)
+    assert [bin for bin, height in enumerate(heights(other.outline)) if height] == [15, 25]
+    assert not any(heights(other.kept))
+    assert [text for _, text in drawn.y_ticks] == ["0%", "20%", "40%"]
+    assert [text for _, text in drawn.x_ticks] == ["−4", "−3", "−2", "−1", "0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("groups", [{}, {"plain": (np.zeros(0, np.float32), np.zeros(0, np.bool_))}])
+def test_a_histogram_of_nothing_is_an_empty_one(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    drawn = histogram(groups)
+    assert len(drawn.series) == len(groups) and drawn.y_ticks[-1][1] == "1%"
+
+
+def test_the_pictures_of_a_page_are_sound() -> None:
+    made = [record(0, 9, True), record(1, 5, False)]
+    (picture,) = re.findall(r"<svg.*?</svg>", heatmap(shard(made), dict(enumerate(map(words, made))), RULE), re.DOTALL)
+    labels = [text.text for text in ElementTree.fromstring(picture).iter("text")]
+    assert labels[-2:] == ["guided", "plain"] and "e, nats" in labels
 
 
 def test_everything_is_escaped() -> None:
@@ -230,6 +276,100 @@ def test_a_moved_run_is_still_found(run: Path, tokenizer: PreTrainedTokenizerBas
     tokenizer.save_pretrained(run / "export")
     moved = run.rename(tmp_path / "moved")
     assert "step 0: 2 of 2 rollouts" in view_run(moved, 0, None, None, tmp_path / "v.html").read_text()
+
+
+def outer(evidence: np.ndarray, config: EvidenceConfig) -> np.ndarray:
+    return np.abs(evidence) > np.float32(config.near_zero)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "new", "shown"),
+    [
+        (REGIONS, "region", outer, "mine (tau 0, tau_kind value, near_zero 0.1)"),
+        (TAU_KINDS, "tau_kind", lambda evidence, tau: np.float32(np.median(evidence)), "pos (tau 0, tau_kind mine, "),
+        (SOFT_WEIGHTS, "soft", SOFT_WEIGHTS["rlsd"], "pos (e &gt; 0)"),
+        (EVIDENCE_KINDS, "kind", EVIDENCE_KINDS["teacher_contrast"], "pos (e &gt; 0)"),
+    ],
+)
+def test_a_name_that_is_new_in_a_table_of_the_rule_is_known_to_each_command(
+    table: dict[str, Any], key: str, new: Any, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As CONTRIBUTING says: one line there, and nothing else."""
+    monkeypatch.setitem(table, "mine", new)
+    rule = replace(RULE, **{key: "mine"})
+    folder = fake_run(tmp_path / "run", {0: {"selfname": (0, 4)}}, evidence={key: "mine"})
+    made = [record(0, 9, True, rule), record(1, 5, False, rule)]
+    table_ = to_table(made, METADATA | {"step": "0", "mask_rule": rule.to_json()})
+    info = write_shard(table_, str(folder / "shards"), "step-0.arrow")
+    Manifest(folder / "manifest.jsonl").append_written(info)
+    assert main(["shards", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kept = remask(np.concatenate([one.evidence for one in made]), rule)
+    assert found["mask_rule"][key] == "mine" and found["all"]["all"]["kept"] == pytest.approx(kept.mean())
+    assert main(["view", str(folder), "--out", str(tmp_path / "v.html")]) == 0
+    page = (tmp_path / "v.html").read_text()
+    assert shown in page and [css.endswith(" k") for css, *_ in spans(page)] == kept.tolist()
+    assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+
+
+def test_another_mask_may_be_a_new_region(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(REGIONS, "mine", outer)
+    assert main(["view", str(run), "--region", "mine", "--out", str(tmp_path / "v.html")]) == 0
+    assert "mine (tau 0, " in (tmp_path / "v.html").read_text()
+    capsys.readouterr()
+    assert main(["shards", str(run), "--region", "mine", "--json"]) == 0
+    made = np.concatenate([record(index, length, index % 2 == 0).evidence for index, length in enumerate((4, 3, 4, 3))])
+    found = json.loads(capsys.readouterr().out)["all"]["all"]["kept"]
+    assert found == pytest.approx(float((np.abs(made) > 0.1).mean()))
+
+
+# Tokens as text
+
+
+def test_tokenizers_alone_decodes_as_transformers_does(
+    run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save_pretrained(run / "export")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    alone = decoder_of(run, "default")
+    assert not alone.note
+    ids = list(range(0, len(tokenizer), 7))
+    expected = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert alone.decode(ids) == expected
+    for text in ("naïve café 🤖🦅 日本語", " a\n\n  b <|im_start|>", ""):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert pieces(ids, alone.decode) == pieces(ids, tokenizer.decode)
+
+
+def test_a_tokenizer_without_a_tokenizer_json_is_left_to_transformers(run: Path) -> None:
+    """In the older layout of GPT-2's family; Ġ is a space."""
+    (run / "export").mkdir()
+    vocabulary = {token: index for index, token in enumerate(("a", "b", "Ġ", "ab", "Ġab"))}
+    (run / "export" / "vocab.json").write_text(json.dumps(vocabulary))
+    (run / "export" / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
+    (run / "export" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    found = decoder_of(run, "default")
+    assert (found.decode([3, 4, 0, 2, 1]), found.note) == ("ab aba b", "")
+
+
+def test_without_either_the_ids_are_shown_and_what_is_missing_is_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGE_OPD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["view", str(run), "--out", str(tmp_path / "v.html")]) == 0
+    error = capsys.readouterr().err
+    place = tmp_path / "cache" / "SmolLM2-135M-Instruct"
+    reason = f"found no tokenizer.json in {place}, with which `pip install tokenizers` shows text"
+    note = f"token ids instead of text: {reason}"
+    assert error == f"edge-opd: {note}\n"
+    page = (tmp_path / "v.html").read_text()
+    assert f"<strong>{note}.</strong>" in page
+    response = record(2, 4, True).scored.sample.response_ids
+    assert [text.strip() for *_, text in spans(page)[:4]] == [str(token) for token in response]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from evidence.advantage import RewardSums
+from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import EvidenceRecord, RolloutRequest, ShardInfo
 from evidence.rule import EvidenceConfig
+from evidence.schema import KIND_COLUMNS
 from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer
@@ -451,6 +453,18 @@ def test_the_student_is_scored_under_x_and_never_taken_from_a_guided_sampler(tok
         assert record.evidence == pytest.approx(teacher - under_x, abs=1e-6)
         for t in (0, -1):
             assert record.evidence[t] == pytest.approx(teacher[t] - under_x[t], abs=1e-6)
+
+
+def test_a_new_kind_of_evidence_that_reads_the_student_is_scored_by_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVIDENCE_KINDS, "mine", EVIDENCE_KINDS["teacher_student"])
+    monkeypatch.setitem(KIND_COLUMNS, "mine", KIND_COLUMNS["teacher_student"])
+    known, new = (
+        Service(tokenizer, evidence=EvidenceConfig(kind=kind), student_model="student").records()
+        for kind in ("teacher_student", "mine")
+    )
+    assert [r.evidence.tolist() for r in new] == [r.evidence.tolist() for r in known]
 
 
 def test_a_third_pass_is_counted_among_the_scored_tokens(tokenizer: Any) -> None:

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.report.claims import Verdict, judge_claims
+from cluster.report.figures import Chart
+from cluster.report.findings import Fact, headline
+from cluster.report.gallery import curve_charts, headline_charts
+from cluster.report.groups import Group, Pool, group_runs
+from cluster.report.pages import render
+from cluster.report.published import Published, load_published
+from cluster.report.runs import read_runs
+from cluster.report.settings import RunLine, Settings, run_lines, settings
+from cluster.report.tables import Table, group_tables
+from cluster.report.text import cell_json, number_json
 from evidence.rates import RATES
-from evidence.view.claims import Verdict, judge_claims
-from evidence.view.figures import Chart
-from evidence.view.findings import Fact, headline
-from evidence.view.gallery import curve_charts, headline_charts
-from evidence.view.groups import Group, Pool, group_runs
-from evidence.view.pages import render
-from evidence.view.published import Published, load_published
-from evidence.view.runs import read_runs
-from evidence.view.settings import RunLine, Settings, run_lines, settings
-from evidence.view.tables import Table, group_tables
-from evidence.view.text import cell_json, number_json
 
 _CURVES = ("kept", "mean_evidence", "k1", "mean_response_length")
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evidence.view.charts import Line, Mark, Point, Row, dots, lines
-from evidence.view.groups import Group, Pool
-from evidence.view.numbers import Number, difference
-from evidence.view.published import Published
-from evidence.view.svg import Picture
-from evidence.view.tables import SWEEP
-from evidence.view.text import figure, number_text, origin
+from cluster.report.charts import Line, Mark, Point, Row, dots, lines
+from cluster.report.groups import Group, Pool
+from cluster.report.numbers import Number, difference
+from cluster.report.published import Published
+from cluster.report.svg import Picture
+from cluster.report.tables import SWEEP
+from cluster.report.text import number_text, origin
+from evidence.view.pages import figure
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,7 @@ def _point(x: float, what: str, number: Number) -> Point:
 
 def _probe_line(pool: Pool, rate: str) -> Line:
     found = [(step, number) for step in pool.probe_steps() if (number := pool.rate(rate, step))]
-    points = tuple(
-        Point(
-            step,
-            number.value,
-            f"{pool.arm.code} at step {step}: {number_text(number)}; {origin(number)}",
-            number.interval,
-        )
-        for step, number in found
-    )
+    points = tuple(_point(step, f"{pool.arm.code} at step {step}", number) for step, number in found)
     return Line(pool.arm.code, pool.arm.family, points, pool.arm.setting.context == "user", marked=True)
 
 
@@ -136,14 +129,7 @@ def sweep_chart(group: Group, published: Published) -> Chart | None:
     if len(pools) < 2:
         return None
     ours = tuple(
-        Point(
-            pool.arm.setting.guided,
-            number.value,
-            f"{pool.arm.code}: {number_text(number)}; {origin(number)}",
-            number.interval,
-        )
-        for pool in pools
-        if (number := pool.final("selfname"))
+        _point(pool.arm.setting.guided, pool.arm.code, number) for pool in pools if (number := pool.final("selfname"))
     )
     best = published.value("best_over_checkpoints", "N3u", "selfname_identity")
     theirs = (Point(0.5, best, f"published {figure(best, 3)}, best over checkpoints"),) if best is not None else ()

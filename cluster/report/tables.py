@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from evidence.view.arms import BASE, Arm
-from evidence.view.groups import Group, Pool
-from evidence.view.numbers import Number, difference
-from evidence.view.published import Published
+from cluster.report.arms import BASE, Arm
+from cluster.report.groups import Group, Pool
+from cluster.report.numbers import Number, difference
+from cluster.report.published import Published
 
 Cell = Number | float | str | None  # ours, published, a text; None: not run, or not transcribed
 

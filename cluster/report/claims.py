@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from evidence.view.arms import Arm
-from evidence.view.groups import Group, Pool
-from evidence.view.numbers import Number
-from evidence.view.published import Claim
+from cluster.report.arms import Arm
+from cluster.report.groups import Group, Pool
+from cluster.report.numbers import Number
+from cluster.report.published import Claim
 
 
 @dataclass(frozen=True)

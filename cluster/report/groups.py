@@ -1,13 +1,14 @@
 """Runs pooled into arms, and arms into the groups that share a task and a probe."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from evidence.view.arms import BASE, MATRIX, Arm, Config, arm_of, axis_of
-from evidence.view.numbers import Number, pooled_mean, pooled_rate
-from evidence.view.runs import Run
+from cluster.config import Recipe
+from cluster.report.arms import BASE, MATRIX, Arm, arm_of, axis_of
+from cluster.report.numbers import Number, pooled_mean, pooled_rate
+from cluster.report.runs import Run
 
 # Keys of the engines, [learner] and [rollout] that lay work out over a machine and leave what is learned alone.
 _LAYOUT = frozenset({
@@ -56,11 +57,6 @@ class Pool:
         """The highest rate after step 0, the earliest of equals: biased upward, as every maximum of noisy figures."""
         found = [rate for step in self.probe_steps() if step > 0 and (rate := self.rate(name, step))]
         return max(found, key=lambda rate: rate.value, default=None)
-
-    def by_seed(self, name: str) -> list[Number]:
-        """Each seed's rate at its own last probe."""
-        parts = [run.rate(name, max(run.probes)) for run in self.runs]
-        return [rate for part in parts if part and (rate := pooled_rate([part]))]
 
     def train_steps(self) -> list[int]:
         """Steps with diagnostics in any seed."""
@@ -126,19 +122,19 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         ValueError: two runs of a task with different probes or models, or two of an arm that differ in more than
             their seed, or have the same one; names both runs and the key.
     """
-    tasks = sorted({str(run.config["task"]["name"]) for run in runs}, key=lambda task: (task != "identity", task))
-    return [_group([run for run in runs if run.config["task"]["name"] == task], task) for task in tasks]
+    tasks = sorted({run.recipe.task.name for run in runs}, key=lambda task: (task != "identity", task))
+    return [_group([run for run in runs if run.recipe.task.name == task], task) for task in tasks]
 
 
 def _group(runs: list[Run], task: str) -> Group:
     ordered = sorted(runs, key=lambda run: (run.seed, run.name))
     for one, other in combinations(ordered, 2):
         _check_same_probe(one, other)
-    arms = {run.name: arm_of(run.config) for run in ordered}
+    arms = {run.name: arm_of(run.recipe) for run in ordered}
     order = {arm: index for index, arm in enumerate(MATRIX)}
     found = sorted(set(arms.values()), key=lambda arm: (order.get(arm, len(order)), arm.label))
     pools = tuple(_pool(arm, [run for run in ordered if arms[run.name] == arm]) for arm in found)
-    return Group(task, axis_of(runs[0].config), _number_others(pools))
+    return Group(task, axis_of(runs[0].recipe), _number_others(pools))
 
 
 def _pool(arm: Arm, runs: list[Run]) -> Pool:
@@ -148,7 +144,7 @@ def _pool(arm: Arm, runs: list[Run]) -> Pool:
                 f"{one.name} and {other.name}: run.seed: found {one.seed} in both runs of {arm.code}, expected "
                 "another seed for each"
             )
-        _check_equal(one, other, _learning(one.config), _learning(other.config), f"seeds of one arm, {arm.code}")
+        _check_equal(one, other, _learning(one.recipe), _learning(other.recipe), f"seeds of one arm, {arm.code}")
     return Pool(arm, tuple(runs))
 
 
@@ -165,7 +161,7 @@ def _check_same_probe(one: Run, other: Run) -> None:
 
 
 def _check_equal(one: Run, other: Run, ours: Mapping[str, Any], theirs: Mapping[str, Any], expected: str) -> None:
-    """Keys that only one of them has, as after a change of the code, are not compared."""
+    """What only one of them has, such as answers to compare, is not compared."""
     for key, value in ours.items():
         if key in theirs and theirs[key] != value:
             raise ValueError(
@@ -175,26 +171,26 @@ def _check_equal(one: Run, other: Run, ours: Mapping[str, Any], theirs: Mapping[
 
 def _probing(run: Run) -> dict[str, Any]:
     """What decides a probe's figures beside the weights."""
-    config = run.config
-    keys = {"model.path": config.get("model", {}).get("path")}
-    keys |= {f"task.{key}": value for key, value in config["task"].items()}
-    keys |= {f"probe.{key}": value for key, value in config.get("probe", {}).items()}
-    answers = {f"answers to {rate}": n for rate, (_, n) in run.probes[min(run.probes)].items()}
+    keys: dict[str, Any] = {"model.path": run.recipe.model.path}
+    keys |= {f"task.{key}": value for key, value in asdict(run.recipe.task).items()}
+    keys |= {f"probe.{key}": value for key, value in asdict(run.recipe.probe).items()}
+    answers = {f"answers to {name}": rate.n for name, rate in run.probes[min(run.probes)].rates.items()}
     return keys | answers | _questions(run)
 
 
 def _questions(run: Run) -> dict[str, Any]:
-    asked = sorted({question for question, _ in run.base_answers})
+    asked = sorted({answer.question for answer in run.base_answers})
     if not asked:
         return {}
     return {"probe questions": len(asked)} | {f"probe question {i}": text for i, text in enumerate(asked, start=1)}
 
 
-def _learning(config: Config) -> dict[str, Any]:
+def _learning(recipe: Recipe) -> dict[str, Any]:
     """What decides the weights beside the seed."""
-    keys = {f"run.{key}": value for key, value in config["run"].items() if key in ("steps", "max_policy_lag")}
-    if keys.get("run.max_policy_lag"):
-        keys["weights.in_flight"] = config.get("weights", {}).get("in_flight")
+    keys: dict[str, Any] = {"run.steps": recipe.run.steps, "run.max_policy_lag": recipe.run.max_policy_lag}
+    if recipe.run.max_policy_lag:
+        keys["weights.in_flight"] = recipe.weights.in_flight
     for table in ("rollout", "evidence", "student", "teacher", "learner"):
-        keys |= {f"{table}.{key}": value for key, value in config.get(table, {}).items() if key not in _LAYOUT}
+        values = asdict(getattr(recipe, table))
+        keys |= {f"{table}.{key}": value for key, value in values.items() if key not in _LAYOUT}
     return keys

@@ -59,7 +59,7 @@ class Published:
 @cache
 def load_published() -> Published:
     """The shipped figures."""
-    read = tomllib.loads(files("evidence.view").joinpath("published.toml").read_text(encoding="utf-8"))
+    read = tomllib.loads(files("cluster.report").joinpath("published.toml").read_text(encoding="utf-8"))
     claims = tuple(Claim(**{**claim, "arms": tuple(claim["arms"])}) for claim in read.pop("claims"))
     texts = {key: read.pop(key) for key in ("paper", "model", "scale", "statements")}
     return Published(**texts, claims=claims, tables=read)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from evidence.view.arms import MATRIX
-from evidence.view.groups import Group, Pool
-from evidence.view.numbers import Number, difference, merge
-from evidence.view.tables import region_rows
+from cluster.report.arms import MATRIX
+from cluster.report.groups import Group, Pool
+from cluster.report.numbers import Number, difference, merge
+from cluster.report.tables import region_rows
 
 GUIDED = ("all", "soft", "pos")
 

@@ -3,17 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from evidence.view.numbers import Number, Source
-from evidence.view.tables import Cell, Column
-
-MINUS = "\N{MINUS SIGN}"
-
-
-def figure(value: float, digits: int = 2, signed: bool = False) -> str:
-    """A figure with a fixed number of digits, a real minus sign, and no minus before zero."""
-    rounded = round(value, digits) + 0.0
-    text = f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
-    return text.replace("-", MINUS)
+from cluster.report.numbers import Number, Source
+from cluster.report.tables import Cell, Column
+from evidence.view.pages import figure
 
 
 def number_text(number: Number, digits: int = 2, signed: bool = False, step: bool = False) -> str:

@@ -1,17 +1,17 @@
-"""Which arm of the published experiment matrix (EDGE-OPD, arXiv 2605.23493) a run is, told from its resolved recipe.
+"""Which arm of the published experiment matrix (EDGE-OPD, arXiv 2605.23493) a run is, by its recipe.
 
 `context` is where r is rendered. Model, steps and learning rate do not make an arm: they are shown beside it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Config = Mapping[str, Any]  # a run's config.toml: tables of keys
+from cluster.config import Recipe
 
 PUBLISHED_BETA_KL = 0.05
-# (table, key): the value that every published arm has. Another value makes a run "other".
-_FIXED: dict[tuple[str, str], object] = {
+Values = dict[tuple[str, str], object]  # (table, key) -> a value
+# The value that every published arm has. Another value makes a run "other".
+_FIXED: Values = {
     ("evidence", "kind"): "teacher_contrast",
     ("evidence", "tau"): 0.0,
     ("evidence", "tau_kind"): "value",
@@ -24,16 +24,14 @@ _FIXED: dict[tuple[str, str], object] = {
     ("task", "ordinary_questions"): False,
     ("task", "context_empty_allowed"): False,
 }
-# Keys that the first runs lack, and what they then did.
-_ADDED: dict[tuple[str, str], object] = {("learner", "lora_rank"): 0, ("task", "ordinary_questions"): False}
 # Of the arms with soft weights, and of RLSD with its verifier (N15).
-_SOFT: dict[tuple[str, str], object] = {
+_SOFT: Values = {
     ("evidence", "soft"): "rlsd",
     ("evidence", "soft_eps"): 0.2,
     ("evidence", "soft_mix"): 1.0,
     ("evidence", "soft_mix_decay_steps"): 0,
 }
-_GRPO: dict[tuple[str, str], object] = {
+_GRPO: Values = {
     ("evidence", "region"): "all",
     ("evidence", "soft"): "rlsd_verifier",
     ("evidence", "soft_eps"): 0.2,
@@ -104,65 +102,62 @@ MATRIX = (
 BASE = Arm("N0", "base model", "base", Setting("", 0.0, "-", False, False, "-"))
 
 
-def axis_of(config: Config) -> str:
+def axis_of(recipe: Recipe) -> str:
     """identity for the identity task, math for every other."""
-    return "identity" if get(config, "task", "name") == "identity" else "math"
+    return "identity" if recipe.task.name == "identity" else "math"
 
 
-def arm_of(config: Config) -> Arm:
-    """The published arm of a resolved recipe, or `other` with a description.
-
-    Raises:
-        KeyError: (table, key) of the recipe is missing.
-    """
-    setting, strays = _setting(config), _strays(config)
+def arm_of(recipe: Recipe) -> Arm:
+    """The published arm of a recipe, or `other` with a description."""
+    setting, strays = _setting(recipe), _strays(recipe)
     for arm in MATRIX:
         if arm.setting == setting and not strays:
             return arm
-    return Arm("other", _describe(config, setting, strays), _family(setting), setting)
+    return Arm("other", _describe(setting, strays), _family(setting), setting)
 
 
-def get(config: Config, table: str, key: str) -> Any:
-    """One value; KeyError((table, key)) where it is missing."""
-    if key not in config.get(table, {}):
-        raise KeyError((table, key))
-    return config[table][key]
-
-
-def _setting(config: Config) -> Setting:
-    objective = str(get(config, "learner", "objective"))
-    verified = objective == "grpo"
+def _setting(recipe: Recipe) -> Setting:
+    verified = recipe.learner.objective == "grpo"
     return Setting(
-        axis=axis_of(config),
-        guided=float(get(config, "rollout", "guided_fraction")),
-        mask="-" if verified else str(get(config, "evidence", "region")),
-        kl=get(config, "learner", "beta_kl") > 0,
-        soft=not verified and get(config, "evidence", "soft") != "none",
-        context=str(get(config, "rollout", "context_position")),
-        objective=objective,
+        axis=axis_of(recipe),
+        guided=recipe.rollout.guided_fraction,
+        mask="-" if verified else recipe.evidence.region,
+        kl=recipe.learner.beta_kl > 0,
+        soft=not verified and recipe.evidence.soft != "none",
+        context=recipe.rollout.context_position,
+        objective=recipe.learner.objective,
     )
 
 
-def _lacks(config: Config, table: str, key: str) -> bool:
-    return (table, key) in _ADDED and key not in config.get(table, {})
+# What `_setting` reads: with the fixed values, all that tells the arms apart.
+_SETTING = (
+    ("task", "name"),
+    ("rollout", "guided_fraction"),
+    ("rollout", "context_position"),
+    ("evidence", "region"),
+    ("evidence", "near_zero"),
+    ("learner", "objective"),
+    ("learner", "beta_kl"),
+)
+DECIDING = frozenset({*_SETTING, *_FIXED, *_SOFT, *_GRPO})
 
 
-def _strays(config: Config) -> list[str]:
+def _strays(recipe: Recipe) -> list[str]:
     """Settings that no published arm has."""
     fixed = dict(_FIXED)
-    if get(config, "learner", "beta_kl") > 0:
+    if recipe.learner.beta_kl > 0:
         fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
-    if get(config, "evidence", "region") == "near_zero":
+    if recipe.evidence.region == "near_zero":
         fixed["evidence", "near_zero"] = 0.1
-    if get(config, "learner", "objective") == "grpo":
+    if recipe.learner.objective == "grpo":
         fixed |= _GRPO
-    elif get(config, "evidence", "soft") != "none":
+    elif recipe.evidence.soft != "none":
         fixed |= _SOFT
-    found = {place: _ADDED[place] if _lacks(config, *place) else get(config, *place) for place in fixed}
+    found = {(table, key): getattr(getattr(recipe, table), key) for table, key in fixed}
     return [f"{key} {found[table, key]}" for (table, key), value in fixed.items() if found[table, key] != value]
 
 
-def _describe(config: Config, setting: Setting, strays: list[str]) -> str:
+def _describe(setting: Setting, strays: list[str]) -> str:
     parts = [
         f"guided {setting.guided:g}",
         *([setting.objective] if setting.objective != "k1" else []),

@@ -1,15 +1,14 @@
-"""Three kinds of chart: dots with intervals a row, lines over steps, and a histogram. Data in, SVG out."""
+"""Two kinds of chart: dots with intervals a row, and lines over steps. Data in, SVG out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
-from evidence.view.svg import PALETTE, Picture, colour, render, style
+from cluster.report.svg import Picture, colour, render, style
+from evidence.view.pages import PALETTE
 
 LABEL_HEIGHT = 0.155  # inches, of a line of text
 WIDTH = 4.8  # inches; a page shows two charts side by side, or one on a phone
@@ -199,29 +198,3 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         for rank, index in enumerate(block):
             places[index] = centre(block) + gap * (rank - (len(block) - 1) / 2)
     return places
-
-
-def histogram(
-    name: str,
-    groups: dict[str, NDArray[np.float32]],
-    kept: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
-    xlabel: str,
-    alt: str,
-    bound: float = 4.0,
-) -> Picture:
-    """Shares of tokens by value, a line a group; values beyond `bound` are in the outer bins. What `kept` keeps is
-    shaded."""
-    edges = np.linspace(-bound, bound, 41)
-    dense = np.linspace(-bound, bound, 1601, dtype=np.float32)
-    with style():
-        figure = Figure(figsize=(WIDTH, 2.0))
-        axes = figure.add_axes(_frame(figure, left=0.55, right=0.8, bottom=0.5, top=0.12))
-        axes.fill_between(dense, 0, 1, where=kept(dense), transform=axes.get_xaxis_transform(), color=GRID, linewidth=0)
-        for (label, values), family in zip(groups.items(), ("pos", "unguided"), strict=False):
-            shares = np.histogram(np.clip(values, -bound, bound), edges)[0] / max(values.size, 1)
-            axes.stairs(shares, edges, color=colour(family), linewidth=1.5, label=label)
-        axes.set(xlabel=xlabel, xlim=(-bound, bound))
-        axes.grid(axis="x", visible=False)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, handlelength=1.2, borderpad=0)
-        return render(figure, name, {}, alt)

@@ -1,12 +1,11 @@
 """What the runs of a group were told: settings they share, once, and those that tell them apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evidence.view.arms import Config
-from evidence.view.groups import Group, Pool
-from evidence.view.runs import Run, model_name
+from cluster.report.groups import Group, Pool
+from cluster.report.runs import Run, model_name
 
 _TABLES = ("model", "task", "run", "rollout", "evidence", "teacher", "learner", "probe")
 _NAMES = ("run.name", "run.seed", "run.storage")  # tell runs apart without being settings
@@ -54,31 +53,33 @@ def _line(pool: Pool, run: Run, counted: set[str], prefix: str) -> RunLine:
         seed=run.seed,
         status=run.status,
         record=f"runs/{prefix}{pool.arm.code}-seed{run.seed}",
-        model=run.shard.get("model_id") or model_name(str(run.config.get("model", {}).get("path", "unknown"))),
+        model=run.shard.get("model_id") or model_name(run.recipe.model.path),
         code_version=run.shard.get("code_version", "unknown"),
         machine=run.shard.get("machine", "not recorded"),
-        minutes=sum(step.get("wall_s", 0.0) for step in run.steps.values()) / 60,
-        tokens=sum(int(step["diagnostics"]["all"]["tokens"]) for step in run.steps.values() if "diagnostics" in step),
+        minutes=sum(step.wall_s or 0.0 for step in run.steps.values()) / 60,
+        tokens=sum(step.stats["all"].tokens for step in run.steps.values() if step.stats),
         base=base,
     )
 
 
 def settings(group: Group) -> Settings:
-    """The settings of all runs of a group, split by whether they share them. A key that a run lacks is "-"."""
-    flat = {run.name: _flat(run.config) for run in group.runs}
-    keys = [key for key in dict.fromkeys(key for found in flat.values() for key in found) if key not in _NAMES]
-    shared = {key: values[0] for key in keys if len(set(map(str, values := _values(flat, key)))) == 1}
-    differing = {
-        key: {pool.arm.code: _values({run.name: flat[run.name] for run in pool.runs}, key)[0] for pool in group.pools}
-        for key in keys
-        if key not in shared
-    }
+    """The settings of a group's runs, split by whether all share them. One that is younger than some of the runs is
+    shown only where it tells others apart."""
+    stated = dict.fromkeys(place for run in group.runs for place in run.stated)
+    places = {f"{table}.{key}": (table, key) for shown in _TABLES for table, key in stated if table == shown}
+    shared, differing = {}, {}
+    for name, place in places.items():
+        if name in _NAMES:
+            continue
+        values = [_value(run, *place) for run in group.runs]
+        if values.count(values[0]) < len(values):
+            differing[name] = {pool.arm.code: _value(pool.runs[0], *place) for pool in group.pools}
+        elif all(place in run.stated for run in group.runs):
+            shared[name] = values[0]
     return Settings(shared, differing)
 
 
-def _values(flat: Mapping[str, Mapping[str, Any]], key: str) -> Sequence[Any]:
-    return [found.get(key, "-") for found in flat.values()]
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return {f"{table}.{key}": value for table in _TABLES for key, value in config.get(table, {}).items()}
+def _value(run: Run, table: str, key: str) -> Any:
+    """As TOML has it, which knows no tuples."""
+    value = getattr(getattr(run.recipe, table), key)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,9 +1,9 @@
 """The charts of one task, in the order of the page: three that answer its questions, then the curves."""
 
-from evidence.view.figures import Chart, change_chart, curve_chart, rate_chart, sweep_chart, train_chart
-from evidence.view.groups import Group
-from evidence.view.published import Published
-from evidence.view.tables import region_rows
+from cluster.report.figures import Chart, change_chart, curve_chart, rate_chart, sweep_chart, train_chart
+from cluster.report.groups import Group
+from cluster.report.published import Published
+from cluster.report.tables import region_rows
 
 _MARKS = "Bars are 95% intervals (Wilson)."
 

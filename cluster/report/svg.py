@@ -11,21 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Family -> (on a light page, on a dark one). Hues of Okabe and Ito that a colour-blind reader tells apart; each line
-# also carries its own label.
-PALETTE = {
-    "ink": ("#1f2328", "#e8e6e1"),
-    "muted": ("#6a6f76", "#a09d96"),
-    "grid": ("#dcdfe3", "#3a3a38"),
-    "base": ("#85898f", "#8d8f94"),
-    "unguided": ("#0072b2", "#4aa8e0"),
-    "all": ("#c08400", "#e69f00"),
-    "soft": ("#7d7a1f", "#bdb84a"),
-    "pos": ("#d55e00", "#ff8138"),
-    "neg": ("#00916a", "#1fb98d"),
-    "near_zero": ("#b55f94", "#dc8fbf"),
-    "verifier": ("#5a4fcf", "#9a92f5"),
-}
+from evidence.view.pages import PALETTE
+
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "edge-opd",

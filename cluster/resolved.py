@@ -1,0 +1,50 @@
+"""RUN/config.toml: a run's own recipe, typed, and meaning what it meant when the run was made."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Recipe, build
+
+Key = tuple[str, str]  # (table, key)
+
+# Migrations: keys that older runs lack, and what those runs did. Of any other key a run that lacks it did what is now
+# its default.
+ADDED: Mapping[Key, Any] = {
+    ("learner", "lora_rank"): 0,
+    ("task", "ordinary_questions"): False,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run's recipe, and the keys that its file has, in their order: younger ones are filled in."""
+
+    recipe: Recipe
+    stated: tuple[Key, ...]
+
+
+def read_resolved(run: Path) -> Resolved:
+    """The recipe of a run directory.
+
+    Raises:
+        ValueError: not a run directory, not TOML, or no recipe; names the file and the key.
+    """
+    path = run / "config.toml"
+    tables = _tables(run, path)
+    stated = tuple((table, key) for table, keys in tables.items() if isinstance(keys, dict) for key in keys)
+    for table, key in ADDED.keys() - set(stated):
+        if isinstance(tables.setdefault(table, {}), dict):
+            tables[table][key] = ADDED[table, key]
+    return Resolved(build(Recipe, tables, str(path)), stated)
+
+
+def _tables(run: Path, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{run}: found no config.toml, expected a run directory")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
