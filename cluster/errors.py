@@ -7,6 +7,7 @@ EXPECTED = (
     RuntimeError,
     OSError,
     TimeoutError,
+    ModuleNotFoundError,
 )  # others are our own mistakes: a traceback
 
 
@@ -33,7 +34,19 @@ def explained(error: BaseException) -> tuple[list[str], int]:
     """
     causes = [cause_of(leaf) for leaf in leaves(error)]
     for cause in causes:
-        if not isinstance(cause, EXPECTED):
+        if not isinstance(cause, EXPECTED) or _is_ours(cause):
             raise cause
-    lines = list(dict.fromkeys(str(cause) for cause in causes))
+    lines = list(dict.fromkeys(_line(cause) for cause in causes))
     return lines, 2 if all(isinstance(cause, ValueError) for cause in causes) else 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """A module of this project's own that is not there: our own mistake."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and name.partition(".")[0] in ("cluster", "evidence", "learner", "rollout")
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"found no package {error.name}, which this command needs: pip install 'edge-opd[run]' has all of them"
+    return str(error)

@@ -14,7 +14,9 @@ Key = tuple[str, str]  # (table, key)
 # its default.
 ADDED: Mapping[Key, Any] = {
     ("learner", "lora_rank"): 0,
+    ("learner", "lora_targets"): ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     ("task", "ordinary_questions"): False,
+    ("teacher", "url"): "",
 }
 
 

@@ -1,4 +1,4 @@
 """What one token of a rollout is worth: evidence, masks, diagnostics, and the shards that carry them.
 
-Needs numpy and pyarrow only, and in view/ matplotlib and jinja2, so a shard opens on a laptop.
+Needs numpy and pyarrow only, and in view/ jinja2, so a shard opens on a laptop.
 """

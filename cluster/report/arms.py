@@ -17,6 +17,7 @@ _FIXED: Values = {
     ("evidence", "tau_kind"): "value",
     ("teacher", "kind"): "frozen",
     ("teacher", "path"): "",
+    ("teacher", "url"): "",
     ("learner", "denominator"): "response",
     ("learner", "lora_rank"): 0,
     ("rollout", "sampler"): "student",

@@ -190,7 +190,8 @@ def _learning(recipe: Recipe) -> dict[str, Any]:
     keys: dict[str, Any] = {"run.steps": recipe.run.steps, "run.max_policy_lag": recipe.run.max_policy_lag}
     if recipe.run.max_policy_lag:
         keys["weights.in_flight"] = recipe.weights.in_flight
+    unread = _LAYOUT if recipe.learner.lora_rank else _LAYOUT | {"lora_alpha", "lora_targets"}
     for table in ("rollout", "evidence", "student", "teacher", "learner"):
         values = asdict(getattr(recipe, table))
-        keys |= {f"{table}.{key}": value for key, value in values.items() if key not in _LAYOUT}
+        keys |= {f"{table}.{key}": value for key, value in values.items() if key not in unread}
     return keys

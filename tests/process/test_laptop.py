@@ -86,6 +86,15 @@ def test_the_laptop_has_nothing_else(laptop: Laptop, tmp_path: Path) -> None:
     assert laptop.run("python", "-c", code, cwd=tmp_path).stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", [("run", "cluster/recipes/N1.toml"), ("report", "RUN"), ("probe", "default")])
+def test_what_it_lacks_is_named_in_one_line(command: tuple[str, ...], laptop: Laptop, run: Path) -> None:
+    arguments = [str(run) if word == "RUN" else str(ROOT / word) if "/" in word else word for word in command]
+    done = laptop.run("edge-opd", *arguments, cwd=run.parent)
+    assert done.returncode == 1, done.stderr
+    line = r"edge-opd: found no package \w+, which this command needs: pip install 'edge-opd\[run\]' has all of them\n"
+    assert re.fullmatch(line, done.stderr), done.stderr
+
+
 def test_shards_gives_the_same_figures_there(laptop: Laptop, run: Path, tmp_path: Path) -> None:
     done = laptop.run("edge-opd", "shards", str(run), "--json", "--region", "pos", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

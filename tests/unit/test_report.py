@@ -164,6 +164,7 @@ def test_a_shipped_arm_is_that_arm_at_any_size(name: str, changes: tuple[str, ..
         ("N3", "rollout.sampler=teacher", "pos, KL, system, sampler teacher"),
         ("N3", "rollout.guided_split=bernoulli", "pos, KL, system, guided_split bernoulli"),
         ("N3", "teacher.path=other", "pos, KL, system, path other"),
+        ("N3", "teacher.url=http://there/v1", "pos, KL, system, url http://there/v1"),
         ("N3", "learner.objective=jsd", "jsd, pos, KL, system"),
         ("N4g", "learner.objective=forward_kl", "forward_kl, all, soft, no KL, system"),
         ("N3", "task.context_empty_allowed=true", "pos, KL, system, context_empty_allowed True"),
@@ -206,7 +207,8 @@ def test_an_older_run_did_what_its_migration_says(place: tuple[str, str], tmp_pa
     (run / "config.toml").write_text(tomli_w.dumps(tables))
     resolved = read_resolved(run)
     assert place not in resolved.stated
-    assert getattr(getattr(resolved.recipe, place[0]), place[1]) == ADDED[place]
+    value = getattr(getattr(resolved.recipe, place[0]), place[1])
+    assert (list(value) if isinstance(value, tuple) else value) == ADDED[place]
 
 
 @pytest.mark.parametrize(
@@ -586,6 +588,20 @@ def test_seeds_may_be_spread_over_the_machine_in_their_own_way(tmp_path: Path) -
     }
     other = fake_run(tmp_path / "layout", {0: rates(0), 2: rates(0)}, **settings("N3", seed=1) | layout)
     assert len(grouped(arm_run(tmp_path, "N3"), other).pool("N3").runs) == 2
+
+
+def test_what_an_adapter_would_have_is_compared_only_where_there_is_one(tmp_path: Path) -> None:
+    for rank, refuses in ((0, False), (8, True)):
+        runs = []
+        for seed, targets in enumerate((["q_proj"], ["all-linear"])):
+            adapter = {"beta_kl": 0.05, "lora_rank": rank, "lora_targets": targets}
+            changed = settings("N3", seed=seed) | {"learner": adapter}
+            changed |= {"student": {"dtype": "float32"}}
+            runs.append(fake_run(tmp_path / f"{rank}-{seed}", {0: rates(0), 2: rates(0)}, **changed))
+        if refuses:
+            assert "learner.lora_targets: found ('q_proj',) and ('all-linear',)" in refused(*runs)
+        else:
+            assert len(grouped(*runs).pools) == 1
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
