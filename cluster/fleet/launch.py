@@ -14,7 +14,6 @@ from cluster.fleet.engines import EngineClient, RayEngine
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
 from cluster.models import resolve_model
-from learner.adapter import adapted_names
 from rollout.config import AdapterConfig, EngineConfig
 
 
@@ -61,6 +60,8 @@ def adapter_of(recipe: Recipe, model: str) -> AdapterConfig | None:
     """What the student's engines take, if anything. ValueError for layers that the model lacks."""
     if not recipe.learner.lora_rank:
         return None
+    from learner.adapter import adapted_names  # takes seconds, for nothing where there is no adapter
+
     return AdapterConfig(recipe.learner.lora_rank, adapted_names(resolve_model(model), recipe.learner))
 
 
