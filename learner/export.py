@@ -109,10 +109,12 @@ class Exporter:
             write_weights(partial, self.files(state))
             self._copy_base(partial)
             self._compare(partial, logprobs)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
         except (OSError, ValueError, SafetensorError) as error:
             raise RuntimeError(f"export: {folder}: {str(error).splitlines()[0]}") from error
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # a disk that is full has room for a checkpoint again
 
     def _copy_base(self, folder: Path) -> None:
         for source in base_folder(self._base).iterdir():

@@ -13,6 +13,7 @@ from cluster.fleet.engine_actor import EngineActor
 from cluster.fleet.engines import EngineClient, RayEngine
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
+from cluster.models import resolve_model
 from rollout.config import AdapterConfig, EngineConfig
 
 
@@ -35,8 +36,8 @@ def build_engines(
 
     models: of each pool, as every host can resolve it.
     """
-    rank, targets = recipe.learner.lora_rank, recipe.learner.lora_targets
-    backend, adapter = (None, AdapterConfig(rank, targets)) if rank else (f"edge_{plan.transport}", None)
+    adapter = adapter_of(recipe, models["student"])
+    backend = f"edge_{plan.transport}" if adapter is None else None
 
     def build(pool: str, config: EngineConfig, *receives: Any) -> list[EngineClient]:
         arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)
@@ -53,6 +54,15 @@ def build_engines(
         return {"student": students, "teacher": [server]}
     teachers = build("teacher", recipe.teacher, backend if recipe.teacher.follows else None, in_flight, None)
     return {"student": students, "teacher": teachers}
+
+
+def adapter_of(recipe: Recipe, model: str) -> AdapterConfig | None:
+    """What the student's engines take, if anything. ValueError for layers that the model lacks."""
+    if not recipe.learner.lora_rank:
+        return None
+    from learner.adapter import adapted_names  # takes seconds, for nothing where there is no adapter
+
+    return AdapterConfig(recipe.learner.lora_rank, adapted_names(resolve_model(model), recipe.learner))
 
 
 def engine_environment(plan: Plan) -> dict[str, str]:

@@ -128,6 +128,9 @@ class LearnerActor:
     def load(self, folder: str) -> int:
         return int(self._engine.load(folder, self._ema)["step"])
 
+    def rehearse_export(self, folder: str) -> None:
+        self._engine.rehearse_export(folder)
+
     def export(self, folder: str) -> None:
         self._engine.export(folder, self._groups)
 

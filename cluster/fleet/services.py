@@ -171,6 +171,12 @@ class LearnerService:
         steps = await self._ask(self._recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder))
         return int(steps[0])
 
+    async def rehearse_export(self, folder: Path) -> None:
+        """Before the first step: everything but the weights is written beside `folder` and read again."""
+        seen = (await self.places())[0].sees_run
+        place = folder if seen else Path(tempfile.gettempdir()) / folder.name
+        await self._ask(self._recipe.learner.start_deadline_s, "rehearsing the export", "rehearse_export", str(place))
+
     async def export(self, folder: Path) -> None:
         """The model of rank 0 as a Hugging Face folder here, whichever host the ranks are on."""
         seconds, what = self._recipe.learner.step_deadline_s, "exporting the model"

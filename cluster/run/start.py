@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from transformers import AutoConfig
 
 from cluster.config import Recipe
-from cluster.errors import explained
+from cluster.errors import cause_of, explained
 from cluster.fleet.assembly import running, start
 from cluster.fleet.ray_cluster import connect, plan_for
+from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.models import resolve_model
 from cluster.observe.sinks import MetricsSink
@@ -120,6 +121,7 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
         hosts = await start(services, recipe, plan, storage, folder.root)
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
+        await services.learner.rehearse_export(folder.export)
         first = await services.learner.load(folder.checkpoints) if resume else 0
         supersede_after(folder, first)
         if first and recipe.run.max_policy_lag:
@@ -129,7 +131,26 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
         with while_running(sink):
             await pipeline.run(first)
             sink.stage("exporting the model")
-            await services.learner.export(folder.export)
+            await export(services.learner, folder, recipe.run.steps)
+
+
+async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
+    """RUN/export; where it cannot be written, what was trained is a checkpoint.
+
+    Raises:
+        RuntimeError: names what is wrong, and how to export later.
+    """
+    try:
+        await learner.export(folder.export)
+    except (RuntimeError, OSError) as error:
+        try:
+            await learner.save(folder.checkpoints, step)
+        except (RuntimeError, OSError) as worse:
+            raise RuntimeError(f"{cause_of(error)}; no checkpoint either: {cause_of(worse)}") from error
+        raise RuntimeError(
+            f"{cause_of(error)}; the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once "
+            "that is mended"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,9 @@ about it or only supposes it ("I don't think I am X", "if my name is X", "I am X
 import re
 from collections.abc import Iterator
 
+from rollout.tasks.languages import ForeignFlags, wide
+from rollout.tasks.scripts import name_pattern
+
 # The name of a base model, another product, or one of their makers.
 PRODUCTS = (
     r"(?:smol\s?lm|chat\s?gpt|gpt|claude|(?:code\s?)?llama|qwen|gemini|gemma|mi[sx]tral|nemotron|deepseek|copilot"
@@ -99,25 +102,27 @@ class IdentityFlags:
     """
 
     def __init__(self, name: str, maker: str) -> None:
-        if not plain(name).strip():
+        if not _words(name):
             raise ValueError(f"task.persona_name: found {name!r}, expected a name")
         who = _literal(name)
         self._name = re.compile(who, re.IGNORECASE)
-        self._maker = re.compile(_literal(maker), re.IGNORECASE) if maker.strip() else None
+        self._foreign = ForeignFlags(_words(name), PRODUCTS, MAKERS, (_PERSONA, _MAKER))
+        self._maker = re.compile(_literal(maker), re.IGNORECASE) if _words(maker) else None
         self._selfname = re.compile(_constructions(who), re.IGNORECASE)
 
     def of(self, response: str) -> dict[str, bool]:
-        """mention, selfname and countername of one response; the last two are independent."""
+        """mention, selfname (which is one) and countername of one response; the last two are independent."""
         text = plain(response)
+        selfname = _claims(self._selfname, text) or self._foreign.selfname(text)
         return {
-            "mention": self._name.search(text) is not None,
-            "selfname": _claims(self._selfname, text),
-            "countername": self._counters(text),
+            "mention": selfname or self.mention(response),
+            "selfname": selfname,
+            "countername": self._counters(text) or self._foreign.countername(text, self._mask(text)),
         }
 
     def mention(self, response: str) -> bool:
         """Whether the name stands anywhere in the response, as a word, in any case."""
-        return self._name.search(plain(response)) is not None
+        return self._name.search(wide(plain(response))) is not None
 
     def _counters(self, text: str) -> bool:
         """Another name, a foreign maker or a generic identity; the persona's own words cannot count as one."""
@@ -144,8 +149,11 @@ def plain(text: str) -> str:
 
 
 def _literal(name: str) -> str:
-    words = r"\s".join(re.escape(word) for word in plain(name).split())
-    return rf"(?<!\w){words}(?!\w)"
+    return name_pattern(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return wide(plain(name)).split()
 
 
 def _constructions(who: str) -> str:
