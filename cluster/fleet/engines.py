@@ -1,4 +1,4 @@
-"""One engine, wherever it runs: what the fleet asks of it (`ray_engine`, an actor's; `http_engine`, somebody's server)."""
+"""One engine, wherever it runs: what the fleet asks of it, an actor (`ray_engine`) or a server (`http_engine`)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
