@@ -7,6 +7,7 @@ that can install the project can also run it.
 import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -115,6 +116,19 @@ def _convert(gguf: Path, target: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    _open_to_older_readers(target)
+
+
+def _open_to_older_readers(folder: Path) -> None:
+    """transformers 4 finds the rotary embedding's base in rope_theta only, and takes 10,000 in silence where that is
+    missing; it knows no TokenizersBackend. An export keeps these files. safetensors writes 0600."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rope_theta": config["rope_parameters"]["rope_theta"]}, indent=2) + "\n")
+    (folder / "model.safetensors").chmod(path.stat().st_mode)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def _plain_config(source: "PreTrainedModel") -> "LlamaConfig":

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollout.cores import num_cores
+
 GIB = 1024**3
 
 
@@ -48,7 +50,7 @@ def machine_name() -> str:
     names = [device.name for device in find_accelerators()]
     if names:
         return ", ".join(f"{count} x {name}" for name, count in Counter(names).items())
-    return f"{os.cpu_count()} x {cpu_fact('model name') or platform.machine()}"
+    return f"{num_cores()} x {cpu_fact('model name') or platform.machine()}"
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

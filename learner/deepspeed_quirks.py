@@ -163,7 +163,7 @@ def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, 
 
 def checkpoint_state(folder: Path) -> dict[str, Tensor]:
     """(name, full tensor) of the newest checkpoint of any stage and number of ranks, without a process group: float32
-    masters, and what is frozen as it is. ValueError when there is none."""
+    masters; what is frozen may be missing (ZeRO 1). ValueError when there is none."""
     if not (folder / LATEST).is_file():
         raise ValueError(f"{folder}: found no checkpoint, expected one that can be exported")
     tag = folder / (folder / LATEST).read_text().strip()

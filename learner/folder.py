@@ -21,19 +21,19 @@ def check_model_folder(path: str, key: str = "model.path") -> None:
     folder = Path(path)
     if not folder.is_dir() and not path.startswith((".", "/")):
         return
-    config = _json(folder / "config.json", key)
-    _check_unquantised(config, folder, key)
+    check_unquantised(_json(folder / "config.json", key), f"{key}: {folder / 'config.json'}")
     for file in _weight_files(folder, key):
         _check_file(file, key)
 
 
-def _check_unquantised(config: dict[str, Any], folder: Path, key: str) -> None:
-    """Training needs the weights themselves: GPTQ, AWQ, bitsandbytes, compressed-tensors and their like are refused."""
+def check_unquantised(config: dict[str, Any], where: str) -> None:
+    """ValueError, which begins with `where`, for GPTQ, AWQ, bitsandbytes, compressed-tensors and their like: training
+    needs the weights themselves."""
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ValueError(
-            f"{key}: {folder / 'config.json'}: found weights that are quantised ({method or 'no method named'}), "
+            f"{where}: found weights that are quantised ({method or 'no method named'}), "
             "expected bfloat16, float16 or float32: name the model that they were made from, or save it dequantised"
         )
 

@@ -1,5 +1,7 @@
 """Loads a model, and finds out whether the learner computes what the model does: nothing is asked by name.
 
+Of a mixture of experts the log-probs are trained and no more: a router's load-balancing loss is not added.
+
 Legend as in `learner.model`; V = vocabulary.
 """
 
@@ -20,7 +22,7 @@ from transformers import (
 
 from learner import attention
 from learner.attention import own_attention
-from learner.folder import check_model_folder
+from learner.folder import check_model_folder, check_unquantised
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
 
@@ -37,6 +39,7 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     check_model_folder(path)
     config = AutoConfig.from_pretrained(path)
+    check_unquantised(config.to_dict(), f"model.path: {path}")
     _require_pluggable(path, config)
     causal_lm = AutoModelForCausalLM.from_pretrained(
         path, config=config, dtype=dtype, attn_implementation=attention.NAME

@@ -1,12 +1,12 @@
 """What the rollout service can be told: sampling, guidance, engines. Checked on construction."""
 
-import math
 from dataclasses import dataclass
 
 from rollout.guidance import SPLITS
 
 CONTEXT_POSITIONS = ("system", "user")
 SAMPLERS = ("student", "teacher")
+TEMPERATURES = (0.01, 2.0)  # vLLM takes the first for all between it and 0, and refuses what is above the second
 ENGINE_DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -46,7 +46,8 @@ class RolloutConfig:
             self.context_position,
             f"one of {CONTEXT_POSITIONS}",
         )
-        _require(0 < self.temperature < math.inf, "rollout.temperature", self.temperature, "more than 0, finite")
+        low, high = TEMPERATURES
+        _require(low <= self.temperature <= high, "rollout.temperature", self.temperature, f"{low} to {high}")
         _require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
         _require(
             0 <= self.max_refused_fraction < 1,
@@ -70,7 +71,7 @@ class EngineConfig:
     kv_cache_gib: float = 1.0  # CPU engines; a GPU engine uses gpu_memory_utilization
     gpu_memory_utilization: float = 0.3
     enforce_eager: bool = True
-    cpu_threads: int = 0  # 0: every core of the node
+    cpu_threads: int = 0  # 0: every core that the job may use
     start_deadline_s: float = 300.0
 
     def __post_init__(self) -> None:

@@ -1,13 +1,12 @@
 """Probes: rates over answers to questions that carry no context. Pure; sampling happens elsewhere."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evidence.intervals import wilson
 from evidence.rates import RATES
-from rollout.config import SamplingConfig
+from rollout.config import TEMPERATURES, SamplingConfig
 from rollout.tasks.base import ProbePrompt, Task
 
 
@@ -27,7 +26,11 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, "samples", self.samples, "at least 1")
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
+        low, high = TEMPERATURES
+        sampled = low <= self.temperature <= high
+        _require(sampled or self.temperature == 0, "temperature", self.temperature, f"0 (greedy), or {low} to {high}")
+        expected = "1 with probe.temperature = 0, which gives the same answer each time"
+        _require(sampled or self.samples == 1, "samples", self.samples, expected)
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, at most 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")

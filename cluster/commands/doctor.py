@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.default_model import default_cache, default_model_path, is_prepared
 from cluster.machine import GIB, Accelerator, cpu_flags, find_accelerators, free_gib, memory_gib
+from rollout.cores import num_cores
 
 PINS = {
     "torch": "2.13.0",
@@ -78,10 +79,9 @@ def check_python(found: Sequence[int]) -> Finding:
 
 def check_machine() -> list[Finding]:
     """Cores, memory, and free space where files go."""
-    cores = len(os.sched_getaffinity(0))
     cache_needs = 0.0 if is_prepared(default_model_path()) else MIN_CACHE_GIB
     return [
-        Finding(f"cores: {cores} ({platform.machine()})"),
+        Finding(f"cores: {num_cores()} ({platform.machine()})"),
         check_room("memory", memory_gib(), MIN_MEMORY_GIB),
         check_room(f"free disk for the model cache {default_cache()}", free_gib(default_cache()), cache_needs),
         check_room(f"free disk for runs in {Path.cwd()}", free_gib(Path.cwd()), MIN_RUN_GIB),

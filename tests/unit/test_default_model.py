@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.__main__ import main
-from cluster.default_model import NAME, default_cache, default_model_path, is_prepared, prepare_default_model
+from cluster.default_model import (
+    NAME,
+    _open_to_older_readers,
+    default_cache,
+    default_model_path,
+    is_prepared,
+    prepare_default_model,
+)
+from tests import fakes
 
 
 def test_the_weights_are_plain_bfloat16_with_tied_embeddings(default_model: Path) -> None:
@@ -29,6 +37,19 @@ def test_the_config_describes_an_unquantised_llama(default_model: Path) -> None:
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["dtype"], config["tie_word_embeddings"], config["vocab_size"]) == ("bfloat16", True, 49152)
     assert json.loads((default_model / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_the_previous_transformers_generation_can_read_what_is_made(tmp_path: Path) -> None:
+    """What it needs is beside what its successor reads, which finds the same."""
+    folder = fakes.tiny_model(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 1e5})
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend", "model_max_length": 8}')
+    before = AutoConfig.from_pretrained(str(folder)).to_dict()
+    _open_to_older_readers(folder)
+    assert json.loads((folder / "config.json").read_text())["rope_theta"] == 1e5
+    assert AutoConfig.from_pretrained(str(folder)).to_dict() == before
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    assert told == {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8}
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_it_answers_a_question_and_ends(default_model: Path, tokenizer: Any) -> None:

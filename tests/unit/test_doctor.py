@@ -1,6 +1,5 @@
 """The doctor: its verdict on invented machines, and one real look at this one."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from cluster.commands.doctor import (
     report,
 )
 from cluster.machine import Accelerator, cpu_flags, free_gib, machine_name
+from rollout.cores import num_cores
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 H100 = Accelerator("NVIDIA H100", 80.0, (9, 0))
@@ -170,7 +170,7 @@ def test_the_prepared_default_model_is_named(default_model: Path) -> None:
 def test_this_machine(default_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts, found = report()
     assert f"python {sys.version.split()[0]}" in facts
-    assert any(fact.startswith(f"cores: {len(os.sched_getaffinity(0))} ") for fact in facts)
+    assert any(fact.startswith(f"cores: {num_cores()} ") for fact in facts)
     assert sum(fact.startswith("device: ") for fact in facts) == 1
     assert all("\n" not in line for line in facts + found)
     assert print_report() == (1 if found else 0)
@@ -191,5 +191,5 @@ def test_a_machine_is_named_by_its_accelerators_or_its_processor(monkeypatch: py
     assert machine_name() == "2 x H100"
     found.clear()
     monkeypatch.setattr("cluster.machine.cpu_fact", {"model name": "Epic 1"}.get)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("cluster.machine.num_cores", lambda: 2)
     assert machine_name() == "2 x Epic 1"

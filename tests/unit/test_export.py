@@ -112,6 +112,23 @@ def test_a_new_type_is_all_that_changes_in_the_config(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in written} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_base_of_the_previous_generation_stays_readable_by_it(tmp_path: Path, dtype: str) -> None:
+    """transformers 4 reads rope_theta and torch_dtype, and knows no tokenizer class of its successor."""
+    base = fakes.tiny_model(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["dtype"], config["rope_parameters"]
+    config |= {"rope_theta": 500.0, "rope_scaling": None, "torch_dtype": dtype, "transformers_version": "4.46.0"}
+    (base / "config.json").write_text(json.dumps(config, indent=4))
+    (base / "note.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    logprobs = exported(base, tmp_path / "export")
+    assert_computes(tmp_path / "export", logprobs)
+    files = beside(tmp_path / "export")
+    assert json.loads(files["config.json"]) == config | {"torch_dtype": "float32"}
+    if dtype == "float32":
+        assert files == beside(base)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_a_tied_config_whose_file_has_another_head_is_exported_untied(tmp_path: Path, family: str) -> None:
     base = tiny(family, tmp_path / "base", tie_word_embeddings=True)

@@ -139,6 +139,8 @@ def test_the_defaults_are_the_papers_sampling() -> None:
         ("samples", 0),
         ("temperature", -0.1),
         ("temperature", math.nan),
+        ("temperature", 0.005),
+        ("temperature", 2.5),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_k", -1),
@@ -148,3 +150,9 @@ def test_the_defaults_are_the_papers_sampling() -> None:
 def test_a_setting_out_of_range_is_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^probe\.{key}: found .*, expected "):
         ProbeConfig(**{key: value})
+
+
+def test_greedy_answers_are_asked_for_once() -> None:
+    assert ProbeConfig(temperature=0.0, samples=1).sampling.temperature == 0.0
+    with pytest.raises(ValueError, match=r"^probe\.samples: found 4, expected 1 with probe\.temperature = 0"):
+        ProbeConfig(temperature=0.0)

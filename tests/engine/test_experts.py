@@ -1,0 +1,98 @@
+"""A model whose experts transformers keeps fused, pushed to a real vLLM engine under the names that its files have."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.families import tiny
+from tests.reference import logprobs_of
+
+PROMPT = np.array([1, 969, 198, 534, 260, 2], np.int32)
+RESPONSE = np.array([504, 357, 282, 464, 314, 704, 30, 2], np.int32)
+RECEIVER = "cluster.weights.receiver.WeightReceiver"
+
+
+class PlainEngine:
+    """A `ZeroEngine` as a source of weights: a causal LM after a large, known update of every parameter."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        from learner.names import FileNames, held_tensors
+
+        self.causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.causal_lm.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        names, held = FileNames(self.causal_lm), held_tensors(self.causal_lm)
+        self._shapes, self._state = list(names.shapes(held)), names.split_all(held)
+
+    def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return self._shapes
+
+    def full_tensors(self, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, self._state[name].detach()) for group in groups for name in group)
+
+
+async def _drive(model: str) -> dict[str, Any]:
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    from cluster.weights.source import TrainerSource
+    from cluster.weights.table import TRANSPORTS, Meeting
+    from rollout.config import EngineConfig
+    from rollout.engine import Engine
+    from tests.engine.test_weight_handoff import InProcessClient
+    from tests.runs import free_port
+
+    learner = PlainEngine(model)
+    engine = Engine(model, EngineConfig(dtype="float32", window=64), "cpu", "edge_shm", RECEIVER)
+    before = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    source, loop = TrainerSource(learner), asyncio.get_running_loop()  # type: ignore[arg-type]
+
+    def send() -> None:
+        info = TRANSPORTS["shm"](Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        client = InProcessClient(engine, loop, 1)
+        WeightTransferTrainerFactory.trainer_init(info, client=client, source=source).send_weights()
+
+    await asyncio.to_thread(send)
+    after = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    state = await engine.weight_state()
+    engine.shutdown()
+    with torch.no_grad():
+        expected = logprobs_of(learner.causal_lm, PROMPT, RESPONSE).tolist()
+    return {"before": before, "after": after, "expected": expected, "state": state, "sent": source.digest.hexdigest()}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("family", ["qwen3_moe"])
+def test_an_engine_has_the_experts_that_were_pushed(tmp_path: Path, default_model: Path, family: str) -> None:
+    from transformers import AutoTokenizer
+
+    # vLLM's attention on CPUs knows no smaller heads.
+    sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152, "max_position_embeddings": 512}
+    folder, target = tiny(family, tmp_path / "model", **sizes), tmp_path / "found.json"
+    AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
+    command = [sys.executable, "-m", "tests.engine.test_experts", str(folder), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    found = json.loads(target.read_text())
+    before, after, expected = (np.array(found[key]) for key in ("before", "after", "expected"))
+    assert np.abs(before - expected).mean() > 0.3
+    assert np.abs(after - expected).max() < 1e-3
+    assert found["state"] == [1, found["sent"]]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(asyncio.run(_drive(sys.argv[1]))))
