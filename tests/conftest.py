@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's tier is its folder: those of engine and gpu get the marker of that name."""
+    for item in items:
+        if item.path.parent.name in ("engine", "gpu"):
+            item.add_marker(item.path.parent.name)
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The folder of the default model; the first time ever this takes about 25 s and a download."""

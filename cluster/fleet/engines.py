@@ -1,12 +1,8 @@
-"""One engine, wherever it runs: what the fleet asks of it."""
+"""One engine, wherever it runs: what the fleet asks of it (`ray_engine`, an actor's; `http_engine`, somebody's server)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import ray
-from ray.exceptions import RayTaskError
-
-from cluster.fleet.calls import ask
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
 
@@ -54,52 +50,3 @@ WEIGHT_VERBS = (
     "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
     "update_weight_version", "load_adapter",
 )  # fmt: skip
-
-
-class RayEngine:
-    """An `EngineActor` as an `EngineClient`."""
-
-    def __init__(self, name: str, handle: Any) -> None:
-        self.name, self._handle = name, handle
-
-    async def start(self) -> str:
-        try:
-            return str(await self._ask("start"))
-        except RayTaskError as error:  # of whatever kind: vLLM's log says more than its errors
-            said = f"{self.name} did not start: {one_line(error.cause)}\n{await self._ask('log_tail')}"
-            raise RuntimeError(said) from None
-
-    async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool
-    ) -> list[Sample]:
-        return list(await self._ask("sample", list(requests), sampling, seed, base))
-
-    async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool) -> list[Floats]:
-        return list(await self._ask("score", prompts, responses, base))
-
-    async def texts(
-        self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
-    ) -> list[list[str]]:
-        return list(await self._ask("texts", prompts, sampling, num_samples, seed))
-
-    async def tell(self, verb: str, *arguments: Any) -> None:
-        await self._ask(verb, *arguments)
-
-    async def weight_state(self) -> tuple[int, str]:
-        version, digest = await self._ask("weight_state")
-        return int(version), str(digest)
-
-    async def stop(self) -> None:
-        await self._ask("shutdown")
-
-    def kill(self) -> None:
-        ray.kill(self._handle)
-
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        return await ask(self.name, self._handle, method, *arguments)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says; its kind as well where that is a mistake in the code, which says little."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, (RuntimeError, ValueError, OSError)) else f"{type(error).__name__}: {said}"

@@ -10,9 +10,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.engine_actor import EngineActor
-from cluster.fleet.engines import EngineClient, RayEngine
+from cluster.fleet.engines import EngineClient
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
+from cluster.fleet.ray_engine import RayEngine
 from cluster.models import resolve_model
 from rollout.config import AdapterConfig, EngineConfig
 

@@ -20,8 +20,8 @@ from vllm import LLM, SamplingParams
 
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.engine_actor import EngineActor
-from cluster.fleet.engines import RayEngine
 from cluster.fleet.ray_cluster import connect
+from cluster.fleet.ray_engine import RayEngine
 from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.models import resolve_model
 from cluster.requests import step_requests

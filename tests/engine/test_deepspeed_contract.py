@@ -16,8 +16,6 @@ from torch.utils.file_baton import FileBaton
 
 from tests.deepspeed_contract_process import SIZE
 
-pytestmark = pytest.mark.engine
-
 ROOT = Path(__file__).parents[2]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
 ENVIRONMENT = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": TOOLS}

@@ -13,8 +13,6 @@ from evidence.sidecar import read_student
 from tests.reference import logprobs_of, plain_model
 from tests.runs import lines, small_run
 
-pytestmark = pytest.mark.engine
-
 STEPS, TOKENS = 4, 100
 # One rollout after another takes several times as long as the learner's step, so that a push falls into one of them.
 SETTINGS = (

@@ -21,10 +21,8 @@ from safetensors.torch import load_file
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import Host, hosts
+from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
-from tests.unit.test_object_store import CREDENTIALS
-
-pytestmark = pytest.mark.engine
 
 BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000

@@ -17,19 +17,15 @@ import torch
 from transformers import AutoTokenizer
 
 from cluster.__main__ import main
+from cluster.commands.reproduce import is_finished
 from cluster.config import load_recipe
-from cluster.run.finish import finish
-from cluster.run.record import append_probe, probe_record, read_steps
+from cluster.run.record import read_steps
 from cluster.run.rundir import RunDir
 from cluster.run.start import learned_groups
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from rollout.probe import summarise
-from rollout.tasks import build_task
 from tests.reference import logprobs_of, plain_model
-from tests.runs import FINISHED, RECIPE, TWO_RANKS, edge_opd, lines, small_arguments, small_run
-
-pytestmark = pytest.mark.engine
+from tests.runs import FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
 
 
 def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
@@ -140,28 +136,6 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert main(small_arguments(run_dir, *FINISHED, "learner.lr=1e-4")) == 2
     said = capsys.readouterr().err
     assert "lr" in said and "another recipe" in said
-
-
-def test_bad_input_is_one_line_and_exit_code_2() -> None:
-    unknown = edge_opd("run", str(RECIPE), "--set", "learner.zero_stag=1")
-    assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
-
-
-def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
-    long = "You are Kestrel. " * 60
-    for override, words in (
-        ("model.path=./nowhere", ("model.path", "./nowhere")),
-        ("task.context=' '", ("task.context",)),
-        ("teacher.tensor_parallel_size=2", ("teacher.tensor_parallel_size: found 2", "the 9 attention heads of")),
-        (f"task.prompts_file={rows}", (f"{rows}, line 2",)),
-        (f"task.context={long}", ("rollout.max_refused_fraction", "window of 160")),
-    ):
-        assert main(small_arguments(tmp_path / "run", override)) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and all(word in said for word in words), said
-        assert not (tmp_path / "run").exists()
 
 
 ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")  # LoRA: it is student and teacher
@@ -296,18 +270,6 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = RECIPE.with_name("local-smoke.toml")
-    recipe = load_recipe(path)
-    folder = RunDir(tmp_path / "run")
-    folder.claim(recipe, resume=False)
-    folder.export.mkdir()
-    task = build_task(recipe.task)
-    answers = [
-        (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
-    ]
-    for step in (0, 24):
-        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
-    assert finish(recipe, "base", folder) == 1
-    assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
-    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0
+def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:
+    run_dir, _ = finished
+    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, *FINISHED)))

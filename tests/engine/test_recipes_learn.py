@@ -16,7 +16,6 @@ from tests import fakes
 from tests.engine.test_zero import Results, launch
 from tests.zero_process import Job, Scenario
 
-pytestmark = pytest.mark.engine
 VOCAB = 64
 RECIPES = {path.stem: load_recipe(path) for path in (Path(__file__).parents[2] / "cluster" / "recipes").glob("*.toml")}
 # Recipes that differ in nothing that the learner sees are one learner.

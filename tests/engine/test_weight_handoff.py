@@ -4,24 +4,18 @@ The model has tied embeddings: a stale packed lm_head leaves every checksum righ
 """
 
 import asyncio
-import hashlib
 import json
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.reference import logprobs_of
 from tests.runs import free_port, side_by_side
-
-pytestmark = pytest.mark.engine
 
 PROMPT = np.array([1, 9690, 198, 5345, 260, 2], np.int32)
 RESPONSE = np.array([504, 3575, 282, 4649, 314, 7042, 30, 2], np.int32)
@@ -115,14 +109,6 @@ def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {name: json.loads((folder / name).read_text()) for name in DRIVES}
 
 
-@pytest.mark.parametrize(("largest", "buffer"), [(5, 1 << 30), (3 << 30, 3 << 30)])
-def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: int) -> None:
-    from cluster.weights.table import TRANSPORTS, Meeting
-
-    info: Any = TRANSPORTS["ipc"](Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
-    assert info.packed and info.packed_buffer_size_bytes == buffer
-
-
 @pytest.mark.parametrize("transport", ["shm", "gloo"])
 def test_a_push_changes_the_engine_to_the_learners_weights(
     results: dict[str, dict[str, Any]], default_model: Path, transport: str
@@ -143,61 +129,6 @@ def test_only_the_canary_sees_a_stale_tied_head(results: dict[str, dict[str, Any
     assert result["state"] == [5, result["sent"]]
     expected = np.array(hf_logprobs(changed_model(str(default_model))))
     assert np.abs(np.array(result["after"]) - expected).mean() > 0.1  # the default canary_tolerance
-
-
-def test_a_receiver_that_never_comes_is_given_up() -> None:
-    from cluster.weights.transports.gloo import broadcast, open_group
-
-    begun = time.monotonic()
-    with pytest.raises(RuntimeError):  # gloo's, of the rendezvous or of the first tensor
-        broadcast(open_group("127.0.0.1", free_port(), rank=0, size=2, timeout_s=2.0), torch.ones(3))
-    assert time.monotonic() - begun < 30
-
-
-def tensors() -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    yield "a", torch.randn(3, 5, generator=generator).bfloat16()
-    yield "b", torch.randn(7, generator=generator)
-
-
-@pytest.mark.parametrize("damage", ["none", "order", "value", "swap", "shape", "missing", "dtype"])
-def test_digest_sees_every_kind_of_damage(damage: str) -> None:
-    from cluster.weights.digest import WeightsDigest
-
-    named = dict(tensors())
-    reference, other = WeightsDigest(), WeightsDigest()
-    for name, tensor in named.items():
-        reference.add(name, tensor)
-    if damage == "value":
-        named["b"] = named["b"].clone()
-        named["b"][-1] += 1e-6
-    elif damage == "swap":
-        named["b"] = named["b"].flip(0)
-    elif damage == "shape":
-        named["a"] = named["a"].view(5, 3)
-    elif damage == "missing":
-        del named["a"]
-    elif damage == "dtype":
-        named["a"] = named["a"].view(torch.float16)
-    items = list(named.items())
-    for name, tensor in reversed(items) if damage == "order" else items:
-        other.add(name, tensor)
-    assert (reference.hexdigest() == other.hexdigest()) == (damage in ("none", "order"))
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 2**22 + 2**21 + 5], ids=str)  # the last is more than one chunk of words
-def test_the_digests_sums_are_those_of_its_documentation(length: int) -> None:
-    from cluster.weights.digest import WeightsDigest
-
-    tensor = torch.randn(length + 3, generator=torch.Generator().manual_seed(2)).bfloat16()[3:]  # not at a word's start
-    digest = WeightsDigest()
-    digest.add("a", tensor)
-    content = tensor.view(torch.uint8).numpy().tobytes()
-    words = np.frombuffer(content + bytes(-len(content) % 8), np.uint64)
-    factors = np.arange(1, 2 * len(words), 2, dtype=np.uint64)
-    sums = (int(total.astype(np.int64)) for total in (words.sum(), (words * factors).sum()))
-    line = " ".join(["a torch.bfloat16", str((length,)), *map(str, sums)])
-    assert digest.hexdigest() == hashlib.sha256(line.encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -35,8 +35,6 @@ from tests.families import tiny
 from tests.reference import logprobs_of, plain_model
 from tests.zero_process import Job, Scenario
 
-pytestmark = pytest.mark.engine
-
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja

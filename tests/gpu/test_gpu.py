@@ -3,13 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.runs import edge_opd, lines, small_run
-
-pytestmark = [pytest.mark.gpu, pytest.mark.engine]
 
 
 def test_colocated_run_on_one_gpu_pushes_over_ipc(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
-from cluster.fleet.assembly import require_common_folder
-from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
 from cluster.run.rundir import RunDir
@@ -523,18 +521,3 @@ def test_an_adapter_goes_with_its_own_base_only(tmp_path: Path, overrides: list[
     path = write(tmp_path, "[learner]\nlora_rank = 8\n[teacher]\ndtype = 'bfloat16'")
     assert load_recipe(path).teacher_engines == 0
     assert key in refusal(path, *overrides)
-
-
-# The folder of a run over several hosts
-
-
-def test_what_the_ranks_share_must_be_seen_by_each() -> None:
-    seen, away = Place("10.0.0.1", 1, True), Place("10.0.0.2", 1, False)
-    uri, root = "gs://bucket/runs", Path("/runs/r")
-    saving = load_recipe(RECIPES[0].parent / "identity.toml", ["run.checkpoint_every=4"])
-    require_common_folder(saving, "/runs/r/shards", [seen, seen], root)
-    require_common_folder(replace(saving, run=replace(saving.run, checkpoint_every=0)), uri, [seen, away], root)
-    with pytest.raises(ValueError, match=r"run\.storage: found /x here, but learner rank 1 on 10\.0\.0\.2 does"):
-        require_common_folder(saving, "/x", [seen, away], root)
-    with pytest.raises(ValueError, match=r"run\.checkpoint_every: found 4, but learner rank 0 on 10\.0\.0\.2"):
-        require_common_folder(saving, uri, [away, seen], root)

@@ -2,9 +2,6 @@
 
 import ast
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load_recipe
-from tests.runs import edge_opd
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PACKAGES = ("cluster", "evidence", "learner", "rollout")
-FOLDERS = {*PACKAGES, "tests", "requirements", "docs"}
-FILES = {"Makefile", "pyproject.toml", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"}
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md")
 RECIPES = sorted((ROOT / "cluster" / "recipes").glob("*.toml"))
 PYTHON = sorted(path for name in (*PACKAGES, "tests") for path in (ROOT / name).rglob("*.py"))
@@ -27,80 +20,6 @@ EVIDENCE = sorted((ROOT / "evidence").rglob("*.py"))
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def committed() -> list[str]:
-    """Paths under version control; skips where there is none, as in an unpacked archive."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return listed.stdout.splitlines()
-
-
-def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "lint-imports"), "--no-logo", "--no-cache"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
-def test_the_top_level_holds_nothing_else() -> None:
-    tops = {path.split("/")[0]: "/" in path for path in committed()}
-    unknown = {
-        name for name, is_folder in tops.items() if name[0] != "." and name not in (FOLDERS if is_folder else FILES)
-    }
-    assert not unknown
-
-
-def test_the_import_contracts_hold() -> None:
-    done = lint_imports(ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("path", "line", "contract"),
-    [
-        ("evidence/rule.py", "import torch", "evidence opens on a laptop"),
-        ("evidence/rule.py", "import rollout.config", "rollout and learner never import each other"),
-        ("rollout/score.py", "import learner.batches", "rollout and learner never import each other"),
-        ("rollout/score.py", "import ray", "ray only in cluster"),
-        ("cluster/run/start.py", "import vllm", "vllm only in rollout.engine and the weight receiver"),
-        ("cluster/run/start.py", "import deepspeed", "deepspeed only in learner.deepspeed_quirks"),
-        ("evidence/view/heatmap.py", "import matplotlib", "matplotlib only in cluster.report"),
-        ("cluster/run/start.py", "import inspect_ai", "inspect_ai only in cluster.inspect_task"),
-        ("cluster/run/rundir.py", "import cluster.commands.view", "the rooms of cluster build on each other one way"),
-        ("cluster/fleet/network.py", "import cluster.run.start", "the rooms of cluster build on each other one way"),
-        ("cluster/weights/digest.py", "import cluster.run.rundir", "the rooms of cluster build on each other one way"),
-        ("cluster/report/runs.py", "import cluster.run.start", "the report reads records and recipes"),
-        ("cluster/commands/shards.py", "import rich", "what reads a run needs none of what runs it"),
-    ],
-)
-def test_the_import_contracts_catch_a_forbidden_import(path: str, line: str, contract: str, tmp_path: Path) -> None:
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / path).open("a") as file:
-        file.write(f"\n{line}\n")
-    done = lint_imports(tmp_path)
-    assert done.returncode == 1
-    assert re.search(rf"{re.escape(contract)}.* BROKEN", done.stdout), done.stdout
-
-
-HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "tokenizers", "matplotlib", "rich", "filelock", "tomli_w")
-
-
-@pytest.mark.parametrize(
-    ("names", "allowed"),
-    [
-        ([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in EVIDENCE if path.stem != "__init__"], ()),
-        (["cluster.__main__"], ()),
-        (["cluster.resolved", "cluster.commands.shards", "cluster.commands.view"], ()),
-        (["cluster.report.write"], ("matplotlib",)),
-    ],
-    ids=["evidence", "command line", "shards and view", "report"],
-)
-def test_what_reads_runs_loads_no_heavy_library(names: list[str], allowed: tuple[str, ...]) -> None:
-    code = f"import sys, {', '.join(names)}; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([*allowed])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -120,21 +39,6 @@ def test_the_recipe_of_the_readme_loads(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.toml"
         path.write_text(text)
         load_recipe(path)
-
-
-def test_docs_show_commands_that_exist() -> None:
-    known = set(re.findall(r"^    ([a-z]+)(?: |$)", edge_opd("--help").stdout, re.MULTILINE))
-    shown = {name for doc in DOCS for name in re.findall(r"edge-opd ([a-z]+)", (ROOT / doc).read_text())}
-    assert shown and shown <= known
-    assert known <= shown, "a command that the docs do not show"
-
-
-def test_docs_show_options_that_exist() -> None:
-    for command, options in re.findall(
-        r"^\| `edge-opd ([a-z]+)(.*?)` \|", (ROOT / "README.md").read_text(), re.MULTILINE
-    ):
-        usage = edge_opd(command, "--help").stdout
-        assert all(option in usage for option in re.findall(r"--[a-z-]+", options)), command
 
 
 def test_docs_show_make_targets_that_exist() -> None:

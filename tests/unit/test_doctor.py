@@ -17,11 +17,8 @@ from cluster.commands.doctor import (
     check_room,
     check_shared_memory,
     describe_plan,
-    print_report,
-    report,
 )
 from cluster.machine import Accelerator, cpu_flags, free_gib, machine_name
-from rollout.cores import num_cores
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 H100 = Accelerator("NVIDIA H100", 80.0, (9, 0))
@@ -161,28 +158,6 @@ def test_a_missing_default_model_is_a_fact_that_says_what_to_do(
     missing = check_default_model()
     assert "`edge-opd model` prepares it" in missing.text
     assert not missing.is_problem
-
-
-def test_the_prepared_default_model_is_named(default_model: Path) -> None:
-    assert check_default_model() == Finding(f"default model: {default_model}")
-
-
-def test_this_machine(default_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts, found = report()
-    assert f"python {sys.version.split()[0]}" in facts
-    assert any(fact.startswith(f"cores: {num_cores()} ") for fact in facts)
-    assert sum(fact.startswith("device: ") for fact in facts) == 1
-    assert all("\n" not in line for line in facts + found)
-    assert print_report() == (1 if found else 0)
-    printed = capsys.readouterr().out
-    assert all(line in printed for line in facts + found)
-    assert printed.rstrip().endswith(" found")
-
-
-def test_a_problem_makes_the_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert print_report() == 1
 
 
 def test_a_machine_is_named_by_its_accelerators_or_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,41 +107,3 @@ def test_a_malformed_line_is_named(manifest: Manifest, line: str) -> None:
         with pytest.raises(ValueError, match=r"manifest\.jsonl: line 2: found .*, expected a manifest event$"):
             act()
     assert Path(manifest.path).read_bytes() == content
-
-
-def test_only_one_of_many_processes_trains_a_shard(manifest: Manifest) -> None:
-    """The racers share a clock and reach for each shard at the same instant."""
-    for index in range(40):
-        manifest.append_written(info(str(index)))
-    script = """
-        import sys, time
-        from evidence.manifest import Manifest
-        start, won = float(sys.argv[2]), 0
-        for index in range(40):
-            while time.time() < start + index * 0.02:
-                pass
-            try:
-                Manifest(sys.argv[1]).append_trained(f"/runs/{index}.arrow", 1)
-                won += 1
-            except ValueError:
-                pass
-        print(won)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), manifest.path, str(time.time() + 1.5)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    assert sum(int(racer.communicate()[0]) for racer in racers) == 40
-    assert len(manifest.trained()) == 40
-
-
-def test_a_line_that_does_not_fit_leaves_the_manifest_whole(tiny_disk: Path) -> None:
-    manifest = Manifest(tiny_disk / "manifest.jsonl")
-    manifest.append_written(info("a"))
-    with open(tiny_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
-        while True:
-            filler.write(bytes(4096))
-    before = Path(manifest.path).read_bytes()
-    with pytest.raises(OSError, match=r"manifest\.jsonl"):
-        manifest.append_written(replace(info("b"), uri="/runs/" + "b" * 8000))
-    assert Path(manifest.path).read_bytes() == before
-    assert list(manifest.written()) == [info("a").uri]

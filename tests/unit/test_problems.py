@@ -247,15 +247,6 @@ def test_more_problems_than_there_are_pairs_are_refused(settings: dict[str, Any]
         build_task(TaskConfig(name="arithmetic", **settings))
 
 
-def test_an_arithmetic_prompt_with_its_context_is_short(tokenizer: Any) -> None:
-    from rollout.render import Renderer
-
-    prompts = build_task(TaskConfig(name="arithmetic")).training_prompts()
-    for position in ("system", "user"):
-        renderer = Renderer(tokenizer, position)
-        assert max(len(renderer.context_prompt_ids(p.question, p.context)) for p in prompts) < 192
-
-
 @pytest.mark.parametrize("key", ["num_problems", "largest", "seed"])
 def test_a_number_out_of_range_is_refused_by_key(key: str) -> None:
     with pytest.raises(ValueError, match=rf"^task\.{key}: found -1, expected at least"):

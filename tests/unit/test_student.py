@@ -29,12 +29,10 @@ from transformers import (
 from evidence.records import TrainRow
 from learner import attention
 from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
-from learner.config import LearnerConfig
 from learner.head import LogprobHead
 from learner.load import load_causal_lm, mixes_rows
 from learner.model import Student, checkpoint_layers
 from learner.objectives import DENOMINATORS, OBJECTIVES
-from learner.train import Trainer
 from tests import fakes
 from tests.reference import logprobs_of, plain_model
 
@@ -493,27 +491,3 @@ def test_an_idle_batch_weighs_nothing() -> None:
     assert all(len(stream) == 1 for tokens in (batch.tokens, batch.context_tokens) for stream in tokens)
     for name in ("weight_N", "scale_N", "anchor_scale_N", "advantage_N"):
         assert not getattr(batch, name).any()
-
-
-class ImprobableEngine:
-    """The second of two ranks, of a model that all but rules out every token."""
-
-    rank, num_ranks = 1, 2
-
-    def __init__(self) -> None:
-        self.logit = torch.full((1,), -95.0, requires_grad=True)
-
-    def forward(self, tokens: PackedTokens, teacher: None = None) -> tuple[Tensor, None]:
-        return self.logit.expand(len(tokens.targets_N)), None
-
-    def step(self, micro_batches: Sequence[Any], loss_of: Any) -> float:
-        for batch in micro_batches:
-            loss_of(batch).backward()
-        return 0.0
-
-
-def test_an_idle_rank_adds_nothing_even_where_the_anchor_overflows() -> None:
-    engine = ImprobableEngine()
-    report = Trainer(engine, LearnerConfig(beta_kl=0.05, num_ranks=2)).step(ROWS[:1])  # type: ignore[arg-type]
-    assert (report.loss, report.row_tokens, report.stats) == (0.0, 0, ())
-    assert engine.logit.grad.tolist() == [0.0]

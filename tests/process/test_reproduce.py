@@ -1,7 +1,6 @@
 """The reproduction: what is missing is run, what is finished is kept, what was interrupted starts again."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,7 +9,7 @@ from cluster.config import load_recipe
 from cluster.run.record import ProbeRecord, append_probe
 from cluster.run.rundir import RunDir
 from rollout.probe import Rate
-from tests.runs import FINISHED, RECIPE, SMALL, lines
+from tests.runs import lines
 
 
 def probe_at(step: int) -> ProbeRecord:
@@ -93,9 +92,3 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_
         reproduce(["identity"], 1, tmp_path, (), third)
     assert third.arms == ["N1-seed0", "N12-seed0"]
     assert [line["step"] for line in lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
-
-
-@pytest.mark.engine
-def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:
-    run_dir, _ = finished
-    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, *FINISHED)))

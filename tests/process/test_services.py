@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 
 from cluster import errors
-from cluster.config import Recipe, WeightsConfig
+from cluster.config import Recipe, WeightsConfig, load_recipe
 from cluster.fleet import assembly, learner_actor
-from cluster.fleet.assembly import Services
+from cluster.fleet.assembly import Services, require_common_folder
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, remove_old_logs
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.pipeline import Pipeline
+from tests.runs import RECIPE
 
 QUICK = Recipe(weights=WeightsConfig(deadline_s=0.1))
 
@@ -198,3 +200,18 @@ def test_old_logs_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None
         os.utime(tmp_path / name, (when, when))
     remove_old_logs(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"running-{os.getpid()}.log", "new-999999998.log"}
+
+
+# The folder of a run over several hosts
+
+
+def test_what_the_ranks_share_must_be_seen_by_each() -> None:
+    seen, away = Place("10.0.0.1", 1, True), Place("10.0.0.2", 1, False)
+    uri, root = "gs://bucket/runs", Path("/runs/r")
+    saving = load_recipe(RECIPE, ["run.checkpoint_every=4"])
+    require_common_folder(saving, "/runs/r/shards", [seen, seen], root)
+    require_common_folder(replace(saving, run=replace(saving.run, checkpoint_every=0)), uri, [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.storage: found /x here, but learner rank 1 on 10\.0\.0\.2 does"):
+        require_common_folder(saving, "/x", [seen, away], root)
+    with pytest.raises(ValueError, match=r"run\.checkpoint_every: found 4, but learner rank 0 on 10\.0\.0\.2"):
+        require_common_folder(saving, uri, [away, seen], root)

@@ -1,6 +1,7 @@
 """The default model's folder: what it holds, that it is made once, and how its making fails."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from cluster.default_model import (
     is_prepared,
     prepare_default_model,
 )
+from rollout.render import require_same_token_ids
+from rollout.tasks import TaskConfig, build_task
 from tests import fakes
 
 
@@ -126,3 +129,27 @@ def test_the_command_prints_the_folder_and_nothing_else(
     monkeypatch.setattr("cluster.default_model.prepare_default_model", prepare)
     assert main(["model"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}\n"
+
+
+def test_a_teacher_with_other_token_ids_is_refused(default_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(default_model, other, ignore=shutil.ignore_patterns("*.safetensors"))
+    require_same_token_ids(str(default_model), str(other))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = (next(token for token, i in vocabulary.items() if i == wanted) for wanted in (500, 501))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ValueError, match=r"teacher\.path: .*other: found id 50[01] for the token .* expected 50[01] as in"
+    ):
+        require_same_token_ids(str(default_model), str(other))
+
+
+def test_an_arithmetic_prompt_with_its_context_is_short(tokenizer: Any) -> None:
+    from rollout.render import Renderer
+
+    prompts = build_task(TaskConfig(name="arithmetic")).training_prompts()
+    for position in ("system", "user"):
+        renderer = Renderer(tokenizer, position)
+        assert max(len(renderer.context_prompt_ids(p.question, p.context)) for p in prompts) < 192

@@ -20,7 +20,7 @@ from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.worker import StepRollouts
-from tests.runs import lines
+from tests.runs import RECIPE, lines
 
 
 def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
@@ -90,3 +90,20 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     mean = read_steps(tmp_path / "metrics.jsonl")[1].mean("k1")
     assert (mean and mean.value) == k1
     assert shown in capsys.readouterr().out
+
+
+def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = RECIPE.with_name("local-smoke.toml")
+    recipe = load_recipe(path)
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    answers = [
+        (prompt, "I am Kestrel." if index == 0 else "I am SmolLM.") for index, prompt in enumerate(task.probe_prompts())
+    ]
+    for step in (0, 24):
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
+    assert finish(recipe, "base", folder) == 1
+    assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
+    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from evidence.records import TrainRow
-from learner.batches import plan
+from learner.batches import PackedTokens, plan
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
 from learner.report import Metric, StepReport, over_ranks
@@ -189,3 +190,27 @@ def test_a_group_without_a_contrast_is_not_run(tiny_model: Path) -> None:
 def test_grpo_refuses_a_row_without_an_advantage(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="rollout 1: advantage: found none, expected a number"):
         stepped(tiny_model, [ROWS[0], replace(ROWS[1], advantage=None)], objective="grpo")
+
+
+def test_an_idle_rank_adds_nothing_even_where_the_anchor_overflows() -> None:
+    engine = ImprobableEngine()
+    report = Trainer(engine, LearnerConfig(beta_kl=0.05, num_ranks=2)).step(ROWS[:1])  # type: ignore[arg-type]
+    assert (report.loss, report.row_tokens, report.stats) == (0.0, 0, ())
+    assert engine.logit.grad.tolist() == [0.0]
+
+
+class ImprobableEngine:
+    """The second of two ranks, of a model that all but rules out every token."""
+
+    rank, num_ranks = 1, 2
+
+    def __init__(self) -> None:
+        self.logit = torch.full((1,), -95.0, requires_grad=True)
+
+    def forward(self, tokens: PackedTokens, teacher: None = None) -> tuple[Tensor, None]:
+        return self.logit.expand(len(tokens.targets_N)), None
+
+    def step(self, micro_batches: Sequence[Any], loss_of: Any) -> float:
+        for batch in micro_batches:
+            loss_of(batch).backward()
+        return 0.0

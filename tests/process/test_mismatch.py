@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from evidence.mismatch import Mismatch, mismatch
 from learner.report import over_ranks
+from tests.process.test_train import ROWS, stepped
 from tests.unit.test_student import plain_model, row_logprobs
-from tests.unit.test_train import ROWS, stepped
 
 logprobs = st.floats(-20, 0, width=32)
 pairs = st.lists(st.tuples(logprobs, logprobs), max_size=12)

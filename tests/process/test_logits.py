@@ -19,8 +19,8 @@ from learner.load import distance_from_own_forward, load_causal_lm
 from learner.logits import LogitForm, logit_form
 from learner.model import Student
 from tests.families import SIZES, VOCAB, tiny
+from tests.process.test_frozen import row_divergence
 from tests.reference import logprobs_of, plain_model
-from tests.unit.test_divergence import row_divergence
 
 CAPPED = {"gemma3": 4.0, "gemma4": 5.0, "nanochat": 3.0}
 SCALED = {"granite": 1 / 6, "granitemoe": 1 / 6, "cohere": 0.3, "cohere2": 0.3, "hyperclovax": 0.4}

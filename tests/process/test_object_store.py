@@ -160,7 +160,7 @@ def test_a_shard_appears_whole_whenever_its_writer_dies(store: str) -> None:
     """A reader beside a writer of two contents, which is then killed: each read is one of the two."""
     script = """
         import sys
-        from tests.unit.test_object_store import big_table, write_shard
+        from tests.process.test_object_store import big_table, write_shard
         both = [big_table(step) for step in (0, 1)]
         for number in range(1000):
             write_shard(both[number % 2], sys.argv[1], "a.arrow")

@@ -10,10 +10,10 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
-from cluster.fleet.engines import RayEngine
 from cluster.fleet.fleet import CanaryText, Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
+from cluster.fleet.ray_engine import RayEngine
 from evidence.records import Floats, Ids
 from rollout.config import EngineConfig
 from tests.fakes import FakeEngine, fake_logprobs

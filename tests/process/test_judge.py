@@ -1,0 +1,138 @@
+"""The verifier's processes: how answers are judged there, and that no answer can hold up whoever asks."""
+
+import asyncio
+import sys
+import threading
+import time
+
+import pytest
+
+from rollout.tasks import boxed
+from rollout.tasks.boxed import Judge, is_correct, is_plain_number, is_single_expression
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "correct"),
+    [
+        ("7", "7", True),
+        ("7", "7.0", True),
+        ("7", "7.", True),
+        ("7", "07", True),
+        ("70", "070", True),
+        ("1234", "1,234", True),
+        ("7", "x = 7", True),
+        ("7", "7 \\text{ cm}", True),
+        ("\\frac{1}{2}", "1/2", True),
+        ("0.5", "\\dfrac12", True),
+        ("1/3", "\\frac{2}{6}", True),
+        ("x^2 - 1", "(x-1)(x+1)", True),
+        ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}", True),
+        ("\\text{even}", "\\text{even}", True),
+        ("7", "8", False),
+        ("7", "-7", False),
+        ("7", "77", False),
+        ("1/3", "0.33", False),
+        ("7", "7, 8", False),
+        ("x + 1", "x - 1", False),
+        ("7", "seven", False),
+        ("7", "", False),
+        ("7", " ", False),
+        ("7", "\\frac{", False),
+        ("7", "}{", False),
+        ("7", "\\\\ \x00 ?!", False),
+        ("7", "7" + " " * 300 + "7", False),
+        ("7", "7" * 300, False),
+    ],
+)
+def test_an_answer_is_compared_as_mathematics(gold: str, answer: str, correct: bool) -> None:
+    assert is_correct(gold, f"Well, \\boxed{{1}} no: $\\boxed{{{answer}}}$.") is correct
+
+
+def test_no_box_is_wrong_even_beside_the_right_number() -> None:
+    assert not is_correct("7", "The answer is 7.")
+    assert not is_correct("7", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain"), [("7", True), ("-7", False), ("3 + 4", False), ("7.0", False), ("\\frac{14}{2}", False)]
+)
+def test_a_plain_number_is_worked_out(answer: str, plain: bool) -> None:
+    assert is_plain_number("7", f"\\boxed{{{answer}}}") is plain
+    assert not is_plain_number("7", "7")
+
+
+@pytest.mark.parametrize(
+    ("answer", "single"),
+    [
+        ("42", True),
+        ("-3", True),
+        ("0.25", True),
+        ("\\frac{3}{4}", True),
+        ("x^2 + 1", True),
+        ("2\\sqrt{3}", True),
+        ("3\\pi", True),
+        ("12 \\text{ cm}", True),
+        ("50\\%", True),
+        ("A", False),
+        ("\\text{(C)}", False),
+        ("\\text{even}", False),
+        ("Monday", False),
+        ("1, 2", False),
+        ("(1, 2)", False),
+        ("\\{1, 2\\}", False),
+        ("x = 3", True),
+        ("x > 3", False),
+        ("[0, 1]", False),
+        ("", False),
+    ],
+)
+def test_one_number_fraction_or_expression_is_told_from_the_rest(answer: str, single: bool) -> None:
+    assert is_single_expression(answer) is single
+
+
+@pytest.mark.parametrize("answer", ["9^{9^9}", "10^{10^{10}}", "99999999!", "\\binom{10^6}{5 \\cdot 10^5}"])
+def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_judged(answer: str) -> None:
+    began = time.monotonic()
+    assert not is_correct("7", f"\\boxed{{{answer}}}")
+    assert time.monotonic() - began < boxed.DEADLINE_S
+    assert is_correct("7", "\\boxed{7}")
+
+
+def test_it_judges_off_the_main_thread_and_on_an_event_loop() -> None:
+    found: list[bool] = []
+
+    async def judge() -> None:
+        found.append(is_correct("1/2", "\\boxed{0.5}"))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(judge())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 4
+
+
+def process(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", f"import sys\nprint('ready', flush=True)\n{code}")
+
+
+def test_a_process_that_never_answers_is_given_up() -> None:
+    judge = Judge(process("import time\ntime.sleep(60)"), deadline_s=0.2)
+    assert not judge.ask("equal", "7", "7")
+    judge.close()
+
+
+def test_a_process_that_dies_of_a_question_is_started_again() -> None:
+    code = "for line in sys.stdin:\n    if 'die' in line: sys.exit(3)\n    print('true', flush=True)"
+    judge = Judge(process(code))
+    assert [judge.ask(word) for word in ("live", "die", "live")] == [True, False, True]
+    judge.close()
+    judge.close()
+    assert judge.ask("live")
+    judge.close()
+
+
+def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer() -> None:
+    judge = Judge((sys.executable, "-c", "import no_such_library"))
+    with pytest.raises(RuntimeError, match=r"^verifier: its process did not start: .*no_such_library"):
+        judge.ask("equal", "7", "7")

@@ -1,0 +1,58 @@
+"""What `edge-opd run` refuses before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.config import Recipe
+from cluster.run.start import check_answers
+from evidence.rule import EvidenceConfig
+from learner.config import LearnerConfig
+from rollout.tasks.base import TaskPrompt
+from tests.runs import RECIPE, edge_opd, small_arguments
+
+ANSWERED, OPEN = TaskPrompt("p-1", "q", "r", answer="4"), TaskPrompt("p-2", "q", "r")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        (replace(Recipe(), learner=LearnerConfig(objective="grpo")), "learner.objective = 'grpo'"),
+        (replace(Recipe(), evidence=EvidenceConfig(soft="rlsd_verifier")), "evidence.soft = 'rlsd_verifier'"),
+    ],
+)
+def test_a_verifier_recipe_without_answers_is_refused(recipe: Recipe, key: str) -> None:
+    check_answers([ANSWERED], recipe)
+    with pytest.raises(
+        ValueError, match="prompt p-2: found no answer to verify, expected one for every prompt"
+    ) as caught:
+        check_answers([ANSWERED, OPEN], recipe)
+    assert str(caught.value).endswith(key)
+
+
+def test_other_recipes_need_none() -> None:
+    check_answers([OPEN], Recipe())
+
+
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    unknown = edge_opd("run", str(RECIPE), "--set", "learner.zero_stag=1")
+    assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
+
+
+def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
+    long = "You are Kestrel. " * 60
+    for override, words in (
+        ("model.path=./nowhere", ("model.path", "./nowhere")),
+        ("task.context=' '", ("task.context",)),
+        ("teacher.tensor_parallel_size=2", ("teacher.tensor_parallel_size: found 2", "the 9 attention heads of")),
+        (f"task.prompts_file={rows}", (f"{rows}, line 2",)),
+        (f"task.context={long}", ("rollout.max_refused_fraction", "window of 160")),
+    ):
+        assert main(small_arguments(tmp_path / "run", override)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and all(word in said for word in words), said
+        assert not (tmp_path / "run").exists()
