@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from cluster.config import load_recipe
 from cluster.models import resolve_model
+from cluster.resolved import read_resolved
 from cluster.run.model_card import write_model_card
 from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
@@ -17,10 +17,7 @@ def export_run(run: Path) -> Path:
         ValueError: it is no run, or it has no checkpoint.
         RuntimeError: the model cannot be written, or is another one when it is read again.
     """
-    folder = RunDir(run)
-    if not folder.config.is_file():
-        raise ValueError(f"{run}: found no config.toml, expected a run")
-    recipe = load_recipe(folder.config)
+    folder, recipe = RunDir(run), read_resolved(run).recipe
     model = resolve_model(recipe.model.path)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
     from learner.export import export_checkpoint

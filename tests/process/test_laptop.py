@@ -84,6 +84,8 @@ def tokens(page: str) -> list[str]:
 def test_the_laptop_has_nothing_else(laptop: Laptop, tmp_path: Path) -> None:
     code = f"import importlib.util as u; print([name for name in {HEAVY} if u.find_spec(name)])"
     assert laptop.run("python", "-c", code, cwd=tmp_path).stdout.strip() == "[]"
+    checked = laptop.run("python", "-m", "pip", "check", "--disable-pip-version-check", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout  # and the project asks for nothing else
 
 
 @pytest.mark.parametrize("command", [("run", "cluster/recipes/N1.toml"), ("report", "RUN"), ("probe", "default")])
