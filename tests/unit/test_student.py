@@ -498,7 +498,7 @@ def test_an_idle_batch_weighs_nothing() -> None:
 class ImprobableEngine:
     """The second of two ranks, of a model that all but rules out every token."""
 
-    rank, num_ranks = 1, 2
+    rank, num_ranks, lr = 1, 2, 0.0
 
     def __init__(self) -> None:
         self.logit = torch.full((1,), -95.0, requires_grad=True)
