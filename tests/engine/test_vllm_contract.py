@@ -1,7 +1,7 @@
 """What `rollout.vllm_quirks` knows of vLLM's private sides, asked of the vLLM that is installed.
 
 A test that fails here says that vLLM has changed: look its entry up there, and drop or change what it is for. One tiny
-engine, in a process of its own, answers for all that need a running one.
+engine, in a process of its own, answers for all that need a running one; the rest ask vLLM's functions and layers.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,9 @@ def changed(message: str) -> str:
 
 @pytest.fixture(scope="module")
 def model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tied embeddings, and a file that repeats the head all the same."""
-    folder = tmp_path_factory.mktemp("tied")
+    folder = tmp_path_factory.mktemp("contract-model")
     sizes = {"vocab": 49152, "hidden_size": 128, "head_dim": 32, "max_position_embeddings": WINDOW}
-    return fakes.repeat_head(fakes.tiny_model(folder, tokenizer_from=default_model, **sizes))
+    return fakes.tiny_model(folder, tokenizer_from=default_model, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 class Worker:
-    """Mixed into the engine's worker: a layerwise reload of other weights, as every transport ends in one."""
+    """Mixed into the engine's worker."""
 
     def process(self) -> list[int]:
         """[its parent, its children, its OpenMP threads]."""
@@ -62,28 +62,6 @@ class Worker:
 
         own = psutil.Process()
         return [own.ppid(), len(own.children()), torch.get_num_threads()]
-
-    def reload(self) -> list[Any]:
-        """[names of heads that share their weight, the same nested, head's error before it is mended, and after]."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-        model = self.get_model()  # type: ignore[attr-defined]
-        heads = [name for name, layer in model.named_modules() if layer in quirks.shared_heads(model)]
-        nest = torch.nn.ModuleDict({"language_model": model})
-        nested = [name for name, layer in nest.named_modules() if layer in quirks.shared_heads(nest)]
-        initialize_layerwise_reload(model)
-        generator = torch.Generator().manual_seed(3)
-        new = torch.randn(49152, 128, generator=generator)
-        model.load_weights([("model.embed_tokens.weight", new)])
-        finalize_layerwise_reload(model, self.model_config)  # type: ignore[attr-defined]
-        hidden = torch.randn(2, 128, generator=generator)
-
-        def error() -> float:
-            return float((model.lm_head.quant_method.apply(model.lm_head, hidden) - hidden @ new.T).abs().max())
-
-        stale = error()
-        quirks.mend_shared_heads(model)
-        return [heads, nested, model.lm_head is model.model.embed_tokens, stale, error()]
 
 
 async def _refusal(work: Any) -> str:
@@ -136,7 +114,6 @@ async def _drive(model: str) -> dict[str, Any]:
     await asyncio.sleep(0.1)
     await engine._llm.abort(str(name))
     found["aborted"] = await drawn
-    (found["reload"],) = await engine._llm.collective_rpc("reload")
     engine.shutdown()
     return found
 
@@ -267,12 +244,57 @@ def test_a_request_that_was_aborted_is_one_line(found: dict[str, Any]) -> None:
     )
 
 
-def test_a_reload_leaves_a_shared_heads_packed_copy_stale(found: dict[str, Any]) -> None:
-    heads, nested, is_embedding, stale, mended = found["reload"]
-    assert heads == ["lm_head"] and nested == ["language_model.lm_head"]
-    assert not is_embedding, changed("a head that the file repeats is the embedding itself")
-    assert stale > 1, changed("a shared head is packed anew by a reload")
-    assert mended < 1e-2
+@pytest.fixture
+def layers(tmp_path: Path) -> Iterator[torch.nn.Module]:
+    """vLLM's own layers, loaded and packed: an embedding, a nested head that shares its weight, and another head."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, f"file://{tmp_path / 'meeting'}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+        inner = {"embed_tokens": VocabParallelEmbedding(512, 64), "lm_head": ParallelLMHead(512, 64)}
+        model = torch.nn.ModuleDict(
+            {"language_model": torch.nn.ModuleDict(inner), "other_head": ParallelLMHead(512, 64)}
+        )
+        record_metadata_for_reloading(model)
+        for layer in (*inner.values(), model["other_head"]):
+            layer.weight.data.normal_()
+        inner["lm_head"].tie_weights(inner["embed_tokens"])
+        for layer in (*inner.values(), model["other_head"]):
+            layer.quant_method.process_weights_after_loading(layer)
+        yield model
+        destroy_model_parallel()
+        destroy_distributed_environment()
+
+
+def test_a_reload_leaves_a_shared_heads_packed_copy_stale(layers: torch.nn.Module) -> None:
+    """What is left when a transport has brought other weights, which name the embedding only."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    assert [name for name, layer in layers.named_modules() if layer in quirks.shared_heads(layers)] == [
+        "language_model.lm_head"
+    ]
+    head, new, hidden = layers["language_model"]["lm_head"], torch.randn(512, 64), torch.randn(2, 64)  # type: ignore[index]
+
+    def error() -> float:
+        return float((head.quant_method.apply(head, hidden) - hidden @ new.T).abs().max())
+
+    initialize_layerwise_reload(layers)
+    weight = layers["language_model"]["embed_tokens"].weight  # type: ignore[index]
+    weight.weight_loader(weight, new)
+    finalize_layerwise_reload(layers, None)
+    assert torch.equal(head.weight, new)
+    assert error() > 1, changed("a shared head is packed anew by a reload")
+    quirks.mend_shared_heads(layers)
+    assert error() < 1e-3
 
 
 OPERANDS = {"float32": 1e-4, "bfloat16": 0.2}
