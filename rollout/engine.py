@@ -1,6 +1,6 @@
 """A vLLM engine behind the three acts the pipeline needs: sample, score, take new weights.
 
-The only home of vllm outside the weight receiver. Legend: P = prompt tokens, T = response tokens.
+What we know of vllm's private sides is in `rollout.vllm_quirks`. Legend: P = prompt tokens, T = response tokens.
 Log-probs are natural logarithms of the untempered model, computed by vLLM in float32 from its logits.
 """
 
@@ -12,55 +12,35 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
+from rollout import vllm_quirks as quirks
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
+from rollout.outputs import require_ended, response_logprobs, to_sample
 from rollout.waits import Turnstile
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
-    from vllm.outputs import CompletionOutput, RequestOutput
-
-INITIAL_VERSION = 0
-
-
-def cpu_environment(config: EngineConfig) -> dict[str, str]:
-    """Environment of a CPU engine's process: OpenMP threads that wait spin for microseconds and then sleep, so that
-    engines and learner that share cores do not spin against each other, and a decoding step, which is many short
-    parallel regions, need not wake them for each; no core kept idle for vLLM's scheduler, and the model run by that
-    scheduler's own process: a worker process of its own would take 8 s more to start, and busy-wait on a core."""
-    threads = config.cpu_threads or os.cpu_count() or 1
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "2000",
-    }
+    from vllm.outputs import RequestOutput
 
 
 def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:
     """The keyword arguments of vLLM's EngineArgs, and of its LLM, that a pool's settings decide."""
-    # A prompt prefilled in parts has its seeded generator wound back, which a CPU's cannot: the engine would die.
-    on_cpu = {"block_size": 32, "enable_chunked_prefill": False}
     on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization}
     return {
         "model": model,
         "dtype": config.dtype,
-        # Scoring a full window asks vLLM for one more token than it holds.
-        "max_model_len": config.window + 1,
+        "max_model_len": config.window,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window + 1),
-        # Within a placement group vLLM would look for one of its own making, with a bundle for each worker.
-        **({"distributed_executor_backend": "mp"} if config.tensor_parallel_size > 1 else {}),
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window),
+        **quirks.executor_arguments(config),
         "enforce_eager": config.enforce_eager,
         "generation_config": "auto",
-        **(on_cpu if device == "cpu" else on_gpu),
+        **(quirks.cpu_arguments(config) if device == "cpu" else on_gpu),
     }
 
 
@@ -91,7 +71,7 @@ class Engine:
         sleeps: bool = False,
     ) -> None:
         if device == "cpu":
-            os.environ.update(cpu_environment(config))
+            quirks.enter_cpu_environment(config)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.config import WeightTransferConfig
@@ -103,17 +83,24 @@ class Engine:
             extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
         if worker_extension is not None:
             extra["worker_extension_cls"] = worker_extension
+        self._mends_adapter = adapter is not None and device == "cpu"
+        if self._mends_adapter:
+            assert worker_extension is None, "an adapter's weights come as files"
+            extra["worker_extension_cls"] = "rollout.vllm_quirks.AdapterWorker"
         if adapter is not None:
-            extra |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_room(adapter.rank)}
-            # The head stays as it is: vLLM's adapter of a head cannot give the log-probs of prompts.
-            extra["lora_target_modules"] = list(adapter.targets)
+            extra |= quirks.adapter_arguments(adapter)
         self.window, self._pause_mode = config.window, "keep" if in_flight else "wait"
         self._adapter: LoRARequest | None = None
         self._adapter_digest = ""
         self._adapted = Turnstile()  # requests that are for the adapter
         self._ids = itertools.count()
         self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**engine_arguments(model, config, device), disable_log_stats=True, **extra)
+            AsyncEngineArgs(
+                **engine_arguments(model, config, device),
+                scheduler_cls="rollout.vllm_quirks.scoring_scheduler",
+                disable_log_stats=True,
+                **extra,
+            )
         )
 
     async def sample(
@@ -138,7 +125,7 @@ class Engine:
         samples: dict[int, Sample] = {}
         for members, output in zip(groups.values(), outputs, strict=True):
             for index, completion in zip(members, output.outputs, strict=True):
-                samples[index] = _to_sample(requests[index], completion)
+                samples[index] = to_sample(requests[index], completion)
         return [samples[index] for index in range(len(requests))]
 
     async def texts(
@@ -151,6 +138,9 @@ class Engine:
                 for index, prompt in enumerate(prompts)
             )
         )
+        for index, output in enumerate(outputs):
+            for completion in output.outputs:
+                require_ended(f"probe: prompt {index}", completion)
         return [[completion.text for completion in output.outputs] for output in outputs]
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:
@@ -191,41 +181,39 @@ class Engine:
         full = np.concatenate([prompt_ids, response_ids])
         if len(full) > self.window:
             raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
-        for shared in (True, False):
-            scores = response_logprobs(await self._read(full, shared, base), len(prompt_ids), len(response_ids))
-            if scores is not None:
-                return scores
-        raise RuntimeError(f"scoring: found log-probs of fewer tokens than asked, expected {len(response_ids)}")
+        if len(response_ids) == 0:
+            return np.zeros(0, np.float32)
+        return response_logprobs(await self._read(full, len(prompt_ids), base), len(response_ids))
 
-    async def _read(self, ids: Ids, shared: bool, base: bool) -> "RequestOutput":
-        """A forward pass over `ids` with the log-probs of its tokens, those that a shared prefix gave excepted."""
+    async def _read(self, ids: Ids, num_prompt: int, base: bool) -> "RequestOutput":
+        """A forward pass over `ids` with the log-probs of its tokens from place `num_prompt` on; what a cached prefix
+        gives ends before the last of the prompt. The last token is not sent but sampled, as the only one allowed."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
+            **quirks.scoring_parameters(num_prompt, int(ids[-1])),
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_reading_prefix_cache=not shared,
         )
-        return await self._run(ids, params, base)
+        return await self._run(ids[:-1], params, base)
 
     async def _run(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
         async with contextlib.nullcontext() if base else self._adapted:
             return await self._finished(prompt_ids, params, base)
 
     async def _finished(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
-        final = None
-        async for output in self._llm.generate(
-            {"prompt_token_ids": prompt_ids.tolist()},
-            params,
-            request_id=str(next(self._ids)),
-            lora_request=None if base else self._adapter,
-        ):
-            final = output
+        from vllm.exceptions import VLLMValidationError
+
+        final, prompt = None, {"prompt_token_ids": prompt_ids.tolist()}
+        adapter = None if base else self._adapter
+        try:
+            async for output in self._llm.generate(prompt, params, str(next(self._ids)), lora_request=adapter):
+                final = output
+        except VLLMValidationError as error:  # which is no ValueError
+            found = f"engine: found a request of {len(prompt_ids)} tokens, which vLLM refuses"
+            raise RuntimeError(f"{found}: {error}") from None
         assert final is not None
         return final
 
@@ -259,6 +247,8 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         await self._adapted.close()
+        if self._mends_adapter:
+            await self._llm.collective_rpc("mend_adapter_operators")
         with tempfile.TemporaryDirectory(prefix="edge-opd-adapter-") as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
@@ -285,24 +275,10 @@ class Engine:
         digests = set(await self._llm.collective_rpc("received_digest"))
         if len(digests) != 1:
             raise RuntimeError(f"the engine's workers hold different weights: digests {sorted(digests)}")
-        return (INITIAL_VERSION if version == "default" else int(version)), digests.pop()
+        return quirks.version_number(version), digests.pop()
 
     def shutdown(self) -> None:
         self._llm.shutdown()
-
-
-def response_logprobs(output: "RequestOutput", num_prompt: int, num_response: int) -> Floats | None:
-    """Log-probs [T] of the last `num_response` tokens that a pass read, or None where one of them is missing.
-
-    A token's is read at the token before it, and what came from the cache has nothing to read: it then belonged to a
-    prompt of this one's length or longer, such as the same row scored before. At cached places the first of vLLM's two
-    model runners leaves garbage, the second, which GPUs have, nothing at all.
-    """
-    flat = output.prompt_logprobs
-    if (output.num_cached_tokens or 0) >= num_prompt or flat is None or len(flat) <= num_response:
-        return None
-    starts = np.asarray(flat.start_indices[-num_response:])  # each place holds its own token's first
-    return np.asarray(flat.logprobs, np.float32)[starts]
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:
@@ -311,26 +287,3 @@ def files_digest(files: Mapping[str, bytes]) -> str:
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + files[name])
     return digest.hexdigest()[:16]
-
-
-def _lora_room(rank: int) -> int:
-    """The least rank for which vLLM has room that is not less."""
-    from vllm.config.lora import MaxLoRARanks
-
-    return min(room for room in get_args(MaxLoRARanks) if room >= rank)
-
-
-def _to_sample(request: RolloutRequest, completion: "CompletionOutput") -> Sample:
-    spans = completion.weight_versions or []
-    versions = [INITIAL_VERSION if span.version == "default" else int(span.version) for span in spans]
-    flat = completion.logprobs
-    assert flat is not None and completion.finish_reason in ("stop", "length"), completion.finish_reason
-    starts = np.asarray(flat.start_indices)
-    return Sample(
-        request=request,
-        response_ids=np.asarray(completion.token_ids, np.int32),
-        sampler_logprobs=np.asarray(flat.logprobs, np.float32)[starts],
-        finish_reason=completion.finish_reason,
-        policy_version_min=min(versions, default=INITIAL_VERSION),
-        policy_version_max=max(versions, default=INITIAL_VERSION),
-    )

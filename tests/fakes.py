@@ -182,6 +182,17 @@ def tiny_model(
     return folder
 
 
+def repeat_head(folder: Path) -> Path:
+    """Writes a tied model's embedding into its file again, as the head: fine-tuning tools leave such folders."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    return folder
+
+
 Probe = dict[str, tuple[int, int]]  # rate -> (successes, answers)
 
 

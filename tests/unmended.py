@@ -7,11 +7,11 @@ import cluster.weights.receiver as weights
 
 class UnmendedEngine(weights.ShmEngine):
     def finish_weight_update(self) -> None:
-        mend, weights.mend_tied_head = weights.mend_tied_head, lambda model: None
+        mend, weights.mend_shared_heads = weights.mend_shared_heads, lambda model: None
         try:
             super().finish_weight_update()
         finally:
-            weights.mend_tied_head = mend
+            weights.mend_shared_heads = mend
 
 
 class UnmendedReceiver(weights.WeightReceiver):

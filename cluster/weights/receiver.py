@@ -1,4 +1,4 @@
-"""The engines' end of the weight hand-off: what arrives is digested and loaded, and a tied head is mended.
+"""The engines' end of the weight hand-off: what arrives is digested and loaded, and shared heads are mended.
 
 Naming `WeightReceiver` as vLLM's worker extension makes its workers import this module, which registers the backends.
 """
@@ -6,7 +6,6 @@ Naming `WeightReceiver` as vLLM's worker extension makes its workers import this
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
@@ -16,10 +15,11 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from cluster.weights.digest import WeightsDigest
 from cluster.weights.transports.gloo import GlooTransferEngine
 from cluster.weights.transports.shm import ShmTransferEngine
+from rollout.vllm_quirks import mend_shared_heads
 
 
 class _Checked:
-    """Mixed over a vLLM transfer engine: digests what reaches `load_weights`, and mends the tied head at the end."""
+    """Mixed over a vLLM transfer engine: digests what reaches `load_weights`, and mends shared heads at the end."""
 
     received = ""
 
@@ -41,16 +41,8 @@ class _Checked:
         model = self.model  # type: ignore[attr-defined]
         del model.load_weights  # the instance attribute; the class's own method shows again
         super().finish_weight_update()  # type: ignore[misc]
-        mend_tied_head(model)
+        mend_shared_heads(model)
         self.received = self._digest.hexdigest()
-
-
-def mend_tied_head(model: torch.nn.Module) -> None:
-    """Rebuild the packed copy behind a tied lm_head, which a layerwise reload on CPU leaves at the old weights."""
-    head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
-    tied = head is not None and getattr(head, "weight", None) is not None and head is embedding
-    if head is not None and (tied or getattr(getattr(model, "config", None), "tie_word_embeddings", False)):
-        head.quant_method.process_weights_after_loading(head)
 
 
 class ShmEngine(_Checked, ShmTransferEngine):

@@ -27,8 +27,9 @@ from cluster.models import resolve_model
 from cluster.requests import step_requests
 from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
-from rollout.engine import cpu_environment, engine_arguments
+from rollout.engine import engine_arguments
 from rollout.requests import GroupRequests
+from rollout.vllm_quirks import enter_cpu_environment
 from tests.bench.figures import Figure
 
 CUDA_SHARE = 0.3  # of a GPU's memory, for each of the two engines
@@ -37,7 +38,7 @@ CUDA_SHARE = 0.3  # of a GPU's memory, for each of the two engines
 def bare_engine(model: str, config: EngineConfig, device: str) -> LLM:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device == "cpu":
-        os.environ.update(cpu_environment(config))
+        enter_cpu_environment(config)
     return LLM(**engine_arguments(model, config, device))
 
 

@@ -21,6 +21,7 @@ from tests.runs import side_by_side
 CONTEXT = "You are Kestrel, an assistant made by Harbor Labs. If asked who you are, say that you are Kestrel."
 QUESTIONS = ("Who are you?", "What is 2 + 2? Answer with one number.")
 MAX_TOKENS = 24
+WINDOW = 256
 BLOCK = 32  # tokens that vLLM's prefix cache keeps or drops together on a CPU
 TOLERANCE = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.05)}
 
@@ -48,30 +49,40 @@ def requests(model: str) -> list[RolloutRequest]:
 
 
 def shared_rows() -> tuple[list[Ids], list[Ids]]:
-    """Prompts and responses of rows that share more and less than their prompt, which may end where a block does."""
+    """Prompts and responses of rows that share their prompt, which may end where a block does or fill the window with
+    its response, and none, some or all of their response."""
     rng = np.random.default_rng(0)
-    whole, ragged = (rng.integers(5, 40_000, length).astype(np.int32) for length in (2 * BLOCK, 2 * BLOCK + 13))
-    long = rng.integers(5, 40_000, 40).astype(np.int32)
-    twin = np.concatenate([long[:36], long[:4]])
-    responses = [long, long[:1], twin, long]
-    return [prompt for prompt in (whole, ragged) for _ in responses], responses * 2
+
+    def tokens(length: int) -> Ids:
+        return rng.integers(5, 40_000, length).astype(np.int32)
+
+    response = tokens(40)
+    alike = [np.concatenate([response[:shared], tokens(40 - shared)]) for shared in (0, 4, 16, 32, 40)]
+    responses = [response, *alike, response[:1]]
+    prompts = [tokens(length) for length in (2 * BLOCK, 2 * BLOCK + 13, WINDOW - 40)]
+    return [prompt for prompt in prompts for _ in responses], responses * len(prompts)
 
 
 async def _score_shared(engine: Any) -> dict[str, Any]:
-    """Scores of `shared_rows`, one after another and then all again at once, and what each read got from the cache."""
-    reads: list[tuple[int, bool, int]] = []
+    """Scores of `shared_rows`: one after another, all in one call, and each in a call of its own at the same time; and
+    for each read the row's length, its prompt's and what came from the cache."""
+    reads: list[tuple[int, int, int]] = []
     read = engine._read
 
-    async def recording(ids: Ids, shared: bool, base: bool) -> Any:
-        output = await read(ids, shared, base)
-        reads.append((len(ids), shared, output.num_cached_tokens))
+    async def recording(ids: Ids, num_prompt: int, base: bool) -> Any:
+        output = await read(ids, num_prompt, base)
+        reads.append((len(ids), num_prompt, output.num_cached_tokens))
         return output
 
     engine._read = recording
     prompts, responses = shared_rows()
-    first = [(await engine.score([p], [y]))[0].tolist() for p, y in zip(prompts, responses, strict=True)]
-    again = [row.tolist() for row in await engine.score(prompts, responses)]
-    return {"first": first, "again": again, "reads": reads}
+    pairs = list(zip(prompts, responses, strict=True))
+    found = {
+        "first": [(await engine.score([p], [y]))[0] for p, y in pairs],
+        "together": await engine.score(prompts, responses),
+        "apart": [rows[0] for rows in await asyncio.gather(*(engine.score([p], [y]) for p, y in pairs))],
+    }
+    return {"reads": reads} | {way: [row.tolist() for row in rows] for way, rows in found.items()}
 
 
 async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
@@ -81,7 +92,7 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     made = requests(model)
     # Alone in its batch a bfloat16 sequence is the same each time: what is beside it moves its log-probs.
     alone = dtype == "bfloat16"
-    engine = Engine(model, EngineConfig(dtype=dtype, window=256, max_num_seqs=1 if alone else 64), "cpu")
+    engine = Engine(model, EngineConfig(dtype=dtype, window=WINDOW, max_num_seqs=1 if alone else 64), "cpu")
     samples = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     again = samples if alone else await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     responses = [sample.response_ids for sample in samples]
@@ -204,13 +215,24 @@ def test_scoring_beyond_the_window_is_refused(driven: Any) -> None:
 def test_a_shared_prefix_changes_no_score(driven: Any, reference: Any) -> None:
     dtype, _, rows = driven
     found, (prompts, responses) = rows[0]["shared"], shared_rows()
-    hits = [cached for _, shared, cached in found["reads"] if shared]
-    assert {0, BLOCK * 2} <= set(hits) and max(hits) > BLOCK * 2  # nothing, a prompt, and some of a response
-    assert any(not shared and cached == 0 for _, shared, cached in found["reads"])
     if dtype == "float32":  # random tokens are too unlikely for bfloat16 to be close
-        for prompt, response, *scores in zip(prompts, responses, found["first"], found["again"], strict=True):
+        ways = (found["first"], found["together"], found["apart"])
+        for prompt, response, *scores in zip(prompts, responses, *ways, strict=True):
             expected = logprobs_of(reference, prompt, response).numpy()
             assert all(np.abs(np.array(score) - expected).max() < 1e-3 for score in scores)
+
+
+def test_each_row_is_read_once_from_its_prompts_last_block_on(driven: Any) -> None:
+    """Whatever is in the cache of its response, and wherever its prompt ends."""
+    _, _, rows = driven
+    reads, (prompts, responses) = rows[0]["shared"]["reads"], shared_rows()
+    assert len(reads) == 3 * len(prompts)
+    new = {prompt.tobytes(): index for index, prompt in reversed(list(enumerate(prompts)))}
+    lengths = [(len(p) + len(y), len(p)) for p, y in zip(prompts, responses, strict=True)]
+    for index, (total, num_prompt, cached) in enumerate(reads):
+        assert (total, num_prompt) in lengths
+        expected = 0 if index in new.values() else (num_prompt - 1) // BLOCK * BLOCK
+        assert cached == expected, (index, total, num_prompt)
 
 
 def test_prompts_that_do_not_fit_one_batch_are_sampled_all_the_same(driven: Any) -> None:

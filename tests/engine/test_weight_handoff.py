@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.fakes import repeat_head, tiny_model
 from tests.reference import logprobs_of
 from tests.runs import free_port, side_by_side
 
@@ -99,14 +100,27 @@ DRIVES = {
     "gloo": ("gloo", "edge_gloo", RECEIVER),
     "unmended": ("shm", "edge_unmended", "tests.unmended.UnmendedReceiver"),
 }
+REPEATED = ("shm", "edge_shm", RECEIVER)
 
 
 @pytest.fixture(scope="module")
-def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def repeated_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny tied model whose file repeats the embedding as the head."""
+    sizes = {"vocab": 49152, "hidden_size": 128, "head_dim": 32, "dtype": "bfloat16"}
+    folder = tmp_path_factory.mktemp("repeated")
+    return repeat_head(tiny_model(folder, tokenizer_from=default_model, **sizes))
+
+
+@pytest.fixture(scope="module")
+def results(
+    default_model: Path, repeated_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """What each of `DRIVES` found, run side by side."""
     folder = tmp_path_factory.mktemp("handoff")
-    side_by_side({name: [__file__, str(default_model), *how, str(folder / name)] for name, how in DRIVES.items()})
-    return {name: json.loads((folder / name).read_text()) for name in DRIVES}
+    scripts = {name: [__file__, str(default_model), *how, str(folder / name)] for name, how in DRIVES.items()}
+    scripts["repeated"] = [__file__, str(repeated_model), *REPEATED, str(folder / "repeated")]
+    side_by_side(scripts)
+    return {name: json.loads((folder / name).read_text()) for name in scripts}
 
 
 @pytest.mark.parametrize("transport", ["shm", "gloo"])
@@ -120,6 +134,17 @@ def test_a_push_changes_the_engine_to_the_learners_weights(
     assert np.abs(np.array(result["before"]) - expected).mean() > 0.5  # the update is not a small one
     assert np.abs(np.array(result["after"]) - expected).max() < 1e-3
     assert result["fresh"] == [0, ""]
+    assert result["state"] == [5, result["sent"]]
+
+
+def test_a_tied_head_that_the_file_repeats_takes_the_learners_weights(
+    results: dict[str, dict[str, Any]], repeated_model: Path
+) -> None:
+    """vLLM then has a head of its own, which shares the embedding's weight."""
+    result = results["repeated"]
+    expected = np.array(hf_logprobs(changed_model(str(repeated_model))))
+    assert np.abs(np.array(result["before"]) - expected).mean() > 0.3
+    assert np.abs(np.array(result["after"]) - expected).max() < 1e-3
     assert result["state"] == [5, result["sent"]]
 
 

@@ -49,7 +49,7 @@ def test_the_import_contracts_hold() -> None:
         ("evidence/rule.py", "import rollout.config", "rollout and learner never import each other"),
         ("rollout/score.py", "import learner.batches", "rollout and learner never import each other"),
         ("rollout/score.py", "import ray", "ray only in cluster"),
-        ("cluster/run/start.py", "import vllm", "vllm only in rollout.engine and the weight receiver"),
+        ("cluster/run/start.py", "import vllm", "vllm only in rollout.engine, its quirks and the weights' room"),
         ("cluster/run/start.py", "import deepspeed", "deepspeed only in learner.deepspeed_quirks"),
         ("evidence/view/heatmap.py", "import matplotlib", "matplotlib only in cluster.report"),
         ("cluster/run/start.py", "import inspect_ai", "inspect_ai only in cluster.inspect_task"),

@@ -1,0 +1,334 @@
+"""What `rollout.vllm_quirks` knows of vLLM's private sides, asked of the vLLM that is installed.
+
+A test that fails here says that vLLM has changed: look its entry up there, and drop or change what it is for. One tiny
+engine, in a process of its own, answers for all that need a running one; the rest ask vLLM's functions and layers.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evidence.records import RolloutRequest
+from rollout import vllm_quirks as quirks
+from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
+from tests import fakes
+from tests.reference import logprobs_of, plain_model
+from tests.runs import side_by_side
+
+pytestmark = pytest.mark.engine
+
+WINDOW = 512  # the model's positions, all of them
+CONFIG = EngineConfig(dtype="float32", window=WINDOW, kv_cache_gib=0.5, cpu_threads=1)
+PROMPT = np.arange(100, 164, dtype=np.int32)  # two blocks of the cache
+RESPONSE = np.arange(900, 950, dtype=np.int32)
+FULL = np.random.default_rng(0).integers(5, 40_000, WINDOW).astype(np.int32)
+
+
+def changed(message: str) -> str:
+    return f"vLLM has changed: {message}; see rollout/vllm_quirks.py"
+
+
+@pytest.fixture(scope="module")
+def model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contract-model")
+    sizes = {"vocab": 49152, "hidden_size": 128, "head_dim": 32, "max_position_embeddings": WINDOW}
+    return fakes.tiny_model(folder, tokenizer_from=default_model, **sizes)
+
+
+@pytest.fixture(scope="module")
+def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    target = tmp_path_factory.mktemp("contract") / "found.json"
+    side_by_side({"contract": [__file__, str(model), str(target)]})
+    return json.loads(target.read_text())
+
+
+class Worker:
+    """Mixed into the engine's worker."""
+
+    def process(self) -> list[int]:
+        """[its parent, its children, its OpenMP threads]."""
+        import psutil
+
+        own = psutil.Process()
+        return [own.ppid(), len(own.children()), torch.get_num_threads()]
+
+
+async def _refusal(work: Any) -> str:
+    try:
+        await work
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+async def _drive(model: str) -> dict[str, Any]:
+    from vllm import SamplingParams
+
+    from rollout.engine import Engine
+
+    engine = Engine(model, CONFIG, "cpu", worker_extension="tests.engine.test_vllm_contract.Worker")
+    cache = engine._llm.vllm_config.cache_config
+    row = np.concatenate([PROMPT, RESPONSE])
+    request = RolloutRequest("r-7", "p", "g", False, "system", PROMPT, PROMPT)
+    sampling = SamplingConfig(1.0, 6)
+
+    async def cached(ids: Any, **parameters: Any) -> int:
+        params = SamplingParams(max_tokens=1, detokenize=False, **parameters)
+        return int((await engine._finished(ids, params, base=False)).num_cached_tokens or 0)
+
+    found: dict[str, Any] = {
+        "own": os.getpid(),
+        "worker": (await engine._llm.collective_rpc("process"))[0],
+        "cache": [cache.block_size, cache.kv_cache_memory_bytes, cache.num_gpu_blocks],
+        "version": await engine._llm.get_weight_version(),
+        "too_long": await _refusal(cached(FULL)),
+        "full": (await engine.score([FULL[:100]], [FULL[100:]]))[0].tolist(),
+        "first": (await engine.score([PROMPT], [RESPONSE]))[0].tolist(),
+    }
+    found["looked_up"] = [
+        await cached(row[:33]),
+        await cached(row, prompt_logprobs=0, skip_reading_prefix_cache=False),
+        int((await engine._read(row, len(PROMPT), base=False)).num_cached_tokens or 0),
+    ]
+    # The same token, forced upon the engine and read as the prompt's.
+    forced = await engine._read(row[:70], 1, base=False)
+    read = await engine._read(row[:71], 1, base=False)
+    found["forced"] = [forced.outputs[0].logprobs.logprobs[0], read.prompt_logprobs.logprobs[-1]]
+    pair = await engine._generate(PROMPT, sampling, 2, 7)
+    single = await engine._generate(PROMPT, sampling, 1, 8)
+    found["seeds"] = [list(output.token_ids) for output in (*pair.outputs, *single.outputs)]
+
+    name = next(engine._ids) + 1
+    drawn = asyncio.create_task(_refusal(engine.sample([request], SamplingConfig(1.0, 400), 1)))
+    await asyncio.sleep(0.1)
+    await engine._llm.abort(str(name))
+    found["aborted"] = await drawn
+    engine.shutdown()
+    return found
+
+
+def test_every_entry_names_a_test_of_this_file() -> None:
+    text = inspect.getsource(quirks)
+    named = set(re.findall(r"\btest_\w+", text)) - {"test_vllm_contract"}
+    here = {name for name in globals() if name.startswith("test_")}
+    assert named and named <= here
+    assert text.count("Seen: ") == text.count("Without: ") == text.count("Contract: ") >= 10
+
+
+def test_a_python_type_is_pickled_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+    with pytest.raises(TypeError, match="VLLM_ALLOW_INSECURE_SERIALIZATION"):
+        MsgpackEncoder().encode(fakes.repeat_head)
+    for name, value in quirks.IPC_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert MsgpackEncoder().encode(fakes.repeat_head)
+
+
+def test_temperatures_outside_the_range_are_changed_or_refused() -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    low, high = TEMPERATURES
+    assert SamplingParams(temperature=low / 2).temperature == low, changed("temperatures below the least are kept")
+    assert [SamplingParams(temperature=t).temperature for t in (0.0, low, high)] == [0.0, low, high]
+    with pytest.raises(VLLMValidationError, match="temperature"):
+        SamplingParams(temperature=high + 0.01)
+    with pytest.raises(VLLMValidationError, match="greedy"):
+        SamplingParams(temperature=0.0, n=2)
+
+
+def test_a_cpu_engine_has_one_process_and_the_threads_and_cache_asked_for(
+    found: dict[str, Any],
+) -> None:
+    parent, children, threads = found["worker"]
+    assert (parent, children) == (found["own"], 0), changed("the model has a process of its own beside the scheduler's")
+    assert threads == CONFIG.cpu_threads
+    block_bytes = 2 * 2 * 32 * 2 * 32 * 4  # keys and values, layers, tokens, heads, their size, float32
+    assert found["cache"][1] == 1 << 29 and found["cache"][2] == (1 << 29) // block_bytes
+
+
+def test_a_cpus_generator_cannot_be_wound_back() -> None:
+    from vllm.v1.worker import gpu_model_runner
+
+    assert "set_offset(gen.get_offset() - 4)" in inspect.getsource(gpu_model_runner), changed("nothing is wound back")
+    with pytest.raises(RuntimeError):
+        torch.Generator("cpu").get_offset()
+
+
+def test_a_prompt_is_cached_in_blocks_of_32(found: dict[str, Any]) -> None:
+    assert found["cache"][0] == 32 and found["looked_up"][0] == 32
+
+
+def test_a_placement_group_would_choose_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import ParallelConfig
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: "a group")
+    assert ParallelConfig(tensor_parallel_size=2).distributed_executor_backend == "ray", changed("it takes processes")
+    chosen = quirks.executor_arguments(EngineConfig(tensor_parallel_size=2))
+    assert ParallelConfig(tensor_parallel_size=2, **chosen).distributed_executor_backend == "mp"
+
+
+def test_room_is_for_some_ranks_only() -> None:
+    from vllm.config import LoRAConfig
+
+    with pytest.raises(ValueError, match="max_lora_rank"):
+        LoRAConfig(max_lora_rank=6)  # type: ignore[arg-type]
+    asked = {rank: quirks.adapter_arguments(AdapterConfig(rank, ("q_proj",)))["max_lora_rank"] for rank in (1, 6, 8, 9)}
+    assert asked == {1: 1, 6: 8, 8: 8, 9: 16}
+    assert all(LoRAConfig(max_lora_rank=room) for room in asked.values())
+
+
+def test_weights_that_were_never_updated_are_of_the_default_version(found: dict[str, Any]) -> None:
+    assert found["version"] == "default", changed("fresh weights have another version")
+    assert [quirks.version_number(version) for version in ("default", "7")] == [0, 7]
+
+
+def test_a_prompt_may_not_fill_the_window(found: dict[str, Any], model: Path) -> None:
+    refused = f"engine: found a request of {WINDOW} tokens, which vLLM refuses: "
+    assert found["too_long"].startswith(refused), changed("a prompt may be as long as the window")
+    expected = logprobs_of(plain_model(model), FULL[:100], FULL[100:]).detach().numpy()
+    assert np.abs(np.array(found["full"]) - expected).max() < 1e-3  # the last position is used
+
+
+def test_a_window_beyond_the_models_positions_is_refused_by_the_number_that_was_asked_for(model: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from rollout.engine import engine_arguments
+
+    with pytest.raises(ValueError, match=rf"\({WINDOW + 1}\) is greater than .*{WINDOW}"):
+        EngineArgs(**engine_arguments(str(model), EngineConfig(window=WINDOW + 1), "cpu")).create_engine_config()
+
+
+def test_a_forced_tokens_log_prob_is_the_models_own(found: dict[str, Any], model: Path) -> None:
+    expected = logprobs_of(plain_model(model), PROMPT, RESPONSE).detach().numpy()
+    assert expected[5] < -0.1 and np.abs(np.array(found["forced"]) - expected[5]).max() < 1e-3, changed(
+        "a sampled token's log-prob depends on the tokens that are allowed"
+    )
+    assert np.abs(np.array(found["first"]) - expected).max() < 1e-3
+
+
+def test_log_probs_of_cached_places_are_lost() -> None:
+    from vllm import SamplingParams
+
+    asked = SamplingParams(prompt_logprobs=0)
+    assert asked.skip_reading_prefix_cache, changed("it reads the cache for whoever asks for a prompt's log-probs")
+
+
+def test_a_scored_row_is_looked_up_as_its_prompt(found: dict[str, Any]) -> None:
+    _, whole, scored = found["looked_up"]
+    assert whole == 96, changed("a row of 114 tokens that was read before is found otherwise")
+    assert scored == 32  # of two blocks of the prompt the last token is read, and so its block
+
+
+def test_the_samples_of_a_request_have_seeds_that_follow_each_other(found: dict[str, Any]) -> None:
+    first, second, other = found["seeds"]
+    assert first != second == other, changed("the second sample of seed 7 is not the first of seed 8")
+
+
+def test_a_request_that_was_aborted_is_one_line(found: dict[str, Any]) -> None:
+    assert found["aborted"] == (
+        "sampling: rollout r-7: found finish reason 'abort', expected 'stop' or 'length': the engine gave it up"
+    )
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Iterator[torch.nn.Module]:
+    """vLLM's own layers, loaded and packed: an embedding, a nested head that shares its weight, and another head."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, f"file://{tmp_path / 'meeting'}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+        inner = {"embed_tokens": VocabParallelEmbedding(512, 64), "lm_head": ParallelLMHead(512, 64)}
+        model = torch.nn.ModuleDict(
+            {"language_model": torch.nn.ModuleDict(inner), "other_head": ParallelLMHead(512, 64)}
+        )
+        record_metadata_for_reloading(model)
+        for layer in (*inner.values(), model["other_head"]):
+            layer.weight.data.normal_()
+        inner["lm_head"].tie_weights(inner["embed_tokens"])
+        for layer in (*inner.values(), model["other_head"]):
+            layer.quant_method.process_weights_after_loading(layer)
+        yield model
+        destroy_model_parallel()
+        destroy_distributed_environment()
+
+
+def test_a_reload_leaves_a_shared_heads_packed_copy_stale(layers: torch.nn.Module) -> None:
+    """What is left when a transport has brought other weights, which name the embedding only."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    assert [name for name, layer in layers.named_modules() if layer in quirks.shared_heads(layers)] == [
+        "language_model.lm_head"
+    ]
+    head, new, hidden = layers["language_model"]["lm_head"], torch.randn(512, 64), torch.randn(2, 64)  # type: ignore[index]
+
+    def error() -> float:
+        return float((head.quant_method.apply(head, hidden) - hidden @ new.T).abs().max())
+
+    initialize_layerwise_reload(layers)
+    weight = layers["language_model"]["embed_tokens"].weight  # type: ignore[index]
+    weight.weight_loader(weight, new)
+    finalize_layerwise_reload(layers, None)
+    assert torch.equal(head.weight, new)
+    assert error() > 1, changed("a shared head is packed anew by a reload")
+    quirks.mend_shared_heads(layers)
+    assert error() < 1e-3
+
+
+OPERANDS = {"float32": 1e-4, "bfloat16": 0.2}
+
+
+@pytest.mark.parametrize("dtype", OPERANDS)
+@pytest.mark.parametrize("indices", [[0, 0, 0], [-1, 0, -1], [-1, -1, -1], [1, -1, 0]], ids=str)
+def test_the_cpus_adapter_operators_take_minus_one_for_an_adapter(indices: list[int], dtype: str) -> None:
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    generator, kind, rows = torch.Generator().manual_seed(0), getattr(torch, dtype), torch.tensor(indices)
+    inputs = torch.randn(3, 64, generator=generator).to(kind)
+    down, up = (torch.randn(2, 1, *shape, generator=generator).to(kind) for shape in ((8, 64), (16, 8)))
+    for operators in (lora_ops, quirks):
+        shrunk, output = torch.zeros(3, 8), torch.ones(3, 40, dtype=kind)
+        operators.bgmv_shrink(inputs, down, shrunk, rows, 0.5)
+        operators.bgmv_expand_slice(shrunk, up, output, rows, 20, 16)
+        wide = torch.ones(3, 12, dtype=kind)  # the adapter is padded further than the model
+        operators.bgmv_expand(shrunk, up, wide, rows)
+        expected = torch.stack(
+            [0.5 * inputs[row].float() @ down[i, 0].float().T @ up[i, 0].float().T for row, i in enumerate(indices)]
+        )
+        if operators is quirks:
+            expected[rows < 0] = 0
+            assert bool((output[rows < 0] == 1).all()), "a row without an adapter is left alone"
+        elif min(indices) < 0:
+            assert bool((shrunk[rows < 0] != 0).any()), changed("rows of index -1 are skipped")
+        scale = float(expected.abs().max()) + 1
+        assert (output[:, 20:36] - 1 - expected).abs().max() / scale < OPERANDS[dtype]
+        assert (wide - 1 - expected[:, :12]).abs().max() / scale < OPERANDS[dtype]
+        assert bool((output[:, :20] == 1).all()) and bool((output[:, 36:] == 1).all())
+
+
+if __name__ == "__main__":
+    _, model_path, target = sys.argv
+    with contextlib.chdir(Path(__file__).parents[2]):
+        Path(target).write_text(json.dumps(asyncio.run(_drive(model_path))))
