@@ -13,7 +13,15 @@ export RAY_AUTH_MODE=token
 
 head() { ray start --head --node-ip-address="$1" --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265; }
 worker() { ray start --address="$1:6379" --node-ip-address="$2"; }
-submit() { ray job submit --address http://127.0.0.1:8265 --working-dir . -- edge-opd run "$@"; }
+# Where the others do not have the project: `--working-dir .` instead of env -C, which sends what .rayignore leaves.
+submit() {
+    local dashboard=http://127.0.0.1:8265 job
+    job=edge-opd-$(date +%s)-$$
+    ray job submit --address "$dashboard" --submission-id "$job" -- env -C "$PWD" edge-opd run "$@"
+    # `ray job submit` exits 0 for a job that somebody stopped.
+    [[ $(ray job status --address "$dashboard" "$job" 2>&1) == *"Job '$job' succeeded"* ]] ||
+        { echo "ray-start.sh: found the Ray job $job ended without success, expected it to succeed" >&2; exit 1; }
+}
 
 case "${1:-} $#" in
     "head 2" | "worker 3") "$@" ;;

@@ -1,12 +1,18 @@
-"""The example files for clusters, without a cluster: read as their readers would, and run with recording stand-ins."""
+"""The example files for clusters, without a cluster: read as their readers would, and run with recording stand-ins.
 
+tests/process/test_slurm.py runs the one for Slurm on a real Slurm.
+"""
+
+import argparse
 import functools
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import warnings
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +42,7 @@ STANDINS = {
     """,
     "scontrol": """
         record scontrol "$@"
-        printf 'n%d\\n' $(seq "$NUM_NODES")
+        [ "$1" = requeue ] || printf 'n%d\\n' $(seq "$NUM_NODES")
     """,
     "hostname": """
         [ "$NODE" = "$NOWHERE" ] || echo "192.0.2.${NODE#n} 198.51.100.${NODE#n}"
@@ -51,7 +57,8 @@ STANDINS = {
                 ;;
             list) for node in "$STATE"/alive-*; do [ ! -e "$node" ] || printf '{"node_id": "%s"}, ' "$node"; done ;;
             job)
-                [[ $* == *" -- true" ]] || exit "$SUBMIT_STATUS"
+                [ "$2" != status ] || { echo "Job '${!#}' $JOB_ENDS"; exit 0; }
+                [[ $* == *" -- true" ]] || { eval "$DURING"; exit "$SUBMIT_STATUS"; }
                 [ -e "$STATE/asked" ] || { touch "$STATE/asked"; exit 1; }
                 [ "$NEVER" != jobs ]
                 ;;
@@ -107,6 +114,8 @@ def play(stage: Path, *command: str, **environment: str) -> tuple["subprocess.Co
         "NEVER": "",
         "NOWHERE": "",
         "SUBMIT_STATUS": "0",
+        "JOB_ENDS": "succeeded",
+        "DURING": "",
     }
     done = run_in_a_group(command, stage, env | environment)
     log = stage / "log"
@@ -122,8 +131,9 @@ def sbatch(
         "SLURM_JOB_ID": "7",
         "SLURM_CPUS_PER_TASK": "16",
         "NUM_NODES": str(num_nodes),
+        "RAY_POLL_S": "0.05",
     }
-    return play(stage, "bash", str(SBATCH), **slurm, RAY_POLL_S="0.05", **environment)
+    return play(stage, "bash", str(SBATCH), **(slurm | environment))
 
 
 def calls_of(calls: Sequence[Call], *words: str) -> list[Call]:
@@ -143,6 +153,12 @@ def ray_commands() -> dict[str, click.Command]:
 def check_ray(command: str, words: Sequence[str]) -> dict[str, Any]:
     """The options as Ray's own command line reads them; click raises for one that it does not have."""
     return ray_commands()[command].make_context(command, list(words)).params
+
+
+def run_arguments(words: Sequence[str], project: str) -> argparse.Namespace:
+    """What follows `edge-opd run`, in the project's folder."""
+    assert list(words[:3]) == ["env", "-C", project] and words[3] == "edge-opd"
+    return _parser().parse_args(list(words[4:]))
 
 
 def check_edge_opd(words: Sequence[str], project: str) -> Recipe:
@@ -177,7 +193,8 @@ def test_on_slurm_the_head_comes_first_then_the_others_then_the_run(stage: Path)
     done, calls = sbatch(stage)
     assert done.returncode == 0, done.stderr
     acts = [" ".join(call.words[:2]) for call in calls if call.words[:2] != ["ray", "list"]]
-    assert acts == ["scontrol show", *["ray start"] * 3, *["ray job"] * 3, *["ended"] * 3]
+    assert acts == ["scontrol show", *["ray start"] * 3, *["ray job"] * 4, *["ended"] * 3]
+    assert [call.words[2] for call in calls_of(calls, "ray", "job")] == [*["submit"] * 3, "status"]
     first, *others = calls_of(calls, "ray", "start")
     others.sort(key=lambda call: call.node)  # they start side by side
     head, *workers = (check_ray("start", call.words[2:]) for call in (first, *others))
@@ -217,14 +234,79 @@ def test_on_slurm_the_run_is_one_that_fits_the_allocation(stage: Path) -> None:
     *asked, call = calls_of(calls, "ray", "job", "submit")
     assert [check_ray("submit", early.words[3:])["entrypoint"] for early in asked] == [("true",)] * 2
     parsed = check_ray("submit", call.words[3:])
-    assert (parsed["address"], parsed["working_dir"]) == ("http://192.0.2.1:8265", str(stage / "project"))
-    assert_a_gpu_each(check_edge_opd(parsed["entrypoint"], str(stage / "project")), per_node, nodes)
+    assert (parsed["address"], parsed["working_dir"]) == ("http://192.0.2.1:8265", None), "every node has the project"
+    arguments = run_arguments(parsed["entrypoint"], str(stage / "project"))
+    assert not arguments.resume
+    recipe = check_edge_opd(parsed["entrypoint"][3:], str(stage / "project"))
+    assert_a_gpu_each(recipe, per_node, nodes)
+    assert recipe.run.checkpoint_every > 0, "without checkpoints --time ends a run for nothing"
+    (status,) = calls_of(calls, "ray", "job", "status")
+    assert status.words[3:] == ["--address", "http://192.0.2.1:8265", parsed["submission_id"]]
 
 
 def test_on_slurm_a_run_that_fails_fails_the_job(stage: Path) -> None:
     done, calls = sbatch(stage, SUBMIT_STATUS="3")
     assert done.returncode == 3
     assert len(calls_of(calls, "ended")) == 3
+
+
+@pytest.mark.parametrize("ends", ["was stopped", "failed"])
+def test_on_slurm_a_run_that_somebody_stopped_fails_the_job(stage: Path, ends: str) -> None:
+    done, calls = sbatch(stage, JOB_ENDS=ends)
+    assert done.returncode == 1
+    assert done.stderr.startswith("slurm.sbatch: found the Ray job edge-opd-7-0 ended without success, expected ")
+    assert len(calls_of(calls, "ended")) == 3
+
+
+def left_behind(stage: Path, checkpoint: bool) -> Path:
+    """The folder that a run of Slurm job 7 left."""
+    run = stage / "project" / "runs" / "N3-7"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("{}\n")
+    if checkpoint:
+        (run / "checkpoints" / "latest").write_text("step-10")
+    return run
+
+
+def submitted(calls: Sequence[Call], stage: Path) -> tuple[str, argparse.Namespace]:
+    parsed = check_ray("submit", calls_of(calls, "ray", "job", "submit")[-1].words[3:])
+    return parsed["submission_id"], run_arguments(parsed["entrypoint"], str(stage / "project"))
+
+
+def test_on_slurm_a_requeued_run_continues_from_its_checkpoint(stage: Path) -> None:
+    run = left_behind(stage, checkpoint=True)
+    done, calls = sbatch(stage, SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
+    name, arguments = submitted(calls, stage)
+    assert (name, arguments.resume, arguments.run_dir) == ("edge-opd-7-1", True, str(run))
+
+
+def test_on_slurm_a_requeued_run_without_a_checkpoint_begins_again(stage: Path) -> None:
+    run = left_behind(stage, checkpoint=False)
+    done, calls = sbatch(stage, SLURM_RESTART_COUNT="2")
+    assert done.returncode == 0, done.stderr
+    _, arguments = submitted(calls, stage)
+    assert (arguments.resume, arguments.run_dir, run.exists()) == (False, str(run), False)
+    assert (run.with_name("N3-7-before-restart-2") / "metrics.jsonl").is_file()
+
+
+def test_on_slurm_another_job_continues_a_run_that_it_is_given(stage: Path) -> None:
+    run = left_behind(stage, checkpoint=True)
+    done, calls = sbatch(stage, SLURM_JOB_ID="8", RUN_DIR=str(run))
+    assert done.returncode == 0, done.stderr
+    name, arguments = submitted(calls, stage)
+    assert (name, arguments.resume, arguments.run_dir) == ("edge-opd-8-0", True, str(run))
+
+
+def test_on_slurm_the_job_requeues_itself_before_its_time_is_up(stage: Path) -> None:
+    found = re.findall(r"^#SBATCH --signal=B:USR1@(\d+)$", SBATCH.read_text(), re.M)
+    assert int(found[0]) >= 60 and "#SBATCH --requeue\n" in SBATCH.read_text()
+    assert "#SBATCH --open-mode=append\n" in SBATCH.read_text(), "a requeue empties the log otherwise"
+    done, calls = sbatch(stage, DURING="kill -USR1 $PPID; sleep 20")
+    assert done.returncode == 0, done.stderr
+    assert "job 7 goes back into the queue" in done.stdout
+    assert [call.words for call in calls_of(calls, "scontrol", "requeue")] == [["scontrol", "requeue", "7"]]
+    assert len(calls_of(calls, "ended")) == 3 and not calls_of(calls, "ray", "job", "status")
 
 
 @pytest.mark.parametrize(
@@ -265,8 +347,36 @@ def test_by_hand_each_command_is_one_that_ray_knows(stage: Path) -> None:
     assert (head["head"], head["node_ip_address"], head["dashboard_host"]) == (True, "192.0.2.1", "127.0.0.1")
     assert (worker["address"], worker["node_ip_address"]) == (f"192.0.2.1:{head['port']}", "192.0.2.2")
     job = check_ray("submit", calls[2].words[3:])
-    assert job["address"] == f"http://127.0.0.1:{head['dashboard_port']}"
-    assert check_edge_opd(job["entrypoint"], "").run.steps == 8
+    assert job["address"] == f"http://127.0.0.1:{head['dashboard_port']}" and job["working_dir"] is None
+    assert run_arguments(job["entrypoint"], str(stage)).run_dir == "/shared/runs/N3"
+    assert check_edge_opd(job["entrypoint"][3:], "").run.steps == 8
+    assert calls[3].words == ["ray", "job", "status", "--address", job["address"], job["submission_id"]]
+
+
+@pytest.mark.parametrize(("environment", "code"), [({"JOB_ENDS": "was stopped"}, 1), ({"SUBMIT_STATUS": "3"}, 3)])
+def test_by_hand_a_run_without_success_is_none(stage: Path, environment: dict[str, str], code: int) -> None:
+    done, _ = play(stage, str(BY_HAND), "submit", "r.toml", "--run-dir", "/r", RAY_AUTH_TOKEN=TOKEN, **environment)
+    assert done.returncode == code
+    assert ("ended without success" in done.stderr) == (code == 1)
+
+
+def test_a_package_of_the_project_leaves_out_what_the_dashboard_would_refuse(tmp_path: Path) -> None:
+    """Made as `ray job submit --working-dir` makes it."""
+    from ray._private.runtime_env.packaging import create_package
+
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "cluster", project / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", ".gitignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    heavy = ("models/my-model/model.safetensors", "runs/a/shards/step-0.arrow", "elsewhere/m.gguf", ".git/objects/p")
+    for name in (*heavy, ".venv/lib/x.py", "my.toml"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x")
+    create_package(str(project), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        names = set(package.namelist())
+    assert {"my.toml", "cluster/examples/slurm.sbatch", "cluster/recipes/N3.toml"} <= names
+    assert not names & {*heavy, ".venv/lib/x.py"}
 
 
 @pytest.mark.parametrize("command", [(), ("head",), ("worker", "192.0.2.1"), ("submit",), ("stop", "x")])
