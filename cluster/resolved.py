@@ -1,12 +1,12 @@
 """RUN/config.toml: a run's own recipe, typed, and meaning what it meant when the run was made."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Recipe, build
+from cluster.config import Recipe, build, parse_overrides
 
 Key = tuple[str, str]  # (table, key)
 
@@ -18,6 +18,7 @@ ADDED: Mapping[Key, Any] = {
     ("task", "ordinary_questions"): False,
     ("teacher", "url"): "",
 }
+ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Resolved:
     stated: tuple[Key, ...]
 
 
-def read_resolved(run: Path) -> Resolved:
-    """The recipe of a run directory.
+def read_resolved(run: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe of a run directory, with `table.key=value` overrides over it.
 
     Raises:
         ValueError: not a run directory, not TOML, or no recipe; names the file and the key.
@@ -40,7 +41,7 @@ def read_resolved(run: Path) -> Resolved:
     for table, key in ADDED.keys() - set(stated):
         if isinstance(tables.setdefault(table, {}), dict):
             tables[table][key] = ADDED[table, key]
-    return Resolved(build(Recipe, tables, str(path)), stated)
+    return Resolved(build(Recipe, parse_overrides(overrides, tables), str(path)), stated)
 
 
 def _tables(run: Path, path: Path) -> dict[str, Any]:
@@ -50,3 +51,18 @@ def _tables(run: Path, path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
+
+
+def difference(one: Recipe, other: Recipe) -> Key | None:
+    """The first key in which two recipes are not the same run; keys of an adapter count only where there is one."""
+    is_adapted = one.learner.lora_rank or other.learner.lora_rank
+    tables, others = asdict(one), asdict(other)
+    keys = ((table, key) for table, values in tables.items() for key in values)
+    return next(
+        (
+            (table, key)
+            for table, key in keys
+            if tables[table][key] != others[table][key] and (is_adapted or key not in ADAPTER_KEYS)
+        ),
+        None,
+    )

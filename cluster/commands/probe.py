@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 from cluster.commands.probe_server import ServerOptions, server_answers
-from cluster.config import Recipe, build, load_recipe, parse_overrides
+from cluster.config import Recipe, build, parse_overrides
 from cluster.models import resolve_model
+from cluster.resolved import read_resolved
 from cluster.run.record import ProbeRecord, probe_record
 from rollout.probe import summarise
 from rollout.tasks import build_task
@@ -25,7 +26,7 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         if value and not on_server:
             raise ValueError(f"{option}: found {value!r} beside {model_or_run}, expected it only with a server's URL")
     if not on_server and (folder / "config.toml").is_file():
-        recipe, model = load_recipe(folder / "config.toml", overrides), str(folder / "export")
+        recipe, model = read_resolved(folder, overrides).recipe, str(folder / "export")
     else:
         recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
     probed, config = build_task(recipe.task), recipe.probe

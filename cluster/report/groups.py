@@ -9,6 +9,7 @@ from cluster.config import Recipe
 from cluster.report.arms import BASE, MATRIX, Arm, arm_of, axis_of
 from cluster.report.numbers import Number, pooled_mean, pooled_rate
 from cluster.report.runs import Run
+from cluster.resolved import ADAPTER_KEYS
 
 # Keys of the engines, [learner] and [rollout] that lay work out over a machine and leave what is learned alone.
 _LAYOUT = frozenset({
@@ -190,7 +191,7 @@ def _learning(recipe: Recipe) -> dict[str, Any]:
     keys: dict[str, Any] = {"run.steps": recipe.run.steps, "run.max_policy_lag": recipe.run.max_policy_lag}
     if recipe.run.max_policy_lag:
         keys["weights.in_flight"] = recipe.weights.in_flight
-    unread = _LAYOUT if recipe.learner.lora_rank else _LAYOUT | {"lora_alpha", "lora_targets"}
+    unread = _LAYOUT if recipe.learner.lora_rank else _LAYOUT | ADAPTER_KEYS
     for table in ("rollout", "evidence", "student", "teacher", "learner"):
         values = asdict(getattr(recipe, table))
         keys |= {f"{table}.{key}": value for key, value in values.items() if key not in unread}

@@ -1,9 +1,9 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from cluster.config import Recipe, dump, load_recipe
+from cluster.config import Recipe, dump
+from cluster.resolved import difference, read_resolved
 from cluster.run.lock import LOCK, OWNER, FolderLock
 
 
@@ -70,14 +70,14 @@ class RunDir:
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one."""
-        theirs = load_recipe(self.config)
-        if theirs == recipe:
+        theirs = read_resolved(self.root).recipe
+        differs = difference(theirs, recipe)
+        if differs is None:
             return
-        old, new = asdict(theirs), asdict(recipe)
-        table, key = next((t, k) for t in new for k in new[t] if old[t][k] != new[t][k])
+        table, key = differs
+        old, new = (getattr(getattr(one, table), key) for one in (theirs, recipe))
         raise ValueError(
-            f"{self.config}: {table}.{key}: found {old[table][key]!r}, expected {new[table][key]!r}: "
-            "the run belongs to another recipe"
+            f"{self.config}: {table}.{key}: found {old!r}, expected {new!r}: the run belongs to another recipe"
         )
 
     def answers_of(self, step: int) -> Path:
