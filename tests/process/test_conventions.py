@@ -12,7 +12,7 @@ from tests.runs import edge_opd
 from tests.unit.test_conventions import DOCS, EVIDENCE, PACKAGES, ROOT
 
 BIN = Path(sys.executable).parent
-FOLDERS = {*PACKAGES, "tests", "requirements", "docs"}
+FOLDERS = {*PACKAGES, "tests", "requirements", "docs", "findings"}
 FILES = {"Makefile", "pyproject.toml", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"}
 
 
