@@ -162,11 +162,13 @@ def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, 
 
 
 def checkpoint_state(folder: Path) -> dict[str, Tensor]:
-    """(name, full tensor) of the newest checkpoint of any stage and number of ranks, without a process group: float32
-    masters; what is frozen may be missing (ZeRO 1). ValueError when there is none."""
+    """(name, full tensor) of the newest checkpoint of any stage and number of ranks, without a process group: the
+    module's own tensors, which ranks share below ZeRO-3, and there the float32 masters. ValueError when there is none.
+    """
     if not (folder / LATEST).is_file():
         raise ValueError(f"{folder}: found no checkpoint, expected one that can be exported")
     tag = folder / (folder / LATEST).read_text().strip()
-    if not list(tag.glob("*_optim_states.pt")):  # ZeRO 0
-        return dict(torch.load(tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"])
+    shared = tag / "mp_rank_00_model_states.pt"
+    if shared.is_file():  # zero_to_fp32 reads no checkpoint of ZeRO 0, and none of ZeRO 1 in bfloat16
+        return dict(torch.load(shared, map_location="cpu", weights_only=False)["module"])
     return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag.name))
