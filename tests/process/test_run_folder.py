@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Recipe
-from cluster.run.record import read_steps
+from cluster.run.record import append_step, read_steps
 from cluster.run.rundir import RunDir
 from tests.runs import ROOT, lines
+from tests.unit.test_record import a_step
 
 HOLD = """
 import sys
@@ -134,6 +135,15 @@ def test_two_processes_write_whole_lines(tmp_path: Path) -> None:
         _, said = writer.communicate(timeout=120)
         assert writer.returncode == 0, said
     assert list(read_steps(path)) == [*range(30), *range(100, 130)] and len(lines(path)) == 60
+
+
+def test_a_full_disk_leaves_whole_lines(tiny_disk: Path) -> None:
+    path = tiny_disk / "metrics.jsonl"
+    with pytest.raises(OSError, match="cannot append") as caught:
+        for step in range(1000):
+            append_step(path, a_step(step))
+    assert str(path) in str(caught.value)
+    assert path.read_bytes().endswith(b"\n") and len(read_steps(path)) == len(lines(path)) > 2
 
 
 ALONE = """
