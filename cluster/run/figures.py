@@ -6,7 +6,7 @@ A field's annotation says its unit and its meaning: docs/metrics.md is made of t
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from evidence.advantage import RewardSums
 from evidence.diagnostics import STUDENT_MEANS, TokenStats, split_stats
@@ -14,7 +14,9 @@ from evidence.mismatch import Mismatch
 from learner.report import LearnedStep
 from rollout.probe import ProbeResult, Rate
 from rollout.stages import StageTime
-from rollout.worker import StepRollouts
+
+if TYPE_CHECKING:  # a record opens where nothing runs
+    from rollout.worker import StepRollouts
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Answer:
 
 def step_record(
     step: int,
-    produced: StepRollouts,
+    produced: "StepRollouts",
     learned: LearnedStep,
     own: Mapping[str, StageTime],
     wall_s: float,

@@ -92,3 +92,13 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_
         reproduce(["identity"], 1, tmp_path, (), third)
     assert third.arms == ["N1-seed0", "N12-seed0"]
     assert [line["step"] for line in lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
+
+
+def test_a_finished_run_with_a_torn_line_is_finished_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
+    recipe, place = load_recipe(RECIPES / "N3.toml", ["run.seed=0"]), RunDir(tmp_path / "N3-seed0")
+    reproduce(["identity"], 1, tmp_path, (), Runner())
+    content = place.probes.read_text()
+    place.probes.write_text(content + content[:40])
+    assert is_finished(place, recipe)
+    place.probes.write_text(content[:-1])  # the last probe's line has no end: it never happened
+    assert not is_finished(place, recipe)

@@ -1,0 +1,167 @@
+"""A run's folder between processes: one run at a time, whole lines, and records that open on a laptop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Recipe
+from cluster.run.record import append_step, read_steps
+from cluster.run.rundir import RunDir
+from tests.runs import ROOT, lines
+from tests.unit.test_record import a_step
+
+HOLD = """
+import sys
+from pathlib import Path
+from cluster.run.lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+lock.take()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def python(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@contextmanager
+def another_run(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds the folder."""
+    process = python(HOLD, str(folder))
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def claimed(root: Path) -> Path:
+    """A run's folder that nobody holds."""
+    run = RunDir(root)
+    run.claim(Recipe(), resume=False)
+    run.release()
+    return root
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_run_that_is_under_way_keeps_others_out(tmp_path: Path, resume: bool, learned: bool) -> None:
+    root = claimed(tmp_path / "run")
+    recipe = (root / "config.toml").read_text()
+    if learned:
+        (root / "metrics.jsonl").write_text('{"step": 0}\n')
+    with another_run(root) as process:
+        with pytest.raises(ValueError) as caught:
+            RunDir(root).claim(Recipe(), resume)
+        assert str(caught.value) == (
+            f"{root}: found a run under way in it (process {process.pid} on {socket.gethostname()}), expected that one "
+            "to end, or another --run-dir"
+        )
+        assert (root / "config.toml").read_text() == recipe
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=["killed", "terminated", "ended"])
+def test_the_folder_is_free_again_however_its_process_ends(tmp_path: Path, how: signal.Signals | None) -> None:
+    root = claimed(tmp_path / "run")
+    with another_run(root) as process:
+        if how is None:
+            process.communicate(timeout=10)  # which closes what it reads from
+        else:
+            process.send_signal(how)
+        process.wait(timeout=10)
+        run = RunDir(root)
+        run.claim(Recipe(), resume=True)
+        assert json.loads((root / "owner.json").read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+        run.release()
+
+
+def test_the_owner_survives_a_second_one_that_was_refused(tmp_path: Path) -> None:
+    root = claimed(tmp_path / "run")
+    with another_run(root) as first:
+        for _ in range(2):
+            second = python(HOLD, str(root))
+            _, said = second.communicate(timeout=30)
+            assert second.returncode == 1 and f"process {first.pid} on " in said
+
+
+def test_a_folder_whose_claim_was_cut_short_may_become_a_run(tmp_path: Path) -> None:
+    with another_run(tmp_path) as process:
+        process.kill()
+        process.wait(timeout=10)
+    claimed(tmp_path)
+    assert (tmp_path / "config.toml").is_file()
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="found something that is not a run"):
+        RunDir(tmp_path).claim(Recipe(), resume=False)
+    with pytest.raises(ValueError, match="found no config"):
+        RunDir(tmp_path / "new").claim(Recipe(), resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from cluster.run.record import append_step
+from tests.unit.test_record import a_step
+for step in range(30):
+    append_step(Path(sys.argv[1]), a_step(step + int(sys.argv[2])))
+"""
+
+
+def test_two_processes_write_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writers = [python(WRITE, str(path), first) for first in ("0", "100")]
+    for writer in writers:
+        _, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0, said
+    assert list(read_steps(path)) == [*range(30), *range(100, 130)] and len(lines(path)) == 60
+
+
+def test_a_full_disk_leaves_whole_lines(tiny_disk: Path) -> None:
+    path = tiny_disk / "metrics.jsonl"
+    with pytest.raises(OSError, match="cannot append") as caught:
+        for step in range(1000):
+            append_step(path, a_step(step))
+    assert str(path) in str(caught.value)
+    assert path.read_bytes().endswith(b"\n") and len(read_steps(path)) == len(lines(path)) > 2
+
+
+ALONE = """
+import sys
+known = sys.stdlib_module_names | {"numpy", "pyarrow", "cluster", "evidence", "rollout", "learner"}
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in known and not name.startswith("_"):
+            raise ModuleNotFoundError("not on a laptop: " + name, name=name)
+sys.meta_path.insert(0, Nothing())
+from pathlib import Path
+from cluster.run.record import read_probes, read_steps
+run = Path(sys.argv[1])
+print(len(read_steps(run / "metrics.jsonl")), len(read_probes(run / "probes.jsonl")))
+"""
+
+
+def test_records_open_where_only_numpy_and_pyarrow_are() -> None:
+    process = python(ALONE, str(ROOT / "docs" / "reproduction" / "runs" / "N3-seed0"))
+    said, error = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "24 4\n"), error
