@@ -14,7 +14,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce test bench lint clean FORCE
+.PHONY: help setup local-smoke reproduce quick test bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -34,6 +34,11 @@ local-smoke: setup ## train the default persona on this machine and print before
 
 reproduce: setup ## the published matrix on the default model, arm by arm, and its report; goes on where it was stopped
 	$(BIN)/edge-opd reproduce
+
+quick: setup ## lint of the files changed since the last commit, and the unit tests
+	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \
+	[ -z "$$changed" ] || { $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; }
+	$(BIN)/python -m pytest tests/unit
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)

@@ -1,0 +1,50 @@
+"""A unit test starts no process, opens no connection and loads no engine; one that does fails by its own name."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+FORBIDDEN = {
+    "subprocess.Popen": "starts a process",
+    "os.fork": "starts a process",
+    "os.posix_spawn": "starts a process",
+    "os.system": "starts a process",
+    "socket.bind": "opens a server",
+    "socket.connect": "opens a connection",
+    "socket.getaddrinfo": "asks the network",
+}
+ENGINES = ("vllm", "deepspeed")  # ray is loaded with the scheduler's clients; to start it takes a process
+
+_seen: list[str] | None = None  # what the test under way did
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _seen is None:
+        return
+    if event in FORBIDDEN:
+        _seen.append(f"{FORBIDDEN[event]}: {arguments!r:.200}")
+    elif event == "import" and arguments[0].split(".")[0] in ENGINES:
+        _seen.append(f"imports {arguments[0]}")
+
+
+sys.addaudithook(_watch)  # for good: an audit hook is never taken away
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_engine_is_loaded_by_a_test_file(request: pytest.FixtureRequest) -> None:
+    """A file's own imports happen before its tests: where only this folder runs, none of them may load an engine."""
+    only_units = all("unit" in item.path.parts for item in request.session.items)
+    loaded = [name for name in ENGINES if name in sys.modules]
+    assert not (only_units and loaded), f"a file of tests/unit imports {loaded}: it belongs in tests/process"
+
+
+@pytest.fixture(autouse=True)
+def within_its_tier() -> Iterator[None]:
+    """Fails the test that did what belongs in tests/process or tests/engine."""
+    global _seen
+    _seen = []
+    yield
+    seen, _seen = _seen, None
+    assert not seen, f"a test of tests/unit {seen[0]}: it belongs in tests/process or tests/engine"

@@ -1,0 +1,136 @@
+"""The scheduler under any order of work that comes, ends, fails and is given up, on a clock of its own."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cluster.fleet.scheduler import BATCHES, Lane, Scheduler, Work
+from tests.virtual_time import VirtualTimeLoop
+
+BATCH = 2  # sequences
+SETTLED = 8  # turns of the loop after which nothing moves by itself
+
+
+@dataclass(eq=False)
+class Piece:
+    """A piece of work as the test sees it."""
+
+    number: int
+    lane: Lane
+    work: Work
+    end: asyncio.Event = field(default_factory=asyncio.Event)
+    fails: bool = False
+    calls: int = 0
+    engine: Any = None  # whose call is under way
+    task: "asyncio.Task[int] | None" = None
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
+        self.engines: list[Any] = ["first", "second"]
+        self.scheduler = Scheduler(self.engines, BATCH)
+        self.pieces: list[Piece] = []
+
+    def running(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.engine is not None]
+
+    def waiting(self) -> list[Piece]:
+        return [piece for piece in self.pieces if not piece.calls and piece.task and not piece.task.done()]
+
+    def held(self, engine: Any) -> int:
+        return sum(piece.work.sequences for piece in self.running() if piece.engine == engine)
+
+    async def call(self, piece: Piece, engine: Any) -> int:
+        piece.calls += 1
+        assert self.held(engine) < BATCHES * BATCH, "an engine that is full got work"
+        before = [other for other in self.waiting() if (other.lane, other.number) < (piece.lane, piece.number)]
+        assert all(other.task and other.task.cancelling() for other in before), "work that should wait went first"
+        piece.engine = engine
+        try:
+            await piece.end.wait()
+        finally:
+            piece.engine = None
+        if piece.fails:
+            raise RuntimeError("engine died")
+        return piece.number
+
+    def turn(self, turns: int = SETTLED) -> None:
+        async def pause() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        self.runner.run(pause())
+
+    @rule(lane=st.sampled_from(Lane), sequences=st.integers(1, 2 * BATCH), tokens=st.integers(1, 9))
+    def submit(self, lane: Lane, sequences: int, tokens: int) -> None:
+        piece = Piece(len(self.pieces), lane, Work(sequences, tokens))
+        self.pieces.append(piece)
+
+        async def begin() -> None:
+            work = self.scheduler.run(lane, piece.work, lambda engine: self.call(piece, engine))
+            piece.task = asyncio.create_task(work)
+
+        self.runner.run(begin())
+        self.turn()
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), fails=st.booleans())
+    def end(self, data: st.DataObject, fails: bool) -> None:
+        piece = data.draw(st.sampled_from(self.running()))
+        piece.fails = fails
+        piece.end.set()
+        self.turn()
+
+    @precondition(lambda self: self.running() or self.waiting())
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from([*self.running(), *self.waiting()])).task
+        assert task is not None
+        task.cancel()
+        self.turn()
+
+    @precondition(lambda self: self.running() and self.waiting())
+    @rule(data=st.data(), turns=st.integers(0, 4))
+    def cancel_what_may_just_have_got_its_room(self, data: st.DataObject, turns: int) -> None:
+        ending, task = (data.draw(st.sampled_from(some)) for some in (self.running(), self.waiting()))
+        ending.end.set()
+        self.turn(turns)
+        assert task.task is not None
+        task.task.cancel()
+        self.turn()
+
+    @invariant()
+    def the_books_are_right_and_no_room_is_left_unused(self) -> None:
+        for load in self.scheduler.loads:
+            mine = [piece.work for piece in self.running() if piece.engine == load.engine]
+            assert load.sequences == sum(work.sequences for work in mine)
+            assert load.tokens == sum(work.tokens for work in mine)
+        assert self.scheduler.num_waiting == len(self.waiting())
+        if self.waiting():
+            assert all(self.held(engine) >= BATCHES * BATCH for engine in self.engines)
+
+    @invariant()
+    def each_piece_is_done_once(self) -> None:
+        for piece in self.pieces:
+            assert piece.calls <= 1
+            if piece.task and piece.task.done() and not piece.task.cancelled():
+                failed = piece.task.exception() is not None
+                assert failed == piece.fails and (failed or piece.task.result() == piece.number)
+
+    def teardown(self) -> None:
+        while self.running():
+            self.running()[0].end.set()
+            self.turn()
+        assert all(piece.task and piece.task.done() for piece in self.pieces)
+        assert [(load.sequences, load.tokens) for load in self.scheduler.loads] == [(0, 0)] * len(self.engines)
+        self.runner.close()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
