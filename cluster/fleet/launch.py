@@ -16,6 +16,7 @@ from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
 from cluster.models import resolve_model
 from rollout.config import AdapterConfig, EngineConfig
+from rollout.vllm_quirks import IPC_ENVIRONMENT
 
 
 def placed(actor: Any, plan: Plan, reserved: PlacementGroup, pool: str, index: int, environment: dict[str, str]) -> Any:
@@ -67,9 +68,8 @@ def adapter_of(recipe: Recipe, model: str) -> AdapterConfig | None:
 
 
 def engine_environment(plan: Plan) -> dict[str, str]:
-    """Environment of an engine's process, set before it imports vLLM. A handle of CUDA IPC names Python types, which
-    vLLM pickles on the way to its own processes only when told to."""
-    return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if plan.transport == "ipc" else {}
+    """Environment of an engine's process, set before it imports vLLM."""
+    return dict(IPC_ENVIRONMENT) if plan.transport == "ipc" else {}
 
 
 def learner_environment(plan: Plan) -> dict[str, str]:

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from cluster.config import Recipe
 from cluster.errors import cause_of, explained
 from cluster.fleet.assembly import running, start
+from cluster.fleet.launch import adapter_of
 from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
@@ -115,6 +116,8 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
         f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
         f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
     )
+    if adapter := adapter_of(recipe, model):
+        sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
     sink.stage("starting engines and learner")
     metadata = shard_metadata(recipe, model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
