@@ -202,7 +202,7 @@ def test_an_idle_rank_adds_nothing_even_where_the_anchor_overflows() -> None:
 class ImprobableEngine:
     """The second of two ranks, of a model that all but rules out every token."""
 
-    rank, num_ranks, lr = 1, 2, 0.0
+    rank, num_ranks, lr = 1, 2, 0.1
 
     def __init__(self) -> None:
         self.logit = torch.full((1,), -95.0, requires_grad=True)
