@@ -131,6 +131,16 @@ class StreamMachine(RuleBasedStateMachine):
             self.turn()
         self.the_learner_has_learned()
 
+<<<<<<< HEAD
+=======
+    @precondition(lambda self: self.pausing is None)
+    @rule()
+    def every_engine_is_done(self) -> None:
+        while gates := self.engines.scoring + self.engines.sampling:
+            gates[0][1].set()
+            self.turn()
+
+>>>>>>> w-tests
     @precondition(lambda self: self.pausing is None)
     @rule()
     def the_teacher_is_to_change(self) -> None:
@@ -182,6 +192,7 @@ class StreamMachine(RuleBasedStateMachine):
         else:
             expected = [group.name for step in range(END) for group in self.requests.of(step)[0]]
             assert sorted(self.taken) == expected
+            self.nothing_is_under_way_beyond_the_bound()
             assert 2 * len(self.engines.begun) == 2 * len(expected) + self.dropped  # two rollouts a group
         self.runner.close()
 
