@@ -16,7 +16,7 @@ from cluster.fleet.http_engine import HttpEngine
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.config import EngineConfig
-from rollout.engine import cpu_environment
+from rollout.cores import num_cores
 from tests.reference import logprobs_of, plain_model
 from tests.runs import free_port, lines, small_run
 
@@ -31,7 +31,8 @@ def server(small_model: Path) -> Iterator[str]:
     port = free_port()
     command = f"-m tests.vllm_cli serve {small_model} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager"
     arguments = [sys.executable, *command.split(), "--max-model-len", str(WINDOW + 1)]
-    own = cpu_environment(CONFIG) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1"}
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(num_cores()), "OMP_WAIT_POLICY": "PASSIVE"}
+    own = threads | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(arguments, env={**os.environ, **own}, **pipes) as run:
         try:

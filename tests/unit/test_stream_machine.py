@@ -131,8 +131,6 @@ class StreamMachine(RuleBasedStateMachine):
             self.turn()
         self.the_learner_has_learned()
 
-<<<<<<< HEAD
-=======
     @precondition(lambda self: self.pausing is None)
     @rule()
     def every_engine_is_done(self) -> None:
@@ -140,7 +138,6 @@ class StreamMachine(RuleBasedStateMachine):
             gates[0][1].set()
             self.turn()
 
->>>>>>> w-tests
     @precondition(lambda self: self.pausing is None)
     @rule()
     def the_teacher_is_to_change(self) -> None:
