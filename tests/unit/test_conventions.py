@@ -64,7 +64,7 @@ def command_lines(text: str) -> list[list[str]]:
 
 
 def test_commands_are_found_in_a_page() -> None:
-    text = "```sh\nray job submit -- \\\n    edge-opd run A.toml --set a.b=1  # why\n# edge-opd no\nmake x\n```\nedge-opd no\n"
+    text = "```sh\nray job -- \\\n    edge-opd run A.toml --set a.b=1  # why\n# edge-opd no\nmake x\n```\nedge-opd no\n"
     assert command_lines(text) == [["run", "A.toml", "--set", "a.b=1"]]
 
 
