@@ -57,7 +57,7 @@ def test_the_readme_is_a_front_page() -> None:
 
 def command_lines(text: str) -> list[list[str]]:
     """The arguments of each `edge-opd ...` in the text's shell blocks; a backslash joins lines."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(?:sh|bash|shell|console)\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [re.search(r"(?:^|\s)edge-opd\s+(.*)", line) for line in lines if not line.lstrip().startswith("#")]
     return [shlex.split(match[1], comments=True) for match in found if match]
