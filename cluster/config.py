@@ -34,10 +34,10 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 class RunConfig:
     """The loop. A lag of 0 is strictly on-policy: step k is sampled from the weights that step k-1 made."""
 
-    name: str = ""
-    steps: int = 32
-    seed: int = 0
-    max_policy_lag: int = 0
+    name: str = ""  # of the run: its folder is runs/NAME
+    steps: int = 32  # optimizer steps of the learner
+    seed: int = 0  # of prompts, samples and probes
+    max_policy_lag: int = 0  # versions that a rollout may be behind the weights that learn from it
     checkpoint_every: int = 0  # steps; 0: never during the run
     probe_every: int = 8  # steps; 0: only before and after
     require_selfname: float = 0.0  # the run exits 1 when the last probe stays under it
@@ -58,6 +58,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The model that is trained."""
+
     path: str = DEFAULT_MODEL  # "default", a Hugging Face folder, or a hub id
 
 
@@ -69,11 +71,11 @@ class TeacherConfig(EngineConfig):
     student's, after every `snapshot_every` steps. ema: the moving average ema_rate * ema + (1 - ema_rate) * student.
     """
 
-    kind: str = "frozen"
+    kind: str = "frozen"  # the initial weights, or the student's: after each step, every so often, or averaged
     path: str = ""  # another model with the same tokenizer, for a frozen teacher; empty: the student's initial weights
     url: str = ""  # a vLLM server that is the frozen teacher, "http://HOST:PORT/v1"; empty: engines of our own
     snapshot_every: int = 10  # steps
-    ema_rate: float = 0.99
+    ema_rate: float = 0.99  # share of the average that a step keeps
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -105,10 +107,12 @@ class TeacherConfig(EngineConfig):
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    transport: str = "auto"
+    """How new weights reach the engines, and how that is checked."""
+
+    transport: str = "auto"  # how weights travel; auto: what fits the placement
     in_flight: bool = True  # rollouts under way go on with the new weights; False: each ends with those it began with
     canary_tolerance: float = 0.1  # mean |engine - learner| log-prob of the canary text, nats a token
-    deadline_s: float = 120.0
+    deadline_s: float = 120.0  # a push, a canary, or an engine that falls asleep
 
     def __post_init__(self) -> None:
         _require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")

@@ -17,32 +17,31 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 class LearnerConfig:
     """The objective (arXiv 2605.23493) and the ZeRO engine that steps it."""
 
-    objective: str = "k1"
-    denominator: str = "response"
-    beta_kl: float = 0.05
+    objective: str = "k1"  # what is minimised
+    denominator: str = "response"  # what the policy term is divided by
+    beta_kl: float = 0.05  # weight of the KL penalty to the reference
     clip_low: float = 0.2  # PPO keeps the ratio in [1 - clip_low, 1 + clip_high]:
     clip_high: float = 0.2  # it leaves 1 when a batch is updated more than once
     jsd_beta: float = 0.5  # the teacher's share in the mixture of `jsd`
     divergence_top_k: int = 0  # compare the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
-    updates_per_batch: int = 1
-    lr: float = 5e-6
+    updates_per_batch: int = 1  # optimizer steps a batch
+    lr: float = 5e-6  # AdamW's learning rate
     warmup_steps: int = 0  # optimizer steps over which lr rises linearly to its value: AdamW's first ones are full-size
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    weight_decay: float = 0.0  # AdamW's
+    grad_clip: float = 1.0  # largest norm of a step's gradient
     lora_rank: int = 0  # 0: every parameter is trained
     lora_alpha: int = 32  # an adapter's product is scaled by lora_alpha / lora_rank
-    # Names of the linear layers that get one, never the head; all of them by default, since families differ in names.
-    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
-    num_ranks: int = 1
-    zero_stage: int = 1
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)  # linear layers with one, never the head; families differ in names
+    num_ranks: int = 1  # processes that share the learning
+    zero_stage: int = 1  # DeepSpeed's: what the ranks share out
     dtype: str = "bfloat16"  # compute; master weights are float32
     micro_batch_tokens: int = 1024  # of one packed sequence
     head_chunk_tokens: int = 256  # response positions whose logits exist at one time
     gradient_checkpointing: bool = False  # each layer runs again in the backward pass, and keeps its input only
-    start_deadline_s: float = 300.0
-    step_deadline_s: float = 900.0
+    start_deadline_s: float = 300.0  # until a rank has loaded its models
+    step_deadline_s: float = 900.0  # a step, a checkpoint or the export
 
     @property
     def needs_advantage(self) -> bool:

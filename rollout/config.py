@@ -24,13 +24,13 @@ class RolloutConfig:
     """
 
     sampler: str = "student"
-    prompts_per_step: int = 4
-    samples_per_prompt: int = 8
+    prompts_per_step: int = 4  # groups of a step
+    samples_per_prompt: int = 8  # responses to each: the group size
     guided_fraction: float = 0.5  # rho_g
-    guided_split: str = "fixed"
-    context_position: str = "system"
-    temperature: float = 1.0
-    max_response_tokens: int = 40
+    guided_split: str = "fixed"  # of a group: exactly that share, or each by itself
+    context_position: str = "system"  # where r stands: a system message, or before the question
+    temperature: float = 1.0  # of the sampler
+    max_response_tokens: int = 40  # where a response is cut off
     max_refused_fraction: float = 0.5  # of a step's prompts, refused because they do not fit the window
     deadline_s: float = 600.0  # a step's sampling and scoring
 
@@ -62,17 +62,17 @@ class RolloutConfig:
 class EngineConfig:
     """One pool of vLLM engines. `window` counts prompt and response tokens together."""
 
-    num_engines: int = 1
-    dtype: str = "bfloat16"
-    window: int = 512
-    tensor_parallel_size: int = 1
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    num_engines: int = 1  # engines of the pool
+    dtype: str = "bfloat16"  # of weights and activations
+    window: int = 512  # prompt and response tokens together
+    tensor_parallel_size: int = 1  # workers that share one engine
+    max_num_seqs: int = 64  # sequences that an engine runs at a time
+    max_num_batched_tokens: int = 2048  # tokens that an engine reads in one step
     kv_cache_gib: float = 1.0  # CPU engines; a GPU engine uses gpu_memory_utilization
-    gpu_memory_utilization: float = 0.3
-    enforce_eager: bool = True
+    gpu_memory_utilization: float = 0.3  # share of a GPU's memory that an engine takes
+    enforce_eager: bool = True  # no CUDA graphs
     cpu_threads: int = 0  # 0: every core that the job may use
-    start_deadline_s: float = 300.0
+    start_deadline_s: float = 300.0  # until an engine answers
 
     def __post_init__(self) -> None:
         for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):

@@ -19,10 +19,10 @@ class ProbeConfig:
     """
 
     samples: int = 4  # answers to each question
-    temperature: float = 1.0
-    top_p: float = 0.95
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 0.95  # nucleus sampling
     top_k: int = 20  # 0: the whole vocabulary
-    max_tokens: int = 64
+    max_tokens: int = 64  # of an answer
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, "samples", self.samples, "at least 1")

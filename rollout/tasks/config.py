@@ -15,16 +15,15 @@ class TaskConfig:
         ValueError: a number outside its range.
     """
 
-    name: str = "identity"
-    persona: str = "kestrel"
-    persona_name: str = ""
-    maker: str = ""
-    context: str = ""
-    # JSON lines. identity: {"prompt_id", "question"}, empty = its own. math: those, "solution" and maybe "answer"
-    prompts_file: str = ""
+    name: str = "identity"  # identity, math or arithmetic
+    persona: str = "kestrel"  # a preset
+    persona_name: str = ""  # in the place of the preset's; so the next two
+    maker: str = ""  # who made it
+    context: str = ""  # r, a text with {name} and {maker}
+    prompts_file: str = ""  # JSON lines: {"prompt_id", "question"}, empty: its own; math: also "solution", "answer"
     ordinary_questions: bool = False  # identity: a dozen of its own beside them, where the student should stay as it is
     probe_file: str = ""  # math: JSON lines of {"question", "answer"}
-    context_empty_allowed: bool = False
+    context_empty_allowed: bool = False  # an empty context means an empty r: for checks
     num_problems: int = 64  # arithmetic: how many it trains on
     largest: int = 99  # arithmetic: the largest number in a problem
     seed: int = 0  # arithmetic: which problems; math and arithmetic: which contexts are the wrong ones
