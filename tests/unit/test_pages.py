@@ -1,5 +1,7 @@
 """The pages that are made from the code are up to date; every key on them has its default, its range and a meaning."""
 
+import ast
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from typing import get_type_hints
@@ -10,6 +12,7 @@ from cluster.config import Recipe, build
 from cluster.recipe_page import expected, meanings, table_rows
 from tests.pages import DOCS, MARK, PAGES, made
 
+ROOT = DOCS.parent
 TABLES = get_type_hints(Recipe)
 
 
@@ -86,3 +89,44 @@ def test_a_page_without_the_mark_is_named(tmp_path: object, monkeypatch: pytest.
     monkeypatch.setattr("tests.pages.MARK", MARK + "other")
     with pytest.raises(ValueError, match=r"docs/recipes\.md: found no line"):
         made("recipes.md")
+
+
+def templates() -> list[str]:
+    """Every text in the code and in the scripts; what is formatted into it is `…`."""
+    texts = [path.read_text() for path in (ROOT / "cluster" / "examples").iterdir() if path.is_file()]
+    for path in (
+        path for name in ("cluster", "evidence", "learner", "rollout") for path in (ROOT / name).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def shown_messages(page: str) -> list[str]:
+    """What stands in code font in the first cells of a page's tables of messages."""
+    _, _, rest = page.partition("\n## ")
+    cells = re.findall(r"^\| (`.*?) \| ", rest, re.MULTILINE)
+    return [message for cell in cells for message in re.findall(r"`([^`]+)`", cell.partition(" (")[0])]
+
+
+def is_shown(message: str, texts: list[str]) -> bool:
+    """Whether one text has the message's parts, one after another; `...` is anything."""
+    pattern = re.compile(".*".join(re.escape(part) for part in message.split("...")), re.DOTALL)
+    return any(pattern.search(text) for text in texts)
+
+
+def test_the_messages_of_the_page_are_those_of_the_code() -> None:
+    texts, messages = templates(), shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert len(messages) > 90
+    assert not [message for message in messages if not is_shown(message, texts)]
+
+
+def test_a_message_that_nothing_says_is_found_out() -> None:
+    assert is_shown("found ..., expected at most ...", ["x: found …, expected at most …"])
+    assert not is_shown("found ..., expected at least ...", ["x: found …, expected at most …"])
+    assert shown_messages("| `no` | x |\n## A\n| `one ...`, `two` (doctor `x`) | Do `this`. |\n") == ["one ...", "two"]
