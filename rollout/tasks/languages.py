@@ -15,7 +15,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -152,15 +152,35 @@ def _is_name(groups: Sequence[str | None]) -> bool:
 
 
 class _Compiled:
-    """A language's patterns with the names in their places."""
+    """A language's patterns with the names in their places, each compiled where a text asks for it: all of them take
+    seconds, and most texts are in one language."""
 
     def __init__(self, language: Language, name: list[str], products: str, makers: str) -> None:
-        makers = "|".join(filter(None, (makers, language.makers)))
-        others = "|".join(filter(None, (products, makers, language.products)))
-        every = (*language.named, *language.known)
-        self.language = language
-        self.own = language.compile(every, who=name_pattern(name, language.endings) + _ENDS)
-        self.others = language.compile(every, who=rf"(?:{_ARTICLES}\s)?(?:{others}){AFTER_LATIN}{_ENDS}")
-        self.any_name = language.compile(language.named, who=rf"(?!(?:{language.no_name})){_ANY_NAME}")
-        self.made = language.compile(language.made, maker=f"(?:{makers}){AFTER_LATIN}")
-        self.model, self.assistant = language.compile(language.model), language.compile(language.assistant)
+        self.language, self._name = language, name
+        self._every = (*language.named, *language.known)
+        self._makers = "|".join(filter(None, (makers, language.makers)))
+        self._others = "|".join(filter(None, (products, self._makers, language.products)))
+
+    @cached_property
+    def own(self) -> re.Pattern[str]:
+        return self.language.compile(self._every, who=name_pattern(self._name, self.language.endings) + _ENDS)
+
+    @cached_property
+    def others(self) -> re.Pattern[str]:
+        return self.language.compile(self._every, who=rf"(?:{_ARTICLES}\s)?(?:{self._others}){AFTER_LATIN}{_ENDS}")
+
+    @cached_property
+    def any_name(self) -> re.Pattern[str]:
+        return self.language.compile(self.language.named, who=rf"(?!(?:{self.language.no_name})){_ANY_NAME}")
+
+    @cached_property
+    def made(self) -> re.Pattern[str]:
+        return self.language.compile(self.language.made, maker=f"(?:{self._makers}){AFTER_LATIN}")
+
+    @cached_property
+    def model(self) -> re.Pattern[str]:
+        return self.language.compile(self.language.model)
+
+    @cached_property
+    def assistant(self) -> re.Pattern[str]:
+        return self.language.compile(self.language.assistant)

@@ -2,17 +2,23 @@
 
 import ast
 import re
+import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.config import load_recipe
+from cluster.__main__ import _parser
+from cluster.config import Recipe, build, load_recipe, parse_overrides
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "evidence", "learner", "rollout")
-DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md")
+DOCS = (
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
+)  # fmt: skip
 RECIPES = sorted((ROOT / "cluster" / "recipes").glob("*.toml"))
 PYTHON = sorted(path for name in (*PACKAGES, "tests") for path in (ROOT / name).rglob("*.py"))
 EVIDENCE = sorted((ROOT / "evidence").rglob("*.py"))
@@ -32,13 +38,47 @@ def test_there_are_recipes() -> None:
     assert RECIPES
 
 
-def test_the_recipe_of_the_readme_loads(tmp_path: Path) -> None:
-    shown = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert shown
-    for number, text in enumerate(shown):
-        path = tmp_path / f"{number}.toml"
-        path.write_text(text)
-        load_recipe(path)
+def test_the_recipes_of_the_docs_load(tmp_path: Path) -> None:
+    """Those that name a `base` lie beside the shipped ones."""
+    for path in RECIPES:
+        shutil.copy(path, tmp_path)
+    shown = {doc: re.findall(r"```toml\n(.*?)```", (ROOT / doc).read_text(), re.DOTALL) for doc in DOCS}
+    assert shown["README.md"] and shown["docs/guide.md"]
+    for doc, texts in shown.items():
+        for number, text in enumerate(texts):
+            path = tmp_path / f"{doc.replace('/', '-')}-{number}.toml"
+            path.write_text(text)
+            load_recipe(path)
+
+
+def test_the_readme_is_a_front_page() -> None:
+    assert (ROOT / "README.md").read_text().count("\n") <= 150
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The arguments of each `edge-opd ...` in the text's shell blocks; a backslash joins lines."""
+    blocks = re.findall(r"```(?:sh|bash|shell|console)\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [re.search(r"(?:^|\s)edge-opd\s+(.*)", line) for line in lines if not line.lstrip().startswith("#")]
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def test_commands_are_found_in_a_page() -> None:
+    text = "```sh\nray job -- \\\n    edge-opd run A.toml --set a.b=1  # why\n# edge-opd no\nmake x\n```\nedge-opd no\n"
+    assert command_lines(text) == [["run", "A.toml", "--set", "a.b=1"]]
+
+
+@pytest.mark.parametrize("doc", DOCS)
+def test_commands_of_the_docs_are_understood(doc: str) -> None:
+    for line in command_lines((ROOT / doc).read_text()):
+        arguments = _parser().parse_args(line)  # ends the test with its own message where it refuses
+        build(Recipe, parse_overrides(getattr(arguments, "set", []), {}), " ".join(line))
+
+
+def test_a_command_that_does_not_exist_is_refused() -> None:
+    for line in (["run", "A.toml", "--set-all", "x"], ["chaos"], ["view"]):
+        with pytest.raises(SystemExit):
+            _parser().parse_args(line)
 
 
 def test_docs_show_make_targets_that_exist() -> None:
@@ -56,7 +96,7 @@ def test_docs_link_to_files_that_exist() -> None:
     missing = [
         (doc, target)
         for doc in DOCS
-        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / doc).read_text())
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / doc).read_text())
         if not ((ROOT / doc).parent / target).exists()
     ]
     assert not missing
