@@ -3,13 +3,18 @@
 import hashlib
 import os
 import uuid
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
-from evidence.storage import locate
+from evidence.patience import within
+from evidence.remote import get, read_back, temporary_name, write_remote
+from evidence.storage import locate, options_of
+
+TRANSFER_S = 600.0  # a shard, to a store or from it
+CHECK_S = 60.0  # a few bytes; an S3 store that does not answer takes some 20 s
+PROBE = pa.py_buffer(b"edge-opd: can shards be written here?\n")
 
 
 def write_table(table: pa.Table, uri: str) -> str:
@@ -20,7 +25,10 @@ def write_table(table: pa.Table, uri: str) -> str:
     data = _serialise(table)
     target, path = locate(uri)
     try:
-        _write(target, path, data)
+        if target is None:
+            _write_local(path, data)
+        else:
+            within(TRANSFER_S, partial(write_remote, target, path, data, _makes_bucket(uri)))
     except OSError as error:
         raise naming(error, uri, "cannot write shard") from error
     return hashlib.sha256(data).hexdigest()
@@ -34,7 +42,7 @@ def read_table(uri: str, sha256: str | None = None) -> pa.Table:
     """
     source, path = locate(uri)
     try:
-        data = _map_local(path) if source is None else source.open_input_file(path).read_buffer()
+        data = _map_local(path) if source is None else within(TRANSFER_S, partial(get, source, path))
     except OSError as error:
         raise naming(error, uri, "cannot read shard") from error
     if sha256 is not None:
@@ -51,7 +59,8 @@ def expect(uri: str, what: str, found: object, expected: object) -> None:
 def naming(error: OSError, uri: str, act: str) -> OSError:
     """The same error with the file in its message: a failed write or fsync does not name one."""
     if error.errno is None:
-        return OSError(f"{act}: {one_line(error)}: {uri!r}")
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        return kind(f"{act}: {one_line(error)}: {uri!r}")
     return OSError(error.errno, f"{act}: {error.strerror}", uri)
 
 
@@ -61,18 +70,38 @@ def one_line(error: OSError) -> str:
 
 
 def check_writable(root: str) -> None:
-    """Writes a small object under `root` and removes it: what would else fail after the engines have started.
+    """Writes a small object under `root`, reads it back and removes it: what would else fail after the engines have
+    started.
 
-    ValueError names `root` and what was found. An S3 store that does not answer takes some 20 s.
+    ValueError names `root` and what was found, within about a minute.
     """
     try:
         target, folder = locate(root)
         path = os.path.join(folder, f"check-{uuid.uuid4().hex}")
-        _write(target, path, pa.py_buffer(b"ok"))
-        os.unlink(path) if target is None else target.delete_file(path)
+        found = (
+            _read_back_local(path)
+            if target is None
+            else within(CHECK_S, partial(read_back, target, path, PROBE, _makes_bucket(root)))
+        )
     except OSError as error:
-        found = one_line(error).rstrip(".")
-        raise ValueError(f"{root}: found {found!r}, expected a place that shards can be written to") from error
+        said = one_line(error).rstrip(".")
+        raise ValueError(f"{root}: found {said!r}, expected a place that shards can be written to") from error
+    if not found.equals(PROBE):
+        raise ValueError(f"{root}: found {found.size} bytes where {PROBE.size} were written{_framing(found)}")
+
+
+def _framing(found: pa.Buffer) -> str:
+    """What to do about a store that keeps the frame around an upload's chunks, and so more than was sent."""
+    if PROBE.to_pybytes() not in found.to_pybytes():
+        return ", expected a place that keeps what is written"
+    return (
+        " and more around them, expected no more: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required on every node, "
+        "where the store keeps the frame of an upload's chunks as content"
+    )
+
+
+def _makes_bucket(uri: str) -> bool:
+    return "://" in uri and options_of(uri).get("allow_bucket_creation", "").lower() in ("true", "1")
 
 
 def fsync_folder(folder: str) -> None:
@@ -101,17 +130,8 @@ def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
     return table
 
 
-def _temporary(path: str) -> str:
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-
-
-def _write(target: pafs.FileSystem | None, path: str, data: pa.Buffer) -> None:
-    _write_local(path, data) if target is None else _write_remote(target, path, data)
-
-
 def _write_local(path: str, data: pa.Buffer) -> None:
-    folder, temporary = os.path.dirname(path), _temporary(path)
+    folder, temporary = os.path.dirname(path), temporary_name(path)
     os.makedirs(folder, exist_ok=True)
     try:
         with open(temporary, "xb") as file:
@@ -124,17 +144,12 @@ def _write_local(path: str, data: pa.Buffer) -> None:
     fsync_folder(folder)
 
 
-def _write_remote(filesystem: pafs.FileSystem, path: str, data: pa.Buffer) -> None:
-    temporary = _temporary(path)
-    filesystem.create_dir(os.path.dirname(path), recursive=True)
+def _read_back_local(path: str) -> pa.Buffer:
+    _write_local(path, PROBE)
     try:
-        with filesystem.open_output_stream(temporary) as stream:
-            stream.write(data)
-        filesystem.move(temporary, path)
-    except OSError:
-        with suppress(OSError):  # the first error is the one to report
-            filesystem.delete_file(temporary)
-        raise
+        return pa.py_buffer(Path(path).read_bytes())
+    finally:
+        os.unlink(path)
 
 
 def _map_local(path: str) -> pa.Buffer:

@@ -2,16 +2,22 @@
 
 import os
 import re
-from urllib.parse import parse_qsl, urlsplit
+from functools import partial
+from urllib.parse import parse_qsl, quote, urlsplit
 
-import pyarrow as pa
 from pyarrow import fs as pafs
+
+from evidence.patience import within
 
 _PASSWORD = re.compile(r"[^/?@]*:(?!\d+(/|$))[^?]*@")  # with a "/" in it too: a secret key has one, often unescaped
 _SECRET_OPTION = re.compile(r"[?&]([^=&]*(?:secret|password|token|access_key)[^=&]*|sig)=", re.IGNORECASE)
-_S3_FLAGS = ("allow_delayed_open", "allow_bucket_creation", "allow_bucket_deletion")
-_S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_ATTEMPTS = 3  # a store that is not there takes seconds with it; with the client of `from_uri`, minutes
+_GCS_RETRIES = "retry_limit_seconds=20"  # of each request; pyarrow's own limit is a quarter of an hour
+_OPEN_S = 60.0  # S3 is asked for the bucket's region
+_FSSPEC = ("fsspec+", "hf://")  # a URI whose path is the rest of it, as it is
+_PATH_CHARACTERS = "/%:@!$&'()*+,;="  # beside letters, digits, and "-._~": RFC 3986, 3.3
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def join(root: str, name: str) -> str:
@@ -23,8 +29,32 @@ def join(root: str, name: str) -> str:
         raise ValueError(f"shard name: found {name!r}, expected a plain file name that does not start with a dot")
     if "://" not in root:
         return os.path.join(os.path.abspath(root), name)
-    base, mark, options = root.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
+    base, mark, options = (root, "", "") if root.startswith(_FSSPEC) else standard(root).partition("?")
+    scheme, _, path = base.partition("://")
+    return f"{scheme}://{path.rstrip('/')}/{quote(name)}{mark}{options}"
+
+
+def standard(uri: str) -> str:
+    """The URI with every character of its path escaped that a URI keeps for itself: "#", a space, "é", a lone "%".
+
+    Escapes stay as they are, "?" begins the options, and a URI in this form is its own. ValueError names the URI when
+    it is none.
+    """
+    if uri.startswith(_FSSPEC):
+        return uri
+    if _CONTROL.search(uri):
+        raise ValueError(f"{uri!r}: found a control character, expected a URI")
+    try:
+        parts = urlsplit(uri, allow_fragments=False)
+    except ValueError as error:
+        raise ValueError(f"{uri}: found {error}, expected a path or a URI that pyarrow can open") from error
+    path = quote(_LONE_PERCENT.sub("%25", parts.path), safe=_PATH_CHARACTERS)
+    return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{parts.query}" if parts.query else "")
+
+
+def options_of(uri: str) -> dict[str, str]:
+    """What follows the `?`."""
+    return dict(parse_qsl(urlsplit(uri, allow_fragments=False).query, keep_blank_values=True))
 
 
 def refuse_credentials(uri: str) -> None:
@@ -47,16 +77,18 @@ def locate(uri: str) -> tuple[pafs.FileSystem | None, str]:
     """(filesystem, path inside it); None stands for the local disk, which has stronger guarantees of its own.
 
     ValueError names the URI when pyarrow cannot read it or when it holds credentials; OSError when what it needs is
-    not here.
+    not here, or when it does not answer.
     """
     if "://" not in uri:
         return None, uri
     refuse_credentials(uri)
     try:
-        found, path = pafs.FileSystem.from_uri(uri)
-    except (ValueError, ImportError, pa.ArrowNotImplementedError) as error:  # ImportError: of a package behind fsspec+
-        raise ValueError(f"{uri}: found {error}, expected a path or a URI that pyarrow can open") from error
+        found, path = within(_OPEN_S, partial(pafs.FileSystem.from_uri, _hasty(standard(uri))))
     except OSError as error:
+        if isinstance(error.__cause__, (ValueError, ImportError, NotImplementedError)):  # ImportError: of fsspec+
+            raise ValueError(
+                f"{uri}: found {error.__cause__}, expected a path or a URI that pyarrow can open"
+            ) from error
         first = str(error).splitlines()[0]  # without Java's libraries, HDFS lists every place where it looked
         raise OSError(f"cannot open {uri!r}: {first}") from error
     if isinstance(found, pafs.LocalFileSystem):
@@ -64,11 +96,21 @@ def locate(uri: str) -> tuple[pafs.FileSystem | None, str]:
     return (_impatient(found, uri) if found.type_name == "s3" else found), path
 
 
+def _hasty(uri: str) -> str:
+    """The URI with a limit on retries, where its store takes one there and none is given."""
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in options_of(uri):
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{_GCS_RETRIES}"
+
+
 def _impatient(found: pafs.FileSystem, uri: str) -> pafs.FileSystem:
-    """The same S3 client with few attempts, which a URI cannot ask for; as it is where an option has no keyword."""
-    options = dict(parse_qsl(urlsplit(uri).query))
-    if not options.keys() <= {*_S3_FLAGS, *_S3_TEXTS}:
+    """The same S3 client with few attempts, which a URI cannot ask for.
+
+    It is made of what the first one says of itself when it is pickled, so what that read in the environment holds
+    (AWS_ENDPOINT_URL). As it is where the URI has an option that is not among those.
+    """
+    _, (options,) = found.__reduce__()
+    if not options_of(uri).keys() <= options.keys():
         return found
-    flags = {name: options[name].lower() in ("true", "1") for name in _S3_FLAGS if name in options}
     retry = pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
-    return pafs.S3FileSystem(**(options | flags | {"region": found.region}), retry_strategy=retry)
+    return pafs.S3FileSystem(**options, retry_strategy=retry)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -218,5 +219,6 @@ def test_a_family_that_does_not_work_is_one_clear_line(tmp_path: Path, family: s
 
 def test_a_model_without_a_causal_head_is_refused(tmp_path: Path) -> None:
     AutoConfig.for_model("vit").save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="found 'vit', expected a causal language model"):
         load_causal_lm(str(tmp_path), torch.float32)
