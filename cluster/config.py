@@ -32,16 +32,17 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The loop. A lag of 0 is strictly on-policy: step k is sampled from the weights that step k-1 made."""
+    """The loop."""
 
-    name: str = ""  # of the run: its folder is runs/NAME
-    steps: int = 32  # optimizer steps of the learner
-    seed: int = 0  # of prompts, samples and probes
-    max_policy_lag: int = 0  # versions that a rollout may be behind the weights that learn from it
-    checkpoint_every: int = 0  # steps; 0: never during the run
-    probe_every: int = 8  # steps; 0: only before and after
-    require_selfname: float = 0.0  # the run exits 1 when the last probe stays under it
-    storage: str = ""  # where shards go: empty for RUN/shards, a local path, or any pyarrow filesystem URI
+    name: str = ""  # names the run folder, runs/NAME
+    steps: int = 32  # learner steps
+    seed: int = 0  # of prompts, sampling and probes
+    # the max staleness, in versions: how far sampling may be behind the weights that learn from it; 0: on-policy
+    max_policy_lag: int = 0
+    checkpoint_every: int = 0  # steps between checkpoints; 0: none
+    probe_every: int = 8  # steps between probes; 0: only before and after
+    require_selfname: float = 0.0  # the run exits 1 when self-name of the last probe is lower
+    storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "run.steps", self.steps, "at least 1")
@@ -60,23 +61,21 @@ class RunConfig:
 class ModelConfig:
     """The model that is trained."""
 
-    path: str = DEFAULT_MODEL  # "default", a Hugging Face folder, or a hub id
+    path: str = DEFAULT_MODEL  # a Hugging Face folder, a hub id, or default: SmolLM2-135M-Instruct
 
 
 @dataclass(frozen=True)
 class TeacherConfig(EngineConfig):
-    """The scoring engines. float32 by default: bfloat16 noise flips the mask bits of tokens with small evidence.
+    """The engines that score. It has the keys of [student] too."""
 
-    frozen: the weights that the teacher started with, always. live: the student's, after every step. snapshot: the
-    student's, after every `snapshot_every` steps. ema: the moving average ema_rate * ema + (1 - ema_rate) * student.
-    """
-
-    kind: str = "frozen"  # the initial weights, or the student's: after each step, every so often, or averaged
+    # frozen: keeps its first weights; live: takes the student's after every step; snapshot: after every snapshot_every
+    # steps; ema: takes their moving average after every step
+    kind: str = "frozen"
     path: str = ""  # another model with the same tokenizer, for a frozen teacher; empty: the student's initial weights
-    url: str = ""  # a vLLM server that is the frozen teacher, "http://HOST:PORT/v1"; empty: engines of our own
-    snapshot_every: int = 10  # steps
-    ema_rate: float = 0.99  # share of the average that a step keeps
-    dtype: str = "float32"
+    url: str = ""  # a vLLM server that is the frozen teacher, http://HOST:PORT/v1; empty: engines of our own
+    snapshot_every: int = 10  # snapshot: steps
+    ema_rate: float = 0.99  # ema: the average becomes ema_rate * average + (1 - ema_rate) * student
+    dtype: str = "float32"  # of weights and compute; bfloat16 noise flips mask bits of tokens with small evidence
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,12 +106,14 @@ class TeacherConfig(EngineConfig):
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """How new weights reach the engines, and how that is checked."""
+    """How the learner's weights reach the engines."""
 
-    transport: str = "auto"  # how weights travel; auto: what fits the placement
-    in_flight: bool = True  # rollouts under way go on with the new weights; False: each ends with those it began with
-    canary_tolerance: float = 0.1  # mean |engine - learner| log-prob of the canary text, nats a token
-    deadline_s: float = 120.0  # a push, a canary, or an engine that falls asleep
+    transport: str = "auto"  # auto: what fits the placement
+    # rollouts under way continue after the engine has recomputed its KV cache with the new weights; false: each ends
+    # with the weights it began with
+    in_flight: bool = True
+    canary_tolerance: float = 0.1  # the most that engine and learner may differ on a fixed text, nats a token
+    deadline_s: float = 120.0  # seconds for a push
 
     def __post_init__(self) -> None:
         _require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")
@@ -122,6 +123,8 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class Recipe:
+    """All tables of a recipe."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -1,132 +1,111 @@
-"""docs/recipes.md's tables: every key of a recipe, from the dataclasses that check it.
+"""docs/recipes.md's tables: every key of a recipe, from the dataclasses that own them.
 
-    python -m cluster.recipe_page
-
-prints them as Markdown. A key's meaning is the comment at its field, its range what its class's check expects. Both are
-read from the source, or asked of the check, so that each stands in one place.
+A key's meaning is the comment beside its field, or above it. Its range is what the check of that key says it expected,
+of a value that cannot be right; where that is empty, a recipe takes any value of the type.
 """
 
 import ast
 import dataclasses
 import inspect
 import re
-import tokenize
+import textwrap
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from cluster.config import Recipe
+from cluster.config import Recipe, build
+from rollout.tasks import build_task
 
 Row = tuple[str, str, str, str, str]  # key, type, default, range, meaning
 
-
-def tables() -> str:
-    """A section a table of the recipe, in the recipe's order."""
-    hints = typing.get_type_hints(Recipe)
-    return "\n".join(_section(field.name, hints[field.name]) for field in dataclasses.fields(Recipe))
+_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WRONG: dict[Any, tuple[Any, ...]] = {int: (-1,), float: (-1.0, float("nan")), str: ("?",), bool: ()}
 
 
-def rows(cls: type) -> list[Row]:
-    """Of one table's dataclass; a field that it inherits is read where it is written."""
-    hints = typing.get_type_hints(cls)
-    owners = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
-    meanings = {name: text for owner in owners for name, text in _comments(owner).items()}
-    ranges = {name: text for owner in owners for name, text in _ranges(owner).items()}
-    return [
-        (
-            field.name,
-            _kind(hints[field.name]),
-            _shown(field.default),
-            ranges.get(field.name, "") or _choices(cls, field),
-            meanings.get(field.name, ""),
-        )
-        for field in dataclasses.fields(cls)
-    ]
+def meanings(cls: type) -> dict[str, str]:
+    """What each field of a dataclass means, its own and inherited ones: the comment on its line, or those above it."""
+    found: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(owner):
+            found |= dict(_commented(owner))
+    return found
 
 
-def _section(table: str, cls: type) -> str:
-    head = f"## [{table}]\n\n{_summary(cls)}\n\n| key | type | default | range | meaning |\n|---|---|---|---|---|\n"
-    lines = [
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in (f"`{row[0]}`", *row[1:])) + " |" for row in rows(cls)
-    ]
-    return head + "\n".join(lines) + "\n"
+def _commented(cls: type) -> Iterator[tuple[str, str]]:
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines = source.splitlines()
+    (tree,) = ast.parse(source).body
+    assert isinstance(tree, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert node.end_lineno is not None
+            beside = lines[node.end_lineno - 1][node.end_col_offset :].strip()
+            yield node.target.id, beside.removeprefix("# ") or " ".join(_above(lines, node.lineno - 1))
 
 
-def _summary(cls: type) -> str:
-    """The first paragraph of the class's docstring."""
-    return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+def _above(lines: list[str], first: int) -> list[str]:
+    """The comment lines that end before line `first`, counted from 0."""
+    start = first
+    while lines[start - 1].lstrip().startswith("#"):
+        start -= 1
+    return [line.strip().removeprefix("# ") for line in lines[start:first]]
 
 
-def _kind(hint: Any) -> str:
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return f"list of {_kind(args[0])}"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[hint]
-
-
-def _shown(default: Any) -> str:
-    """As a recipe writes it."""
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, tuple):
-        return f"`[{', '.join(_shown(item).strip('`') for item in default)}]`"
-    return f'`"{default}"`' if isinstance(default, str) else f"`{default:g}`" if default < 1e-3 else f"`{default}`"
-
-
-def _source(cls: type) -> tuple[Path, ast.ClassDef]:
-    path = Path(inspect.getsourcefile(cls) or "")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return path, next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
-
-
-def _comments(cls: type) -> dict[str, str]:
-    """What stands behind each field, and what its class's docstring says of it (`name: ...`)."""
-    path, node = _source(cls)
-    with tokenize.open(path) as file:
-        behind = {
-            token.start[0]: token.string.lstrip("# ")
-            for token in tokenize.generate_tokens(file.readline)
-            if token.type == tokenize.COMMENT
-        }
-    fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    names = [part.target.id for part in fields if isinstance(part.target, ast.Name)]
-    told = _told(inspect.cleandoc(cls.__doc__ or ""), names)
-    return told | {name: behind[part.lineno] for name, part in zip(names, fields, strict=True) if part.lineno in behind}
-
-
-def _told(text: str, names: list[str]) -> dict[str, str]:
-    """Each name's sentences in a docstring that says `name: ...`, up to the next name or paragraph."""
-    known = "|".join(map(re.escape, names))
-    pattern = rf"(?:^|(?<=\s))({known}): (.*?)(?=\s(?:{known}): |\n\n|\Z)"
-    return {match[1]: " ".join(match[2].split()) for match in re.finditer(pattern, text, re.DOTALL)}
-
-
-def _ranges(cls: type) -> dict[str, str]:
-    """What the checks of a class expect of a key, where they say it in plain words."""
-    _, node = _source(cls)
-    return {name: expected for call in ast.walk(node) for name, expected in _expected(call)}
-
-
-def _choices(cls: type, field: "dataclasses.Field[Any]") -> str:
-    """What the class says that it expects of a text that it does not know."""
-    if not isinstance(field.default, str):
-        return ""
-    try:
-        cls(**{field.name: "?"})
-    except ValueError as error:
-        found = str(error).partition("expected ")[2].removeprefix("one of ")
-        return ", ".join(f"`{name}`" for name in re.findall(r"\w+", found)) if " the " not in found else ""
+def expected(table: str, key: str, kind: Any) -> str:
+    """What the checks of a key expect, in their own words; "" where any value of its type will do."""
+    for wrong in _wrong_values(kind):
+        try:
+            build_task(build(Recipe, {table: {key: wrong}}, "recipe").task)
+        except ValueError as error:
+            found = re.search(rf"\b{table}\.{key}: found .*?, expected (?!it left out)(.*)", str(error), re.DOTALL)
+            if found:
+                return re.sub(r"[()\[\]']", "", found[1]) if found[1].startswith("one of") else found[1]
     return ""
 
 
-def _expected(call: ast.AST) -> Iterator[tuple[str, str]]:
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and len(call.args) == 4):
-        return
-    key, expected = call.args[1], call.args[3]
-    if isinstance(key, ast.Constant) and isinstance(expected, ast.Constant):
-        yield str(key.value).rpartition(".")[2], str(expected.value)
+def _wrong_values(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        return ([],) if inner[-1] is ... else ([-1.0] * len(inner),)
+    return _WRONG[kind]
 
 
-if __name__ == "__main__":
-    print(tables())
+def table_rows(table: str) -> list[Row]:
+    """(key, type, default, range, meaning) of the keys of a table; of [teacher] only what [student] has otherwise."""
+    cls = typing.get_type_hints(Recipe)[table]
+    kinds, means = typing.get_type_hints(cls), meanings(cls)
+    return [
+        (key, _type_name(kinds[key]), _toml(getattr(cls, key)), expected(table, key, kinds[key]), means[key])
+        for key in inspect.get_annotations(cls)
+    ]
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        return "texts" if inner[0] is str else f"{len(inner)} {_TYPES[inner[0]]}s"
+    return _TYPES[kind]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def tables() -> str:
+    """One table of Markdown for each table of a recipe."""
+    hints = typing.get_type_hints(Recipe)
+    parts = []
+    for name in (field.name for field in dataclasses.fields(Recipe)):
+        summary = inspect.getdoc(hints[name]) or ""
+        head = [f"## [{name}]", "", summary.split("\n\n")[0], "", "| key | type | default | range | meaning |"]
+        parts.append("\n".join([*head, "|---|---|---|---|---|", *(_cells(*row) for row in table_rows(name))]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(key: str, kind: str, default: str, allowed: str, meaning: str) -> str:
+    cells = (f"`{key}`", kind, f"`{default}`", allowed, meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -21,29 +21,22 @@ from evidence.streams import StepStreams, scored_streams
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """How tokens are judged. ValueError names the key, the value found and what was expected.
+    """How the evidence of a token is computed, and which tokens are kept.
 
-    kind: which evidence, a name in EVIDENCE_KINDS. num_wrong_contexts: how many contrastive evidence averages over.
-    region: which tokens are kept, a name in REGIONS.
-    tau: threshold of pos and neg. tau_kind: what it is, a name in TAU_KINDS: "value" in nats, infinite values allowed
-    (pos with -inf keeps everything), or "quantile" from 0 to 1 of the evidence of all tokens of the step: pos keeps
-    e > q(tau), neg keeps e < q(1 - tau), so at 0.8 each keeps about a fifth.
-    near_zero: half-width of the near_zero region, in nats, 0 or more.
-    soft: the weight of a kept token, a name in SOFT_WEIGHTS. soft_eps: its clip range, inside (0, 1).
-    soft_mix: lambda of the weight (1 - lambda) + lambda * soft, 0 to 1; 1 does not mix. soft_mix_decay_steps: it falls
-    linearly to 0 over that many steps; 0 keeps it.
+    ValueError names the key, the value found and what was expected.
     """
 
-    kind: str = "teacher_contrast"
-    num_wrong_contexts: int = 1
-    region: str = "pos"
-    tau: float = 0.0
+    kind: str = "teacher_contrast"  # the formula of the evidence e
+    num_wrong_contexts: int = 1  # contrastive: how many wrong contexts it averages over
+    region: str = "pos"  # which tokens are kept: e > tau, e < -tau, |e| <= near_zero, or all
+    tau: float = 0.0  # the threshold of pos and neg; pos with -inf keeps every token
+    # value: tau is in nats; quantile: a share of the step's tokens, so that at 0.8 pos and neg keep about a fifth each
     tau_kind: str = "value"
-    near_zero: float = 0.1
-    soft: str = "none"
-    soft_eps: float = 0.2
-    soft_mix: float = 1.0
-    soft_mix_decay_steps: int = 0
+    near_zero: float = 0.1  # half-width of the region near_zero, nats
+    soft: str = "none"  # the weight of a kept token: 1, RLSD's without a verifier, or RLSD's with one
+    soft_eps: float = 0.2  # the soft weight is clipped to [1 - soft_eps, 1 + soft_eps]
+    soft_mix: float = 1.0  # lambda in the weight (1 - lambda) + lambda * soft
+    soft_mix_decay_steps: int = 0  # lambda falls linearly to 0 over that many steps; 0: it stays
 
     def __post_init__(self) -> None:
         _expect_name("kind", self.kind, EVIDENCE_KINDS)

@@ -17,31 +17,34 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 class LearnerConfig:
     """The objective (arXiv 2605.23493) and the ZeRO engine that steps it."""
 
-    objective: str = "k1"  # what is minimised
-    denominator: str = "response"  # what the policy term is divided by
-    beta_kl: float = 0.05  # weight of the KL penalty to the reference
-    clip_low: float = 0.2  # PPO keeps the ratio in [1 - clip_low, 1 + clip_high]:
-    clip_high: float = 0.2  # it leaves 1 when a batch is updated more than once
-    jsd_beta: float = 0.5  # the teacher's share in the mixture of `jsd`
-    divergence_top_k: int = 0  # compare the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
+    # the policy term: k1 (EDGE-OPD), grpo (a verifier's advantage), or a divergence over the vocabulary
+    objective: str = "k1"
+    # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
+    denominator: str = "response"
+    beta_kl: float = 0.05  # the coefficient of the KL penalty to the reference (the frozen base); 0: no penalty
+    clip_low: float = 0.2  # PPO's lower clip: the ratio stays above 1 - clip_low, from a batch's second update on
+    clip_high: float = 0.2  # PPO's upper clip: the ratio stays below 1 + clip_high
+    jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
+    divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
-    updates_per_batch: int = 1  # optimizer steps a batch
-    lr: float = 5e-6  # AdamW's learning rate
-    warmup_steps: int = 0  # optimizer steps over which lr rises linearly to its value: AdamW's first ones are full-size
+    updates_per_batch: int = 1  # optimizer steps on one step's rollouts
+    lr: float = 5e-6  # AdamW's learning rate, constant after the warm-up
+    warmup_steps: int = 0  # optimizer steps over which lr rises linearly: AdamW's first steps are full-size otherwise
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     weight_decay: float = 0.0  # AdamW's
-    grad_clip: float = 1.0  # largest norm of a step's gradient
-    lora_rank: int = 0  # 0: every parameter is trained
-    lora_alpha: int = 32  # an adapter's product is scaled by lora_alpha / lora_rank
-    lora_targets: tuple[str, ...] = (ALL_LINEAR,)  # linear layers with one, never the head; families differ in names
-    num_ranks: int = 1  # processes that share the learning
-    zero_stage: int = 1  # DeepSpeed's: what the ranks share out
-    dtype: str = "bfloat16"  # compute; master weights are float32
-    micro_batch_tokens: int = 1024  # of one packed sequence
+    grad_clip: float = 1.0  # the largest global norm of a gradient; 0: no clipping
+    lora_rank: int = 0  # the rank of a LoRA adapter; 0: every parameter is trained
+    lora_alpha: int = 32  # the adapter's product is scaled by lora_alpha / lora_rank
+    # names of the linear layers that have an adapter, never the head; all-linear: every one
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    num_ranks: int = 1  # learner processes
+    zero_stage: int = 1  # DeepSpeed ZeRO: what is split over the ranks
+    dtype: str = "bfloat16"  # of compute; master weights are float32
+    micro_batch_tokens: int = 1024  # tokens of one packed sequence
     head_chunk_tokens: int = 256  # response positions whose logits exist at one time
-    gradient_checkpointing: bool = False  # each layer runs again in the backward pass, and keeps its input only
-    start_deadline_s: float = 300.0  # until a rank has loaded its models
-    step_deadline_s: float = 900.0  # a step, a checkpoint or the export
+    gradient_checkpointing: bool = False  # runs each layer again in the backward pass: less memory, more time
+    start_deadline_s: float = 300.0  # seconds for the start of the ranks
+    step_deadline_s: float = 900.0  # seconds for a learner step, a checkpoint or the export
 
     @property
     def needs_advantage(self) -> bool:
@@ -79,3 +82,5 @@ class LearnerConfig:
         _require(self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "bfloat16 or float32")
         _require(self.micro_batch_tokens >= 1, "micro_batch_tokens", self.micro_batch_tokens, "at least 1")
         _require(self.head_chunk_tokens >= 1, "head_chunk_tokens", self.head_chunk_tokens, "at least 1")
+        for key in ("start_deadline_s", "step_deadline_s"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0 seconds")

@@ -1,4 +1,7 @@
-"""What the rollout service can be told: sampling, guidance, engines. Checked on construction."""
+"""What the rollout service can be told: sampling, guidance, engines. Checked on construction.
+
+A key's meaning is the comment beside it or above it: docs/recipes.md is made of them (`cluster.recipe_page`).
+"""
 
 from dataclasses import dataclass
 
@@ -17,22 +20,21 @@ def _require(ok: bool, key: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How one step's rollouts are drawn (arXiv 2605.23493).
+    """How the rollouts of a step are sampled (arXiv 2605.23493)."""
 
-    sampler: whose engines draw them, the student's (on-policy) or the teacher's; the latter's samples count as drawn
-    at the student's version of that step.
-    """
-
+    # whose engines sample: the student's (on-policy), or the teacher's, whose samples count as the student's version
     sampler: str = "student"
-    prompts_per_step: int = 4  # groups of a step
-    samples_per_prompt: int = 8  # responses to each: the group size
-    guided_fraction: float = 0.5  # rho_g
-    guided_split: str = "fixed"  # of a group: exactly that share, or each by itself
-    context_position: str = "system"  # where r stands: a system message, or before the question
-    temperature: float = 1.0  # of the sampler
-    max_response_tokens: int = 40  # where a response is cut off
-    max_refused_fraction: float = 0.5  # of a step's prompts, refused because they do not fit the window
-    deadline_s: float = 600.0  # a step's sampling and scoring
+    prompts_per_step: int = 4  # groups in a step
+    samples_per_prompt: int = 8  # the group size: responses to one prompt
+    guided_fraction: float = 0.5  # rho_g, the share of responses that are sampled with the context in the prompt
+    # fixed: exactly that share of each group, .5 rounded up; bernoulli: each response is drawn independently
+    guided_split: str = "fixed"
+    context_position: str = "system"  # the message that holds the context: the system's, or the start of the user's
+    temperature: float = 1.0  # of sampling; the log-probs that are recorded are those before temperature
+    max_response_tokens: int = 40  # a longer response is cut there
+    # the share of a step's prompts that may be refused because they do not fit the window; beyond it the run fails
+    max_refused_fraction: float = 0.5
+    deadline_s: float = 600.0  # seconds for the sampling and scoring of a step
 
     def __post_init__(self) -> None:
         _require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")
@@ -60,19 +62,19 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """One pool of vLLM engines. `window` counts prompt and response tokens together."""
+    """One pool of vLLM engines. Those of [student] sample."""
 
-    num_engines: int = 1  # engines of the pool
-    dtype: str = "bfloat16"  # of weights and activations
-    window: int = 512  # prompt and response tokens together
-    tensor_parallel_size: int = 1  # workers that share one engine
-    max_num_seqs: int = 64  # sequences that an engine runs at a time
-    max_num_batched_tokens: int = 2048  # tokens that an engine reads in one step
-    kv_cache_gib: float = 1.0  # CPU engines; a GPU engine uses gpu_memory_utilization
-    gpu_memory_utilization: float = 0.3  # share of a GPU's memory that an engine takes
-    enforce_eager: bool = True  # no CUDA graphs
-    cpu_threads: int = 0  # 0: every core that the job may use
-    start_deadline_s: float = 300.0  # until an engine answers
+    num_engines: int = 1  # engines in the pool
+    dtype: str = "bfloat16"  # of weights and compute
+    window: int = 512  # tokens of prompt and response together, at most the positions of the model
+    tensor_parallel_size: int = 1  # workers that one engine is split over; divides the attention heads
+    max_num_seqs: int = 64  # sequences that one engine runs at a time
+    max_num_batched_tokens: int = 2048  # tokens that one engine computes at a time
+    kv_cache_gib: float = 1.0  # KV cache of one engine on a CPU, GiB
+    gpu_memory_utilization: float = 0.3  # the share of a GPU's memory that one engine takes
+    enforce_eager: bool = True  # runs without compiling and without CUDA graphs: a faster start, slower steps
+    cpu_threads: int = 0  # threads of one engine on a CPU; 0: every core that the job may use
+    start_deadline_s: float = 300.0  # seconds for the start of one engine
 
     def __post_init__(self) -> None:
         for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):

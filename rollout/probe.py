@@ -12,7 +12,7 @@ from rollout.tasks.base import ProbePrompt, Task
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a probe samples; the paper's evaluation settings.
+    """How a probe (the evaluation) samples; the defaults are the paper's.
 
     Raises:
         ValueError: a value outside its range.
@@ -20,9 +20,9 @@ class ProbeConfig:
 
     samples: int = 4  # answers to each question
     temperature: float = 1.0  # 0: greedy
-    top_p: float = 0.95  # nucleus sampling
-    top_k: int = 20  # 0: the whole vocabulary
-    max_tokens: int = 64  # of an answer
+    top_p: float = 0.95  # samples from the likeliest tokens that have this much probability together
+    top_k: int = 20  # samples from this many of the likeliest tokens; 0: from the whole vocabulary
+    max_tokens: int = 64  # a longer answer is cut there
 
     def __post_init__(self) -> None:
         _require(self.samples >= 1, "samples", self.samples, "at least 1")

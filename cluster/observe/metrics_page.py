@@ -1,8 +1,7 @@
 """docs/metrics.md's tables: every key of a run's JSON lines, from the records that write them.
 
-    python -m cluster.observe.metrics_page
-
-prints them as Markdown. What a field of a record means stands in its annotation; what is derived from it stands here.
+`python -m tests.pages` puts them on the page. What a field of a record means stands in its annotation; what is derived
+from it stands here.
 """
 
 import types
@@ -116,7 +115,7 @@ def tables() -> str:
         (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)})", step_rows()),
         ("probes.jsonl", probe_rows()),
     ):
-        lines = [f"### {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
+        lines = [f"## {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
         lines += [_cells(*row) for row in rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -125,7 +124,3 @@ def tables() -> str:
 def _cells(key: str, kind: str, unit: str, meaning: str) -> str:
     escaped = meaning.replace("|", "\\|")
     return f"| `{key}` | {kind} | {unit} | {escaped} |"
-
-
-if __name__ == "__main__":
-    print(tables(), end="")

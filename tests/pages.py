@@ -1,0 +1,29 @@
+"""The pages of docs/ that are made from the code: what stands below their mark is written by a function.
+
+    python -m tests.pages
+
+writes them again; tests/unit/test_pages.py fails when that would change one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import recipe_page
+from cluster.observe import metrics_page
+
+DOCS = Path(__file__).parents[1] / "docs"
+MARK = "<!-- Made by `python -m tests.pages`: change the code, not what follows. -->\n\n"
+PAGES: dict[str, Callable[[], str]] = {"recipes.md": recipe_page.tables, "metrics.md": metrics_page.tables}
+
+
+def made(page: str) -> str:
+    """The page as it should be: its own words, the mark, and what the code says."""
+    words, mark, _ = (DOCS / page).read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        raise ValueError(f"docs/{page}: found no line {MARK.strip()!r}, expected one before the tables")
+    return words + MARK + PAGES[page]()
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        (DOCS / name).write_text(made(name), encoding="utf-8")
