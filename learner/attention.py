@@ -41,25 +41,23 @@ def packed_rows(
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
     if odd or longest > (sliding_window or longest):
         raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected {PLAIN}")
-
-    def unpack(packed_1ASD: Tensor) -> Tensor:
-        """[R, A, L, D], anything after each row's end: causal attention never lets a token see what follows it.
-
-        On CPUs in float32: many small products in bfloat16 take twice as long in the backward pass.
-        """
-        rows_RALD = packed_1ASD[0].transpose(0, 1)[rows_RL].transpose(1, 2)
-        return rows_RALD if rows_RALD.is_cuda else rows_RALD.float()
-
     # One call for all rows: on CPUs the backward of one small call a row took half of the whole backward pass.
     rows_RALD = nn.functional.scaled_dot_product_attention(
-        unpack(query_1ASD),
-        unpack(key_1ASD),
-        unpack(value_1ASD),
+        *(_unpacked(packed_1ASD, rows_RL) for packed_1ASD in (query_1ASD, key_1ASD, value_1ASD)),
         is_causal=True,
         scale=scaling,
         enable_gqa=query_1ASD.shape[1] != key_1ASD.shape[1],
     )
     return rows_RALD.transpose(1, 2).flatten(0, 1)[place_S][None].to(query_1ASD.dtype), None
+
+
+def _unpacked(packed_1ASD: Tensor, rows_RL: Tensor) -> Tensor:
+    """[R, A, L, D], anything after each row's end: causal attention never lets a token see what follows it.
+
+    On CPUs in float32: many small products in bfloat16 take twice as long in the backward pass.
+    """
+    rows_RALD = packed_1ASD[0].transpose(0, 1)[rows_RL].transpose(1, 2)
+    return rows_RALD if rows_RALD.is_cuda else rows_RALD.float()
 
 
 @contextmanager

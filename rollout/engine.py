@@ -44,6 +44,26 @@ def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str,
     }
 
 
+def optional_arguments(
+    weight_backend: str | None,
+    worker_extension: str | None,
+    adapter: AdapterConfig | None,
+    mends_adapter: bool,
+    sleeps: bool,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs for what `Engine` may do beside sampling and scoring."""
+    from vllm.config import WeightTransferConfig
+
+    assert not (adapter and worker_extension), "an adapter's weights come as files"
+    extension = "rollout.vllm_quirks.AdapterWorker" if mends_adapter else worker_extension
+    return {
+        **({"enable_sleep_mode": True} if sleeps else {}),
+        **({"weight_transfer_config": WeightTransferConfig(backend=weight_backend)} if weight_backend else {}),
+        **({"worker_extension_cls": extension} if extension else {}),
+        **(quirks.adapter_arguments(adapter) if adapter else {}),
+    }
+
+
 class Engine:
     """One vLLM engine. All methods are coroutines on one event loop; construct it inside that loop.
 
@@ -74,21 +94,10 @@ class Engine:
             quirks.enter_cpu_environment(config)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        extra: dict[str, Any] = {"enable_sleep_mode": True} if sleeps else {}
-        if weight_backend is not None:
-            extra["weight_transfer_config"] = WeightTransferConfig(backend=weight_backend)
-        if worker_extension is not None:
-            extra["worker_extension_cls"] = worker_extension
         self._mends_adapter = adapter is not None and device == "cpu"
-        if self._mends_adapter:
-            assert worker_extension is None, "an adapter's weights come as files"
-            extra["worker_extension_cls"] = "rollout.vllm_quirks.AdapterWorker"
-        if adapter is not None:
-            extra |= quirks.adapter_arguments(adapter)
         self.window, self._pause_mode = config.window, "keep" if in_flight else "wait"
         self._adapter: LoRARequest | None = None
         self._adapter_digest = ""
@@ -99,7 +108,7 @@ class Engine:
                 **engine_arguments(model, config, device),
                 scheduler_cls="rollout.vllm_quirks.scoring_scheduler",
                 disable_log_stats=True,
-                **extra,
+                **optional_arguments(weight_backend, worker_extension, adapter, self._mends_adapter, sleeps),
             )
         )
 
