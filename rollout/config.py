@@ -81,7 +81,8 @@ class EngineConfig:
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         _require(self.dtype in ENGINE_DTYPES, "dtype", self.dtype, f"one of {ENGINE_DTYPES}")
         _require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
-        _require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", self.gpu_memory_utilization, "0 to 1")
+        share = self.gpu_memory_utilization
+        _require(0 < share <= 1, "gpu_memory_utilization", share, "more than 0, at most 1")
         _require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")
         _require(self.start_deadline_s > 0, "start_deadline_s", self.start_deadline_s, "more than 0 seconds")
 
