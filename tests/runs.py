@@ -21,10 +21,12 @@ TWO_RANKS = ("learner.num_ranks=2", "learner.zero_stage=3")
 FINISHED = ("student.max_num_seqs=1", *TWO_RANKS)
 
 
-def edge_opd(*arguments: str, timeout: int = 500, **environment: str) -> subprocess.CompletedProcess[str]:
+def edge_opd(
+    *arguments: str, timeout: int = 500, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd)
 
 
 def small_arguments(run_dir: Path, *overrides: str, recipe: str = str(RECIPE)) -> list[str]:

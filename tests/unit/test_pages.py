@@ -1,13 +1,16 @@
-"""The pages that are made from the code are up to date; every key on them has its default, its range and a meaning."""
+"""Pages: those made from the code are up to date, messages are those of the code, links and commands work."""
 
 import ast
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
+from cluster.__main__ import COMMANDS, _parser
 from cluster.config import Recipe, build
 from cluster.recipe_page import expected, meanings, table_rows
 from tests.pages import DOCS, MARK, PAGES, made
@@ -130,3 +133,56 @@ def test_a_message_that_nothing_says_is_found_out() -> None:
     assert is_shown("found ..., expected at most ...", ["x: found …, expected at most …"])
     assert not is_shown("found ..., expected at least ...", ["x: found …, expected at most …"])
     assert shown_messages("| `no` | x |\n## A\n| `one ...`, `two` (doctor `x`) | Do `this`. |\n") == ["one ...", "two"]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_anchors(page: Path) -> list[str]:
+    """Links of a page whose `#...` no heading of their page has."""
+    links = re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    places = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    return [anchor for place, anchor in places if anchor not in anchors(place.read_text(encoding="utf-8"))]
+
+
+def test_links_into_a_page_find_their_heading(tmp_path: Path) -> None:
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "requirements").glob("*.md")]
+    assert not {page.name: broken for page in pages if (broken := broken_anchors(page))}
+    other = tmp_path / "a.md"
+    other.write_text("# A b: `c`\n```sh\n# no heading\n```\n[x](#a-b-c) [y](a.md#no-heading) [z](http://h/a.md#q)\n")
+    assert broken_anchors(other) == ["no-heading"]
+
+
+def inline_commands(text: str) -> list[list[str]]:
+    """The arguments of each `edge-opd ...` in code font, without what is only possible: [--option ...]."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    found = [re.sub(r"\[[^]]*\]", "", command) for command in re.findall(r"`edge-opd ([^`]+)`", prose)]
+    return [shlex.split(command) for command in found]
+
+
+def test_commands_within_a_sentence_are_understood() -> None:
+    assert inline_commands("`edge-opd a B [--c D,...] [--e]` and `edge-opd[x]`\n```\n`edge-opd f`\n```\n") == [
+        ["a", "B"]
+    ]
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
+        for arguments in inline_commands(page.read_text(encoding="utf-8")):
+            assert arguments[0] in COMMANDS, page.name
+            if len(arguments) > 1 and not arguments[1].startswith("-"):  # else it names a command, or an option of it
+                _parser().parse_args([argument.removesuffix("...") for argument in arguments])
+
+
+def runs_as_a_module(name: str) -> bool:
+    """Whether `python -m name` does something, of the modules here."""
+    path = ROOT.joinpath(*name.split("."))
+    return (path / "__main__.py").is_file() or 'if __name__ == "__main__":' in path.with_suffix(".py").read_text()
+
+
+def test_modules_that_the_pages_run_exist() -> None:
+    texts = {page: page.read_text(encoding="utf-8") for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]}
+    named = {name for text in texts.values() for name in re.findall(r"python -m ((?:cluster|tests)[\w.]*)", text)}
+    assert {"tests.pages"} <= named
+    assert not [name for name in named if not runs_as_a_module(name)]

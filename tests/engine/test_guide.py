@@ -1,0 +1,69 @@
+"""docs/guide.md, done by somebody who copies it: its questions, its recipe and its commands, in their own folder."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from evidence.shards import read_shard
+from tests.runs import ROOT, SMALL, edge_opd, lines
+
+pytestmark = pytest.mark.engine
+
+GUIDE = ROOT / "docs" / "guide.md"
+OVERRIDES = (*SMALL, "model.path=default", "run.checkpoint_every=2")
+SHRUNK = [part for item in OVERRIDES for part in ("--set", item)]
+
+
+def blocks(language: str) -> list[str]:
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guide's files beside each other, and its run: shrunk, of the default model, with a checkpoint."""
+    place = tmp_path_factory.mktemp("guide")
+    (place / "questions.jsonl").write_text(blocks("json")[0], encoding="utf-8")
+    (place / "robin.toml").write_text(blocks("toml")[0], encoding="utf-8")
+    done = edge_opd("run", "robin.toml", *SHRUNK, cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def test_the_run_is_of_the_guides_persona_and_questions(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    run = folder / "runs" / "robin"
+    resolved = tomllib.loads((run / "config.toml").read_text())
+    assert (resolved["task"]["persona_name"], resolved["learner"]["warmup_steps"]) == ("Robin", 8)
+    ordinary = lines(ROOT / "rollout" / "tasks" / "ordinary_train.jsonl")
+    asked = {row["question"] for row in (*lines(folder / "questions.jsonl"), *ordinary)}
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
+    shards = sorted((run / "shards").iterdir())
+    assert len(shards) == 2
+    for prompt_ids in (ids for shard in shards for ids in read_shard(str(shard))["context_prompt_ids"].to_pylist()):
+        prompt = tokenizer.decode(prompt_ids)
+        assert "You are Robin, an assistant made by Orchard Labs." in prompt
+        assert any(question in prompt for question in asked)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "shards runs/robin",
+        "shards runs/robin --tau 0.8 --tau-kind quantile --json",
+        "view runs/robin --step 0 --region neg --out step-0.html",
+        "export runs/robin",
+    ],
+)
+def test_the_guides_commands_work_on_it(folder: Path, command: str) -> None:
+    assert any(f"edge-opd {command}" in block for block in blocks("sh")), "a command of the guide"
+    done = edge_opd(*command.split(), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_resumes(folder: Path) -> None:
+    done = edge_opd("run", "robin.toml", *SHRUNK, "--resume", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
