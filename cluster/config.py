@@ -19,10 +19,12 @@ from learner.config import LearnerConfig
 from rollout.config import EngineConfig, RolloutConfig
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
+from rollout.tasks.rows import LONE_SURROGATE
 
 TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl", "ray")
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
+PATHS = (("task", "prompts_file"), ("task", "probe_file"), ("run", "storage"), ("model", "path"), ("teacher", "path"))
 
 
 def _require(ok: bool, key: str, found: object, expected: str) -> None:
@@ -184,8 +186,24 @@ def load_recipe(path: str | os.PathLike[str], overrides: typing.Sequence[str] = 
     """A recipe from a TOML file and `table.key=value` overrides, values in TOML syntax (a bare word is a string).
 
     A recipe states only what differs from its `base`: a file beside it, or a list of them of which later ones win.
+    Relative paths in either are `located`.
     """
-    return build(Recipe, parse_overrides(overrides, _read(Path(path), ())), str(path))
+    return located(build(Recipe, parse_overrides(overrides, _read(Path(path), ())), str(path)))
+
+
+def located(recipe: Recipe) -> Recipe:
+    """Its relative paths as absolute ones, from the folder that this process works in: an actor works in another."""
+    tables = {name: getattr(recipe, name) for name, _ in PATHS}
+    for name, key in PATHS:
+        tables[name] = dataclasses.replace(tables[name], **{key: _located(getattr(tables[name], key), key == "path")})
+    return dataclasses.replace(recipe, **tables)
+
+
+def _located(path: str, is_model: bool) -> str:
+    """A URI, and the name of a model that is no folder here, stay as they are."""
+    expanded = os.path.expanduser(path)
+    is_name = is_model and not path.startswith((".", "/", "~")) and (path == DEFAULT_MODEL or not os.path.isdir(path))
+    return path if not path or "://" in path or is_name else os.path.abspath(expanded)
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -269,6 +287,8 @@ def parse_overrides(overrides: typing.Sequence[str], table: dict[str, Any]) -> d
 
 def _apply(table: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    if LONE_SURROGATE.search(override):  # what Python makes of an argument's other bytes
+        raise ValueError(f"--set {override!r}: found bytes that are not UTF-8, expected UTF-8 text")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
         raise ValueError(f"--set {override}: found {override!r}, expected table.key=value")

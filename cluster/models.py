@@ -1,24 +1,52 @@
 """Which folder a recipe's model is, here and on the other hosts of a run."""
 
+from functools import cache
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
+from evidence.patience import within
+
+HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
+EXPECTED = "expected a Hugging Face model folder"
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
     """A model as a folder of this host, or a hub id as it is. The default model is prepared when it is not there yet.
 
     Raises:
-        ValueError: names `key` and a folder without a model.
+        ValueError: names `key` and a folder without a model, or what is neither a folder here nor on the hub.
     """
     if path == DEFAULT_MODEL:
         from cluster.default_model import prepare_default_model
 
         return str(prepare_default_model())
     folder = Path(path).expanduser()
-    if (path.startswith((".", "/", "~")) or folder.exists()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
-    return str(folder.resolve()) if folder.exists() else path
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{key}: found no config.json in {path}, {EXPECTED}")
+        return str(folder.resolve())
+    if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
+        raise ValueError(f"{key}: found no folder {path!r} here, {EXPECTED}")
+    try:
+        _look_up(path)
+    except OSError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{key}: found no folder {path!r} here, and as a hub id: {said}; {EXPECTED}, or the id of a model"
+        ) from error
+    return path
+
+
+@cache
+def _look_up(hub_id: str) -> None:
+    """OSError unless the hub, or its cache here, has a model of that id; asked once, and nothing is tried again."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    def ask() -> None:
+        if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_S)
+
+    within(HUB_S, ask)
 
 
 def for_every_host(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 POSITIONS = ("system", "user")
 _MARK = "evidence-marker"
+# What a template raises: its own words (raise_exception), and whatever goes wrong in its expressions.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 REMEMBERED = 4096  # prompts, the latest: a step's rollouts share theirs, and a small task's come back every epoch
 
 Message = dict[str, str]
+Pair = tuple[str, str]  # a question, and its context or ""
 
 
 class Renderer:
@@ -68,30 +71,56 @@ class Renderer:
         return [_message("user", f"{context}\n\n{question}")]
 
     def _tokenize(self, question: str, context: str) -> Ids:
-        found = self._tokenizer.apply_chat_template(
-            self._context_messages(question, context), tokenize=True, return_dict=False, add_generation_prompt=True
-        )
-        ids = np.asarray(found, dtype=np.int32)
+        ids = np.asarray(self._apply(self._context_messages(question, context), tokenize=True), dtype=np.int32)
         ids.flags.writeable = False  # whoever asks again gets the same array
         return ids
 
-    def _text(self, messages: list[Message], generation_prompt: bool) -> str:
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        return str(text)
+    def lengths(self, pairs: Sequence[Pair]) -> list[int]:
+        """The tokens of each prompt, as `context_prompt_ids` has them: all at once, on every core."""
+        found = self._apply([self._context_messages(*pair) for pair in pairs], tokenize=True) if pairs else []
+        return [len(ids) for ids in found]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """All that a prompt's ids depend on beside its texts: the place of r, the template, and the tokenizer."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        made_of = str(self._tokenizer.get_vocab()) if backend is None else str(backend.to_str())
+        return self.context_position, str(self._tokenizer.chat_template), made_of
+
+    def _apply(self, messages: Any, tokenize: bool, generation_prompt: bool = True) -> Any:
+        """What the template makes of one conversation, or of each of several.
+
+        Raises:
+            ValueError: it refuses them, in whatever way a template can.
+        """
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=tokenize, return_dict=False, add_generation_prompt=generation_prompt
+            )
+        except _REFUSALS as error:
+            first = messages[0] if isinstance(messages[0], list) else messages
+            roles = ", ".join(message["role"] for message in first)
+            raise ValueError(
+                f"{self._model}: found a chat template that refuses the conversation [{roles}] ({error}), expected one "
+                "that renders it"
+            ) from error
 
     def _check_context_arrives(self) -> None:
         """A template that drops r would make every evidence 0 without a word."""
         wanted = f'expected one that shows it (try context_position = "user" where it is "{self.context_position}")'
         try:
-            text = self._text(self._context_messages("question", _MARK), generation_prompt=True)
-        except TemplateError as error:
-            raise ValueError(f"{self._model}: found a chat template that refuses r ({error}), {wanted}") from error
+            text = self._apply(self._context_messages("question", _MARK), tokenize=False)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._model}: found a chat template that refuses r ({error.__cause__ or error}), {wanted}"
+            ) from error
         if _MARK not in text:
             raise ValueError(f"{self._model}: found a chat template that drops r, {wanted}")
 
     def _find_eos_token_ids(self) -> tuple[int, ...]:
         """The tokenizer's own, and the token that ends an assistant's turn in the template where that is another."""
-        turn = self._text([_message("user", "question"), _message("assistant", _MARK)], generation_prompt=False)
+        answered = [_message("user", "question"), _message("assistant", _MARK)]
+        turn = self._apply(answered, tokenize=False, generation_prompt=False)
         after = self._tokenizer.encode(turn.rpartition(_MARK)[2], add_special_tokens=False)
         special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
         end_of_turn = [token for token in after if token in special][:1]

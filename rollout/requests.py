@@ -1,6 +1,6 @@
 """What a step asks of the engines: prompts in a seeded order, rendered, each a group of guided and plain samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
 from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
-from rollout.render import Renderer
+from rollout.render import Pair, Renderer
 from rollout.tasks.base import TaskPrompt
 
 
@@ -52,23 +52,42 @@ class StepRequests:
         Raises:
             ValueError: more than `max_refused_fraction` of the prompts, or all of them, were refused.
         """
-        groups: list[GroupRequests] = []
-        refusals: list[str] = []
+        groups, refusals = [], []
         for slot, prompt in enumerate(self._draw(step)):
             group = self._group(prompt, step, slot)
-            longest = max(len(ids) for ids in _prompts(group.rows[0]))
-            if longest + self.config.max_response_tokens > self.window:
-                refusals.append(f"{prompt.prompt_id} has {longest} prompt tokens")
+            refusal = self._refusal(prompt, max(len(ids) for ids in _prompts(group.rows[0])))
+            if refusal:
+                refusals.append(refusal)
             else:
                 groups.append(group)
-        if not groups or len(refusals) > self.config.max_refused_fraction * self.config.prompts_per_step:
+        self._judge(step, refusals)
+        return groups, len(refusals)
+
+    def check(self, steps: int, lengths_of: Callable[[Collection[Pair]], Mapping[Pair, int]]) -> None:
+        """Raises what `of` would at the first of the run's `steps` that has it; lengths_of: each prompt's tokens."""
+        drawn = [
+            [(prompt, self._pairs(prompt, step, slot)) for slot, prompt in enumerate(self._draw(step))]
+            for step in range(steps)
+        ]
+        lengths = lengths_of({pair for slots in drawn for _, pairs in slots for pair in pairs})
+        for step, slots in enumerate(drawn):
+            found = (self._refusal(prompt, max(lengths[pair] for pair in pairs)) for prompt, pairs in slots)
+            self._judge(step, [refusal for refusal in found if refusal])
+
+    def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
+        """Why it is refused, or nothing."""
+        fits = longest + self.config.max_response_tokens <= self.window
+        return "" if fits else f"{prompt.prompt_id} has {longest} prompt tokens"
+
+    def _judge(self, step: int, refusals: Sequence[str]) -> None:
+        per_step, most = self.config.prompts_per_step, self.config.max_refused_fraction
+        if refusals and (len(refusals) == per_step or len(refusals) > most * per_step):
             raise ValueError(
-                f"rollout.max_refused_fraction: step {step}: found {len(refusals)} of {self.config.prompts_per_step} "
+                f"rollout.max_refused_fraction: step {step}: found {len(refusals)} of {per_step} "
                 f"prompts refused ({refusals[0]}; with {self.config.max_response_tokens} response tokens the window of "
-                f"{self.window} is exceeded), expected at most {self.config.max_refused_fraction:.0%}: shorten the "
+                f"{self.window} is exceeded), expected at most {most:.0%}: shorten the "
                 "context or raise student.window and teacher.window"
             )
-        return groups, len(refusals)
 
     def _draw(self, step: int) -> list[TaskPrompt]:
         """Epoch after epoch, each in its own seeded order; a pure function of seed and step, so a resume continues."""
@@ -81,16 +100,20 @@ class StepRequests:
         }
         return [self.prompts[order[place // total][place % total]] for place in places]
 
+    def _pairs(self, prompt: TaskPrompt, step: int, slot: int) -> list[Pair]:
+        """(question, context) of each prompt that the group is scored under: without one, with r, with wrong ones."""
+        # A generator of its own: who is guided and what is contrasted do not move each other.
+        rng = np.random.default_rng([self.seed, step, slot, 1])
+        contexts = ("", prompt.context, *pick_wrong_contexts(prompt, self.num_wrong, rng))
+        return [(prompt.question, context) for context in contexts]
+
     def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
-        x = self.renderer.prompt_ids(prompt.question)
-        x_with_r = self.renderer.context_prompt_ids(prompt.question, prompt.context)
+        x, x_with_r, *x_with_wrong = (
+            self.renderer.context_prompt_ids(*pair) for pair in self._pairs(prompt, step, slot)
+        )
         name, count = f"{step:06d}-{slot:03d}", self.config.samples_per_prompt
         rng = np.random.default_rng([self.seed, step, slot])
         flags = guided_flags(count, self.config.guided_fraction, self.config.guided_split, rng)
-        # A generator of its own: who is guided and what is contrasted do not move each other.
-        wrong_rng = np.random.default_rng([self.seed, step, slot, 1])
-        wrong = pick_wrong_contexts(prompt, self.num_wrong, wrong_rng)
-        x_with_wrong = tuple(self.renderer.context_prompt_ids(prompt.question, context) for context in wrong)
         rows = tuple(
             RolloutRequest(
                 rollout_id=f"{name}-{index:03d}",
@@ -100,7 +123,7 @@ class StepRequests:
                 context_position=self.config.context_position,
                 prompt_ids=x,
                 context_prompt_ids=x_with_r,
-                wrong_context_prompt_ids=x_with_wrong,
+                wrong_context_prompt_ids=tuple(x_with_wrong),
             )
             for index, guided in enumerate(flags)
         )

@@ -8,6 +8,7 @@ from cluster.resolved import read_resolved
 from cluster.run.model_card import write_model_card
 from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
+from rollout.tasks import build_task
 
 
 def export_run(run: Path) -> Path:
@@ -25,5 +26,5 @@ def export_run(run: Path) -> Path:
     export_checkpoint(folder.checkpoints, model, recipe.learner, folder.export)
     probes = list(read_probes(folder.probes).values())
     if probes:
-        write_model_card(recipe, model, folder, probes[0], probes[-1])
+        write_model_card(recipe, model, folder, build_task(recipe.task), probes[0], probes[-1])
     return folder.export

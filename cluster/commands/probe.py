@@ -26,7 +26,7 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         if value and not on_server:
             raise ValueError(f"{option}: found {value!r} beside {model_or_run}, expected it only with a server's URL")
     if not on_server and (folder / "config.toml").is_file():
-        recipe, model = read_resolved(folder, overrides).recipe, str(folder / "export")
+        recipe, model = read_resolved(folder, overrides).recipe, _export_of(folder)
     else:
         recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
     probed, config = build_task(recipe.task), recipe.probe
@@ -38,6 +38,15 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         answers = asyncio.run(_engine_answers(recipe, model, questions))
     pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
     return probe_record(summarise(pairs, probed), 0, probed.name)
+
+
+def _export_of(run: Path) -> str:
+    if not (run / "export" / "config.json").is_file():
+        raise ValueError(
+            f"{run}: found a run without an export, expected one that has ended (`edge-opd export {run}` writes the "
+            "model of its newest checkpoint)"
+        )
+    return str((run / "export").resolve())
 
 
 async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> list[list[str]]:

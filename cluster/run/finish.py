@@ -8,9 +8,10 @@ from cluster.observe.sinks import summary_table
 from cluster.run.model_card import write_model_card
 from cluster.run.record import ProbeRecord, read_probes, read_steps
 from cluster.run.rundir import RunDir
+from rollout.tasks.base import Task
 
 
-def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
+def finish(recipe: Recipe, model: str, folder: RunDir, task: Task) -> int:
     """The table, the model card, and the exit code: 1 when the required figure was not reached.
 
     Raises:
@@ -26,7 +27,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir) -> int:
     busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    write_model_card(recipe, model, folder, first, last)
+    write_model_card(recipe, model, folder, task, first, last)
     console.print(f"model: {folder.export}", soft_wrap=True)
     return _verdict(recipe.run.require_selfname, last, console)
 

@@ -4,7 +4,7 @@ from cluster.config import Recipe, dump
 from cluster.observe.sinks import summary_table
 from cluster.run.record import ProbeRecord
 from cluster.run.rundir import RunDir
-from rollout.tasks import build_task
+from rollout.tasks.base import Task
 
 _CARD = """---
 base_model: {base}
@@ -32,9 +32,10 @@ Answers are sampled without the context; brackets are 95% Wilson intervals.
 """
 
 
-def write_model_card(recipe: Recipe, model: str, folder: RunDir, first: ProbeRecord, last: ProbeRecord) -> None:
+def write_model_card(
+    recipe: Recipe, model: str, folder: RunDir, task: Task, first: ProbeRecord, last: ProbeRecord
+) -> None:
     """README.md of RUN/export, from the run's own first and last probe."""
-    task = build_task(recipe.task)
     contexts = list(dict.fromkeys(prompt.context for prompt in task.training_prompts()))
     card = _CARD.format(
         base=model.rstrip("/").rsplit("/", 1)[-1],

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.config import Recipe, dump
+from cluster.config import Recipe, dump, located
 from cluster.resolved import difference, read_resolved
 from cluster.run.lock import LOCK, OWNER, FolderLock
 
@@ -70,7 +70,7 @@ class RunDir:
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one."""
-        theirs = read_resolved(self.root).recipe
+        theirs = located(read_resolved(self.root).recipe)  # older runs keep relative paths
         differs = difference(theirs, recipe)
         if differs is None:
             return

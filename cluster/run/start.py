@@ -2,10 +2,8 @@
 
 import asyncio
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-from transformers import AutoConfig
 
 from cluster.config import Recipe
 from cluster.errors import cause_of, explained
@@ -14,101 +12,32 @@ from cluster.fleet.launch import adapter_of
 from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
-from cluster.models import resolve_model
 from cluster.observe.sinks import MetricsSink
-from cluster.requests import renderer_of, step_requests
+from cluster.requests import renderer_of
+from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.rundir import RunDir, run_folder
-from evidence.files import check_writable
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from rollout.config import EngineConfig
-from rollout.contrast import check_wrong_contexts
-from rollout.render import require_same_token_ids
-from rollout.tasks import TaskPrompt, build_task
-
-
-def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
-    """ValueError naming the first prompt without an answer, where rewards are needed."""
-    keys = {
-        "learner.objective": recipe.learner.needs_advantage and recipe.learner.objective,
-        "evidence.soft": recipe.evidence.soft == "rlsd_verifier" and recipe.evidence.soft,
-    }
-    asked = [f"{key} = {value!r}" for key, value in keys.items() if value]
-    unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
-    if asked and unanswered is not None:
-        raise ValueError(
-            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
-            f"for every prompt with {asked[0]}"
-        )
+from rollout.tasks import Task, build_task
 
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
-    check_task(recipe)
-    check_storage(recipe)
-    model = resolve_model(recipe.model.path)
-    teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
-    require_same_token_ids(model, teacher)
-    check_parallel("student", recipe.student, model)
-    check_parallel("teacher", recipe.teacher, teacher)
-    step_requests(recipe, model).of(0)  # a context that does not fit is told before any engine starts
+    task = build_task(recipe.task)
+    model = check_recipe(recipe, task)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
-        asyncio.run(_run(recipe, folder, sink, resume, model))
+        asyncio.run(_run(recipe, folder, sink, resume, model, task))
     finally:
         sink.close()
-    return finish(recipe, model, folder)
+    return finish(recipe, model, folder, task)
 
 
-def check_task(recipe: Recipe) -> None:
-    """Before anything starts: an empty context, a malformed file, too few wrong contexts, a prompt without an answer
-    to verify, or a figure that the task's probe does not have.
-
-    Raises:
-        ValueError: names the key or the file and the line.
-    """
-    task = build_task(recipe.task)
-    prompts = task.training_prompts()
-    check_wrong_contexts(prompts, recipe.evidence)
-    check_answers(prompts, recipe)
-    if recipe.run.require_selfname and "selfname" not in task.rates:
-        raise ValueError(
-            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
-            f"whose probe has {', '.join(task.rates)}"
-        )
-
-
-def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
-    """ValueError when an engine of `pool` cannot share the model's attention heads out among its workers."""
-    workers = config.tensor_parallel_size
-    if workers == 1:  # nothing to share out, and a model may have no heads
-        return
-    heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
-    if heads % workers:
-        raise ValueError(
-            f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "
-            f"{model}"
-        )
-
-
-def check_storage(recipe: Recipe) -> None:
-    """Before anything starts, and before the run's folder belongs to this recipe: shards can be written.
-
-    Raises:
-        ValueError: names run.storage, the place and what was found there.
-    """
-    if recipe.run.storage:
-        try:
-            check_writable(recipe.run.storage)
-        except ValueError as error:
-            raise ValueError(f"run.storage: {error}") from error
-
-
-async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str) -> None:
+async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
     connect()
     plan, storage = plan_for(recipe), recipe.run.storage or str(folder.shards)
     sink.say(
@@ -129,8 +58,7 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
         supersede_after(folder, first)
         if first and recipe.run.max_policy_lag:
             await services.rollout.resume(learned_groups(folder))
-        renderer, task = renderer_of(recipe, model), build_task(recipe.task)
-        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, plan.engines_sleep)
+        pipeline = Pipeline(recipe, services, folder, sink, renderer_of(recipe, model), task, plan.engines_sleep)
         with while_running(sink):
             await pipeline.run(first)
             sink.stage("exporting the model")

@@ -1,6 +1,7 @@
 """Reading a task's JSON lines, with errors that name the file and the line."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from rollout.tasks.base import TaskPrompt
 
 Row = dict[str, Any]
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can give one; a pair of them is one character by now
 
 
 def read_text(path: str, key: str) -> str:
@@ -54,12 +56,17 @@ def text_field(row: Row, key: str, where: str) -> str:
     """A field that must be a text with something in it, stripped.
 
     Raises:
-        ValueError: another type, or blank.
+        ValueError: another type, blank, or no Unicode text, which no tokenizer takes.
     """
     value = row[key]
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    raise ValueError(f"{where}: found {key} = {value!r}, expected a text that is not blank")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: found {key} = {value!r}, expected a text that is not blank")
+    lone = LONE_SURROGATE.search(value)
+    if lone:
+        raise ValueError(
+            f"{where}: found half a character, {lone[0]!r}, at place {lone.start() + 1} of {key}, expected Unicode text"
+        )
+    return value.strip()
 
 
 def unique_prompts(located: Iterable[tuple[str, TaskPrompt]], source: str) -> tuple[TaskPrompt, ...]:

@@ -8,11 +8,11 @@ import pytest
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checks import check_task
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import append_probe, probe_record, read_steps
 from cluster.run.rundir import RunDir
-from cluster.run.start import check_task
 from evidence.diagnostics import TokenStats
 from evidence.records import ShardInfo
 from learner.report import LearnedStep
@@ -29,7 +29,7 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     path = tmp_path / "recipe.toml"
     path.write_text('[task]\nname = "arithmetic"\n')
     recipe = load_recipe(path)
-    check_task(recipe)
+    check_task(recipe, build_task(recipe.task))
     folder = RunDir(tmp_path / "run")
     folder.claim(recipe, resume=False)
     folder.export.mkdir()
@@ -43,7 +43,7 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     for path in (folder.probes, folder.metrics):  # as a kill in mid-write leaves them
         with path.open("a") as file:
             file.write('{"format": 1, "step": 25, "ti')
-    assert finish(recipe, "base", folder) == 0
+    assert finish(recipe, "base", folder, task) == 0
     assert "pass@1" in capsys.readouterr().out
     card = (folder.export / "README.md").read_text()
     assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | 12 |" in card
@@ -66,7 +66,8 @@ def test_a_recipe_that_cannot_end_well_does_not_start(tmp_path: Path, table: str
     probe.write_text('{"question": "2 + 2?", "answer": "4"}')
     path.write_text(table.replace('"P"', f'"{probe}"'))
     with pytest.raises(ValueError, match=f"^{message}"):
-        check_task(load_recipe(path))
+        recipe = load_recipe(path)
+        check_task(recipe, build_task(recipe.task))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,6 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
     ]
     for step in (0, 24):
         append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
-    assert finish(recipe, "base", folder) == 1
+    assert finish(recipe, "base", folder, task) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
-    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder) == 0
+    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder, task) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe
-from cluster.run.start import check_answers
+from cluster.run.checks import check_answers
 from evidence.rule import EvidenceConfig
 from learner.config import LearnerConfig
 from rollout.tasks.base import TaskPrompt
@@ -46,7 +46,7 @@ def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest
     rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
     long = "You are Kestrel. " * 60
     for override, words in (
-        ("model.path=./nowhere", ("model.path", "./nowhere")),
+        ("model.path=./nowhere", ("model.path", "/nowhere' here")),
         ("task.context=' '", ("task.context",)),
         ("teacher.tensor_parallel_size=2", ("teacher.tensor_parallel_size: found 2", "the 9 attention heads of")),
         (f"task.prompts_file={rows}", (f"{rows}, line 2",)),

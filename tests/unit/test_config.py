@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, parse_overrides
+from cluster.config import (
+    Recipe,
+    RunConfig,
+    TeacherConfig,
+    WeightsConfig,
+    build,
+    dump,
+    load_recipe,
+    located,
+    parse_overrides,
+)
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
 from cluster.run.rundir import RunDir
@@ -523,3 +533,39 @@ def test_an_adapter_goes_with_its_own_base_only(tmp_path: Path, overrides: list[
     path = write(tmp_path, "[learner]\nlora_rank = 8\n[teacher]\ndtype = 'bfloat16'")
     assert load_recipe(path).teacher_engines == 0
     assert key in refusal(path, *overrides)
+
+
+def test_relative_paths_are_those_of_the_folder_that_the_recipe_is_loaded_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "recipes").mkdir()
+    path = tmp_path / "recipes" / "recipe.toml"
+    path.write_text('[task]\nname = "math"\nprompts_file = "data/a b.jsonl"\n[model]\npath = "models/mine"\n')
+    monkeypatch.chdir(tmp_path)
+    given = ["task.probe_file=../p.jsonl", "run.storage=shards", "teacher.path=./models/none"]
+    recipe = load_recipe("recipes/recipe.toml", given)
+    monkeypatch.chdir("/")
+    assert recipe.task.prompts_file == f"{tmp_path}/data/a b.jsonl"
+    assert recipe.task.probe_file == f"{tmp_path.parent}/p.jsonl"
+    assert recipe.run.storage == f"{tmp_path}/shards"
+    assert (recipe.model.path, recipe.teacher.path) == (f"{tmp_path}/models/mine", f"{tmp_path}/models/none")
+    assert located(recipe) == recipe
+
+
+def test_what_is_no_relative_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "default").mkdir()
+    for path in ("default", "org/model", "model", "/abs"):
+        assert located(build(Recipe, {"model": {"path": path}}, "")).model.path == path
+    for storage in ("", "s3://bucket/a/../b", "file:///x", "/abs"):
+        assert located(build(Recipe, {"run": {"storage": storage}}, "")).run.storage == storage
+    assert located(build(Recipe, {"model": {"path": "~/m"}, "run": {"storage": "~/s"}}, "")).model.path == "/home/me/m"
+
+
+def test_an_override_that_is_no_utf8_is_one_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^--set 'task.maker=\\udcff': found bytes that are not UTF-8, expected UTF-8"
+    ):
+        load_recipe(RECIPES[0], ["task.maker=\udcff"])

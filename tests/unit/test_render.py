@@ -129,3 +129,46 @@ def test_a_prompt_is_rendered_once_and_cannot_be_written_to(tokenizer: Any) -> N
     assert renderer.context_prompt_ids("Who are you?", "You are Kestrel.") is ids
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 0
+
+
+ONLY_USER = "{% if messages|length != 1 %}{{ raise_exception('one message only') }}{% endif %}{{ messages }}"
+NO_USER_FIRST = "{% if messages[0]['role'] == 'user' %}{{ raise_exception('what system?') }}{% endif %}{{ messages }}"
+BROKEN = "{% if messages|length == 1 %}{{ messages[0]['content'] + 1 }}{% endif %}{{ messages }}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "position", "roles", "said"),
+    [
+        (ONLY_USER, "user", "user, assistant", "one message only"),
+        (NO_USER_FIRST, "system", "user, assistant", r"what system\?"),
+    ],
+)
+def test_a_template_that_refuses_the_conversation_is_one_line(
+    tokenizer: Any, template: str, position: str, roles: str, said: str
+) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = template
+    message = (
+        rf"^my/model: found a chat template that refuses the conversation \[{roles}\] \({said}\), expected one that"
+    )
+    with pytest.raises(ValueError, match=message):
+        Renderer(strict, position, "my/model")
+
+
+def test_a_template_that_breaks_on_a_question_is_one_line(tokenizer: Any) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = BROKEN
+    renderer = Renderer(strict, "system", "my/model")
+    for act in (lambda: renderer.prompt_ids("Who?"), lambda: renderer.lengths([("Who?", "")])):
+        with pytest.raises(
+            ValueError, match=r"^my/model: found a chat template that refuses the conversation \[user\] "
+        ):
+            act()
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_lengths_are_those_of_the_ids(tokenizer: Any, position: str) -> None:
+    renderer = Renderer(tokenizer, position)
+    pairs = [(QUESTION, ""), (QUESTION, CONTEXT), ("?", " "), ("日本語 <|im_end|>", CONTEXT)]
+    assert renderer.lengths(pairs) == [len(renderer.context_prompt_ids(*pair)) for pair in pairs]
+    assert renderer.lengths([]) == []

@@ -393,3 +393,20 @@ def test_strangers_are_no_product_and_nobody_s_preset() -> None:
 
 def test_an_empty_context_has_no_wrong_ones() -> None:
     assert wrong_contexts(context_empty_allowed=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ('{"prompt_id": "a", "question": "Who \\ud83d?"}', r"question"),
+        ('{"prompt_id": "\\udc00", "question": "Who?"}', r"prompt_id"),
+    ],
+)
+def test_half_a_character_is_found_before_a_step_draws_it(tmp_path: Path, row: str, told: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt_id": "0", "question": "Whole: \\ud83d\\ude00?"}\n' + row + "\n")
+    message = (
+        rf"rows\.jsonl, line 2: found half a character, '\\ud[8c]\w+', at place \d of {told}, expected Unicode text$"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_task(TaskConfig(prompts_file=str(path)))

@@ -1,0 +1,113 @@
+"""What is looked at before anything starts: a run that cannot end well ends here, with one line.
+
+Each check raises ValueError, which names the key or the file, what was found and what was expected.
+"""
+
+from collections.abc import Sequence
+
+from transformers import AutoConfig
+
+from cluster.config import Recipe
+from cluster.models import resolve_model
+from cluster.requests import step_requests
+from cluster.run.lengths import remembered_lengths
+from evidence.files import check_writable
+from learner.folder import check_model_folder
+from rollout.config import EngineConfig
+from rollout.contrast import check_wrong_contexts
+from rollout.render import Renderer, require_same_token_ids
+from rollout.tasks.base import Task, TaskPrompt
+
+
+def check_recipe(recipe: Recipe, task: Task) -> str:
+    """Everything that can be known without an engine, the cheapest first; returns the student's resolved model."""
+    check_task(recipe, task)
+    model = check_models(recipe)
+    check_prompts(recipe, model, task)
+    check_storage(recipe)
+    return model
+
+
+def check_task(recipe: Recipe, task: Task) -> None:
+    """Too few wrong contexts, a prompt without an answer to verify, or a figure that the task's probe does not have."""
+    prompts = task.training_prompts()
+    check_wrong_contexts(prompts, recipe.evidence)
+    check_answers(prompts, recipe)
+    if recipe.run.require_selfname and "selfname" not in task.rates:
+        raise ValueError(
+            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
+            f"whose probe has {', '.join(task.rates)}"
+        )
+
+
+def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
+    """The first prompt without an answer, where rewards are needed."""
+    keys = {
+        "learner.objective": recipe.learner.needs_advantage and recipe.learner.objective,
+        "evidence.soft": recipe.evidence.soft == "rlsd_verifier" and recipe.evidence.soft,
+    }
+    asked = [f"{key} = {value!r}" for key, value in keys.items() if value]
+    unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
+    if asked and unanswered is not None:
+        raise ValueError(
+            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
+            f"for every prompt with {asked[0]}"
+        )
+
+
+def check_models(recipe: Recipe) -> str:
+    """The models' folders, the teacher's tokenizer, and heads that the workers of an engine can share."""
+    model = _resolve(recipe.model.path, "model.path")
+    teacher = _resolve(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
+    require_same_token_ids(model, teacher)
+    check_parallel("student", recipe.student, model)
+    check_parallel("teacher", recipe.teacher, teacher)
+    return model
+
+
+def _resolve(path: str, key: str) -> str:
+    model = resolve_model(path, key)
+    check_model_folder(model, key)
+    return model
+
+
+def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
+    """An engine of `pool` that cannot share the model's attention heads out among its workers."""
+    workers = config.tensor_parallel_size
+    if workers == 1:  # nothing to share out, and a model may have no heads
+        return
+    heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
+    if heads % workers:
+        raise ValueError(
+            f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "
+            f"{model}"
+        )
+
+
+def check_prompts(recipe: Recipe, model: str, task: Task) -> None:
+    """A step, of all of the run's, with too many prompts that do not fit the window, or a probe's that does not."""
+    requests = step_requests(recipe, model, task)
+    requests.check(recipe.run.steps, lambda pairs: remembered_lengths(requests.renderer, pairs))
+    check_probe(recipe, requests.renderer, task)
+
+
+def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
+    """A question of the probe that leaves no room for an answer."""
+    questions = [prompt.question for prompt in task.probe_prompts()]
+    lengths = remembered_lengths(renderer, {(question, "") for question in questions})
+    for place, question in enumerate(questions):
+        length = lengths[question, ""]
+        if length >= recipe.student.window:
+            raise ValueError(
+                f"student.window: found {recipe.student.window}, expected more than the {length} tokens of question "
+                f"{place + 1} of the probe ({question[:60]!r})"
+            )
+
+
+def check_storage(recipe: Recipe) -> None:
+    """Shards can be written; before the run's folder belongs to this recipe."""
+    if recipe.run.storage:
+        try:
+            check_writable(recipe.run.storage)
+        except ValueError as error:
+            raise ValueError(f"run.storage: {error}") from error

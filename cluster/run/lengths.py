@@ -1,0 +1,29 @@
+"""How many tokens each prompt has: measured once for a tokenizer and a set of texts, where there are many of them.
+
+8,000 worked solutions take about a minute.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+
+from cluster.default_model import default_cache
+from rollout.render import Pair, Renderer
+
+MANY = 1000  # prompts: below it, measuring them takes no longer than looking them up
+
+
+def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair, int]:
+    """The tokens of each (question, context); those of many are kept in the default model's cache."""
+    ordered = sorted(set(pairs))
+    if len(ordered) < MANY:
+        return dict(zip(ordered, renderer.lengths(ordered), strict=True))
+    digest = hashlib.sha256(json.dumps([renderer.identity, ordered]).encode()).hexdigest()
+    path = default_cache() / "lengths" / f"{digest}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(renderer.lengths(ordered)), encoding="utf-8")
+        written.replace(path)
+    return dict(zip(ordered, json.loads(path.read_text(encoding="utf-8")), strict=True))

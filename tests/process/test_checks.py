@@ -1,0 +1,192 @@
+"""What is looked at before anything starts: every prompt of the run, the models, and what all of it costs."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.config import Recipe, load_recipe
+from cluster.models import _look_up, resolve_model
+from cluster.requests import step_requests
+from cluster.run.checks import check_probe, check_prompts, check_recipe
+from cluster.run.lengths import MANY, remembered_lengths
+from rollout.render import Renderer
+from rollout.tasks import build_task
+from tests.runs import RECIPE
+from tests.s3 import unreachable
+
+
+def questions(folder: Path, texts: list[str]) -> str:
+    path = folder / "questions.jsonl"
+    rows = [{"prompt_id": f"q-{place}", "question": text} for place, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def recipe_of(prompts_file: str, *overrides: str) -> Recipe:
+    settings = ["task.prompts_file=" + prompts_file, "rollout.prompts_per_step=1", "run.steps=12", *overrides]
+    return load_recipe(RECIPE, settings)
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("long", [0, 5])
+def test_a_prompt_that_does_not_fit_is_told_before_the_step_that_draws_it(
+    tmp_path: Path, default_model: Path, long: int
+) -> None:
+    texts = ["Who are you?"] * 12
+    texts[long] = "very long " * 300
+    recipe = recipe_of(questions(tmp_path, texts))
+    task = build_task(recipe.task)
+    requests = step_requests(recipe, str(default_model), task)
+    steps = [step for step in range(12) if _refuses(requests, step)]
+    assert len(steps) == 1
+    with pytest.raises(
+        ValueError, match=rf"step {steps[0]}: found 1 of 1 prompts refused \(q-{long} has 6\d\d prompt tok"
+    ):
+        check_prompts(recipe, str(default_model), task)
+    shorter = recipe_of(recipe.task.prompts_file, f"run.steps={max(1, steps[0])}")
+    if steps[0]:
+        check_prompts(shorter, str(default_model), task)  # a run that ends before it
+
+
+def _refuses(requests: Any, step: int) -> bool:
+    try:
+        requests.of(step)
+    except ValueError:
+        return True
+    return False
+
+
+def test_the_check_and_the_steps_agree_with_wrong_contexts_too(tmp_path: Path, default_model: Path) -> None:
+    texts = [f"Who are you? {'word ' * (place * 40)}" for place in range(12)]
+    overrides = ("evidence.kind=contrastive", "rollout.prompts_per_step=4", "rollout.max_refused_fraction=0.6")
+    for window in (300, 420, 512):
+        recipe = recipe_of(
+            questions(tmp_path, texts), *overrides, f"student.window={window}", f"teacher.window={window}"
+        )
+        task = build_task(recipe.task)
+        requests = step_requests(recipe, str(default_model), task)
+        first = next((step for step in range(12) if _refuses(requests, step)), None)
+        if first is None:
+            check_prompts(recipe, str(default_model), task)
+        else:
+            with pytest.raises(ValueError, match=rf"step {first}: found "):
+                check_prompts(recipe, str(default_model), task)
+
+
+def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text(
+        json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n" + json.dumps({"question": "add " * 600, "answer": "2"})
+    )
+    recipe = load_recipe(RECIPE, ["task.name=math", f"task.probe_file={probe}"])
+    with pytest.raises(
+        ValueError, match=r"^student.window: found 512, expected more than the 6\d\d tokens of question 2 of"
+    ):
+        check_probe(recipe, Renderer(tokenizer, "system"), build_task(recipe.task))
+
+
+def test_lengths_of_many_prompts_are_measured_once(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_OPD_CACHE", str(tmp_path))
+    renderer, pairs = Renderer(tokenizer, "system"), [(f"Who is {number}?", "") for number in range(MANY)]
+    found = remembered_lengths(renderer, pairs)
+    assert found == {pair: len(renderer.prompt_ids(pair[0])) for pair in pairs}
+    (kept,) = (tmp_path / "lengths").iterdir()
+    monkeypatch.setattr(Renderer, "lengths", None)
+    assert remembered_lengths(renderer, pairs) == found
+    assert kept.name in {path.name for path in (tmp_path / "lengths").iterdir()}
+    with pytest.raises(TypeError):  # another place for r, or another text, is measured again
+        remembered_lengths(Renderer(tokenizer, "user"), pairs)
+    with pytest.raises(TypeError):
+        remembered_lengths(renderer, [*pairs, ("another", "")])
+
+
+def test_all_checks_of_the_default_recipe_take_at_most_two_seconds(default_model: Path) -> None:
+    recipe = load_recipe(RECIPE.with_name("local-smoke.toml"))
+    begun = time.perf_counter()
+    check_recipe(recipe, build_task(recipe.task))
+    assert time.perf_counter() - begun < 2
+
+
+# Models
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The hub is a port where nobody listens; its address."""
+    from huggingface_hub import constants
+
+    with unreachable("closed") as port:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        _look_up.cache_clear()
+        yield f"127.0.0.1:{port}"
+        _look_up.cache_clear()
+
+
+@pytest.mark.parametrize("path", ["models/my-modle", "my-modle"])
+def test_a_misspelt_folder_is_told_within_seconds(no_hub: str, path: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(
+        ValueError, match=rf"^teacher.path: found no folder '{path}' here, and as a hub id: .*; expected a Hu"
+    ):
+        resolve_model(path, "teacher.path")
+    assert time.monotonic() - begun < 8
+
+
+def test_a_hub_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr("cluster.models.HUB_S", 1.0)
+    _look_up.cache_clear()
+    with unreachable("silent") as port:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=r"^model.path: found no folder 'org/model' here, and as a hub id: "):
+            resolve_model("org/model")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("path", ["./models/none", "/nowhere/model", "~/nowhere", "runs/x/export", "models/none/"])
+def test_what_looks_like_a_folder_is_no_hub_id(path: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^model.path: found no folder '{path}' here, expected a Hugging Face model fol"
+    ):
+        resolve_model(path)
+
+
+def test_a_name_that_no_hub_can_have_is_told(no_hub: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^model.path: found no folder 'my model' here, and as a hub id: HFValidationError"
+    ):
+        resolve_model("my model")
+
+
+def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    _look_up.cache_clear()
+    begun = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"found no folder 'org/model' here, and as a hub id: .*offline mode is enabled"
+    ):
+        resolve_model("org/model")
+    assert time.monotonic() - begun < 2
+
+
+def test_a_run_without_an_export_is_no_source_of_a_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cluster.run.rundir import RunDir
+
+    RunDir(tmp_path / "run").claim(load_recipe(RECIPE), resume=False)
+    assert main(["probe", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"edge-opd: {tmp_path}/run: found a run without an export, expected one that has ended")
+    assert error.count("\n") == 1
