@@ -13,6 +13,8 @@ import pytest
 from cluster.__main__ import COMMANDS, _parser
 from cluster.config import Recipe, build
 from cluster.recipe_page import expected, meanings, table_rows
+from cluster.run.formats import FORMAT
+from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
 
 ROOT = DOCS.parent
@@ -22,6 +24,13 @@ TABLES = get_type_hints(Recipe)
 @pytest.mark.parametrize("page", PAGES)
 def test_a_made_page_is_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf-8") == made(page), "python -m tests.pages writes it again"
+
+
+def test_the_page_of_figures_says_which_format_is_written_and_what_each_mean_is_of() -> None:
+    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    assert re.findall(r"writes format (\d+)", page) == [str(FORMAT)]
+    shown = re.findall(r"^\| `(\w+)` \| `(\w+)` / `(\w+)` \|$", page, re.MULTILINE)
+    assert {mean: (total, count) for mean, total, count in shown} == MEANS
 
 
 @pytest.mark.parametrize("table", TABLES)
