@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
+from cluster.proxies import check_proxies, through
 from evidence.patience import within
 
 HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
@@ -32,7 +33,8 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     except OSError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{key}: found no folder {path!r} here, and as a hub id: {said}; {EXPECTED}, or the id of a model"
+            f"{key}: found no folder {path!r} here, and as a hub id: {said}{through(_hub())}; {EXPECTED}, "
+            "or the id of a model"
         ) from error
     return path
 
@@ -44,9 +46,16 @@ def _look_up(hub_id: str) -> None:
 
     def ask() -> None:
         if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            check_proxies()
             get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_S)
 
     within(HUB_S, ask)
+
+
+def _hub() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
 
 
 def for_every_host(path: str) -> str:
