@@ -86,7 +86,7 @@ async def _only_model(client: "openai.AsyncOpenAI", url: str) -> str:
     names = [model.id for model in getattr(page, "data", None) or ()]
     if len(names) != 1:
         raise ValueError(
-            f"{url}: found {len(names)} models ({', '.join(names)}){through(url)}, expected --model with one of them"
+            f"{url}: found {len(names)} models ({', '.join(names)}), expected --model with one of them{through(url)}"
         )
     return names[0]
 
@@ -168,16 +168,15 @@ def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
     proxy = through(url)
     if isinstance(error, openai.NotFoundError):
         raise ValueError(
-            f"{url}: found HTTP 404 ({_message(error)}){proxy}, expected a --model that is served, at a URL ending "
-            "in /v1"
+            f"{url}: found HTTP 404 ({_message(error)}), expected a --model that is served, at a URL ending in /v1"
+            f"{proxy}"
         ) from error
     if isinstance(error, openai.APIStatusError):
         hint = "; --omit KEY,... leaves out keys that it refuses" if error.status_code in (400, 422) else ""
-        raise RuntimeError(
-            f"{url}: the server answered HTTP {error.status_code} ({_message(error)}){proxy}{hint}"
-        ) from error
+        said = f"the server answered HTTP {error.status_code} ({_message(error)})"
+        raise RuntimeError(f"{url}: {said}{hint}{proxy}") from error
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-        raise RuntimeError(f"{url}: no answer within {timeout_s:g} s{proxy}; --timeout allows more") from error
+        raise RuntimeError(f"{url}: no answer within {timeout_s:g} s; --timeout allows more{proxy}") from error
     if isinstance(error, openai.APIConnectionError):
         raise RuntimeError(f"{url}: no server answers ({error.__cause__ or error}){proxy}") from error
     if isinstance(error, (openai.OpenAIError, RuntimeError, ValueError)):

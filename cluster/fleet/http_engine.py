@@ -61,7 +61,7 @@ class HttpEngine:
         if len(served) != 1:
             names = ", ".join(model.id for model in served)
             raise ValueError(
-                f"teacher.url: {self._url}: found {len(served)} models ({names}){through(self._url)}, expected one"
+                f"teacher.url: {self._url}: found {len(served)} models ({names}), expected one{through(self._url)}"
             )
         found = getattr(served[0], "max_model_len", None)
         if found is not None and found <= self._config.window:  # one more token than is scored
