@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evidence.require import require
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
 from learner.config import LearnerConfig
@@ -25,11 +26,6 @@ TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl", "ray")
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
 PATHS = (("task", "prompts_file"), ("task", "probe_file"), ("run", "storage"), ("model", "path"), ("teacher", "path"))
-
-
-def _require(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{key}: found {found!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,12 @@ class RunConfig:
     storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "run.steps", self.steps, "at least 1")
-        _require(self.seed >= 0, "run.seed", self.seed, "0 or more")
-        _require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
-        _require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
-        _require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
-        _require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+        require(self.steps >= 1, "run.steps", self.steps, "at least 1")
+        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
+        require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
+        require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
+        require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
+        require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
         try:
             refuse_credentials(self.storage)
         except ValueError as error:
@@ -81,14 +77,14 @@ class TeacherConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.kind in TEACHERS, "kind", self.kind, f"one of {TEACHERS}")
-        _require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
-        _require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
-        _require(not (self.path and self.follows), "path", self.path, f"none for a {self.kind} teacher")
+        require(self.kind in TEACHERS, "kind", self.kind, f"one of {TEACHERS}")
+        require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
+        require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
+        require(not (self.path and self.follows), "path", self.path, f"none for a {self.kind} teacher")
         is_url = self.url.startswith(("http://", "https://"))
-        _require(is_url or not self.url, "url", self.url, "the base of a server's API, such as 'http://HOST:8000/v1'")
-        _require(not (self.url and self.follows), "url", self.url, f"none for a {self.kind} teacher")
-        _require(not (self.url and self.path), "url", self.url, "none beside teacher.path: the server has its model")
+        require(is_url or not self.url, "url", self.url, "the base of a server's API, such as 'http://HOST:8000/v1'")
+        require(not (self.url and self.follows), "url", self.url, f"none for a {self.kind} teacher")
+        require(not (self.url and self.path), "url", self.url, "none beside teacher.path: the server has its model")
 
     @property
     def follows(self) -> bool:
@@ -118,9 +114,9 @@ class WeightsConfig:
     deadline_s: float = 120.0  # seconds for a push
 
     def __post_init__(self) -> None:
-        _require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")
-        _require(self.canary_tolerance > 0, "weights.canary_tolerance", self.canary_tolerance, "more than 0")
-        _require(self.deadline_s > 0, "weights.deadline_s", self.deadline_s, "more than 0 seconds")
+        require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")
+        require(self.canary_tolerance > 0, "weights.canary_tolerance", self.canary_tolerance, "more than 0")
+        require(self.deadline_s > 0, "weights.deadline_s", self.deadline_s, "more than 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,13 @@ class Recipe:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             not (self.teacher.follows and self.learner.compares_distributions),
             "teacher.kind",
             self.teacher.kind,
             f"'frozen' for learner.objective = {self.learner.objective!r}: the learner runs the teacher itself",
         )
-        _require(
+        require(
             not (self.teacher.url and self.learner.compares_distributions),
             "teacher.url",
             self.teacher.url,
@@ -155,12 +151,12 @@ class Recipe:
             where = "with learner.lora_rank, where the student's engines are the teacher's too, without the adapter"
             plain = self.teacher.is_base
             key = "kind" if self.teacher.follows else "path" if self.teacher.path else "url"
-            _require(plain, f"teacher.{key}", getattr(self.teacher, key), f"the frozen base {where}")
-            _require(
+            require(plain, f"teacher.{key}", getattr(self.teacher, key), f"the frozen base {where}")
+            require(
                 self.teacher.dtype == self.student.dtype, "teacher.dtype", self.teacher.dtype, f"student.dtype {where}"
             )
         every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
-        _require(
+        require(
             self.teacher.kind != "snapshot" or saved % every == 0,
             "run.checkpoint_every",
             saved,

@@ -4,10 +4,10 @@ from functools import cache
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
+from cluster.proxies import check_proxies, through
 from evidence.patience import within
 
 HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
-EXPECTED = "expected a Hugging Face model folder"
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
@@ -23,16 +23,17 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}: found no config.json in {path}, {EXPECTED}")
+            raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
         return str(folder.resolve())
     if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
-        raise ValueError(f"{key}: found no folder {path!r} here, {EXPECTED}")
+        raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
     try:
         _look_up(path)
     except OSError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{key}: found no folder {path!r} here, and as a hub id: {said}; {EXPECTED}, or the id of a model"
+            f"{key}: found no folder {path!r} here, and as a hub id: {said}{through(_hub())}; expected "
+            "a Hugging Face model folder, or the id of a model"
         ) from error
     return path
 
@@ -42,11 +43,16 @@ def _look_up(hub_id: str) -> None:
     """OSError unless the hub, or its cache here, has a model of that id; asked once, and nothing is tried again."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    def ask() -> None:
-        if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-            get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_S)
+    if within(HUB_S, lambda: isinstance(try_to_load_from_cache(hub_id, "config.json"), str)):
+        return
+    check_proxies()
+    within(HUB_S, lambda: get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_S))
 
-    within(HUB_S, ask)
+
+def _hub() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
 
 
 def for_every_host(path: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evidence.advantage import group_advantages
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import Bools, EvidenceRecord, Floats, ScoredSample
+from evidence.require import require
 from evidence.streams import StepStreams, scored_streams
 
 
@@ -43,19 +44,29 @@ class EvidenceConfig:
         _expect_name("region", self.region, REGIONS)
         _expect_name("tau_kind", self.tau_kind, TAU_KINDS)
         _expect_name("soft", self.soft, SOFT_WEIGHTS)
-        _expect(_is_number(self.tau), "tau", self.tau, "a number (inf and -inf allowed, not NaN)")
-        _expect(_is_number(self.near_zero) and self.near_zero >= 0, "near_zero", self.near_zero, "a number >= 0")
-        _expect(
-            _is_number(self.soft_eps) and 0 < self.soft_eps < 1, "soft_eps", self.soft_eps, "a number between 0 and 1"
+        require(_is_number(self.tau), "evidence.tau", self.tau, "a number (inf and -inf allowed, not NaN)")
+        require(
+            _is_number(self.near_zero) and self.near_zero >= 0, "evidence.near_zero", self.near_zero, "a number >= 0"
         )
-        _expect(_is_number(self.soft_mix) and 0 <= self.soft_mix <= 1, "soft_mix", self.soft_mix, "a number, 0 to 1")
+        require(
+            _is_number(self.soft_eps) and 0 < self.soft_eps < 1,
+            "evidence.soft_eps",
+            self.soft_eps,
+            "a number between 0 and 1",
+        )
+        require(
+            _is_number(self.soft_mix) and 0 <= self.soft_mix <= 1,
+            "evidence.soft_mix",
+            self.soft_mix,
+            "a number, 0 to 1",
+        )
         for key in ("soft_mix_decay_steps", "num_wrong_contexts"):
-            _expect(_is_count(getattr(self, key)), key, getattr(self, key), "a whole number >= 0")
+            require(_is_count(getattr(self, key)), f"evidence.{key}", getattr(self, key), "a whole number >= 0")
         if self.tau_kind == "quantile":
-            _expect(0 <= self.tau <= 1, "tau", self.tau, "0 to 1 where evidence.tau_kind is 'quantile'")
+            require(0 <= self.tau <= 1, "evidence.tau", self.tau, "0 to 1 where evidence.tau_kind is 'quantile'")
         if self.kind == "contrastive":
             wanted = "at least 1 where evidence.kind is 'contrastive'"
-            _expect(self.num_wrong_contexts >= 1, "num_wrong_contexts", self.num_wrong_contexts, wanted)
+            require(self.num_wrong_contexts >= 1, "evidence.num_wrong_contexts", self.num_wrong_contexts, wanted)
 
     def mix(self, step: int) -> float:
         """lambda at `step`, counted from 0: soft_mix, or what is left of it after `step` steps of its decay."""
@@ -71,20 +82,15 @@ class EvidenceConfig:
     def from_json(cls, text: str) -> "EvidenceConfig":
         """The inverse of `to_json`. ValueError when the text is not JSON, or holds an unknown or a bad key."""
         loaded = json.loads(text)
-        _expect(isinstance(loaded, dict), "mask_rule", loaded, "a JSON object")
+        require(isinstance(loaded, dict), "evidence.mask_rule", loaded, "a JSON object")
         known = {field.name for field in fields(cls)}
         for key in loaded:
-            _expect(key in known, key, loaded[key], f"one of the keys {', '.join(sorted(known))}")
+            require(key in known, f"evidence.{key}", loaded[key], f"one of the keys {', '.join(sorted(known))}")
         return cls(**loaded)
 
 
-def _expect(holds: bool, key: str, found: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"evidence.{key}: found {found!r}, expected {expected}")
-
-
 def _expect_name(key: str, found: object, table: Collection[str]) -> None:
-    _expect(isinstance(found, str) and found in table, key, found, f"one of {', '.join(sorted(table))}")
+    require(isinstance(found, str) and found in table, f"evidence.{key}", found, f"one of {', '.join(sorted(table))}")
 
 
 def _is_number(value: object) -> bool:
@@ -135,7 +141,12 @@ def _rlsd(evidence: Floats, advantage: NDArray[np.float64], config: EvidenceConf
 
 def _rlsd_verifier(evidence: Floats, advantage: NDArray[np.float64], config: EvidenceConfig) -> Floats:
     """clip(exp(sign(A) e_t), 1-eps, 1+eps), RLSD (arXiv 2604.03128): the factor on the rollout's advantage A."""
-    _expect(not np.isnan(advantage).any(), "soft", config.soft, "a reward for every rollout, from a task's verifier")
+    require(
+        not np.isnan(advantage).any(),
+        "evidence.soft",
+        config.soft,
+        "a reward for every rollout, from a task's verifier",
+    )
     return _rlsd(np.sign(advantage).astype(np.float32) * evidence, advantage, config)
 
 

@@ -3,14 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from evidence.require import require
 from learner.objectives import DENOMINATORS, OBJECTIVES
 
 ALL_LINEAR = "all-linear"
-
-
-def _require(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"learner.{key}: found {found!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -57,30 +53,36 @@ class LearnerConfig:
         return OBJECTIVES[self.objective].contributions is not None
 
     def __post_init__(self) -> None:
-        _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {sorted(OBJECTIVES)}")
-        _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {sorted(DENOMINATORS)}")
-        _require(0 <= self.beta_kl < math.inf, "beta_kl", self.beta_kl, "0 or more, finite")
-        _require(0 < self.clip_low < 1, "clip_low", self.clip_low, "between 0 and 1")
-        _require(0 < self.clip_high < math.inf, "clip_high", self.clip_high, "more than 0, finite")
-        _require(0 < self.jsd_beta < 1, "jsd_beta", self.jsd_beta, "between 0 and 1")
-        _require(self.divergence_top_k >= 0, "divergence_top_k", self.divergence_top_k, "0 (all) or more")
-        _require(0 <= self.divergence_clip < math.inf, "divergence_clip", self.divergence_clip, "0 (none) or more")
-        _require(self.updates_per_batch >= 1, "updates_per_batch", self.updates_per_batch, "at least 1")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "more than 0, finite")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
-        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 (none) or more")
-        _require(0 <= self.lora_rank <= 512, "lora_rank", self.lora_rank, "0 (no adapter) to 512, vLLM's largest")
-        _require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
-        _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "names of linear layers")
-        _require("lm_head" not in self.lora_targets, "lora_targets", self.lora_targets, "layers before the head")
+        require(self.objective in OBJECTIVES, "learner.objective", self.objective, f"one of {sorted(OBJECTIVES)}")
+        require(
+            self.denominator in DENOMINATORS, "learner.denominator", self.denominator, f"one of {sorted(DENOMINATORS)}"
+        )
+        require(0 <= self.beta_kl < math.inf, "learner.beta_kl", self.beta_kl, "0 or more, finite")
+        require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "between 0 and 1")
+        require(0 < self.clip_high < math.inf, "learner.clip_high", self.clip_high, "more than 0, finite")
+        require(0 < self.jsd_beta < 1, "learner.jsd_beta", self.jsd_beta, "between 0 and 1")
+        require(self.divergence_top_k >= 0, "learner.divergence_top_k", self.divergence_top_k, "0 (all) or more")
+        require(
+            0 <= self.divergence_clip < math.inf, "learner.divergence_clip", self.divergence_clip, "0 (none) or more"
+        )
+        require(self.updates_per_batch >= 1, "learner.updates_per_batch", self.updates_per_batch, "at least 1")
+        require(0 < self.lr < math.inf, "learner.lr", self.lr, "more than 0, finite")
+        require(self.warmup_steps >= 0, "learner.warmup_steps", self.warmup_steps, "0 or more")
+        require(all(0 <= b < 1 for b in self.betas), "learner.betas", self.betas, "two numbers from 0 to below 1")
+        require(self.weight_decay >= 0, "learner.weight_decay", self.weight_decay, "0 or more")
+        require(self.grad_clip >= 0, "learner.grad_clip", self.grad_clip, "0 (none) or more")
+        require(
+            0 <= self.lora_rank <= 512, "learner.lora_rank", self.lora_rank, "0 (no adapter) to 512, vLLM's largest"
+        )
+        require(self.lora_alpha >= 1, "learner.lora_alpha", self.lora_alpha, "at least 1")
+        require(bool(self.lora_targets), "learner.lora_targets", self.lora_targets, "names of linear layers")
+        require("lm_head" not in self.lora_targets, "learner.lora_targets", self.lora_targets, "layers before the head")
         alone = ALL_LINEAR not in self.lora_targets or self.lora_targets == (ALL_LINEAR,)
-        _require(alone, "lora_targets", self.lora_targets, f"{ALL_LINEAR!r} alone, or names")
-        _require(self.num_ranks >= 1, "num_ranks", self.num_ranks, "at least 1")
-        _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        _require(self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "bfloat16 or float32")
-        _require(self.micro_batch_tokens >= 1, "micro_batch_tokens", self.micro_batch_tokens, "at least 1")
-        _require(self.head_chunk_tokens >= 1, "head_chunk_tokens", self.head_chunk_tokens, "at least 1")
+        require(alone, "learner.lora_targets", self.lora_targets, f"{ALL_LINEAR!r} alone, or names")
+        require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "at least 1")
+        require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        require(self.dtype in ("bfloat16", "float32"), "learner.dtype", self.dtype, "bfloat16 or float32")
+        require(self.micro_batch_tokens >= 1, "learner.micro_batch_tokens", self.micro_batch_tokens, "at least 1")
+        require(self.head_chunk_tokens >= 1, "learner.head_chunk_tokens", self.head_chunk_tokens, "at least 1")
         for key in ("start_deadline_s", "step_deadline_s"):
-            _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0 seconds")
+            require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")

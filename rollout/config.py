@@ -5,17 +5,13 @@ A key's meaning is the comment beside it or above it: docs/recipes.md is made of
 
 from dataclasses import dataclass
 
+from evidence.require import require
 from rollout.guidance import SPLITS
 
 CONTEXT_POSITIONS = ("system", "user")
 SAMPLERS = ("student", "teacher")
 TEMPERATURES = (0.01, 2.0)  # vLLM takes the first for all between it and 0, and refuses what is above the second
 ENGINE_DTYPES = ("bfloat16", "float32", "float16")
-
-
-def _require(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{key}: found {found!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -37,27 +33,27 @@ class RolloutConfig:
     deadline_s: float = 600.0  # seconds for the sampling and scoring of a step
 
     def __post_init__(self) -> None:
-        _require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")
-        _require(self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, "at least 1")
-        _require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt", self.samples_per_prompt, "at least 1")
-        _require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")
-        _require(self.guided_split in SPLITS, "rollout.guided_split", self.guided_split, f"one of {sorted(SPLITS)}")
-        _require(
+        require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")
+        require(self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, "at least 1")
+        require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt", self.samples_per_prompt, "at least 1")
+        require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")
+        require(self.guided_split in SPLITS, "rollout.guided_split", self.guided_split, f"one of {sorted(SPLITS)}")
+        require(
             self.context_position in CONTEXT_POSITIONS,
             "rollout.context_position",
             self.context_position,
             f"one of {CONTEXT_POSITIONS}",
         )
         low, high = TEMPERATURES
-        _require(low <= self.temperature <= high, "rollout.temperature", self.temperature, f"{low} to {high}")
-        _require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
-        _require(
+        require(low <= self.temperature <= high, "rollout.temperature", self.temperature, f"{low} to {high}")
+        require(self.max_response_tokens >= 1, "rollout.max_response_tokens", self.max_response_tokens, "at least 1")
+        require(
             0 <= self.max_refused_fraction < 1,
             "rollout.max_refused_fraction",
             self.max_refused_fraction,
             "0 to below 1",
         )
-        _require(self.deadline_s > 0, "rollout.deadline_s", self.deadline_s, "more than 0 seconds")
+        require(self.deadline_s > 0, "rollout.deadline_s", self.deadline_s, "more than 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        _require(self.dtype in ENGINE_DTYPES, "dtype", self.dtype, f"one of {ENGINE_DTYPES}")
-        _require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        require(self.dtype in ENGINE_DTYPES, "dtype", self.dtype, f"one of {ENGINE_DTYPES}")
+        require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
         share = self.gpu_memory_utilization
-        _require(0 < share <= 1, "gpu_memory_utilization", share, "more than 0, at most 1")
-        _require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")
-        _require(self.start_deadline_s > 0, "start_deadline_s", self.start_deadline_s, "more than 0 seconds")
+        require(0 < share <= 1, "gpu_memory_utilization", share, "more than 0, at most 1")
+        require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")
+        require(self.start_deadline_s > 0, "start_deadline_s", self.start_deadline_s, "more than 0 seconds")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from evidence.intervals import wilson
 from evidence.rates import RATES
+from evidence.require import require
 from rollout.config import TEMPERATURES, SamplingConfig
 from rollout.tasks.base import ProbePrompt, Task
 
@@ -25,24 +26,21 @@ class ProbeConfig:
     max_tokens: int = 64  # a longer answer is cut there
 
     def __post_init__(self) -> None:
-        _require(self.samples >= 1, "samples", self.samples, "at least 1")
+        require(self.samples >= 1, "probe.samples", self.samples, "at least 1")
         low, high = TEMPERATURES
         sampled = low <= self.temperature <= high
-        _require(sampled or self.temperature == 0, "temperature", self.temperature, f"0 (greedy), or {low} to {high}")
+        require(
+            sampled or self.temperature == 0, "probe.temperature", self.temperature, f"0 (greedy), or {low} to {high}"
+        )
         expected = "1 with probe.temperature = 0, which gives the same answer each time"
-        _require(sampled or self.samples == 1, "samples", self.samples, expected)
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, at most 1")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        require(sampled or self.samples == 1, "probe.samples", self.samples, expected)
+        require(0 < self.top_p <= 1, "probe.top_p", self.top_p, "more than 0, at most 1")
+        require(self.top_k >= 0, "probe.top_k", self.top_k, "0 (all) or more")
+        require(self.max_tokens >= 1, "probe.max_tokens", self.max_tokens, "at least 1")
 
     @property
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k)
-
-
-def _require(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"probe.{key}: found {found!r}, expected {expected}")
 
 
 @dataclass(frozen=True)

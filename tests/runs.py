@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
 SMALL = (
@@ -63,3 +65,16 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is at `address` for this test, as if HF_ENDPOINT had said so from the start."""
+    from huggingface_hub import close_session, constants
+
+    from cluster.models import _look_up
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    close_session()  # the client reads the environment once
+    _look_up.cache_clear()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cluster.proxies import check_proxies, through
 from rollout.probe import ProbeConfig
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ async def server_answers(
     """
     import openai
 
+    check_proxies()
     key, timeout_s = os.environ.get("OPENAI_API_KEY") or "none", options.timeout_s
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=timeout_s) as client:
         try:
@@ -83,7 +85,9 @@ async def _only_model(client: "openai.AsyncOpenAI", url: str) -> str:
     page = await client.models.list()
     names = [model.id for model in getattr(page, "data", None) or ()]
     if len(names) != 1:
-        raise ValueError(f"{url}: found {len(names)} models ({', '.join(names)}), expected --model with one of them")
+        raise ValueError(
+            f"{url}: found {len(names)} models ({', '.join(names)}), expected --model with one of them{through(url)}"
+        )
     return names[0]
 
 
@@ -161,19 +165,22 @@ def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
     """Raises what the command line prints: ValueError where another --model or URL would help."""
     import openai
 
+    proxy = through(url)
     if isinstance(error, openai.NotFoundError):
         raise ValueError(
             f"{url}: found HTTP 404 ({_message(error)}), expected a --model that is served, at a URL ending in /v1"
+            f"{proxy}"
         ) from error
     if isinstance(error, openai.APIStatusError):
         hint = "; --omit KEY,... leaves out keys that it refuses" if error.status_code in (400, 422) else ""
-        raise RuntimeError(f"{url}: the server answered HTTP {error.status_code} ({_message(error)}){hint}") from error
+        said = f"the server answered HTTP {error.status_code} ({_message(error)})"
+        raise RuntimeError(f"{url}: {said}{hint}{proxy}") from error
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
-        raise RuntimeError(f"{url}: no answer within {timeout_s:g} s; --timeout allows more") from error
+        raise RuntimeError(f"{url}: no answer within {timeout_s:g} s; --timeout allows more{proxy}") from error
     if isinstance(error, openai.APIConnectionError):
-        raise RuntimeError(f"{url}: no server answers ({error.__cause__ or error})") from error
+        raise RuntimeError(f"{url}: no server answers ({error.__cause__ or error}){proxy}") from error
     if isinstance(error, (openai.OpenAIError, RuntimeError, ValueError)):
-        raise RuntimeError(f"{url}: {error}") from error
+        raise RuntimeError(f"{url}: {error}{proxy}") from error
     raise error
 
 

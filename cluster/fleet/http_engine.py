@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from cluster.proxies import check_proxies, through
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 
@@ -43,6 +44,7 @@ class HttpEngine:
         """
         import openai
 
+        check_proxies()
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.AsyncOpenAI(
             base_url=self._url, api_key=key, max_retries=MAX_RETRIES, timeout=self._config.start_deadline_s
@@ -58,7 +60,9 @@ class HttpEngine:
     def _only(self, served: Sequence[Any]) -> str:
         if len(served) != 1:
             names = ", ".join(model.id for model in served)
-            raise ValueError(f"teacher.url: {self._url}: found {len(served)} models ({names}), expected one")
+            raise ValueError(
+                f"teacher.url: {self._url}: found {len(served)} models ({names}), expected one{through(self._url)}"
+            )
         found = getattr(served[0], "max_model_len", None)
         if found is not None and found <= self._config.window:  # one more token than is scored
             raise ValueError(
@@ -119,7 +123,7 @@ class HttpEngine:
     def _explain(self, error: "openai.OpenAIError") -> NoReturn:
         cause = error.__cause__ or error
         said = " ".join(str(cause).split())[:300]
-        raise RuntimeError(f"{self.name} {self._url}: {type(error).__name__}: {said}") from None
+        raise RuntimeError(f"{self.name} {self._url}: {type(error).__name__}: {said}{through(self._url)}") from None
 
     async def sample(
         self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from cluster.config import Recipe
 from cluster.models import resolve_model
+from cluster.proxies import check_proxies
 from cluster.requests import step_requests
 from cluster.run.lengths import remembered_lengths
 from evidence.files import check_writable
@@ -56,12 +57,14 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
 
 
 def check_models(recipe: Recipe) -> str:
-    """The models' folders, the teacher's tokenizer, and heads that the workers of an engine can share."""
+    """The models' folders, the teacher's tokenizer or server, and heads that an engine's workers can share."""
     model = _resolve(recipe.model.path, "model.path")
     teacher = _resolve(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
     require_same_token_ids(model, teacher)
     check_parallel("student", recipe.student, model)
     check_parallel("teacher", recipe.teacher, teacher)
+    if recipe.teacher.url:
+        check_proxies()
     return model
 
 

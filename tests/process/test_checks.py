@@ -10,13 +10,13 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
-from cluster.models import _look_up, resolve_model
+from cluster.models import resolve_model
 from cluster.requests import step_requests
 from cluster.run.checks import check_probe, check_prompts, check_recipe
 from cluster.run.lengths import MANY, remembered_lengths
 from rollout.render import Renderer
 from rollout.tasks import build_task
-from tests.runs import RECIPE
+from tests.runs import RECIPE, hub_at
 from tests.s3 import unreachable
 
 
@@ -120,36 +120,32 @@ def test_all_checks_of_the_default_recipe_take_at_most_two_seconds(default_model
 
 
 @pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The hub is a port where nobody listens; its address."""
-    from huggingface_hub import constants
-
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The hub is a port where nobody listens."""
     with unreachable("closed") as port:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        _look_up.cache_clear()
-        yield f"127.0.0.1:{port}"
-        _look_up.cache_clear()
+        hub_at(f"http://127.0.0.1:{port}", monkeypatch)
+        yield
 
 
 @pytest.mark.parametrize("path", ["models/my-modle", "my-modle"])
-def test_a_misspelt_folder_is_told_within_seconds(no_hub: str, path: str) -> None:
+def test_a_misspelt_folder_is_told_within_seconds(no_hub: None, path: str) -> None:
     begun = time.monotonic()
     with pytest.raises(
-        ValueError, match=rf"^teacher.path: found no folder '{path}' here, and as a hub id: .*; expected a Hu"
+        ValueError,
+        match=rf"^teacher.path: found no folder '{path}' here, and as a hub id: ConnectError: .*refused; expected",
     ):
         resolve_model(path, "teacher.path")
     assert time.monotonic() - begun < 8
 
 
 def test_a_hub_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
     monkeypatch.setattr("cluster.models.HUB_S", 1.0)
-    _look_up.cache_clear()
     with unreachable("silent") as port:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        hub_at(f"http://127.0.0.1:{port}", monkeypatch)
         begun = time.monotonic()
-        with pytest.raises(ValueError, match=r"^model.path: found no folder 'org/model' here, and as a hub id: "):
+        with pytest.raises(
+            ValueError, match=r"^model.path: found no folder 'org/model' here, and as a hub id: (no answer|ReadTi)"
+        ):
             resolve_model("org/model")
     assert time.monotonic() - begun < 5
 
@@ -162,7 +158,7 @@ def test_what_looks_like_a_folder_is_no_hub_id(path: str) -> None:
         resolve_model(path)
 
 
-def test_a_name_that_no_hub_can_have_is_told(no_hub: str) -> None:
+def test_a_name_that_no_hub_can_have_is_told(no_hub: None) -> None:
     with pytest.raises(
         ValueError, match=r"^model.path: found no folder 'my model' here, and as a hub id: HFValidationError"
     ):
@@ -172,8 +168,8 @@ def test_a_name_that_no_hub_can_have_is_told(no_hub: str) -> None:
 def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
+    hub_at("http://127.0.0.1:9", monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _look_up.cache_clear()
     begun = time.monotonic()
     with pytest.raises(
         ValueError, match=r"found no folder 'org/model' here, and as a hub id: .*offline mode is enabled"
