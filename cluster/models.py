@@ -7,7 +7,6 @@ from cluster.config import DEFAULT_MODEL
 from evidence.patience import within
 
 HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
-EXPECTED = "expected a Hugging Face model folder"
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
@@ -23,16 +22,17 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}: found no config.json in {path}, {EXPECTED}")
+            raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
         return str(folder.resolve())
     if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
-        raise ValueError(f"{key}: found no folder {path!r} here, {EXPECTED}")
+        raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
     try:
         _look_up(path)
     except OSError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{key}: found no folder {path!r} here, and as a hub id: {said}; {EXPECTED}, or the id of a model"
+            f"{key}: found no folder {path!r} here, and as a hub id: {said}; expected a Hugging Face model folder, or "
+            "the id of a model"
         ) from error
     return path
 
