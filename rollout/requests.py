@@ -63,16 +63,27 @@ class StepRequests:
         self._judge(step, refusals)
         return groups, len(refusals)
 
-    def check(self, steps: int, lengths_of: Callable[[Collection[Pair]], Mapping[Pair, int]]) -> None:
-        """Raises what `of` would at the first of the run's `steps` that has it; lengths_of: each prompt's tokens."""
+    def check(self, steps: int, lengths_of: Callable[[Collection[Pair]], Mapping[Pair, int]]) -> dict[str, str]:
+        """Why a prompt that the run draws is refused, by its prompt_id; lengths_of: each prompt's tokens.
+
+        Raises:
+            ValueError: what `of` would, at the first of the run's `steps` that has it.
+        """
         drawn = [
             [(prompt, self._pairs(prompt, step, slot)) for slot, prompt in enumerate(self._draw(step))]
             for step in range(steps)
         ]
         lengths = lengths_of({pair for slots in drawn for _, pairs in slots for pair in pairs})
+        refused: dict[str, str] = {}
         for step, slots in enumerate(drawn):
-            found = (self._refusal(prompt, max(lengths[pair] for pair in pairs)) for prompt, pairs in slots)
-            self._judge(step, [refusal for refusal in found if refusal])
+            found = [
+                (prompt.prompt_id, self._refusal(prompt, max(lengths[pair] for pair in pairs)))
+                for prompt, pairs in slots
+            ]
+            refusals = [(name, reason) for name, reason in found if reason]
+            self._judge(step, [reason for _, reason in refusals])
+            refused |= dict(refusals)
+        return refused
 
     def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
         """Why it is refused, or nothing."""
@@ -103,9 +114,12 @@ class StepRequests:
     def _pairs(self, prompt: TaskPrompt, step: int, slot: int) -> list[Pair]:
         """(question, context) of each prompt that the group is scored under: without one, with r, with wrong ones."""
         # A generator of its own: who is guided and what is contrasted do not move each other.
-        rng = np.random.default_rng([self.seed, step, slot, 1])
-        contexts = ("", prompt.context, *pick_wrong_contexts(prompt, self.num_wrong, rng))
-        return [(prompt.question, context) for context in contexts]
+        wrong = (
+            pick_wrong_contexts(prompt, self.num_wrong, np.random.default_rng([self.seed, step, slot, 1]))
+            if self.num_wrong  # a generator costs more than all else here, and a long run has many slots
+            else ()
+        )
+        return [(prompt.question, context) for context in ("", prompt.context, *wrong)]
 
     def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
         x, x_with_r, *x_with_wrong = (

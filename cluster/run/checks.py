@@ -20,13 +20,16 @@ from rollout.render import Renderer, require_same_token_ids
 from rollout.tasks.base import Task, TaskPrompt
 
 
-def check_recipe(recipe: Recipe, task: Task) -> str:
-    """Everything that can be known without an engine, the cheapest first; returns the student's resolved model."""
+def check_recipe(recipe: Recipe, task: Task) -> tuple[str, str]:
+    """Everything that can be known without an engine, the cheapest first.
+
+    Returns the student's resolved model, and a line on the prompts that will be refused, empty where none is.
+    """
     check_task(recipe, task)
     model = check_models(recipe)
-    check_prompts(recipe, model, task)
+    note = check_prompts(recipe, model, task)
     check_storage(recipe)
-    return model
+    return model, note
 
 
 def check_task(recipe: Recipe, task: Task) -> None:
@@ -87,11 +90,21 @@ def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
         )
 
 
-def check_prompts(recipe: Recipe, model: str, task: Task) -> None:
-    """A step, of all of the run's, with too many prompts that do not fit the window, or a probe's that does not."""
+def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
+    """A step, of all of the run's, with too many prompts that do not fit the window, or a probe's that does not.
+
+    Returns a line on the training prompts that do not fit, where rollout.max_refused_fraction allows them.
+    """
     requests = step_requests(recipe, model, task)
-    requests.check(recipe.run.steps, lambda pairs: remembered_lengths(requests.renderer, pairs))
+    refused = requests.check(recipe.run.steps, lambda pairs: remembered_lengths(requests.renderer, pairs))
     check_probe(recipe, requests.renderer, task)
+    if not refused:
+        return ""
+    return (
+        f"{len(refused)} of {len(requests.prompts)} training prompts do not fit the window of {recipe.window} with "
+        f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens} and are refused when they are drawn, as "
+        f"rollout.max_refused_fraction = {recipe.rollout.max_refused_fraction} allows ({next(iter(refused.values()))})"
+    )
 
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:

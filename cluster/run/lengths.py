@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
 
 from cluster.default_model import default_cache
 from rollout.render import Pair, Renderer
@@ -21,9 +23,16 @@ def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair
         return dict(zip(ordered, renderer.lengths(ordered), strict=True))
     digest = hashlib.sha256(json.dumps([renderer.identity, ordered]).encode()).hexdigest()
     path = default_cache() / "lengths" / f"{digest}.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(renderer.lengths(ordered)), encoding="utf-8")
-        written.replace(path)
-    return dict(zip(ordered, json.loads(path.read_text(encoding="utf-8")), strict=True))
+    if path.is_file():
+        return dict(zip(ordered, json.loads(path.read_text(encoding="utf-8")), strict=True))
+    lengths = renderer.lengths(ordered)
+    with suppress(OSError):  # a cache that cannot be written costs the time, not the run
+        _keep(path, json.dumps(lengths))
+    return dict(zip(ordered, lengths, strict=True))
+
+
+def _keep(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)

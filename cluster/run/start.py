@@ -26,11 +26,13 @@ from rollout.tasks import Task, build_task
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     task = build_task(recipe.task)
-    model = check_recipe(recipe, task)
+    model, note = check_recipe(recipe, task)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
+        if note:
+            sink.say(note)
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
     finally:
         sink.close()

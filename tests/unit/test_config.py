@@ -553,6 +553,25 @@ def test_relative_paths_are_those_of_the_folder_that_the_recipe_is_loaded_in(
     assert located(recipe) == recipe
 
 
+@pytest.mark.parametrize("kept", ["absolute", "as older runs kept it"])
+def test_a_run_is_the_same_from_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(RECIPES[0], ["model.path=models/mine", "run.storage=shards"])
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    if kept == "absolute":
+        monkeypatch.chdir(tmp_path / "models")
+        recipe = load_recipe(RECIPES[0], ["model.path=mine", "run.storage=../shards"])
+    else:
+        folder.config.write_text(folder.config.read_text().replace(f"{tmp_path}/", ""))
+    folder.check_same(recipe)
+    with pytest.raises(ValueError, match=r"run\.storage: found .*shards', expected '.*elsewhere'"):
+        folder.check_same(load_recipe(RECIPES[0], [f"model.path={recipe.model.path}", "run.storage=elsewhere"]))
+
+
 def test_what_is_no_relative_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
