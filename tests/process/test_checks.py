@@ -18,9 +18,9 @@ from cluster.run.lengths import MANY, remembered_lengths
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from tests import fakes
+from tests.process.test_folder import pointer, quantised
 from tests.runs import RECIPE, hub_at, small_arguments
 from tests.s3 import unreachable
-from tests.unit.test_folder import pointer, quantised
 
 
 def questions(folder: Path, texts: list[str]) -> str:
