@@ -4,7 +4,6 @@ plain float32 forwards, while the engine samples with the adapter."""
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,13 +78,6 @@ async def _scored_beside(engine: Any, seed: int) -> dict[str, Any]:
     }
 
 
-async def _sampling_s(engine: Any) -> float:
-    request = RolloutRequest("r", "p", "g", False, "system", ids(500, 70), ids(500, 70))
-    begun = time.perf_counter()
-    await engine.sample([request] * 16, SamplingConfig(1.0, 60), 1)
-    return time.perf_counter() - begun
-
-
 async def _drive(model: str, folder: str) -> dict[str, Any]:
     from rollout.engine import Engine
 
@@ -97,7 +89,6 @@ async def _drive(model: str, folder: str) -> dict[str, Any]:
         await engine._llm.reset_prefix_cache()
         await engine.load_adapter(files, version)
         found[name] = await _scored_beside(engine, seed=version)
-        found[f"{name} seconds"] = min([await _sampling_s(engine) for _ in range(2)])
     engine.shutdown()
     return found
 
@@ -176,12 +167,6 @@ def test_the_adapters_own_rollouts_are_the_students(found: dict[str, Any], model
     response, scores = found[name]["sampled"]
     prompt = ids(20_000 + ("unmended", "mended").index(name), 70)
     assert error(models[1], prompt, response, scores).max() < 1e-3
-
-
-def test_the_mend_does_not_make_the_adapter_slower(found: dict[str, Any]) -> None:
-    ratio = found["unmended seconds"] / found["mended seconds"]
-    print(f"sampling with the adapter is {ratio:.2f} times as fast as without the mend")
-    assert ratio > 1
 
 
 if __name__ == "__main__":
