@@ -1,6 +1,7 @@
 """Hosts of their own on one machine: network namespaces on a bridge, each with an address and processes of its own."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NETWORK = "10.213.47"  # of the bridge; nothing leaves it
+import psutil
+
+NETWORKS = [f"10.213.{number}" for number in range(256)]  # a bridge takes one that no other has; nothing leaves it
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,18 @@ def hosts(count: int) -> Iterator[list[Host]]:
     Raises:
         PermissionError: this user may not make them.
     """
-    bridge = f"edge{os.getpid() % 100_000}"
+    _remove_leftovers()
+    bridge = f"edge{os.getpid()}"
+    taken = _ip("-brief address")
+    network = next(network for network in NETWORKS if f" {network}." not in taken)
     with ExitStack() as undo:
         _ip(f"link add {bridge} type bridge")
         undo.callback(_ip, f"link delete {bridge}")
-        _ip(f"addr add {NETWORK}.254/24 dev {bridge}")
+        _ip(f"addr add {network}.254/24 dev {bridge}")
         _ip(f"link set {bridge} up")
         made = []
         for number in range(1, count + 1):
-            host = Host(f"{bridge}-{number}", f"{NETWORK}.{number}")
+            host = Host(f"{bridge}-{number}", f"{network}.{number}")
             _ip(f"netns add {host.name}")
             undo.callback(_ip, f"netns delete {host.name}")
             _ip(f"link add {bridge}v{number} type veth peer name eth0 netns {host.name}")
@@ -58,12 +64,23 @@ def hosts(count: int) -> Iterator[list[Host]]:
             _ip(f"-n {host.name} addr add {host.address}/24 dev eth0")
             _ip(f"-n {host.name} link set lo up")
             _ip(f"-n {host.name} link set eth0 up")
-            _ip(f"-n {host.name} route add default via {NETWORK}.254")
+            _ip(f"-n {host.name} route add default via {network}.254")
             made.append(host)
         yield made
 
 
-def _ip(arguments: str) -> None:
+def _remove_leftovers() -> None:
+    """What processes that were killed left behind: a second bridge with the same network swallows its packets."""
+    for bridge in set(re.findall(r"^(edge\d+) ", _ip("-brief link"), re.MULTILINE)):
+        if psutil.pid_exists(int(bridge.removeprefix("edge"))):
+            continue
+        for host in re.findall(rf"^{bridge}-\d+", _ip("netns list"), re.MULTILINE):
+            _ip(f"netns delete {host}")
+        _ip(f"link delete {bridge}")
+
+
+def _ip(arguments: str) -> str:
     done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, timeout=30)
     if done.returncode != 0:
         raise PermissionError(f"ip {arguments}: {done.stderr.strip()}")
+    return done.stdout
