@@ -4,12 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
-
+from cluster.fleet.ray_quirks import LOST, reason
 from rollout.waits import deadline
 
 T = TypeVar("T")
-LOST = (RayActorError, OutOfMemoryError, NodeDiedError)  # how Ray reports that an actor's process is no more
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
@@ -63,11 +61,3 @@ async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: A
         return await getattr(handle, method).remote(*arguments, **options)
     except LOST as lost:
         raise RuntimeError(f"{name} died: {reason(lost)}") from None
-
-
-def reason(lost: Exception) -> str:
-    """Of one of `LOST`, in one line: what Ray knows. Of an actor that died Ray says why in its last line, of a host
-    without memory in its first."""
-    told = getattr(lost, "cause", None) or lost  # raised in another actor
-    lines = str(told).splitlines()
-    return lines[-1].partition(" Some common causes")[0] if isinstance(told, RayActorError) else lines[0]

@@ -14,6 +14,7 @@ from cluster.fleet.engines import EngineClient
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
+from cluster.fleet.ray_quirks import omp_threads
 from cluster.models import resolve_model
 from rollout.config import AdapterConfig, EngineConfig
 from rollout.vllm_quirks import IPC_ENVIRONMENT
@@ -73,12 +74,12 @@ def engine_environment(plan: Plan) -> dict[str, str]:
 
 
 def learner_environment(plan: Plan) -> dict[str, str]:
-    """Environment of a learner process, set before it imports torch: Ray would otherwise allow it one thread."""
+    """Environment of a learner process, set before it imports torch."""
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja, for DeepSpeed
     if plan.device != "cpu":
         return {"PATH": tools}
     # Engines and learner share the cores: a thread that waits spins for the gap between two short regions, and then
     # sleeps. What a step frees is kept for the next one, since a new page costs more than what is written to it.
-    threads = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
+    threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
     return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads, **memory}

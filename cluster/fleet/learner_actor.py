@@ -13,6 +13,7 @@ import ray
 from cluster.config import Recipe
 from cluster.fleet.network import interface_towards
 from cluster.fleet.processes import free_port, log_to_file
+from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
@@ -50,10 +51,8 @@ class LearnerActor:
         hosts = [place.host for place in places]
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
-            LOCAL_RANK=str(hosts[:rank].count(hosts[rank])), LOCAL_SIZE=str(hosts.count(hosts[rank])),
+            LOCAL_RANK=str(local_rank(rank, hosts, os.environ)), LOCAL_SIZE=str(hosts.count(hosts[rank])),
         )  # fmt: skip
-        if os.environ.get("CUDA_VISIBLE_DEVICES"):
-            os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only
         # gloo would otherwise speak from the address of the host's name, which may be its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
         from cluster.weights.source import export_groups

@@ -12,12 +12,11 @@ The rollout service works on while the learner does, as far as the bound allows.
 """
 
 import time
-from dataclasses import dataclass
 
 from cluster.config import Recipe
 from cluster.fleet.assembly import Services
-from cluster.fleet.fleet import CanaryText
 from cluster.observe.sinks import MetricsSink
+from cluster.run.handover import Handover, Pushed
 from cluster.run.record import Answer, probe_record, step_record, write_answers
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
@@ -31,14 +30,6 @@ from rollout.tasks.base import Task
 from rollout.worker import StepRollouts
 
 CANARY_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """The weights that the engines hold."""
-
-    digest: str
-    canary: float
 
 
 class Pipeline:
@@ -63,14 +54,15 @@ class Pipeline:
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
-        self._canary = self.renderer.prompt_ids(first.question), text_ids
+        self._handover = Handover(services, self.renderer.prompt_ids(first.question), text_ids)
         self.pushed = Pushed("", 0.0)
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
     async def run(self, first_step: int) -> None:
         """Steps `first_step` to the recipe's last, with a probe before, between and after."""
         steps = self.recipe.run.steps
-        self.pushed = await self.push(first_step)  # also proves the hand-off before anything is learned
+        # It also proves the hand-off, before anything is learned.
+        self.pushed = await self._handover.push("student", first_step)
         if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
             await self.probe(first_step)
         for step in range(first_step, steps):
@@ -99,28 +91,13 @@ class Pipeline:
             stages["wake"] = clock.stage(0)
         version = step + 1
         self.sink.stage(f"step {version}: pushing weights")
-        self.pushed = await self.push(version)
+        self.pushed = await self._handover.push("student", version)
         stages["push"] = clock.stage(0)
         self._record(step, produced, learned, stages, time.perf_counter() - begun)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self.learner.save(self.run_dir.checkpoints, version)
         if version == run.steps or (run.probe_every and version % run.probe_every == 0):
             await self.probe(version)
-
-    async def push(self, version: int) -> Pushed:
-        """The student's engines hold `version`, by its number, by a digest of what was sent and by a canary's
-        log-probs; RuntimeError names the engine that does not."""
-        digest = await self._hand_over("student", version)
-        return Pushed(digest, await self._check_canary("student", version))
-
-    async def _hand_over(self, pool: str, version: int) -> str:
-        digest = await self.learner.push(pool, version)
-        await self.rollout.prove(pool, version, digest)
-        return digest
-
-    async def _check_canary(self, pool: str, version: int) -> float:
-        expected = await self.learner.score(f"canary at version {version}: learner", *self._canary)
-        return await self.rollout.canary(pool, version, CanaryText(*self._canary, expected))
 
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
         """The stage, if the teacher takes the weights of `version`."""
@@ -129,10 +106,9 @@ class Pipeline:
         clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
         await self.rollout.pause_scoring()  # between one group's scores and the next's
-        await self._hand_over("teacher", version)
+        # The learner does not run the average, so it cannot say what it scores.
+        await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
         await self.rollout.resume_scoring(version)
-        if self.recipe.teacher.kind != "ema":  # the learner does not run the average
-            await self._check_canary("teacher", version)
         self._teacher_version = version
         return {"refresh": clock.stage(0)}
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from cluster.fleet.calls import all_within, ask, each_within, reason, within
+from cluster.fleet.calls import all_within, ask, each_within, within
+from cluster.fleet.ray_quirks import local_rank, reason
 
 
 async def answer(value: str, after_s: float = 0.0) -> str:
@@ -98,3 +99,14 @@ def test_an_actor_that_dies_while_it_streams_is_named() -> None:
 
     with pytest.raises(RuntimeError, match=r"^learner rank 0 died: Its process has died\.$"):
         asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    ("rank", "hosts", "seen", "expected"),
+    [(0, "a", None, 0), (2, "aba", None, 1), (2, "aab", None, 0), (2, "aba", "1", 0)],
+)
+def test_a_rank_takes_the_next_gpu_of_its_host_or_the_only_one_that_it_sees(
+    rank: int, hosts: str, seen: str | None, expected: int
+) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": seen} if seen else {}
+    assert local_rank(rank, list(hosts), environment) == expected

@@ -21,7 +21,7 @@ from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, remove_old_logs
 from cluster.fleet.services import LearnerService, RolloutService
-from cluster.run.pipeline import Pipeline
+from cluster.run.handover import Handover
 from tests.runs import RECIPE
 
 QUICK = Recipe(weights=WeightsConfig(deadline_s=0.1))
@@ -165,18 +165,19 @@ class TwoServices:
         return method
 
 
-def loop_over(both: TwoServices) -> Pipeline:
-    pipeline = Pipeline.__new__(Pipeline)  # its parts are what is tested, and a renderer takes a model's folder
-    pipeline.rollout = pipeline.learner = both  # type: ignore[assignment]
-    pipeline._canary = (np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
-    return pipeline
-
-
 def test_a_push_is_proved_by_version_digest_and_canary() -> None:
-    both = TwoServices()
-    pushed = asyncio.run(loop_over(both).push(4))
+    both: Any = TwoServices()
+    handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
+    pushed = asyncio.run(handover.push("student", 4))
     assert (pushed.digest, pushed.canary) == ("ab", 0.5)
     assert both.asked == ["push student 4", "prove student 4", "score canary at version 4: learner", "canary student 4"]
+
+
+def test_an_average_of_the_weights_is_proved_by_version_and_digest() -> None:
+    both: Any = TwoServices()
+    handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
+    assert asyncio.run(handover.push("teacher", 4, canary=False)).digest == "ab"
+    assert both.asked == ["push teacher 4", "prove teacher 4"]
 
 
 # What a user reads

@@ -1,0 +1,39 @@
+"""The only home of what Ray does that nobody would guess, and of what is done about it here.
+
+Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name when an upgrade changes it.
+
+- Three errors report that an actor's process is no more; above them is only the class of every Ray error. Why it is no
+  more stands in the last line of one and in the first of the others: `LOST`, `reason`.
+- What a method raises arrives as an error of two classes, the method's and RayTaskError, whose text is a traceback. Its
+  `cause` is what was raised: `cluster.errors.cause_of`, in commands that have no Ray too.
+- An actor with less than two CPUs gets OMP_NUM_THREADS=1, unless its runtime environment sets another: `omp_threads`.
+- An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`.
+- Actors run at niceness 15, so that beside other work on their host they starve. RAY_worker_niceness=0, set before Ray
+  starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
+
+
+def reason(lost: Exception) -> str:
+    """Of one of `LOST`, in one line: what Ray knows."""
+    told = getattr(lost, "cause", None) or lost  # raised in another actor
+    lines = str(told).splitlines()
+    return lines[-1].partition(" Some common causes")[0] if isinstance(told, RayActorError) else lines[0]
+
+
+def omp_threads(threads: int) -> dict[str, str]:
+    """The environment variable with which an actor's process has as many OpenMP threads as it should."""
+    return {"OMP_NUM_THREADS": str(threads)}
+
+
+def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Which GPU of those that it sees is the rank's.
+
+    hosts: of every rank. environment: of the rank's process.
+    """
+    return 0 if environment.get("CUDA_VISIBLE_DEVICES") else hosts[:rank].count(hosts[rank])
