@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.weights.transports import TRANSPORTS
 from evidence.require import require
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
@@ -22,7 +23,6 @@ from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.rows import LONE_SURROGATE
 
-TRANSPORTS = ("auto", "shm", "gloo", "ipc", "nccl", "ray")
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
 PATHS = (("task", "prompts_file"), ("task", "probe_file"), ("run", "storage"), ("model", "path"), ("teacher", "path"))
@@ -114,7 +114,8 @@ class WeightsConfig:
     deadline_s: float = 120.0  # seconds for a push
 
     def __post_init__(self) -> None:
-        require(self.transport in TRANSPORTS, "weights.transport", self.transport, f"one of {TRANSPORTS}")
+        known = ("auto", *TRANSPORTS, "ray")
+        require(self.transport in known, "weights.transport", self.transport, f"one of {known}")
         require(self.canary_tolerance > 0, "weights.canary_tolerance", self.canary_tolerance, "more than 0")
         require(self.deadline_s > 0, "weights.deadline_s", self.deadline_s, "more than 0 seconds")
 

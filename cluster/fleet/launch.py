@@ -16,6 +16,7 @@ from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
 from cluster.fleet.ray_quirks import omp_threads
 from cluster.models import resolve_model
+from cluster.weights.transports import backend as backend_of
 from rollout.config import AdapterConfig, EngineConfig
 from rollout.vllm_quirks import IPC_ENVIRONMENT
 
@@ -40,7 +41,7 @@ def build_engines(
     models: of each pool, as every host can resolve it.
     """
     adapter = adapter_of(recipe, models["student"])
-    backend = f"edge_{plan.transport}" if adapter is None else None
+    backend = backend_of(plan.transport) if adapter is None else None
 
     def build(pool: str, config: EngineConfig, *receives: Any) -> list[EngineClient]:
         arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)

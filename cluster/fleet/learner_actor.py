@@ -85,7 +85,7 @@ class LearnerActor:
         service, whose handle this is."""
         from cluster.weights.link import AdapterLink, FleetClient, WeightLink
         from cluster.weights.source import TrainerSource
-        from cluster.weights.table import Meeting
+        from cluster.weights.transports import Meeting
 
         client = FleetClient(rollout, pool)
         if self._recipe.learner.lora_rank:

@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.base import layerwise_groups
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.weights.source import TrainerSource
-from cluster.weights.table import TRANSPORTS, Meeting
+from cluster.weights.transports import Meeting, transport
 from learner.adapter import adapter_files
 from learner.engine import ZeroEngine
 from rollout.engine import files_digest
@@ -63,11 +63,11 @@ class FleetClient:
 
 
 class WeightLink:
-    """One rank's end of `transport` to one pool of engines; rank 0 meets their workers."""
+    """One rank's end of the transport `name` to one pool of engines; rank 0 meets their workers."""
 
-    def __init__(self, transport: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
+    def __init__(self, name: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
         self.client, self._source = client, source
-        info = TRANSPORTS[transport](meeting)
+        info = transport(name).trainer(meeting)
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
     def push(self, version: int) -> str:

@@ -9,12 +9,9 @@ from typing import Any
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from cluster.weights.digest import WeightsDigest
-from cluster.weights.transports.gloo import GlooTransferEngine
-from cluster.weights.transports.shm import ShmTransferEngine
+from cluster.weights.transports import TRANSPORTS, backend, transport
 from rollout.vllm_quirks import mend_shared_heads
 
 
@@ -45,20 +42,9 @@ class _Checked:
         self.received = self._digest.hexdigest()
 
 
-class ShmEngine(_Checked, ShmTransferEngine):
-    pass
-
-
-class GlooEngine(_Checked, GlooTransferEngine):
-    pass
-
-
-class IpcEngine(_Checked, IPCWeightTransferEngine):
-    pass
-
-
-class NcclEngine(_Checked, NCCLWeightTransferEngine):
-    pass
+def checked(receiver: type[WeightTransferEngine[Any, Any]]) -> type[WeightTransferEngine[Any, Any]]:
+    """The engine that transfers as `receiver`, and checks what arrives."""
+    return type(f"Checked{receiver.__name__}", (_Checked, receiver), {})
 
 
 class WeightReceiver:
@@ -69,11 +55,5 @@ class WeightReceiver:
         return self.weight_transfer_engine.received  # type: ignore[attr-defined]
 
 
-_RECEIVERS: dict[str, type[WeightTransferEngine]] = {
-    "edge_shm": ShmEngine,
-    "edge_gloo": GlooEngine,
-    "edge_ipc": IpcEngine,
-    "edge_nccl": NcclEngine,
-}
-for _name, _engine in _RECEIVERS.items():
-    WeightTransferEngineFactory.register_engine(_name, _engine)
+for _name in TRANSPORTS:
+    WeightTransferEngineFactory.register_engine(backend(_name), checked(transport(_name).Receiver))

@@ -50,7 +50,7 @@ async def _drive(model: str) -> dict[str, Any]:
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.source import TrainerSource
-    from cluster.weights.table import TRANSPORTS, Meeting
+    from cluster.weights.transports import Meeting, transport
     from rollout.config import EngineConfig
     from rollout.engine import Engine
     from tests.engine.test_weight_handoff import InProcessClient
@@ -62,7 +62,7 @@ async def _drive(model: str) -> dict[str, Any]:
     source, loop = TrainerSource(learner), asyncio.get_running_loop()  # type: ignore[arg-type]
 
     def send() -> None:
-        info = TRANSPORTS["shm"](Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        info = transport("shm").trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
         client = InProcessClient(engine, loop, 1)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=source).send_weights()
 

@@ -69,7 +69,8 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.digest import WeightsDigest
-    from cluster.weights.table import TRANSPORTS, Meeting
+    from cluster.weights.transports import Meeting
+    from cluster.weights.transports import transport as transport_of
     from rollout.config import EngineConfig
     from rollout.engine import Engine
 
@@ -83,7 +84,7 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        info = TRANSPORTS[transport](Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
         client = InProcessClient(engine, loop, 5)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 

@@ -11,9 +11,9 @@ from tests.runs import free_port
 
 @pytest.mark.parametrize(("largest", "buffer"), [(5, 1 << 30), (3 << 30, 3 << 30)])
 def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: int) -> None:
-    from cluster.weights.table import TRANSPORTS, Meeting
+    from cluster.weights.transports import Meeting, transport
 
-    info: Any = TRANSPORTS["ipc"](Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
+    info: Any = transport("ipc").trainer(Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
     assert info.packed and info.packed_buffer_size_bytes == buffer
 
 

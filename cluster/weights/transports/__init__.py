@@ -1,1 +1,31 @@
-"""Ways between CPUs, for which vLLM has none."""
+"""The ways that weights take. Each is a module of its name, with the learner's end, `trainer`, and the engines',
+`Receiver`. This file is light: recipes are checked by it. vLLM has ipc and nccl, between GPUs; shm and gloo, between
+CPUs, are this project's."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+TRANSPORTS = ("shm", "gloo", "ipc", "nccl")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the learner's ranks and the engines' workers find each other."""
+
+    rank: int  # of the learner
+    address: str
+    port: int
+    num_workers: int
+    timeout_s: float
+    largest_bytes: int  # of the tensors that are sent
+
+
+def transport(name: str) -> Any:
+    """The module of the transport `name`, which loads vLLM."""
+    return import_module(f"{__name__}.{name}")
+
+
+def backend(name: str) -> str:
+    """What vLLM's engines call their end of it (`cluster.weights.receiver`)."""
+    return f"edge_{name}"

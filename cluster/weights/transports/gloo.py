@@ -16,8 +16,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.fleet.network import own_address
+from cluster.weights.transports import Meeting
 from cluster.weights.transports.cpu import SENDER, CpuTrainerEngine, CpuTransferEngine, described
 
 
@@ -95,7 +97,7 @@ class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
         self.client.finish_weight_update()
 
 
-class GlooTransferEngine(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """Loads each tensor as it arrives."""
 
     init_info_cls = GlooInitInfo
@@ -115,3 +117,11 @@ class GlooTransferEngine(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             tensor = torch.empty(shape, dtype=getattr(torch, dtype))
             broadcast(self._group, tensor)
             yield name, tensor
+
+
+def trainer(at: Meeting) -> GlooTrainerInitInfo:
+    """The learner's end, as vLLM's factory makes it from this."""
+    return GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank)
+
+
+WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerEngine)

@@ -13,7 +13,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from cluster.weights.transports import Meeting
 from cluster.weights.transports.cpu import CpuTrainerEngine, CpuTransferEngine, described
 
 
@@ -70,7 +72,7 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     offsets: list[int]
 
 
-class ShmTransferEngine(CpuTransferEngine[ShmInitInfo, ShmUpdateInfo]):
+class Receiver(CpuTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     """Maps the learner's shared-memory file and loads from it without a copy in between."""
 
     init_info_cls = ShmInitInfo
@@ -90,3 +92,11 @@ class ShmTransferEngine(CpuTransferEngine[ShmInitInfo, ShmUpdateInfo]):
             size = torch.Size(shape).numel() * dtype.itemsize
             weights.append((name, buffer[offset : offset + size].view(dtype).view(shape)))
         self.model.load_weights(weights)
+
+
+def trainer(at: Meeting) -> ShmTrainerInitInfo:
+    """The learner's end, as vLLM's factory makes it from this."""
+    return ShmTrainerInitInfo(rank=at.rank)
+
+
+WeightTransferTrainerFactory.register_engine("shm", ShmTrainerEngine)
