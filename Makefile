@@ -7,7 +7,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEER := .venv/peer
 SMOKE := runs/local-smoke
-GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
+# On a CPU two at a time, since the start of an engine keeps one core busy; engines that share a GPU take turns.
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+GPU_TESTS = $(if $(filter cuda,$(DEVICE)),-n 0,-n 2 -m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
 # of every run compiles vLLM and torch again.
@@ -38,10 +40,10 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 quick: setup ## lint of the files changed since the last commit, and the unit tests
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \
 	[ -z "$$changed" ] || { $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; }
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) -n 2 tests/unit
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(GPU_TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS)
 
 bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
 	$(BIN)/python -m tests.bench

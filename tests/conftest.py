@@ -15,12 +15,17 @@ from tests.runs import FINISHED, small_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+OF_THE_FINISHED_RUN = ("test_job_submit.py", "test_pipeline.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's tier is its folder: those of engine and gpu get the marker of that name."""
+    """A test's tier is its folder: those of engine and gpu get the marker of that name. Of several pytest processes one
+    takes a file whole, and the files whose tests look at `finished` together."""
     for item in items:
-        if item.path.parent.name in ("engine", "gpu"):
-            item.add_marker(item.path.parent.name)
+        tier, file = item.path.parts[-2:]
+        if tier in ("engine", "gpu"):
+            item.add_marker(tier)
+        item.add_marker(pytest.mark.xdist_group("finished" if file in OF_THE_FINISHED_RUN else f"{tier}/{file}"))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
-"""A unit test starts no process, opens no connection and loads no engine; one that does fails by its own name."""
+"""A unit test starts no process, opens no connection and loads no engine; one that does fails by its own name. Its
+tokenizer is made here: none is read or downloaded."""
 
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import urllib3  # noqa: F401  looks for IPv6 by binding a socket, as it is first imported
+
+from rollout.tasks.boxed import Judge
 
 FORBIDDEN = {
     "subprocess.Popen": "starts a process",
@@ -41,10 +45,34 @@ def no_engine_is_loaded_by_a_test_file(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
-def within_its_tier() -> Iterator[None]:
+def within_its_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails the test that did what belongs in tests/process or tests/engine."""
     global _seen
-    _seen = []
+    _seen = seen = []
+    # Its process stays for the tests that follow, which then start none.
+    monkeypatch.setattr(Judge, "ask", lambda *question: seen.append(f"asks the verifier: {question!r:.200}"))
     yield
-    seen, _seen = _seen, None
+    _seen = None
     assert not seen, f"a test of tests/unit {seen[0]}: it belongs in tests/process or tests/engine"
+
+
+CHAT = """{%- if messages[0]['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}{%- for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """One token a byte (others decode to their numbers), two special ones, and a chat template of the default model's
+    kind. Shared, as that one's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"-{number}" for number in range(1000))]
+    made = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=CHAT, **special)

@@ -91,12 +91,24 @@ def test_the_json_object_survives_a_round_trip() -> None:
 
 
 QUESTIONS = [ProbePrompt("math", f"What is {n} + 1?", str(n + 1)) for n in range(4)]
+
+
+class Sums:
+    """A task whose answers are judged here: the verifier's comparison is a process (tests/process/test_judge.py)."""
+
+    name, rates = "arithmetic", ("pass_at_1",)
+
+    def flags(self, prompt: ProbePrompt, text: str) -> dict[str, bool]:
+        return {"correct": text == f"\\boxed{{{prompt.answer}}}"}
+
+
+SUMS: Any = Sums()
 MATH = [(q, f"\\boxed{{{n + 1 if sample < n else 'no'}}}") for n, q in enumerate(QUESTIONS) for sample in range(3)]
 
 
 def test_pass_at_1_is_the_mean_over_questions_of_the_share_right() -> None:
     """Question n is right in n of 3 answers: 0, 1/3, 2/3 and 1."""
-    result = summarise(MATH[::-1], build_task(TaskConfig(name="arithmetic")))
+    result = summarise(MATH[::-1], SUMS)
     assert result == ProbeResult({"pass_at_1": Rate(6, 12)}, questions=4, samples=3)
     by_hand = sum(share / 3 for share in (0, 1, 2, 3)) / 4
     assert result.rates["pass_at_1"].share == pytest.approx(by_hand)
@@ -111,12 +123,12 @@ def test_pass_at_1_is_the_mean_over_questions_of_the_share_right() -> None:
 
 def test_a_question_asked_more_often_than_another_would_weigh_more_and_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^probe: found 2 answers to one question and 3"):
-        summarise(MATH[:-1], build_task(TaskConfig(name="arithmetic")))
+        summarise(MATH[:-1], SUMS)
 
 
 def test_lines_and_tables_show_whatever_rates_a_probe_has() -> None:
     identity = probe_record(summarise(ANSWERS, build_task(TaskConfig())), 8, "identity")
-    math_record = probe_record(summarise(MATH, build_task(TaskConfig(name="arithmetic"))), 10, "arithmetic")
+    math_record = probe_record(summarise(MATH, SUMS), 10, "arithmetic")
     assert probe_line(identity) == (
         "probe at step 8: selfname 0.25  mention 0.50  countername 0.25 (n=4)  capability 0.67  side effect 0.33 (n=3)"
     )
