@@ -94,7 +94,7 @@ def _type_name(kind: Any) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = (f"{name} = {_toml(default)}" for name, default in dataclasses.asdict(value).items())
         return f"{{{', '.join(inner)}}}"
     if isinstance(value, tuple):

@@ -1,17 +1,19 @@
 """Every row of a user's file with its place: what it became, or why it is none, so that a check sees all of them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.context_rows import RowReader
-from rollout.tasks.layouts import layout_of
+from rollout.tasks.layouts import Layout, layout_of
 from rollout.tasks.rows import Row
 from rollout.tasks.tables import file_rows
 
 P = TypeVar("P", TaskPrompt, ProbePrompt)
 Placed = tuple[str, P | ValueError]  # a row's place in its file, and what it became
+FIRST_ROWS = 1000  # in which `columns_of` looks
 
 
 def placed_rows(
@@ -28,6 +30,19 @@ def placed_rows(
             yield where, read(reader, row, where)
         except ValueError as error:
             yield where, error
+
+
+def columns_of(path: str, key: str, config: TaskConfig) -> tuple[Layout, list[str]]:
+    """A file's layout, and the columns of its first rows that nothing reads.
+
+    Raises:
+        ValueError: no such file, no layout that fits, or no row.
+    """
+    rows = [row for _, row in islice(file_rows(path, key), FIRST_ROWS) if not isinstance(row, ValueError)]
+    if not rows:
+        raise ValueError(f"{path}: found no rows, expected at least one")
+    layout = layout_of(rows[0], config.columns, path)
+    return layout, sorted({str(name) for row in rows for name in row} - layout.reads)
 
 
 def once(rows: Iterable[Placed[P]], ids: dict[str, str], asked: dict[Turns, str]) -> Iterator[Placed[P]]:
