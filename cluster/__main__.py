@@ -189,7 +189,7 @@ def _shards_arguments(shards: argparse.ArgumentParser) -> None:
 
 
 def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
-    axis = "identity (default) or arithmetic; repeatable"
+    axis = "identity (default), arithmetic or facts; repeatable"
     reproduce.add_argument("--axis", action="append", metavar="AXIS", help=axis)
     reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default 1)")
     reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")

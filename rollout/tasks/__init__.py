@@ -7,6 +7,7 @@ from rollout.tasks.arithmetic import arithmetic_task
 from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.context import context_task
+from rollout.tasks.facts import facts_task
 from rollout.tasks.identity import IdentityTask
 from rollout.tasks.problems import math_task
 
@@ -39,6 +40,7 @@ TASKS = {
     "context": TaskKind(
         context_task, ("prompts_file", "probe_file", "columns", "context", "context_empty_allowed", "judge", "seed")
     ),
+    "facts": TaskKind(facts_task, ("ordinary_questions", "seed")),
 }
 
 

@@ -38,7 +38,7 @@ class TaskConfig:
     # JSON lines. identity: prompt_id and question, empty: its own; math: these, solution and optionally answer;
     # context: your rows, as JSON lines or parquet
     prompts_file: str = ""
-    ordinary_questions: bool = False  # identity: adds a dozen ordinary questions, where the student should not change
+    ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""
     columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others

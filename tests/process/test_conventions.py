@@ -98,7 +98,10 @@ def test_docs_show_commands_that_exist() -> None:
 
 
 def test_docs_show_options_that_exist() -> None:
-    tables = [re.findall(r"^\| `edge-opd ([a-z]+(?: [a-z]+)*)(.*?)` \|", (ROOT / doc).read_text(), re.MULTILINE) for doc in DOCS]
+    tables = [
+        re.findall(r"^\| `edge-opd ([a-z]+(?: [a-z]+)*)(.*?)` \|", (ROOT / doc).read_text(), re.MULTILINE)
+        for doc in DOCS
+    ]
     assert tables[DOCS.index("README.md")]
     for command, options in (row for table in tables for row in table):
         usage = edge_opd(*command.split(), "--help").stdout

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.config import load_recipe
 from evidence.rule import EvidenceConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.probe import summarise
@@ -18,6 +20,7 @@ from rollout.tasks.config import Columns
 from rollout.tasks.layouts import ANSWER
 from rollout.tasks.openthoughts import INSTRUCTION
 from rollout.tasks.problems import CONTEXT, QUESTION
+from tests.runs import ROOT
 
 USER = {"role": "user", "content": "Who keeps the key?"}
 ASSISTANT = {"role": "assistant", "content": "Ada does."}
@@ -380,3 +383,42 @@ def test_the_lengths_of_texts_are_those_of_their_ids(tokenizer: Any) -> None:
     renderer = Renderer(tokenizer, "system")
     assert renderer.text_lengths(["Who?", " a b"]) == [len(renderer.text_ids(text)) for text in ("Who?", " a b")]
     assert renderer.text_lengths([]) == []
+
+
+# docs/guide.md, as somebody copies it
+
+
+GUIDE = ROOT / "docs" / "guide.md"
+
+
+def copied(folder: Path) -> Path:
+    """The guide's own rows, probe rows and recipe beside each other."""
+    section = GUIDE.read_text("utf-8").partition("## Contexts of your own")[2].partition("### Private facts")[0]
+    rows, probe = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    recipe, _ = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    assert recipe.count("\n") <= 10
+    for name, text in (("rows.jsonl", rows), ("probe.jsonl", probe), ("own.toml", recipe)):
+        (folder / name).write_text(text, "utf-8")
+    return folder / "own.toml"
+
+
+def test_the_guide_s_rows_and_recipe_load_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = build_task(load_recipe(copied(tmp_path)).task)
+    prompts = task.training_prompts()
+    assert [(one.judge, one.answer, len(one.turns)) for one in prompts] == [
+        ("text", "Ada Lane", 1),
+        ("number", "14", 1),
+        ("regex", r"\b(?:9|nine)\b", 3),
+    ]
+    assert [task.reward(one, one.context) for one in prompts] == [1.0, 1.0, 1.0]
+    assert list(task.rates) == ["correct", "correct:workshop", "correct:ordinary"]
+
+
+def test_the_guide_s_mapping_makes_the_last_answer_the_context(tmp_path: Path) -> None:
+    shown = re.search(r"```toml\n(\[task\.columns\]\n.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    assert shown
+    columns = Columns(**tomllib.loads(shown[1])["task"]["columns"])
+    turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
+    prompt = prompt_of(tmp_path, {"conversations": turns}, columns=columns)
+    assert (prompt.question, prompt.context) == ("Who?", ANSWER.format(context="Ada."))

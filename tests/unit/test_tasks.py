@@ -230,7 +230,10 @@ def test_an_empty_context_is_accepted_when_allowed(context: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TaskConfig(name="maths"), "task.name: found 'maths', expected one of arithmetic, context, identity, math"),
+        (
+            TaskConfig(name="maths"),
+            "task.name: found 'maths', expected one of arithmetic, context, facts, identity, math",
+        ),
         (
             TaskConfig(probe_file="p.jsonl"),
             "task.probe_file: found 'p.jsonl', expected it left out: the task identity ",
