@@ -113,8 +113,9 @@ def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
     if isinstance(value, dict):
         named = {key: one for key, one in value.items() if one is not None}
         if len(named) != 1 or not set(named) <= set(JUDGES):
-            expected = f"one of {', '.join(JUDGES)} with its answer"
-            raise ValueError(f"{where}: found answer = {shown(value)}, expected {expected}")
+            raise ValueError(
+                f"{where}: found answer = {shown(value)}, expected one of {', '.join(JUDGES)} with its answer"
+            )
         ((judge, value),) = named.items()
     elif _is_number(value) and judge != "boxed":
         judge = "number"
