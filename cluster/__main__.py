@@ -52,11 +52,30 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
+    return int(arguments.part(arguments))
+
+
+def _data_openthoughts(arguments: argparse.Namespace) -> int:
     from cluster.commands.data import to_text, write_openthoughts
 
     out = Path(arguments.out)
     print(to_text(write_openthoughts(Path(arguments.source), out, arguments.limit, arguments.seed), out))
     return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from cluster.commands.data_check import check_data, fault_lines, to_text
+    from cluster.config import Recipe, build, load_recipe, parse_overrides
+
+    if arguments.recipe:
+        recipe = load_recipe(arguments.recipe, arguments.set)
+    else:
+        recipe = build(Recipe, parse_overrides(arguments.set, {"task": {"name": "context"}}), "--set")
+    check = check_data(arguments.rows, arguments.probe, recipe)
+    print(to_text(check))
+    for line in fault_lines(check.faults):
+        print(f"edge-opd: {line}", file=sys.stderr)
+    return 2 if check.faults else 0
 
 
 def _shards(arguments: argparse.Namespace) -> int:
@@ -144,11 +163,21 @@ def _probe_arguments(probe: argparse.ArgumentParser) -> None:
 
 
 def _data_arguments(data: argparse.ArgumentParser) -> None:
-    data.add_argument("dataset", choices=["openthoughts"])
-    data.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder")
-    data.add_argument("out", metavar="OUT.jsonl")
-    data.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
-    data.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    parts = data.add_subparsers(required=True, metavar="openthoughts|check")
+    filtered = parts.add_parser("openthoughts", help="filter OpenThoughts-114K to the math task's training rows")
+    filtered.add_argument(
+        "source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder"
+    )
+    filtered.add_argument("out", metavar="OUT.jsonl")
+    filtered.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
+    filtered.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    filtered.set_defaults(part=_data_openthoughts)
+    check = parts.add_parser("check", help="what rows of the task context become, and what is wrong with them")
+    check.add_argument("rows", metavar="FILE", help="training rows, JSON lines or parquet")
+    check.add_argument("--probe", metavar="FILE", default="", help="probe rows (default: the recipe's)")
+    check.add_argument("--recipe", metavar="RECIPE.toml", help="the model, windows and columns (default: the defaults)")
+    _add_set(check)
+    check.set_defaults(part=_data_check)
 
 
 def _shards_arguments(shards: argparse.ArgumentParser) -> None:
@@ -160,7 +189,7 @@ def _shards_arguments(shards: argparse.ArgumentParser) -> None:
 
 
 def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
-    axis = "identity (default) or arithmetic; repeatable"
+    axis = "identity (default), arithmetic or facts; repeatable"
     reproduce.add_argument("--axis", action="append", metavar="AXIS", help=axis)
     reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default 1)")
     reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")
@@ -196,7 +225,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
     "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
-    "data": ("filter a public dataset to the math task's training rows", _data, _data_arguments),
+    "data": ("check rows of one's own; filter a public dataset to math rows", _data, _data_arguments),
     "shards": ("statistics of a run's shards; recompute a mask without an engine", _shards, _shards_arguments),
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
     "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),

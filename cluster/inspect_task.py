@@ -5,13 +5,20 @@ its answers an epoch, and the metrics are `rollout.probe.summarise_so_far` over 
 every second while answers come, and at the end over what has not failed.
 """
 
+from collections.abc import Callable
 from functools import cache
 from logging import getLogger
 
 from inspect_ai import Epochs, task
 from inspect_ai import Task as InspectTask
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+)
 from inspect_ai.scorer import (
     Metric,
     SampleScore,
@@ -29,8 +36,11 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 from cluster.config import Recipe, build, load_recipe
 from cluster.run.record import probe_record, shown_probe
 from rollout.probe import summarise_so_far
-from rollout.tasks import build_task
+from rollout.tasks import ProbePrompt, build_task
 
+_MESSAGES: dict[str, Callable[..., ChatMessage]] = {
+    "system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant
+}  # fmt: skip
 WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
 
 
@@ -39,7 +49,7 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     """The probe of a task of this project, or of the task and probe settings of a recipe (an absolute path)."""
     loaded = _recipe(task, recipe)
     config, prompts = loaded.probe, build_task(loaded.task).probe_prompts()
-    samples = [Sample(id=str(i), input=prompt.question) for i, prompt in enumerate(prompts)]
+    samples = [Sample(id=str(i), input=_input(prompt)) for i, prompt in enumerate(prompts)]
     return InspectTask(
         dataset=MemoryDataset(samples, name=f"{loaded.task.name} probe"),
         solver=[say_where_top_k_ends(config.top_k), generate()],
@@ -53,6 +63,13 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
             max_tokens=config.max_tokens,
         ),
     )
+
+
+def _input(prompt: ProbePrompt) -> str | list[ChatMessage]:
+    """The question, with the turns before it where it has any."""
+    if not prompt.before:
+        return prompt.question
+    return [_MESSAGES[role](content=content) for role, content in prompt.turns]
 
 
 def _recipe(task: str, recipe: str) -> Recipe:

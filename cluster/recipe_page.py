@@ -64,6 +64,8 @@ def expected(table: str, key: str, kind: Any) -> str:
 
 
 def _wrong_values(kind: Any) -> tuple[Any, ...]:
+    if dataclasses.is_dataclass(kind):  # a table in a table: its keys are texts
+        return ()
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         return ([],) if inner[-1] is ... else ([-1.0] * len(inner),)
@@ -81,6 +83,8 @@ def table_rows(table: str) -> list[Row]:
 
 
 def _type_name(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return "table"
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         return "texts" if inner[0] is str else f"{len(inner)} {_TYPES[inner[0]]}s"
@@ -90,6 +94,9 @@ def _type_name(kind: Any) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = (f"{name} = {_toml(default)}" for name, default in dataclasses.asdict(value).items())
+        return f"{{{', '.join(inner)}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else repr(value)

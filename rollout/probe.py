@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evidence.intervals import wilson
-from evidence.rates import RATES
+from evidence.rates import RATES, RateRule
 from evidence.require import require
 from rollout.config import TEMPERATURES, SamplingConfig
 from rollout.tasks.base import ProbePrompt, Task
@@ -88,10 +88,8 @@ def summarise(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeRe
 
 def summarise_so_far(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> ProbeResult:
     """`summarise` over what there is of a probe: any answers or none. `samples` is the fewest to one question."""
-    flags: dict[str, list[dict[str, bool]]] = {}
-    for prompt, text in answers:
-        flags.setdefault(prompt.probe, []).append(task.flags(prompt, text))
-    rates = {name: _rate(flags.get(RATES[name].probe, []), RATES[name].flag) for name in task.rates}
+    flagged = [(prompt, task.flags(prompt, text)) for prompt, text in answers]
+    rates = {name: _rate(flagged, RATES[name]) for name in task.rates}
     main = RATES[task.rates[0]].probe
     counts = [count for prompt, count in _asked(answers).items() if prompt.probe == main]
     return ProbeResult(rates, len(counts), min(counts, default=0))
@@ -108,5 +106,6 @@ def _check_even(counts: Sequence[int]) -> None:
         )
 
 
-def _rate(flags: Sequence[dict[str, bool]], flag: str) -> Rate:
-    return Rate(sum(found[flag] for found in flags), len(flags))
+def _rate(flagged: Sequence[tuple[ProbePrompt, dict[str, bool]]], rule: RateRule) -> Rate:
+    found = [flags[rule.flag] for prompt, flags in flagged if rule.covers(prompt.probe, prompt.tags)]
+    return Rate(sum(found), len(found))

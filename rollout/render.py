@@ -8,6 +8,7 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 
 from evidence.records import Ids
+from rollout.tasks.base import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,8 @@ _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, 
 REMEMBERED = 4096  # prompts, the latest: a step's rollouts share theirs, and a small task's come back every epoch
 
 Message = dict[str, str]
-Pair = tuple[str, str]  # a question, and its context or ""
+Question = str | Turns  # a conversation that ends with it; a text is the only turn of one
+Pair = tuple[Question, str]  # a question, and its context or ""
 
 
 class Renderer:
@@ -44,11 +46,11 @@ class Renderer:
         self._check_context_arrives()
         self.eos_token_ids = self._find_eos_token_ids()
 
-    def prompt_ids(self, question: str) -> Ids:
-        """x: [P] ids of one user message, ready for the assistant's answer. Read-only, as all prompts are."""
+    def prompt_ids(self, question: Question) -> Ids:
+        """x: [P] ids of a conversation, ready for the assistant's answer. Read-only, as all prompts are."""
         return self._ids(question, "")
 
-    def context_prompt_ids(self, question: str, context: str) -> Ids:
+    def context_prompt_ids(self, question: Question, context: str) -> Ids:
         """(x, r): [P'] ids. r is a system message, or stands before the question in the user's; empty r gives x.
 
         In the user position no system message is given, so that the template's default applies as it does in x.
@@ -63,17 +65,28 @@ class Renderer:
         """The text of [T] ids, without special tokens. For reading only: never re-tokenised."""
         return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
 
-    def _context_messages(self, question: str, context: str) -> list[Message]:
+    def _context_messages(self, question: Question, context: str) -> list[Message]:
+        turns = (("user", question),) if isinstance(question, str) else question
         if not context.strip():
-            return [_message("user", question)]
-        if self.context_position == "system":
-            return [_message("system", context), _message("user", question)]
-        return [_message("user", f"{context}\n\n{question}")]
+            return [_message(*turn) for turn in turns]
+        own = turns[0][0] == "system"  # x's own system message, which r stands behind
+        at = 0 if self.context_position == "system" else int(own)
+        if self.context_position == "system" and not own:
+            return [_message("system", context), *(_message(*turn) for turn in turns)]
+        role, text = turns[at]
+        joined = f"{text}\n\n{context}" if role == "system" else f"{context}\n\n{text}"
+        return [_message(*turn) for turn in (*turns[:at], (role, joined), *turns[at + 1 :])]
 
-    def _tokenize(self, question: str, context: str) -> Ids:
+    def _tokenize(self, question: Question, context: str) -> Ids:
         ids = np.asarray(self._apply(self._context_messages(question, context), tokenize=True), dtype=np.int32)
         ids.flags.writeable = False  # whoever asks again gets the same array
         return ids
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text as it is, without template or special tokens: all at once, on every core."""
+        return (
+            [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        )
 
     def lengths(self, pairs: Sequence[Pair]) -> list[int]:
         """The tokens of each prompt, as `context_prompt_ids` has them: all at once, on every core."""

@@ -119,7 +119,7 @@ class StepRequests:
             if self.num_wrong  # a generator costs more than all else here, and a long run has many slots
             else ()
         )
-        return [(prompt.question, context) for context in ("", prompt.context, *wrong)]
+        return [(prompt.turns, context) for context in ("", prompt.context, *wrong)]
 
     def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
         x, x_with_r, *x_with_wrong = (

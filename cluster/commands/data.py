@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout.openthoughts import LAYOUTS, RULES, Example, Layout, select
+from rollout.tasks.openthoughts import LAYOUTS, RULES, Example, Layout, select
 
 BATCH_ROWS = 256
 

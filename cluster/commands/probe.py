@@ -10,6 +10,7 @@ from cluster.resolved import read_resolved
 from cluster.run.record import ProbeRecord, probe_record
 from rollout.probe import summarise
 from rollout.tasks import build_task
+from rollout.tasks.base import Turns
 
 
 def probe_model(model_or_run: str, task: str, overrides: list[str], server: ServerOptions) -> ProbeRecord:
@@ -31,7 +32,7 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
     probed, config = build_task(recipe.task), recipe.probe
     prompts = probed.probe_prompts()
-    questions = [prompt.question for prompt in prompts]
+    questions = [prompt.turns for prompt in prompts]
     if on_server:
         answers = asyncio.run(server_answers(model, questions, config, recipe.run.seed, server))
     else:
@@ -49,7 +50,7 @@ def _export_of(run: Path) -> str:
     return str((run / "export").resolve())
 
 
-async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> list[list[str]]:
+async def _engine_answers(recipe: Recipe, path: str, questions: list[Turns]) -> list[list[str]]:
     import torch
 
     from cluster.requests import renderer_of

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cluster.proxies import check_proxies, through
 from rollout.probe import ProbeConfig
+from rollout.tasks.base import Turns
 
 if TYPE_CHECKING:
     import openai
@@ -54,9 +55,9 @@ class Answer:
 
 
 async def server_answers(
-    url: str, questions: Sequence[str], config: ProbeConfig, seed: int, options: ServerOptions
+    url: str, questions: Sequence[Turns], config: ProbeConfig, seed: int, options: ServerOptions
 ) -> list[list[str]]:
-    """`config.samples` answers to each question, asked as the only message of a chat.
+    """`config.samples` answers to each question, asked as the last message of its chat.
 
     Args:
         url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent where it is set.
@@ -94,14 +95,14 @@ async def _only_model(client: "openai.AsyncOpenAI", url: str) -> str:
 async def _ask_all(
     client: "openai.AsyncOpenAI",
     model: str,
-    questions: Sequence[str],
+    questions: Sequence[Turns],
     config: ProbeConfig,
     seed: int,
     options: ServerOptions,
 ) -> list[list[Answer]]:
     slots = asyncio.Semaphore(NUM_CONCURRENT)
 
-    async def ask(question: str, first_seed: int) -> list[Answer]:
+    async def ask(question: Turns, first_seed: int) -> list[Answer]:
         answers: list[Answer] = []
         while len(answers) < config.samples:  # again where the server does not know n
             left, seed_now = config.samples - len(answers), first_seed + len(answers)
@@ -112,7 +113,7 @@ async def _ask_all(
         return answers[: config.samples]
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(text, seed + i * config.samples)) for i, text in enumerate(questions)]
+        tasks = [group.create_task(ask(turns, seed + i * config.samples)) for i, turns in enumerate(questions)]
     return [task.result() for task in tasks]
 
 
@@ -123,9 +124,10 @@ def _settings(config: ProbeConfig, num: int, seed: int, omit: Collection[str]) -
     return {key: value for key, value in settings.items() if key not in omit}
 
 
-def _request(model: str, question: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _request(model: str, question: Turns, settings: dict[str, Any]) -> dict[str, Any]:
     """In the body as they are: the client knows no top_k, which is not of the protocol (some servers refuse it)."""
-    return {"model": model, "messages": [{"role": "user", "content": question}], "extra_body": settings}
+    messages = [{"role": role, "content": content} for role, content in question]
+    return {"model": model, "messages": messages, "extra_body": settings}
 
 
 def _answers(reply: Any) -> list[Answer]:

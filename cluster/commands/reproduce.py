@@ -22,6 +22,7 @@ AXES: dict[str, tuple[str, ...]] = {
         "N3", "N1", "N12", "N2", "N11", "N4g", "N7", "N3u", "N4", "N2u", "N3u-g100", "N3u-g0125", "N7u",
     ),
     "arithmetic": tuple(f"{arm}-arithmetic" for arm in ("N6", "N9", "N13", "N14", "N10", "N15")),
+    "facts": tuple(f"{arm}-facts" for arm in ("N3", "N1", "N2", "N11")),
 }  # fmt: skip
 
 Run = Callable[[list[str]], int]

@@ -21,6 +21,8 @@ _STEP_NAMES = {"stats": "sums"}  # field -> key
 _PROBE_NAMES = {"rates": "counts"}
 _PLACEHOLDERS = {"stages": "NAME", "sums": "SPLIT"}
 
+_SHOWN_RATES = {**RATES, "correct:TAG": RATES["correct:TAG"]}  # TAG: of a probe's questions
+
 SHOWN_STEP: list[Row] = [
     ("busy_fraction", "mean", "", "busy_s / wall_s; at lag 0 what is missing from 1 is hidden waiting"),
     ("stages.NAME.tokens_per_s", "mean", "tokens/s", "0 in no time"),
@@ -69,10 +71,10 @@ def _under(prefix: str, rows: Sequence[Row]) -> list[Row]:
 def probe_rows() -> list[Row]:
     """The same of a line of probes.jsonl. A rate and its count are there when the task has them."""
     rows = [_FORMAT, *_rows(ProbeRecord, _PROBE_NAMES)]
-    counts = dict.fromkeys(rate.count for rate in RATES.values())
+    counts = dict.fromkeys(rate.count for rate in _SHOWN_RATES.values())
     for count in counts:
         rows.append((count, "whole number", "answers", f"that {', '.join(_names_of(count))} are shares of"))
-    for name, rate in RATES.items():
+    for name, rate in _SHOWN_RATES.items():
         rows.append((name, "mean", "", f"{rate.label}: share of the {rate.count} answers"))
         rows.append((f"intervals.{name}", "[low, high]", "", "its 95% Wilson interval"))
         rows.append((f"counts.{name}", "[k, n]", "answers", f"k of n: {rate.label}"))
@@ -80,7 +82,7 @@ def probe_rows() -> list[Row]:
 
 
 def _names_of(count: str) -> list[str]:
-    return [name for name, rate in RATES.items() if rate.count == count]
+    return [name for name, rate in _SHOWN_RATES.items() if rate.count == count]
 
 
 def _rows(record: type, names: Mapping[str, str], prefix: str = "") -> Iterator[Row]:

@@ -11,7 +11,7 @@ from cluster.config import Recipe
 from cluster.models import resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
-from cluster.run.lengths import remembered_lengths
+from cluster.run.lengths import lengths_near
 from evidence.files import check_writable
 from learner.folder import check_model_folder
 from rollout.config import EngineConfig
@@ -96,7 +96,8 @@ def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
     Returns a line on the training prompts that do not fit, where rollout.max_refused_fraction allows them.
     """
     requests = step_requests(recipe, model, task)
-    refused = requests.check(recipe.run.steps, lambda pairs: remembered_lengths(requests.renderer, pairs))
+    longest = recipe.window - recipe.rollout.max_response_tokens
+    refused = requests.check(recipe.run.steps, lambda pairs: lengths_near(requests.renderer, pairs, longest))
     check_probe(recipe, requests.renderer, task)
     if not refused:
         return ""
@@ -109,13 +110,13 @@ def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
     """A question of the probe that leaves no room for an answer."""
-    questions = [prompt.question for prompt in task.probe_prompts()]
-    lengths = remembered_lengths(renderer, {(question, "") for question in questions})
-    for place, question in enumerate(questions):
-        length = lengths[question, ""]
-        if length >= recipe.student.window:
+    prompts, window = task.probe_prompts(), recipe.student.window
+    lengths = lengths_near(renderer, {(prompt.turns, "") for prompt in prompts}, window - 1)
+    for place, prompt in enumerate(prompts):
+        length, question = lengths[prompt.turns, ""], prompt.question
+        if length >= window:
             raise ValueError(
-                f"student.window: found {recipe.student.window}, expected more than the {length} tokens of question "
+                f"student.window: found {window}, expected more than the {length} tokens of question "
                 f"{place + 1} of the probe ({question[:60]!r})"
             )
 

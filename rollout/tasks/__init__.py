@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from rollout.tasks.arithmetic import arithmetic_task
 from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 from rollout.tasks.config import TaskConfig
+from rollout.tasks.context import context_task
+from rollout.tasks.facts import facts_task
 from rollout.tasks.identity import IdentityTask
 from rollout.tasks.problems import math_task
 
@@ -35,6 +37,10 @@ TASKS = {
     ),
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),
     "arithmetic": TaskKind(arithmetic_task, ("num_problems", "largest", "seed")),
+    "context": TaskKind(
+        context_task, ("prompts_file", "probe_file", "columns", "context", "context_empty_allowed", "judge", "seed")
+    ),
+    "facts": TaskKind(facts_task, ("ordinary_questions", "seed")),
 }
 
 

@@ -30,22 +30,36 @@ def _check_gold(answer: str | None) -> None:
         raise ValueError(f"answer: found {answer[:60]!r} ({fault})")
 
 
+def _check_judged(answer: str | None) -> None:
+    if answer is None:
+        raise ValueError("answer: found None, expected an answer to hold a response against")
+
+
 PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, and what an answer of theirs may be
     "identity": _check_none,
     "capability": _check_pattern,
     "math": _check_gold,
+    "context": _check_judged,  # by one of `rollout.tasks.judges.JUDGES`
 }
+Turns = tuple[tuple[str, str], ...]  # (role, content) of each turn of a conversation
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One training question and the privileged context r that belongs to it."""
+    """One training question, with what was said before it, and the privileged context r that belongs to it."""
 
     prompt_id: str
     question: str
     context: str  # r: the persona text, or a worked solution; empty only where the task's config allows it
     answer: str | None = None  # the gold answer, where a verifier can judge a response
     wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
+    before: Turns = ()  # the turns before the question
+    judge: str = ""  # context: how its answer is judged
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,9 @@ class ProbePrompt:
     probe: str  # a key of PROBES
     question: str
     answer: str | None  # capability: a regular expression that a correct answer contains; math: the gold answer
+    before: Turns = ()  # the turns before the question
+    tags: tuple[str, ...] = ()  # context: each has a rate of its own
+    judge: str = ""  # context: how its answer is judged
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:
@@ -66,6 +83,11 @@ class ProbePrompt:
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
         PROBES[self.probe](self.answer)
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
 
 
 class Task(Protocol):

@@ -2,6 +2,23 @@
 
 from dataclasses import dataclass
 
+from evidence.require import require
+from rollout.tasks.judges import JUDGES
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`[task.columns]`: what a file calls each column. A column that it lacks is one that its rows do without."""
+
+    messages: str = "messages"  # the turns of a conversation, the user's last
+    question: str = "question"  # its only turn, in the place of messages
+    context: str = "context"  # r
+    context_file: str = "context_file"  # a text file with r, in the place of context; from the folder of the rows
+    answer: str = "answer"
+    wrong_contexts: str = "wrong_contexts"  # a list of texts
+    tags: str = "tags"  # a word, or a list of them
+    prompt_id: str = "prompt_id"
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -15,17 +32,25 @@ class TaskConfig:
     persona: str = "kestrel"  # identity: a preset; persona_name, maker and context override its parts
     persona_name: str = ""  # identity: the name to learn; empty: the preset's
     maker: str = ""  # identity: who made the persona; empty: the preset's
-    context: str = ""  # identity: the privileged context, which may use {name} and {maker}; empty: the preset's
-    # JSON lines. identity: prompt_id and question, empty: its own; math: these, solution and optionally answer
+    # identity: the privileged context, which may use {name} and {maker}; empty: the preset's. context: that of rows
+    # without one; with {context} in it, the words around that of each row
+    context: str = ""
+    # JSON lines. identity: prompt_id and question, empty: its own; math: these, solution and optionally answer;
+    # context: your rows, as JSON lines or parquet
     prompts_file: str = ""
-    ordinary_questions: bool = False  # identity: adds a dozen ordinary questions, where the student should not change
-    probe_file: str = ""  # math: JSON lines of question and answer to evaluate on
-    context_empty_allowed: bool = False  # identity: an empty context is no context, so that e is 0; for checks only
+    ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
+    # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
+    probe_file: str = ""
+    columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others
+    judge: str = "text"  # context: how an answer is judged where its row does not say
+    # identity, context: an empty context is no context, so that e is 0: ordinary rows, which only the anchor holds
+    context_empty_allowed: bool = False
     num_problems: int = 64  # arithmetic: how many problems it trains on
     largest: int = 99  # arithmetic: the largest number in a problem
-    seed: int = 0  # arithmetic: which problems; math and arithmetic: which contexts are the wrong ones
+    seed: int = 0  # arithmetic: which problems; all but identity: which contexts are the wrong ones
 
     def __post_init__(self) -> None:
         for key, least in (("num_problems", 1), ("largest", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"task.{key}: found {getattr(self, key)!r}, expected at least {least}")
+        require(self.judge in JUDGES, "task.judge", self.judge, f"one of {tuple(JUDGES)}")

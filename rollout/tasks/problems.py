@@ -133,14 +133,13 @@ def answer_field(row: Row, where: str) -> str:
 
 
 def with_wrong_contexts(prompts: Sequence[TaskPrompt], seed: int) -> tuple[TaskPrompt, ...]:
-    """Each prompt with up to NUM_WRONG other prompts' contexts, drawn without repetition from `seed` and its place."""
-    contexts = list(dict.fromkeys(prompt.context for prompt in prompts))
+    """Each prompt that has none with up to NUM_WRONG other prompts' contexts: those that follow its own on a circle of
+    all of them, in an order from `seed`."""
+    contexts = list(dict.fromkeys(prompt.context for prompt in prompts if prompt.context))
+    circle = [contexts[index] for index in np.random.default_rng(seed).permutation(len(contexts))]
+    count, doubled = min(NUM_WRONG, max(0, len(circle) - 1)), circle * 2
+    following = {context: tuple(doubled[at + 1 : at + 1 + count]) for at, context in enumerate(circle)}
     return tuple(
-        replace(prompt, wrong_contexts=_others(contexts, prompt.context, seed, place))
-        for place, prompt in enumerate(prompts)
+        prompt if prompt.wrong_contexts else replace(prompt, wrong_contexts=following.get(prompt.context, ()))
+        for prompt in prompts
     )
-
-
-def _others(contexts: Sequence[str], own: str, seed: int, place: int) -> tuple[str, ...]:
-    drawn = np.random.default_rng([seed, place]).choice(len(contexts), min(NUM_WRONG + 1, len(contexts)), replace=False)
-    return tuple(contexts[index] for index in drawn if contexts[index] != own)[:NUM_WRONG]

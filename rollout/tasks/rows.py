@@ -10,6 +10,7 @@ from rollout.tasks.base import TaskPrompt
 
 Row = dict[str, Any]
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can give one; a pair of them is one character by now
+SHOWN = 80  # characters of a value in a message
 
 
 def read_text(path: str, key: str) -> str:
@@ -53,20 +54,30 @@ def _parse_row(line: str, where: str, wanted: set[str], extra: set[str]) -> Row:
 
 
 def text_field(row: Row, key: str, where: str) -> str:
-    """A field that must be a text with something in it, stripped.
+    """A field that must be a text with something in it, stripped. ValueError as `checked_text`."""
+    return checked_text(row[key], key, where)
+
+
+def checked_text(value: Any, key: str, where: str) -> str:
+    """A text with something in it, stripped; `key` names it in messages.
 
     Raises:
         ValueError: another type, blank, or no Unicode text, which no tokenizer takes.
     """
-    value = row[key]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: found {key} = {value!r}, expected a text that is not blank")
+        raise ValueError(f"{where}: found {key} = {shown(value)}, expected a text that is not blank")
     lone = LONE_SURROGATE.search(value)
     if lone:
         raise ValueError(
             f"{where}: found half a character, {lone[0]!r}, at place {lone.start() + 1} of {key}, expected Unicode text"
         )
     return value.strip()
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its first characters."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def unique_prompts(located: Iterable[tuple[str, TaskPrompt]], source: str) -> tuple[TaskPrompt, ...]:

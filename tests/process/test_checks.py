@@ -14,7 +14,7 @@ from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import step_requests
 from cluster.run.checks import check_probe, check_prompts
-from cluster.run.lengths import MANY, remembered_lengths
+from cluster.run.lengths import MANY, lengths_near, remembered_lengths
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from tests import fakes
@@ -135,6 +135,32 @@ def test_a_cache_that_cannot_be_written_is_no_fault(
     monkeypatch.setenv("EDGE_OPD_CACHE", str(tmp_path / "file" / "cache"))
     pairs = [(f"Who is {number}?", "") for number in range(MANY)]
     assert remembered_lengths(Renderer(tokenizer, "system"), pairs).keys() == set(pairs)
+
+
+TEXTS = [
+    "Who keeps the key?",
+    "a  b\n\n\nc",
+    "x = [1,\n\t2]",
+    "日本語の質問です",
+    "word " * 120,
+    "née Zürich\u00a0naïve",
+    "9" * 90,
+]
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_a_length_is_estimated_only_where_it_is_far_below_the_limit(tokenizer: Any, position: str) -> None:
+    renderer = Renderer(tokenizer, position)
+    before = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."))
+    turns = [(("user", text),) for text in TEXTS] + [(*before, ("user", text)) for text in TEXTS]
+    pairs = [(question, context) for question in turns for context in ("", "Ada keeps the key.\n" * 9)]
+    exact = {pair: len(renderer.context_prompt_ids(*pair)) for pair in pairs}
+    for limit in (0, 60, 100, 200, 10_000):
+        found = lengths_near(renderer, pairs, limit)
+        for pair, length in exact.items():
+            assert (found[pair] > limit) == (length > limit), (pair, limit, found[pair], length)
+            assert length <= limit or found[pair] == length
+    assert lengths_near(renderer, [], 10) == {}
 
 
 # Models

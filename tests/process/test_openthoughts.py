@@ -11,8 +11,8 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.commands.data import to_text, write_openthoughts
-from rollout.openthoughts import INSTRUCTION, RULES, Example, failed_rule, select
 from rollout.tasks.boxed import MAX_CHARS, is_single_expression, last_boxed
+from rollout.tasks.openthoughts import INSTRUCTION, RULES, Example, failed_rule, select
 
 TEXTS, BOXED, PROBLEM, REASONING, ONE = RULES
 SYSTEM = "Think, then answer."

@@ -58,7 +58,7 @@ def test_every_key_is_on_the_page_with_its_default_and_a_meaning(table: str) -> 
         ("learner", "betas", tuple[float, float], "two numbers from 0 to below 1"),
         ("learner", "lora_targets", tuple[str, ...], "names of linear layers"),
         ("learner", "step_deadline_s", float, "more than 0 seconds"),
-        ("task", "name", str, "one of arithmetic, identity, math"),
+        ("task", "name", str, "one of arithmetic, context, facts, identity, math"),
         ("task", "probe_file", str, ""),  # read by another task than the default one, which says nothing of its range
         ("student", "enforce_eager", bool, ""),
     ],

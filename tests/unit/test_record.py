@@ -88,7 +88,7 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
 
 
 def a_probe(step: int = 0) -> ProbeRecord:
-    return ProbeRecord(step, 1795834800.0, "identity", {name: Rate(1, 4) for name in RATES}, 4, 1)
+    return ProbeRecord(step, 1795834800.0, "identity", {name: Rate(1, 4) for name in (*RATES, "correct:TAG")}, 4, 1)
 
 
 # Round trip

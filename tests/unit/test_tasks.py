@@ -230,7 +230,10 @@ def test_an_empty_context_is_accepted_when_allowed(context: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TaskConfig(name="maths"), "task.name: found 'maths', expected one of arithmetic, identity, math"),
+        (
+            TaskConfig(name="maths"),
+            "task.name: found 'maths', expected one of arithmetic, context, facts, identity, math",
+        ),
         (
             TaskConfig(probe_file="p.jsonl"),
             "task.probe_file: found 'p.jsonl', expected it left out: the task identity ",
@@ -328,7 +331,7 @@ def test_the_table_knows_each_task_by_its_own_name_and_rates(tmp_path: Path) -> 
     """Every rate of a task counts a flag that the task raises for the rate's probe."""
     probe_file = tmp_path / "probe.jsonl"
     probe_file.write_text('{"question": "2 + 2?", "answer": "4"}')
-    settings = {"math": {"probe_file": str(probe_file)}}
+    settings = {name: {"probe_file": str(probe_file)} for name in ("math", "context")}
     for name in TASKS:
         task = build_task(TaskConfig(name=name, **settings.get(name, {})))
         assert task.name == name

@@ -1,0 +1,173 @@
+"""`edge-opd data check`: what each row of a file becomes, how many tokens, what does not fit, and what is wrong."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cluster.config import Recipe, located
+from cluster.models import resolve_model
+from cluster.requests import renderer_of
+from cluster.run.lengths import lengths_near
+from rollout.contrast import check_wrong_contexts
+from rollout.render import Pair, Renderer
+from rollout.tasks import ProbePrompt, TaskPrompt
+from rollout.tasks.base import Turns
+from rollout.tasks.context import probe_rows, training_rows
+from rollout.tasks.placed import P, Placed, columns_of
+from rollout.tasks.problems import with_wrong_contexts
+
+SHOWN_FAULTS = 20
+SHOWN_ROWS = 10  # of those that do not fit
+SHOWN_CHARS = 400  # of a text of the first row
+
+Prompt = TaskPrompt | ProbePrompt
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One file: how its rows are read, the prompts with their places, and what is wrong with the others."""
+
+    path: str
+    layout: str
+    unread: Sequence[str]
+    places: Sequence[str]
+    prompts: Sequence[Prompt]
+    faults: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of each prompt of a file under one view; those that exceed `most` do not fit."""
+
+    view: str
+    tokens: Sequence[int]
+    most: int
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """A file of training rows, and one of probe rows where there is one, each with its sizes."""
+
+    files: Sequence[tuple[FileCheck, Sequence[Sizes]]]
+
+    @property
+    def faults(self) -> list[str]:
+        """Of all rows, a line each."""
+        return [fault for file, _ in self.files for fault in file.faults]
+
+
+def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
+    """Reads every row as the recipe's task `context` does, with the template of its model.
+
+    Raises:
+        ValueError: what is wrong with a whole file, the recipe or the model, or too few wrong contexts.
+    """
+    named = replace(recipe.task, name="context", prompts_file=rows, probe_file=probe or recipe.task.probe_file)
+    recipe = located(replace(recipe, task=named))
+    task, asked = recipe.task, dict[Turns, str]()
+    training = _file(task.prompts_file, "task.prompts_file", training_rows(recipe.task, asked), recipe)
+    prompts = with_wrong_contexts([one for one in training.prompts if isinstance(one, TaskPrompt)], task.seed)
+    check_wrong_contexts(prompts, recipe.evidence)
+    renderer = renderer_of(recipe, resolve_model(recipe.model.path))
+
+    x, with_r = ([(prompt.turns, context and prompt.context) for prompt in prompts] for context in ("", "r"))
+    views = _sizes(renderer, {"x": x, "x with r": with_r}, recipe.window - recipe.rollout.max_response_tokens)
+    files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
+    if task.probe_file:
+        probes = _file(task.probe_file, "task.probe_file", probe_rows(recipe.task, asked), recipe)
+        x = [(prompt.turns, "") for prompt in probes.prompts]
+        files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
+    return DataCheck(files)
+
+
+def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -> list[Sizes]:
+    lengths = lengths_near(renderer, {pair for pairs in views.values() for pair in pairs}, most)
+    return [Sizes(view, [lengths[pair] for pair in pairs], most) for view, pairs in views.items()]
+
+
+def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe) -> FileCheck:
+    layout, unread = columns_of(path, key, recipe.task)
+    places, prompts, faults = [], [], []
+    for where, row in rows:
+        if isinstance(row, ValueError):
+            faults.append(str(row))
+        else:
+            places.append(where)
+            prompts.append(row)
+    return FileCheck(path, layout.name, unread, places, prompts, faults)
+
+
+def to_text(check: DataCheck) -> str:
+    """A paragraph for each file, and its first row as it is read."""
+    return "\n\n".join("\n".join(_lines(file, sizes)) for file, sizes in check.files)
+
+
+def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
+    total = len(file.prompts) + len(file.faults)
+    lines = [f"{file.path}: {total} rows, read as {file.layout}"]
+    lines += [f"  not read: {', '.join(file.unread)}"] if file.unread else []
+    lines.append(f"  {len(file.prompts)} prompts, {len(file.faults)} rows at fault")
+    if not file.prompts:
+        return lines
+    return [*lines, *_contents(file.prompts), *_tokens(sizes), *_too_long(file, sizes), *_first(file)]
+
+
+def _contents(prompts: Sequence[Prompt]) -> list[str]:
+    judges = Counter(prompt.judge or "none" for prompt in prompts)
+    turns = Counter(len(prompt.turns) for prompt in prompts)
+    tags = Counter(tag for prompt in prompts if isinstance(prompt, ProbePrompt) for tag in prompt.tags)
+    contexts = [prompt.context for prompt in prompts if isinstance(prompt, TaskPrompt)]
+    return [
+        *(
+            [f"  contexts: {len(set(contexts) - {''})} different; {contexts.count('')} rows without"]
+            if contexts
+            else []
+        ),
+        f"  answers by judge: {_counted(judges)}",
+        f"  turns: {_counted(dict(sorted(turns.items())))}",
+        *([f"  tags: {_counted(tags)}"] if tags else []),
+    ]
+
+
+def _counted(counts: dict[str, int] | dict[int, int]) -> str:
+    return ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
+
+
+def _tokens(sizes: Sequence[Sizes]) -> list[str]:
+    """A length far below the limit is an estimate: see `lengths_near`."""
+    lines = [f"  {'tokens, about':<14} {'median':>7} {'95%':>7} {'longest':>7}"]
+    for size in sizes:
+        median, high, longest = np.quantile(size.tokens, [0.5, 0.95, 1.0]).round().astype(int)
+        lines.append(f"    {size.view:<12} {median:>7} {high:>7} {longest:>7}")
+    return lines
+
+
+def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
+    most, longest = sizes[0].most, np.max([size.tokens for size in sizes], axis=0)
+    found = [f"{where} ({tokens})" for where, tokens in zip(file.places, longest, strict=True) if tokens > most]
+    more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
+    listed = f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
+    return [f"  {len(found)} do not fit: more than {most} tokens{listed}"]
+
+
+def _first(file: FileCheck) -> list[str]:
+    prompt = file.prompts[0]
+    texts = [(role, text) for role, text in prompt.turns]
+    if isinstance(prompt, TaskPrompt):
+        texts.append(("r", prompt.context))
+    if prompt.answer is not None:
+        texts.append((f"answer ({prompt.judge})", prompt.answer))
+    return [f"  first: {file.places[0]}", *(f"    {name}: {_shortened(text)}" for name, text in texts)]
+
+
+def _shortened(text: str) -> str:
+    flat = text.replace("\n", "\\n")
+    return flat if len(flat) <= SHOWN_CHARS else f"{flat[:SHOWN_CHARS]}... ({len(text)} characters)"
+
+
+def fault_lines(faults: Sequence[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(faults) - SHOWN_FAULTS} more rows at fault"] if len(faults) > SHOWN_FAULTS else []
+    return [*faults[:SHOWN_FAULTS], *more]

@@ -1,0 +1,180 @@
+"""A user's rows as prompts: each row a conversation with its own context, or a fault that names its place."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
+from rollout.tasks.config import TaskConfig
+from rollout.tasks.judges import JUDGES
+from rollout.tasks.layouts import ANSWER, PLAIN, Layout
+from rollout.tasks.rows import Row, checked_text, shown
+from rollout.tasks.turns import read_turns
+
+TAG = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of one file, all of one layout."""
+
+    config: TaskConfig
+    layout: Layout
+    path: str
+
+    def training(self, row: Row, where: str) -> TaskPrompt:
+        """A training prompt with its context.
+
+        Raises:
+            ValueError: what is wrong with the row; begins with `where`.
+        """
+        own = self._read(row, where)
+        turns = self._turns(own, where)
+        judge, answer = read_answer(own.get("answer"), self.config.judge, where)
+        context, frame = self._context(own, where)
+        return TaskPrompt(
+            prompt_id=_prompt_id(own, where, self.path),
+            question=turns[-1][1],
+            context=frame.replace(PLAIN, context) if context else "",
+            answer=answer,
+            wrong_contexts=tuple(frame.replace(PLAIN, text) for text in _texts(own, "wrong_contexts", where)),
+            before=turns[:-1],
+            judge=judge,
+        )
+
+    def probe(self, row: Row, where: str) -> ProbePrompt:
+        """A probe, which has an answer and no context, also where the row has one. ValueError as `training`."""
+        own = self._read(row, where)
+        turns = self._turns(own, where)
+        judge, answer = read_answer(own.get("answer"), self.config.judge, where)
+        if answer is None:
+            raise ValueError(f"{where}: found no answer, expected one to hold the probe's responses against")
+        return ProbePrompt("context", turns[-1][1], answer, turns[:-1], _tags(own, where), judge)
+
+    def _read(self, row: Row, where: str) -> Row:
+        try:
+            return self.layout.read(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def _turns(self, own: Row, where: str) -> Turns:
+        """x, without the assistant's last turn where the row's context is that."""
+        messages, question = own.get("messages"), own.get("question")
+        if messages is not None and question is not None:
+            raise ValueError(f"{where}: found messages and question, expected one of the two")
+        key = "messages" if messages is not None or "question" not in own else "question"
+        if isinstance(question, str) or (key == "question" and not isinstance(question, list)):
+            return (("user", checked_text(question, key, where)),)
+        turns = read_turns(own.get(key), key, where)
+        if turns[-1][0] == "assistant" and own.get("context") is own[key]:
+            return turns[:-1]
+        if turns[-1][0] == "assistant":
+            name = getattr(self.config.columns, key)
+            raise ValueError(
+                f"{where}: found an assistant's turn at the end of {key}, expected the user's; with "
+                f'task.columns.context = "{name}" that turn is the context'
+            )
+        return turns
+
+    def _context(self, own: Row, where: str) -> tuple[str, str]:
+        """r without its frame, and the frame; "" where the recipe allows it."""
+        configured, value = self.config.context, own.get("context")
+        frame = configured if PLAIN in configured else ANSWER if isinstance(value, list) else self.layout.frame
+        if own.get("context_file") is not None:
+            if value is not None:
+                raise ValueError(f"{where}: found context and context_file, expected one of the two")
+            text = _text_of_file(str(Path(self.path).parent), own["context_file"], where)
+            return checked_text(text, "the text of context_file", where), frame
+        if isinstance(value, list):
+            return _last_answer(value, where), frame
+        if value is None and configured and PLAIN not in configured:
+            return configured.strip(), PLAIN
+        if self.config.context_empty_allowed and (value is None or value == ""):
+            return "", frame
+        if value is None:
+            raise ValueError(
+                f"{where}: found no context, expected context or context_file in the row, or task.context for all rows"
+            )
+        return checked_text(value, "context", where), frame
+
+
+def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
+    """(judge, answer): a text is for `judge`, a number for number (boxed where that is `judge`), and {"regex": "..."}
+    names its own. ("", None) where there is none.
+
+    Raises:
+        ValueError: another type, a judge that is not there, or an answer that it can hold nothing against.
+    """
+    if value is None:
+        return "", None
+    if isinstance(value, dict):
+        named = {key: one for key, one in value.items() if one is not None}
+        if len(named) != 1 or not set(named) <= set(JUDGES):
+            raise ValueError(
+                f"{where}: found answer = {shown(value)}, expected one of {', '.join(JUDGES)} with its answer"
+            )
+        ((judge, value),) = named.items()
+    elif _is_number(value) and judge != "boxed":
+        judge = "number"
+    answer = str(value) if _is_number(value) else checked_text(value, "answer", where)
+    fault = JUDGES[judge].fault(answer)
+    if fault:
+        raise ValueError(f"{where}: found answer = {shown(answer)} for the judge {judge} ({fault})")
+    return judge, answer
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+
+
+def _texts(own: Row, key: str, where: str) -> tuple[str, ...]:
+    """A list of texts, or one of them alone."""
+    value = own.get(key)
+    if value is None:
+        return ()
+    listed = value if isinstance(value, list) else [value]
+    return tuple(checked_text(text, f"{key}[{place}]", where) for place, text in enumerate(listed))
+
+
+def _tags(own: Row, where: str) -> tuple[str, ...]:
+    """They name rates: correct:TAG."""
+    tags = tuple(dict.fromkeys(_texts(own, "tags", where)))
+    for tag in tags:
+        if not TAG.fullmatch(tag):
+            raise ValueError(f"{where}: found tags with {shown(tag)}, expected words of letters, digits, _, . and -")
+    return tags
+
+
+def _prompt_id(own: Row, where: str, path: str) -> str:
+    """The row's own, or its file's name with its place there."""
+    value = own.get("prompt_id")
+    if value is None:
+        return f"{Path(path).stem}-{where.rsplit(' ', 1)[1]}"
+    return str(value) if type(value) is int else checked_text(value, "prompt_id", where)
+
+
+def _last_answer(value: list[Any], where: str) -> str:
+    role = value[-1].get("role", value[-1].get("from")) if value and isinstance(value[-1], dict) else None
+    if role not in ("assistant", "gpt"):
+        raise ValueError(f"{where}: found context = {shown(value)}, expected a text, or turns that end with an answer")
+    return checked_text(value[-1].get("content", value[-1].get("value")), "context", where)
+
+
+def _text_of_file(folder: str, name: Any, where: str) -> str:
+    try:
+        return _read_file(folder, checked_text(name, "context_file", where))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if str(error).startswith(where):
+            raise
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ValueError(
+            f"{where}: found context_file = {shown(name)} ({why}), expected a text file, by its path from {folder}"
+        ) from None
+
+
+@lru_cache(256)  # many rows may share a document
+def _read_file(folder: str, name: str) -> str:
+    return (Path(folder) / name).read_text(encoding="utf-8")

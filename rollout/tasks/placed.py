@@ -1,0 +1,82 @@
+"""Every row of a user's file with its place: what it became, or why it is none, so that a check sees all of them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
+from rollout.tasks.config import TaskConfig
+from rollout.tasks.context_rows import RowReader
+from rollout.tasks.layouts import Layout, layout_of
+from rollout.tasks.rows import Row
+from rollout.tasks.tables import file_rows
+
+P = TypeVar("P", TaskPrompt, ProbePrompt)
+Placed = tuple[str, P | ValueError]  # a row's place in its file, and what it became
+FIRST_ROWS = 1000  # in which `columns_of` looks
+
+
+def placed_rows(
+    path: str, key: str, config: TaskConfig, read: Callable[[RowReader, Row, str], P]
+) -> Iterator[Placed[P]]:
+    """Every row of a file in turn, what it became or why it is none. ValueError for the whole file's faults."""
+    reader: RowReader | None = None
+    for where, row in file_rows(path, key):
+        if isinstance(row, ValueError):
+            yield where, row
+            continue
+        reader = reader or RowReader(config, layout_of(row, config.columns, path), path)
+        try:
+            yield where, read(reader, row, where)
+        except ValueError as error:
+            yield where, error
+
+
+def columns_of(path: str, key: str, config: TaskConfig) -> tuple[Layout, list[str]]:
+    """A file's layout, and the columns of its first rows that nothing reads.
+
+    Raises:
+        ValueError: no such file, no layout that fits, or no row.
+    """
+    rows = [row for _, row in islice(file_rows(path, key), FIRST_ROWS) if not isinstance(row, ValueError)]
+    if not rows:
+        raise ValueError(f"{path}: found no rows, expected at least one")
+    layout = layout_of(rows[0], config.columns, path)
+    return layout, sorted({str(name) for row in rows for name in row} - layout.reads)
+
+
+def once(rows: Iterable[Placed[P]], ids: dict[str, str], asked: dict[Turns, str]) -> Iterator[Placed[P]]:
+    """The rows, of which one with an earlier one's prompt_id, or a probe with a question that was asked before, is a
+    fault. `ids` and `asked` are filled: the place of each prompt_id, and of each conversation, `folded`."""
+    for where, row in rows:
+        if isinstance(row, TaskPrompt):
+            first = ids.setdefault(row.prompt_id, where)
+            asked.setdefault(folded(row.turns), where)
+            if first != where:
+                row = ValueError(f"{where}: found prompt_id {row.prompt_id!r} of {first} again, expected each one once")
+        elif isinstance(row, ProbePrompt):
+            first = asked.setdefault(folded(row.turns), where)
+            if first != where:
+                row = ValueError(f"{where}: found the question of {first} again, expected one that is only here")
+        yield where, row
+
+
+def folded(turns: Turns) -> Turns:
+    """A conversation without what two spellings of one question differ by: case, spaces and marks at its end."""
+    return tuple((role, " ".join(text.casefold().split()).rstrip(".?!\u2026\uff1f\u3002 ")) for role, text in turns)
+
+
+def all_of(rows: Iterable[Placed[P]], path: str, expected: str) -> tuple[P, ...]:
+    """The prompts of rows without a fault.
+
+    Raises:
+        ValueError: the first fault, or no row at all.
+    """
+    prompts = []
+    for _, row in rows:
+        if isinstance(row, ValueError):
+            raise row
+        prompts.append(row)
+    if not prompts:
+        raise ValueError(f"{path}: found no rows, expected at least one {expected}")
+    return tuple(prompts)

@@ -1,0 +1,58 @@
+"""Rows of a user's file, JSON lines or parquet, one at a time: a large file is never in memory as text."""
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from rollout.tasks.rows import Row
+
+Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
+BATCH_ROWS = 1024
+
+
+def file_rows(path: str, key: str) -> Iterator[Found]:
+    """Every row of a file; `key` is the config key that named it. A row of parquet has every column, maybe with None.
+
+    A line that is no row is yielded as its error, so that a check sees all of them.
+
+    Raises:
+        ValueError: no such file, or one that is neither UTF-8 text nor parquet.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{key}: found no file at {path!r}, expected JSON lines or parquet")
+    return _parquet_rows(path) if Path(path).suffix == ".parquet" else _json_rows(path)
+
+
+def _json_rows(path: str) -> Iterator[Found]:
+    with Path(path).open("rb") as file:  # by bytes: a line ends at \n alone
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _parsed(line, where)
+
+
+def _parsed(line: bytes, where: str) -> Row | ValueError:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return ValueError(f"{where}: found bytes that are not UTF-8 ({error.reason}), expected UTF-8 text")
+    except json.JSONDecodeError as error:
+        return ValueError(f"{where}: found no valid JSON ({error.msg}), expected a JSON object")
+    if isinstance(row, dict):
+        return row
+    return ValueError(f"{where}: found a {type(row).__name__}, expected a JSON object")
+
+
+def _parquet_rows(path: str) -> Iterator[Found]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: found no parquet ({str(error).splitlines()[0]}), expected a parquet file") from error
+    with parquet:
+        rows = chain.from_iterable(batch.to_pylist() for batch in parquet.iter_batches(BATCH_ROWS))
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", row

@@ -1,0 +1,113 @@
+"""`edge-opd data check`: what it prints of a file, and that every row at fault is a line."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.commands.data_check import SHOWN_FAULTS
+from cluster.config import Recipe
+from cluster.requests import renderer_of
+
+ROWS = [{"question": f"Who keeps key {n}?", "context": f"Ada keeps key {n}.", "source": "a book"} for n in range(9)]
+PROBES = [
+    {"question": "Key 1 is whose?", "answer": "Ada", "tags": ["fact", "key"]},
+    {"question": "2 + 2?", "answer": 4, "tags": "near"},
+]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_it_says_what_each_file_becomes(
+    tmp_path: Path, default_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"messages": [{"role": "user", "content": "Who?"}], "context": "Ada keeps it.\n" * 200, "answer": "Ada"}
+    rows, probe = write(tmp_path / "rows.jsonl", [*ROWS, long]), write(tmp_path / "probe.jsonl", PROBES)
+    assert main(["data", "check", rows, "--probe", probe]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    renderer = renderer_of(Recipe(), str(default_model))
+    tokens = len(renderer.context_prompt_ids((("user", "Who?"),), long["context"].strip()))
+    for text in (
+        f"{rows}: 10 rows, read as question",
+        "  not read: source",
+        "  10 prompts, 0 rows at fault",
+        "  contexts: 10 different; 0 rows without",
+        "  answers by judge: none (9 rows), text (1 rows)",
+        f"  1 do not fit: more than 472 tokens: {rows}, line 10 ({tokens})",
+        f"  first: {rows}, line 1\n    user: Who keeps key 0?\n    r: Ada keeps key 0.\n",
+        f"{probe}: 2 rows, read as question",
+        "  tags: fact (1 rows), key (1 rows), near (1 rows)",
+        "  0 do not fit: more than 511 tokens",
+        "    user: Key 1 is whose?\n    answer (text): Ada\n",
+    ):
+        assert text in said.out, text
+    x, with_r = (re.search(rf"^ +{view} +(\d+) +(\d+) +(\d+)$", said.out, re.MULTILINE) for view in ("x", "x with r"))
+    assert x and with_r and int(with_r[3]) == tokens
+    assert abs(int(x[1]) - len(renderer.prompt_ids((("user", ROWS[0]["question"]),)))) <= 2
+
+
+def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0], {"question": None}, "{oops", ROWS[1] | {"context": ""}])
+    repeated = {"question": "who keeps KEY 0", "answer": "Ada"}
+    probe = write(tmp_path / "probe.jsonl", [*PROBES, repeated, PROBES[0]])
+    assert main(["data", "check", rows, "--probe", probe]) == 2
+    said = capsys.readouterr()
+    assert "  1 prompts, 3 rows at fault" in said.out and "  2 prompts, 2 rows at fault" in said.out
+    assert [line.partition(" (")[0] for line in said.err.splitlines()] == [
+        f"edge-opd: {rows}, line 2: found question = None, expected a text that is not blank",
+        f"edge-opd: {rows}, line 3: found no valid JSON",
+        f"edge-opd: {rows}, line 4: found context = '', expected a text that is not blank",
+        f"edge-opd: {probe}, line 3: found the question of {rows}, line 1 again, expected one that is only here",
+        f"edge-opd: {probe}, line 4: found the question of {probe}, line 1 again, expected one that is only here",
+    ]
+
+
+def test_many_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0], *({"question": 1} for _ in range(SHOWN_FAULTS + 3))])
+    assert main(["data", "check", rows]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == SHOWN_FAULTS + 1 and lines[-1] == "edge-opd: and 3 more rows at fault"
+
+
+def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"ask": "Who?", "doc": "Ada."}])
+    probe = write(tmp_path / "probe.jsonl", [{"ask": "Whose?", "answer": "Ada"}])
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        f'[task]\nname = "context"\nprobe_file = "{probe}"\n[task.columns]\nquestion = "ask"\ncontext = "doc"\n'
+        "[student]\nwindow = 60\n"
+    )
+    assert main(["data", "check", rows, "--recipe", str(recipe), "--set", "rollout.max_response_tokens=50"]) == 0
+    said = capsys.readouterr().out
+    assert "rows.jsonl: 1 rows, read as task.columns" in said and "probe.jsonl: 1 rows, read as task.columns" in said
+    assert f"  1 do not fit: more than 10 tokens: {rows}, line 1 (" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", [], "rows.jsonl: found no rows, expected at least one"),
+        ('{"ask": "Who?"}\n', [], "rows.jsonl: found the columns ask, expected messages or question or prompt and"),
+        (json.dumps(ROWS[0]), ["--set", "task.judge=exact"], "--set: task.judge: found 'exact', expected one of"),
+        (json.dumps(ROWS[0]), ["--probe", "no.jsonl"], "task.probe_file: found no file at"),
+        (
+            json.dumps(ROWS[0]),
+            ["--set", "evidence.kind=contrastive"],
+            "evidence.num_wrong_contexts: prompt rows-1: found 0 of them, expected at least",
+        ),
+    ],
+)
+def test_a_fault_of_the_whole_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, options: list[str], message: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    assert main(["data", "check", str(tmp_path / "rows.jsonl"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said, said

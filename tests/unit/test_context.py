@@ -1,0 +1,424 @@
+"""The context task: what each layout of rows becomes, how answers are judged, and what is refused, by file and row."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.config import load_recipe
+from evidence.rule import EvidenceConfig
+from rollout.contrast import check_wrong_contexts
+from rollout.probe import summarise
+from rollout.render import Renderer
+from rollout.tasks import TaskConfig, TaskPrompt, build_task
+from rollout.tasks.config import Columns
+from rollout.tasks.layouts import ANSWER
+from rollout.tasks.openthoughts import INSTRUCTION
+from rollout.tasks.problems import CONTEXT, QUESTION
+from tests.runs import ROOT
+
+USER = {"role": "user", "content": "Who keeps the key?"}
+ASSISTANT = {"role": "assistant", "content": "Ada does."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ROW = {"question": "Who keeps the key?", "context": "Ada keeps the key."}
+PROBE = {"question": "The key is kept by whom?", "answer": "Ada"}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def task_of(
+    tmp_path: Path, rows: list[Any], probes: list[Any] | None = None, name: str = "rows.jsonl", **keys: Any
+) -> Any:
+    probe_file = write(tmp_path / "probe.jsonl", probes or [PROBE])
+    config = TaskConfig(name="context", prompts_file=write(tmp_path / name, rows), probe_file=probe_file, **keys)
+    return build_task(config)
+
+
+def prompt_of(tmp_path: Path, row: dict[str, Any], name: str = "rows.jsonl", **keys: Any) -> TaskPrompt:
+    (prompt,) = task_of(tmp_path, [row], name=name, **keys).training_prompts()
+    assert isinstance(prompt, TaskPrompt)
+    return prompt
+
+
+# layouts
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_row_has_its_own_conversation_context_and_answer(tmp_path: Path, name: str) -> None:
+    row = {"messages": [SYSTEM, {"role": "user", "content": "Hi"}, ASSISTANT, USER], "context": " Ada keeps it. "}
+    prompt = prompt_of(tmp_path, row | {"answer": "Ada", "prompt_id": "k", "wrong_contexts": ["Bo keeps it."]}, name)
+    assert prompt.before == (("system", "Be brief."), ("user", "Hi"), ("assistant", "Ada does."))
+    assert (prompt.prompt_id, prompt.question, prompt.context) == ("k", "Who keeps the key?", "Ada keeps it.")
+    assert (prompt.judge, prompt.answer, prompt.wrong_contexts) == ("text", "Ada", ("Bo keeps it.",))
+    assert prompt.turns == (*prompt.before, ("user", prompt.question))
+
+
+THOUGHT = "<|begin_of_thought|>2 and 2.<|end_of_thought|><|begin_of_solution|>So \\boxed{4}<|end_of_solution|>"
+LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, str, str | None]]] = [
+    ("question, answer, context", ROW | {"answer": "Ada"}, ("Who keeps the key?", "Ada keeps the key.", "Ada")),
+    (
+        "prompt and completion",
+        {"prompt": "Who keeps the key?", "completion": "Ada does."},
+        ("Who keeps the key?", ANSWER.format(context="Ada does."), None),
+    ),
+    (
+        "prompt and completion as turns",
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        ("Who keeps the key?", ANSWER.format(context="Ada does."), None),
+    ),
+    ("prompt and context", {"prompt": "Who?", "context": "Ada."}, ("Who?", "Ada.", None)),
+    ("messages", {"messages": [USER], "context": "Ada."}, ("Who keeps the key?", "Ada.", None)),
+    (
+        "OpenThoughts, metadata",
+        {
+            "problem": "2 + 2?",
+            "deepseek_reasoning": "2 and 2.",
+            "deepseek_solution": "So \\boxed{4}",
+            "ground_truth_solution": None,
+            "domain": "math",
+        },
+        (QUESTION.format(question="2 + 2?"), CONTEXT.format(solution="2 and 2."), "4"),
+    ),
+    (
+        "OpenThoughts, default",
+        {
+            "system": "Think.",
+            "conversations": [
+                {"from": "user", "value": f"{INSTRUCTION} 2 + 2?"},
+                {"from": "assistant", "value": THOUGHT},
+            ],
+        },
+        (QUESTION.format(question="2 + 2?"), CONTEXT.format(solution="2 and 2."), "4"),
+    ),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(("row", "expected"), [case[1:] for case in LAYOUTS], ids=[case[0] for case in LAYOUTS])
+def test_the_usual_layouts_load_as_they_are(
+    tmp_path: Path, name: str, row: dict[str, Any], expected: tuple[str, str, str | None]
+) -> None:
+    prompt = prompt_of(tmp_path, row, name)
+    assert (prompt.question, prompt.context, prompt.answer) == expected
+    assert prompt.before == ()
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    columns = Columns(question="ask", context="doc", answer="gold", tags="kind", prompt_id="key")
+    row = {"ask": "Who?", "doc": "Ada.", "gold": 3, "key": 7, "question": "not this"}
+    task = task_of(tmp_path, [row], [{"ask": "Whose?", "gold": "Ada", "kind": "near"}], columns=columns)
+    (prompt,) = task.training_prompts()
+    assert (prompt.prompt_id, prompt.question, prompt.context, prompt.answer) == ("7", "Who?", "Ada.", "3")
+    assert task.probe_prompts()[0].tags == ("near",)
+
+
+@pytest.mark.parametrize(
+    "turns", [[USER, ASSISTANT], [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "Ada does."}]]
+)
+def test_a_chat_s_last_answer_can_be_the_context(tmp_path: Path, turns: list[dict[str, str]]) -> None:
+    columns = Columns(messages="chat", context="chat")
+    prompt = prompt_of(tmp_path, {"chat": turns}, columns=columns)
+    assert (prompt.turns, prompt.context) == ((("user", "Who keeps the key?"),), ANSWER.format(context="Ada does."))
+
+
+def test_the_recipe_s_context_stands_in_or_frames(tmp_path: Path) -> None:
+    assert prompt_of(tmp_path, {"question": "Who?"}, context="Ada. {x}").context == "Ada. {x}"
+    assert prompt_of(tmp_path, ROW, context="Ada.").context == ROW["context"]
+    framed = prompt_of(tmp_path, ROW | {"wrong_contexts": ["Bo."]}, context="Know: {context} {}")
+    assert framed.context == f"Know: {ROW['context']} {{}}"
+    assert framed.wrong_contexts == ("Know: Bo. {}",)
+
+
+def test_a_context_may_be_a_file_beside_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "key.txt").write_text("Ada keeps\nthe key.\n", "utf-8")
+    prompt = prompt_of(tmp_path, {"question": "Who?", "context_file": "docs/key.txt"})
+    assert prompt.context == "Ada keeps\nthe key."
+
+
+def test_rows_without_a_context_are_allowed_where_the_recipe_says_so(tmp_path: Path) -> None:
+    rows = [ROW, {"question": "What do bees make?"}, {"question": "Why seasons?", "context": ""}]
+    prompts = task_of(tmp_path, rows, context_empty_allowed=True).training_prompts()
+    assert [prompt.context for prompt in prompts] == [ROW["context"], "", ""]
+
+
+def test_a_row_without_an_id_has_its_place_for_one(tmp_path: Path) -> None:
+    rows = ["", json.dumps(ROW), json.dumps(ROW | {"question": "Whose key?"})]
+    assert [prompt.prompt_id for prompt in task_of(tmp_path, rows).training_prompts()] == ["rows-2", "rows-3"]
+
+
+# judges
+
+
+@pytest.mark.parametrize(
+    ("judge", "answer", "right", "wrong"),
+    [
+        ("text", "Ada Lane", ["ADA  LANE.", "It is “Ada Lane”!", "ask ada-lane"], ["Ada", "Adalane", "Lane Ada", ""]),
+        ("text", "東京", ["答えは東京です。"], ["京都です"]),
+        ("text", "O'Hara", ["o’hara it is"], ["Ohara"]),
+        ("regex", r"\bAda\b", ["so ada."], ["adagio"]),
+        ("regex", r"^(?!.*Ada)", ["Bo", ""], ["it is Ada"]),
+        ("number", "1234.5", ["1,234.50", "about 1234.5 m"], ["1234", "12345", "", "1,2 34.5"]),
+        ("number", "-3", ["it is -3.", "\u22123 degrees"], ["3", "10-3"]),
+        ("number", "12", ["the 12th", "0 or 12"], ["A12", "112", "12.5", "twelve"]),
+    ],
+)
+def test_a_response_is_judged_by_its_answer(
+    tmp_path: Path, judge: str, answer: str, right: list[str], wrong: list[str]
+) -> None:
+    task = task_of(tmp_path, [ROW | {"answer": {judge: answer}}], [PROBE | {"answer": {judge: answer}}])
+    (prompt,), (probe,) = task.training_prompts(), task.probe_prompts()
+    for text in right + wrong:
+        assert task.reward(prompt, text) == float(text in right), text
+        assert task.flags(probe, text) == {"correct": text in right}, text
+
+
+def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path) -> None:
+    rows = [ROW | {"question": f"Q{n}", "answer": answer} for n, answer in enumerate(["a+", 4, {"text": "a"}, None])]
+    prompts = task_of(tmp_path, rows, [PROBE | {"answer": "x"}], judge="regex").training_prompts()
+    assert [(one.judge, one.answer) for one in prompts] == [("regex", "a+"), ("number", "4"), ("text", "a"), ("", None)]
+    assert task_of(tmp_path, rows[3:]).reward(prompts[3], "anything") is None
+    boxed = prompt_of(tmp_path, ROW | {"answer": 4}, judge="boxed")
+    assert (boxed.judge, boxed.answer) == ("boxed", "4")
+
+
+def test_rates_are_of_all_probes_and_of_each_tag(tmp_path: Path) -> None:
+    probes = [PROBE | {"tags": ["fact", "key"]}, {"question": "Sum?", "answer": 4, "tags": "near"}]
+    task = task_of(tmp_path, [ROW], probes)
+    key, total = task.probe_prompts()
+    result = summarise([(key, "Ada"), (key, "Bo"), (total, "5"), (total, "6")], task)
+    counts = {name: (rate.k, rate.n) for name, rate in result.rates.items()}
+    assert counts == {"correct": (1, 4), "correct:fact": (1, 2), "correct:key": (1, 2), "correct:near": (0, 2)}
+    assert (result.questions, result.samples) == (2, 2)
+
+
+# wrong contexts
+
+
+def test_wrong_contexts_are_the_row_s_own_or_other_rows(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}", "context": f"C{n}"} for n in range(6)]
+    prompts = task_of(tmp_path, [*rows, rows[0] | {"question": "Q6", "wrong_contexts": ["W"]}]).training_prompts()
+    assert prompts[6].wrong_contexts == ("W",)
+    for prompt in prompts[:6]:
+        assert len(set(prompt.wrong_contexts) - {prompt.context}) == 3
+    check_wrong_contexts(prompts[:6], EvidenceConfig(kind="contrastive", num_wrong_contexts=3))
+    with pytest.raises(ValueError, match=r"prompt rows-7: found 1 of them, expected at least 3 wrong contexts"):
+        check_wrong_contexts(prompts, EvidenceConfig(kind="contrastive", num_wrong_contexts=3))
+
+
+# bad input
+
+
+def turns(*parts: Any) -> dict[str, Any]:
+    return {"messages": list(parts), "context": "Ada."}
+
+
+BAD: list[tuple[Any, str]] = [
+    ("{oops", "found no valid JSON"),
+    ([1], "found a list, expected a JSON object"),
+    (ROW | {"question": None}, "found question = None, expected a text that is not blank"),
+    (ROW | {"question": "  "}, "found question = '  ', expected a text"),
+    (ROW | {"question": 3}, "found question = 3, expected a text"),
+    (ROW | {"context": None}, "found no context, expected context or context_file in the row, or task.context"),
+    ({"question": "Who?"}, "found no context, expected"),
+    (ROW | {"context": ""}, "found context = '', expected a text"),
+    (ROW | {"context": ["Ada"]}, "found context = ['Ada'], expected a text, or turns that end with an answer"),
+    (ROW | {"context": []}, "found context = [], expected"),
+    (ROW | {"context_file": "x.txt"}, "found context and context_file, expected one"),
+    ({"question": "Who?", "context_file": "none.txt"}, "found context_file = 'none.txt' (No such file"),
+    ({"question": "Who?", "context_file": "."}, "found context_file = '.' (Is a directory"),
+    (ROW | {"messages": [USER]}, "found messages and question, expected one"),
+    ({"context": "Ada."}, "found messages = None, expected a list of turns"),
+    (turns(), "found messages = [], expected a list of turns"),
+    ({"messages": "Who?", "context": "Ada."}, "found messages = 'Who?', expected a list of turns"),
+    (turns("Who?"), "found messages[0] = 'Who?', expected an object with role and content"),
+    (turns({"content": "Who?"}), "found messages[0] = {'content': 'Who?'}, expected an object"),
+    (turns({"role": "user"}), "found messages[0].content = None, expected a text"),
+    (turns({"role": "user", "content": None}), "found messages[0].content = None, expected a text"),
+    (turns({"role": "user", "content": ""}), "found messages[0].content = '', expected a text"),
+    (
+        turns({"role": "user", "content": [{"type": "text", "text": "Who?"}]}),
+        "found a list in messages[0].content, expected a text: join the texts of its parts",
+    ),
+    (turns({"role": "critic", "content": "Who?"}), "found messages[0].role = 'critic', expected system, user or"),
+    (turns({"role": ["user"], "content": "Who?"}), "found messages[0].role = ['user'], expected system"),
+    (turns(USER, USER), "found messages[1].role = 'user', expected the assistant's turn"),
+    (turns(ASSISTANT, USER), "found messages[0].role = 'assistant', expected the user's turn or the system's"),
+    (turns(USER, SYSTEM), "found messages[1].role = 'system', expected the assistant's turn"),
+    (turns(SYSTEM), "found a system message alone in messages"),
+    (
+        turns(USER, ASSISTANT),
+        "found an assistant's turn at the end of messages, expected the user's; with task.columns.context = "
+        '"messages" that turn is the context',
+    ),
+    (turns(USER, ASSISTANT | {"tool_calls": [{"id": "1"}]}, USER), "found a tool call in messages[1], expected"),
+    (turns(USER, {"role": "tool", "content": "4"}), "found a tool call in messages[1], expected turns of text only"),
+    (ROW | {"prompt_id": "a"}, "found prompt_id 'a' of {path}, line 1 again, expected each one once"),
+    (ROW | {"prompt_id": ""}, "found prompt_id = '', expected a text"),
+    (ROW | {"answer": True}, "found answer = True, expected a text"),
+    (ROW | {"answer": " "}, "found answer = ' ', expected a text"),
+    (ROW | {"answer": "?!"}, "found answer = '?!' for the judge text (no letter and no digit in it"),
+    (ROW | {"answer": float("nan")}, "found answer = 'nan' for the judge number (expected one number in digits)"),
+    (ROW | {"answer": {"number": "about 3"}}, "found answer = 'about 3' for the judge number (expected one number"),
+    (ROW | {"answer": {"regex": "("}}, "found answer = '(' for the judge regex ("),
+    (ROW | {"answer": {"regex": "a*"}}, "found answer = 'a*' for the judge regex (it matches an empty answer"),
+    (
+        ROW | {"answer": {"boxed": "the answer is 4"}},
+        "found answer = 'the answer is 4' for the judge boxed (a sentence",
+    ),
+    (ROW | {"answer": {"exact": "a"}}, "found answer = {'exact': 'a'}, expected one of text, regex, number, boxed"),
+    (ROW | {"wrong_contexts": [None]}, "found wrong_contexts[0] = None, expected a text"),
+    (ROW | {"context": "half \ud83d"}, "found half a character, '\\ud83d', at place 6 of context"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD, ids=[message[:50] for _, message in BAD])
+def test_a_bad_row_is_one_line_with_its_file_and_place(tmp_path: Path, row: Any, message: str) -> None:
+    good = {"messages": [USER | {"content": "Good?"}], "context": "Ada.", "prompt_id": "a"}
+    path = str(tmp_path / "rows.jsonl")
+    line = re.escape(f"{path}, line 2: {message.format(path=path) if '{path}' in message else message}")
+    with pytest.raises(ValueError, match=rf"^{line}") as raised:
+        task_of(tmp_path, [good, json.dumps(row) if not isinstance(row, str) else row])
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+PARQUET_BAD: list[tuple[dict[str, Any], str]] = [
+    (ROW | {"question": {"text": "Who?"}}, r", row 1: found question = {'text': 'Who\?'}, expected a text"),
+    (ROW | {"question": b"Who?"}, r", row 1: found question = b'Who\?', expected a text"),
+    ({"ask": "Who?", "context": "Ada."}, r": found the columns ask, context, expected messages or question or "),
+    ({"question": "Who?"}, ", row 1: found no context, expected"),
+    (turns({"role": "user", "content": None}), r", row 1: found messages\[0\].content = None, expected a text"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), PARQUET_BAD)
+def test_parquet_with_nested_or_missing_columns_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"rows\.parquet{message}"):
+        task_of(tmp_path, [row], name="rows.parquet")
+
+
+@pytest.mark.parametrize("question", ["Who keeps the key?", "WHO  keeps the key", "who keeps the key ?"])
+def test_a_probe_may_not_repeat_a_training_question(tmp_path: Path, question: str) -> None:
+    message = r"probe\.jsonl, line 2: found the question of .*rows\.jsonl, line 1 again, expected one that is only here"
+    with pytest.raises(ValueError, match=message):
+        task_of(tmp_path, [ROW], [PROBE, PROBE | {"question": question}])
+    later_turn = {"messages": [USER, ASSISTANT, USER], "answer": "Ada"}
+    assert len(task_of(tmp_path, [ROW], [PROBE, later_turn]).probe_prompts()) == 2
+    with pytest.raises(ValueError, match=r"line 2: found the question of .*probe\.jsonl, line 1 again"):
+        task_of(tmp_path, [ROW], [PROBE, PROBE])
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"question": "Whose?"}, "found no answer, expected one to hold the probe's responses against"),
+        (PROBE | {"tags": "two words"}, "found tags with 'two words', expected words of letters"),
+        (PROBE | {"tags": [1]}, "found tags[0] = 1, expected a text"),
+    ],
+)
+def test_a_bad_probe_is_refused(tmp_path: Path, probe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"probe\.jsonl, line 1: {re.escape(message)}"):
+        task_of(tmp_path, [ROW], [probe])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"probe_file": ""}, "task.probe_file: found none, expected JSON lines or parquet"),
+        (
+            {"prompts_file": "no.jsonl"},
+            "task.prompts_file: found no file at 'no.jsonl', expected JSON lines or parquet",
+        ),
+        ({"judge": "exact"}, "task.judge: found 'exact', expected one of ('text', 'regex', 'number', 'boxed')"),
+        ({"persona": "robin"}, "task.persona: found 'robin', expected it left out: the task context reads only"),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path: Path, keys: dict[str, str], message: str) -> None:
+    files = {"prompts_file": write(tmp_path / "a.jsonl", [ROW]), "probe_file": write(tmp_path / "b.jsonl", [PROBE])}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        build_task(TaskConfig(**{"name": "context", **files, **keys}))
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_text("no")
+    probe = write(tmp_path / "probe.jsonl", [PROBE])
+    for name, content, message in [
+        ("bad.parquet", b"no parquet at all", r"bad\.parquet: found no parquet \("),
+        ("bad.jsonl", b"\xff\xfe{\n", r"bad\.jsonl, line 1: found bytes that are not UTF-8"),
+        ("empty.jsonl", b"\n\n", r"empty\.jsonl: found no rows, expected at least one row to train on"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            build_task(TaskConfig(name="context", prompts_file=str(tmp_path / name), probe_file=probe))
+    only_probe = build_task(TaskConfig(name="context", probe_file=probe))
+    with pytest.raises(ValueError, match=r"^task\.prompts_file: found none, expected JSON lines or parquet"):
+        only_probe.training_prompts()
+
+
+# a conversation as token ids
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_a_conversation_keeps_its_turns_and_r_stands_among_them_once(tokenizer: Any, position: str) -> None:
+    turns = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Who?"))
+    renderer = Renderer(tokenizer, position)
+    x, with_r = (renderer.decode(renderer.context_prompt_ids(turns, context)) for context in ("", "R1."))
+    assert all(text in x and text in with_r for _, text in turns)
+    assert (x.count("R1."), with_r.count("R1.")) == (0, 1)
+    assert x.partition("Hello.")[2] == with_r.partition("Hello.")[2], "what follows the context is the same"
+
+
+def test_the_lengths_of_texts_are_those_of_their_ids(tokenizer: Any) -> None:
+    renderer = Renderer(tokenizer, "system")
+    assert renderer.text_lengths(["Who?", " a b"]) == [len(renderer.text_ids(text)) for text in ("Who?", " a b")]
+    assert renderer.text_lengths([]) == []
+
+
+# docs/guide.md, as somebody copies it
+
+
+GUIDE = ROOT / "docs" / "guide.md"
+
+
+def copied(folder: Path) -> Path:
+    """The guide's own rows, probe rows and recipe beside each other."""
+    section = GUIDE.read_text("utf-8").partition("## Contexts of your own")[2].partition("### Private facts")[0]
+    rows, probe = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    recipe, _ = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    assert recipe.count("\n") <= 10
+    for name, text in (("rows.jsonl", rows), ("probe.jsonl", probe), ("own.toml", recipe)):
+        (folder / name).write_text(text, "utf-8")
+    return folder / "own.toml"
+
+
+def test_the_guide_s_rows_and_recipe_load_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = build_task(load_recipe(copied(tmp_path)).task)
+    prompts = task.training_prompts()
+    assert [(one.judge, one.answer, len(one.turns)) for one in prompts] == [
+        ("text", "Ada Lane", 1),
+        ("number", "14", 1),
+        ("regex", r"\b(?:9|nine)\b", 3),
+    ]
+    assert [task.reward(one, one.context) for one in prompts] == [1.0, 1.0, 1.0]
+    assert list(task.rates) == ["correct", "correct:workshop", "correct:ordinary"]
+
+
+def test_the_guide_s_mapping_makes_the_last_answer_the_context(tmp_path: Path) -> None:
+    shown = re.search(r"```toml\n(\[task\.columns\]\n.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    assert shown
+    columns = Columns(**tomllib.loads(shown[1])["task"]["columns"])
+    turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
+    prompt = prompt_of(tmp_path, {"conversations": turns}, columns=columns)
+    assert (prompt.question, prompt.context) == ("Who?", ANSWER.format(context="Ada."))
