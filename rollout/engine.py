@@ -179,6 +179,7 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             seed=seed,
+            stop_token_ids=list(sampling.end_ids),
             logprobs=0,  # the sampled token's own
             flat_logprobs=True,
             detokenize=detokenize,

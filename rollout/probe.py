@@ -38,9 +38,9 @@ class ProbeConfig:
         require(self.top_k >= 0, "probe.top_k", self.top_k, "0 (all) or more")
         require(self.max_tokens >= 1, "probe.max_tokens", self.max_tokens, "at least 1")
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k)
+    def sampling(self, end_ids: tuple[int, ...]) -> SamplingConfig:
+        """Of answers that each of `end_ids` ends."""
+        return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k, end_ids)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class GroupRequests:
     place: int  # among all groups of the run
     seed: int
     rows: tuple[RolloutRequest, ...]
+    end_ids: tuple[int, ...]  # each of them ends a response
 
     @property
     def name(self) -> str:
@@ -119,7 +120,7 @@ class StepRequests:
             if self.num_wrong  # a generator costs more than all else here, and a long run has many slots
             else ()
         )
-        return [(prompt.question, context) for context in ("", prompt.context, *wrong)]
+        return [(prompt.turns, context) for context in ("", prompt.context, *wrong)]
 
     def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
         x, x_with_r, *x_with_wrong = (
@@ -142,7 +143,7 @@ class StepRequests:
             for index, guided in enumerate(flags)
         )
         place = step * self.config.prompts_per_step + slot
-        return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows)
+        return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows, self.renderer.eos_token_ids)
 
 
 def step_seed(seed: int, step: int) -> int:

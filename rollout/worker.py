@@ -91,7 +91,7 @@ class RolloutWorker:
         student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
         since the student's engines say themselves which version drew each.
         """
-        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
+        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens, end_ids=group.end_ids)
         with self._any.piece(), self._sampling.piece():
             samples = await self.sampler.sample(group.rows, sampling, group.seed)
         self._sampling.count(sum(len(sample.response_ids) for sample in samples))

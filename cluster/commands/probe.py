@@ -61,7 +61,7 @@ async def _engine_answers(recipe: Recipe, path: str, questions: list[str]) -> li
     try:
         return await engine.texts(
             [renderer.prompt_ids(question) for question in questions],
-            config.sampling,
+            config.sampling(renderer.eos_token_ids),
             config.samples,
             seed=recipe.run.seed,
         )

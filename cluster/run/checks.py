@@ -109,14 +109,14 @@ def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
     """A question of the probe that leaves no room for an answer."""
-    questions = [prompt.question for prompt in task.probe_prompts()]
-    lengths = remembered_lengths(renderer, {(question, "") for question in questions})
-    for place, question in enumerate(questions):
-        length = lengths[question, ""]
+    prompts = task.probe_prompts()
+    lengths = remembered_lengths(renderer, {(prompt.turns, "") for prompt in prompts})
+    for place, prompt in enumerate(prompts):
+        length = lengths[prompt.turns, ""]
         if length >= recipe.student.window:
             raise ValueError(
                 f"student.window: found {recipe.student.window}, expected more than the {length} tokens of question "
-                f"{place + 1} of the probe ({question[:60]!r})"
+                f"{place + 1} of the probe ({prompt.question[:60]!r})"
             )
 
 

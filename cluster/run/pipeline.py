@@ -63,7 +63,7 @@ class Pipeline:
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
-        self._canary = self.renderer.prompt_ids(first.question), text_ids
+        self._canary = self.renderer.prompt_ids(first.turns), text_ids
         self.pushed = Pushed("", 0.0)
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
@@ -140,9 +140,9 @@ class Pipeline:
         """The task's probe on the student engines, without r; appended to probes.jsonl."""
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
-        questions = [self.renderer.prompt_ids(prompt.question) for prompt in prompts]
-        seed = step_seed(self.recipe.run.seed, step)
-        answers = await self.rollout.texts(f"probe at step {step}", questions, config.sampling, config.samples, seed)
+        questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
+        seed, sampling = step_seed(self.recipe.run.seed, step), config.sampling(self.renderer.eos_token_ids)
+        answers = await self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         self.sink.write_probe(probe_record(summarise(pairs, self.task), step, self.task.name))
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]

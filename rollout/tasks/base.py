@@ -35,17 +35,24 @@ PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, an
     "capability": _check_pattern,
     "math": _check_gold,
 }
+Turns = tuple[tuple[str, str], ...]  # (role, content) of each turn of a conversation
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One training question and the privileged context r that belongs to it."""
+    """One training question, with what was said before it, and the privileged context r that belongs to it."""
 
     prompt_id: str
     question: str
     context: str  # r: the persona text, or a worked solution; empty only where the task's config allows it
     answer: str | None = None  # the gold answer, where a verifier can judge a response
     wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
+    before: Turns = ()  # the turns before the question
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class ProbePrompt:
     probe: str  # a key of PROBES
     question: str
     answer: str | None  # capability: a regular expression that a correct answer contains; math: the gold answer
+    before: Turns = ()  # the turns before the question
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:
@@ -66,6 +74,11 @@ class ProbePrompt:
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
         PROBES[self.probe](self.answer)
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
 
 
 class Task(Protocol):
