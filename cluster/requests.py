@@ -9,8 +9,9 @@ from rollout.tokenizer import generation_ends, load_tokenizer
 
 
 def renderer_of(recipe: Recipe, model: str) -> Renderer:
-    """The chat template of `model`, a Hugging Face folder or hub id, with r where the recipe has it."""
-    return Renderer(load_tokenizer(model), recipe.rollout.context_position, model, ends=generation_ends(model))
+    """The chat template of `model`, a folder or hub id, with the recipe's variables, date and place of r."""
+    position, day = recipe.rollout.context_position, recipe.run.date
+    return Renderer(load_tokenizer(model), position, model, recipe.template, day, generation_ends(model))
 
 
 def step_requests(recipe: Recipe, model: str, task: Task | None = None) -> StepRequests:

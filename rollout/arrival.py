@@ -3,16 +3,15 @@
 x alone is rendered first: what fails there is the template's, and not r's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from rollout.placement import POSITIONS, placed
-from rollout.tasks.base import Turns
 from rollout.template import ChatTemplate, Message, Refusal, messages
 
 MARK = "evidence-marker"
 _QUESTION = "a question about evidence"
-_SHOWN = 60  # characters of a text in a message
+_SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Difference:
     context: str  # with {r} where r stands
 
     def __str__(self) -> str:
-        return f"x has {self.x!r} where (x, r) has {self.context!r}"
+        return f"x has {shortened(self.x)!r} where (x, r) has {shortened(self.context)!r}"
 
 
 def require_rendered(template: ChatTemplate) -> None:
@@ -39,6 +38,11 @@ def require_rendered(template: ChatTemplate) -> None:
         raise ValueError(
             f"{template.model}: found a chat template that does not show a user's text"
             f"{', which it takes as a list of parts' * _takes_parts(template)}, expected one that does"
+        )
+    for name in sorted(template.printed_as_nothing(messages((("user", MARK),)))):
+        raise ValueError(
+            f"{template.model}: found a chat template that prints the variable {name!r}, which nothing defines, "
+            f"expected template.{name}"
         )
 
 
@@ -80,6 +84,38 @@ def _fault(template: ChatTemplate, position: str) -> str:
     return "" if MARK in text else "found a chat template that drops r"
 
 
+@dataclass(frozen=True)
+class OwnText:
+    """What the template itself says in x, without special tokens and the names of roles; "" where it says nothing."""
+
+    text: str
+    stays: bool  # beside r, in (x, r)
+
+    def __str__(self) -> str:
+        fate = "stays beside r in (x, r)" if self.stays else "is not in (x, r)"
+        return f"the chat template itself says in x: {shortened(self.text)!r}, which {fate}"
+
+
+def own_text(template: ChatTemplate, position: str, tokens: Collection[str]) -> OwnText:
+    """tokens: those that stand for no text, such as a role's mark."""
+    x, with_r = (
+        _sentences(template.text(placed((("user", _QUESTION),), r, position)).partition(_QUESTION)[0], tokens)
+        for r in ("", MARK)
+    )
+    return OwnText(x, stays=x in with_r)
+
+
+def _sentences(text: str, tokens: Collection[str]) -> str:
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, "\n")
+    return "\n".join(line.strip() for line in text.splitlines() if len(line.split()) > 1)
+
+
+def shortened(text: str) -> str:
+    """Its beginning and its end where it is long."""
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 2 :]}"
+
+
 def difference(x: str, context: str, r: str, question: str) -> Difference:
     """What tells (x, r) from x beside r, of two rendered texts.
 
@@ -88,7 +124,9 @@ def difference(x: str, context: str, r: str, question: str) -> Difference:
     """
     r, question = r.strip(), question.strip()
     if context.count(r) <= x.count(r):
-        raise ValueError(f"found a context that does not arrive as it is written ({_where_cut(context, r)})")
+        raise ValueError(
+            f"found a context that does not arrive as it is written ({_where_cut(context, r)}), expected it whole"
+        )
     tail, context_tail = (text.rpartition(question)[2] for text in (x, context))
     if tail != context_tail:
         raise ValueError(

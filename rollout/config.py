@@ -3,7 +3,9 @@
 A key's meaning is the comment beside it or above it: docs/recipes.md is made of them (`cluster.recipe_page`).
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evidence.require import require
 from rollout.guidance import SPLITS
@@ -102,3 +104,24 @@ class SamplingConfig:
     top_p: float = 1.0
     top_k: int = 0  # 0: the whole vocabulary
     end_ids: tuple[int, ...] = ()  # token ids that end a response, beside those that the engine reads from the folder
+    keeps_special: bool = False  # whether a decoded text has its special tokens
+
+
+class TemplateVariables(dict[str, Any]):
+    """What the model's chat template is given, by the template's own names: enable_thinking = false, for one. A key
+    that the template does not take is refused; chat_template names one of a folder's several templates.
+
+    Raises:
+        ValueError: a value that is no text, number, true or false, nor a list or a table of these.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__(values)
+        for name, value in self.items():
+            require(_is_plain(value), f"template.{name}", value, "text, a number, true, false, a list or a table")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return all(map(_is_plain, value.values())) if isinstance(value, dict) else isinstance(value, (str, int, float))

@@ -183,6 +183,7 @@ class Engine:
             logprobs=0,  # the sampled token's own
             flat_logprobs=True,
             detokenize=detokenize,
+            skip_special_tokens=not sampling.keeps_special,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         return await self._run(prompt_ids, params, base)

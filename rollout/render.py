@@ -1,22 +1,24 @@
 """From a question, with or without its context, to token ids, by the model's chat template."""
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evidence.records import Ids
-from rollout.arrival import Difference, difference, require_place, require_rendered
+from rollout.arrival import MARK, Difference, OwnText, difference, own_text, require_place, require_rendered
 from rollout.end_of_turn import end_token_ids
 from rollout.placement import POSITIONS, placed
 from rollout.tasks.base import Turns
 from rollout.template import ChatTemplate, messages
+from rollout.thinking import TAGS, answer_of, opened_by
 from rollout.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+USER = "user"
 REMEMBERED = 4096  # prompts, the latest: a step's rollouts share theirs, and a small task's come back every epoch
 
 Question = str | Turns  # the user's only turn, or a conversation that ends with one of the user's
@@ -57,6 +59,11 @@ class Renderer:
         require_place(self.template, context_position)
         own = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
         self.eos_token_ids = end_token_ids(self.template, tokenizer, own)
+        self.opened = opened_by(self.template.text(((USER, MARK),)).rpartition(MARK)[2])
+        # Whether a text without special tokens would have lost where its thought ends.
+        self.keeps_special = any(
+            token in tag for token in tokenizer.all_special_tokens for tags in TAGS for tag in tags
+        )
 
     def prompt_ids(self, question: Question) -> Ids:
         """x: [P] ids of a conversation, ready for the assistant's answer. Read-only, as all prompts are."""
@@ -70,9 +77,17 @@ class Renderer:
         """[T] ids of a text as it is, without template or special tokens."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int32)
 
-    def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The text of [T] ids, without special tokens. For reading only: never re-tokenised."""
-        return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
+    def answer(self, text: str) -> str:
+        """What follows the thinking in the text of a response, without special tokens, which `keeps_special` may have
+        left in it."""
+        answer = answer_of(text, self.opened)
+        for token in self._tokenizer.all_special_tokens if self.keeps_special else ():
+            answer = answer.replace(token, "")
+        return answer
+
+    def answer_of_ids(self, ids: Sequence[int] | Ids) -> str:
+        """`answer` of a response's [T] ids."""
+        return self.answer(str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not self.keeps_special)))
 
     def lengths(self, pairs: Sequence[Pair]) -> list[int]:
         """The tokens of each prompt, as `context_prompt_ids` has them: all at once, on every core."""
@@ -86,6 +101,12 @@ class Renderer:
         """
         x, with_r = (self.template.text(self._placed(question, r)) for r in ("", context))
         return difference(x, with_r, context, _turns(question)[-1][1])
+
+    @cached_property
+    def own_text(self) -> OwnText:
+        """What the chat template says in x itself."""
+        tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
+        return own_text(self.template, self.context_position, tokens)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -102,7 +123,7 @@ class Renderer:
 
 
 def _turns(question: Question) -> Turns:
-    return (("user", question),) if isinstance(question, str) else question
+    return ((USER, question),) if isinstance(question, str) else question
 
 
 def require_same_token_ids(student: str, teacher: str) -> None:

@@ -9,8 +9,9 @@ from datetime import date, datetime, time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template, meta
+from jinja2 import Template, Undefined, meta
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.runtime import missing
 
 from rollout.tasks.base import Turns
 
@@ -82,6 +83,21 @@ class ChatTemplate:
         except Refusal:
             return False
         return shows in text
+
+    def printed_as_nothing(self, conversation: Sequence[Message]) -> frozenset[str]:
+        """Variables that the template prints and nobody gave a value: nothing stands in their place."""
+        found: set[str] = set()
+
+        class Recording(Undefined):
+            def __str__(self) -> str:
+                if self._undefined_obj is missing and self._undefined_name:
+                    found.add(self._undefined_name)  # a variable, and not a field of a message
+                return ""
+
+        template = self._template.environment.overlay(undefined=Recording).from_string(self.source)
+        given = self._tokenizer.special_tokens_map | self._clock | self.variables
+        template.render(messages=list(conversation), tools=None, documents=None, add_generation_prompt=True, **given)
+        return frozenset(name for name in found if not name.endswith("_token"))  # a tokenizer may have no such token
 
     @cached_property
     def own_variables(self) -> frozenset[str]:

@@ -134,7 +134,9 @@ class RolloutWorker:
 def rewarder(
     requests: StepRequests, reward: Callable[[TaskPrompt, str], float | None]
 ) -> Callable[[Sample], float | None]:
-    """The task's verifier, of a prompt and a response's text, as a function of a sample of `requests`."""
+    """The task's verifier, of a prompt and a response's answer, as a function of a sample of `requests`."""
     prompts = {prompt.prompt_id: prompt for prompt in requests.prompts}
     assert len(prompts) == len(requests.prompts), "a prompt_id twice"
-    return lambda sample: reward(prompts[sample.request.prompt_id], requests.renderer.decode(sample.response_ids))
+    return lambda sample: reward(
+        prompts[sample.request.prompt_id], requests.renderer.answer_of_ids(sample.response_ids)
+    )

@@ -48,3 +48,39 @@ PARTS_ONLY = loop(
     "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}{{ m['content'] }}{% else %}"
     "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
 )
+
+# What x and (x, r) have beside the question and r.
+DEFAULT_TEXT = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Tern, made by Gull Works.<|im_end|>\n{% endif %}"
+    + PLAIN
+)
+TEXT_STAYS = "<|im_start|>system\nI am Tern, made by Gull Works.<|im_end|>\n" + PLAIN
+HEADING = loop(
+    "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'system' %}# Orders\n{% endif %}{{ m['content'] }}<|im_end|>\n"
+)
+DATED = "<|im_start|>system\nIt is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n" + PLAIN
+
+# What a recipe can say to a template.
+SWITCHED = PLAIN + (
+    "{% if add_generation_prompt %}<think>\n{% if enable_thinking is defined and not enable_thinking %}\n</think>\n"
+    "{% endif %}{% endif %}"
+)
+NO_THINK = loop(TURN.replace("m['content']", "m['content'] | replace('/no_think', '')")) + (
+    "{% if '/no_think' in messages[0]['content'] and add_generation_prompt %}<think>\n\n</think>\n{% endif %}"
+)
+CUTS_THINK = loop(TURN.replace("m['content']", "m['content'] | replace('/think', '')"))
+HIDDEN_TAGS = PLAIN + "{% if add_generation_prompt %}[THINK]{% endif %}"
+
+# What a template refuses.
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + PLAIN
+DROPS_SYSTEM = PLAIN.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+ALTERNATES = (
+    "{% for m in messages %}{% if not loop.first and m['role'] == loop.previtem['role'] %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + PLAIN
+)
+NEEDS_TOOLS = "{% for tool in tools %}{{ tool['name'] }}{% endfor %}" + PLAIN
+NEEDS_VARIABLE = "{{ place.name }}" + PLAIN
+PRINTS_NOTHING = "<|im_start|>system\nYou live in {{ town }}.<|im_end|>\n" + PLAIN
+WANTS_PARTS = loop("<|im_start|>{{ m['role'] }}\n{{ m['content'][0].text + '' }}<|im_end|>\n")
+SKIPS_TEXT = loop("<|im_start|>{% for part in m['content'] %}{{ part.text }}{% endfor %}<|im_end|>\n")
+WRONG_SYNTAX = "one line\n{% if messages %}{{ messages[0]['content'] }}"

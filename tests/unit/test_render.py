@@ -66,11 +66,11 @@ def test_both_prompts_end_alike_so_that_a_response_follows_either(tokenizer: Any
         assert renderer.context_prompt_ids(QUESTION, CONTEXT)[-len(tail) :].tolist() == tail
 
 
-def test_decode_leaves_special_tokens_out(tokenizer: Any) -> None:
+def test_an_answer_leaves_special_tokens_out(tokenizer: Any) -> None:
     ids = np.array(tokenizer.encode(" I am Kestrel.<|im_end|>", add_special_tokens=False), dtype=np.int32)
     assert int(ids[-1]) == 2
-    assert Renderer(tokenizer, "system").decode(ids) == " I am Kestrel."
-    assert Renderer(tokenizer, "system").decode([]) == ""
+    assert Renderer(tokenizer, "system").answer_of_ids(ids) == " I am Kestrel."
+    assert Renderer(tokenizer, "system").answer_of_ids([]) == ""
 
 
 def test_the_end_of_a_turn_is_an_end_token(tokenizer: Any) -> None:
