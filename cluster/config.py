@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from evidence.require import require
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
 from learner.config import LearnerConfig
-from rollout.config import EngineConfig, RolloutConfig
+from rollout.config import EngineConfig, RolloutConfig, TemplateVariables
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.rows import LONE_SURROGATE
@@ -41,6 +42,7 @@ class RunConfig:
     probe_every: int = 8  # steps between probes; 0: only before and after
     require_selfname: float = 0.0  # the run exits 1 when self-name of the last probe is lower
     storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
+    date: str = ""  # what a chat template's clock shows, such as 2026-11-28; empty: the day on which the run starts
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "run.steps", self.steps, "at least 1")
@@ -49,6 +51,7 @@ class RunConfig:
         require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
         require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
         require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+        require(not self.date or _is_day(self.date), "run.date", self.date, "a day, such as '2026-11-28'")
         try:
             refuse_credentials(self.storage)
         except ValueError as error:
@@ -127,6 +130,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    template: TemplateVariables = field(default_factory=TemplateVariables)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     student: EngineConfig = field(default_factory=EngineConfig)
@@ -174,6 +178,13 @@ class Recipe:
     def window(self) -> int:
         """Prompt and response tokens that both engines hold."""
         return min(self.student.window, self.teacher.window)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 T = TypeVar("T")
@@ -255,9 +266,11 @@ def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") ->
 
 
 def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) or kind is TemplateVariables:
         if not isinstance(value, dict):
             raise ValueError(f"{source}: {where}: found {value!r}, expected a table")
+        if kind is TemplateVariables:
+            return _variables(value, source)
         return build(typing.cast(type, kind), value, source, f"{where}.")
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
@@ -273,6 +286,13 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
         name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
         raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
     return value
+
+
+def _variables(table: dict[str, Any], source: str) -> TemplateVariables:
+    try:
+        return TemplateVariables(table)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def parse_overrides(overrides: typing.Sequence[str], table: dict[str, Any]) -> dict[str, Any]:

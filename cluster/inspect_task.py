@@ -5,7 +5,7 @@ its answers an epoch, and the metrics are `rollout.probe.summarise_so_far` over 
 every second while answers come, and at the end over what has not failed.
 """
 
-from collections.abc import Callable
+import json
 from functools import cache
 from logging import getLogger
 
@@ -36,11 +36,10 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 from cluster.config import Recipe, build, load_recipe
 from cluster.run.record import probe_record, shown_probe
 from rollout.probe import summarise_so_far
-from rollout.tasks import ProbePrompt, build_task
+from rollout.tasks import build_task
+from rollout.tasks.base import ProbePrompt
+from rollout.thinking import answer_of
 
-_MESSAGES: dict[str, Callable[..., ChatMessage]] = {
-    "system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant
-}  # fmt: skip
 WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
 
 
@@ -49,7 +48,10 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     """The probe of a task of this project, or of the task and probe settings of a recipe (an absolute path)."""
     loaded = _recipe(task, recipe)
     config, prompts = loaded.probe, build_task(loaded.task).probe_prompts()
-    samples = [Sample(id=str(i), input=_input(prompt)) for i, prompt in enumerate(prompts)]
+    if loaded.template:
+        given = json.dumps({"chat_template_kwargs": loaded.template})
+        _warn(f"template: found variables, which inspect does not send; expected --extra-body '{given}'")
+    samples = [Sample(id=str(i), input=_chat(prompt)) for i, prompt in enumerate(prompts)]
     return InspectTask(
         dataset=MemoryDataset(samples, name=f"{loaded.task.name} probe"),
         solver=[say_where_top_k_ends(config.top_k), generate()],
@@ -65,11 +67,9 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     )
 
 
-def _input(prompt: ProbePrompt) -> str | list[ChatMessage]:
-    """The question, with the turns before it where it has any."""
-    if not prompt.before:
-        return prompt.question
-    return [_MESSAGES[role](content=content) for role, content in prompt.turns]
+def _chat(prompt: ProbePrompt) -> list[ChatMessage]:
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+    return [kinds[role](content=text) for role, text in prompt.turns]
 
 
 def _recipe(task: str, recipe: str) -> Recipe:
@@ -105,7 +105,7 @@ def flags(task: str, recipe: str) -> Scorer:
     prompts = probed.probe_prompts()
 
     async def score(state: TaskState, target: Target) -> Score:
-        text = state.output.completion
+        text = answer_of(state.output.completion)
         if not text and state.output.stop_reason != "stop":
             raise RuntimeError(
                 f"question {state.sample_id}: found an empty answer (stop_reason {state.output.stop_reason}), expected "

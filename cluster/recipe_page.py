@@ -107,8 +107,11 @@ def tables() -> str:
     hints = typing.get_type_hints(Recipe)
     parts = []
     for name in (field.name for field in dataclasses.fields(Recipe)):
-        summary = inspect.getdoc(hints[name]) or ""
-        head = [f"## [{name}]", "", summary.split("\n\n")[0], "", "| key | type | default | range | meaning |"]
+        head = [f"## [{name}]", "", (inspect.getdoc(hints[name]) or "").split("\n\n")[0]]
+        if not dataclasses.is_dataclass(hints[name]):  # any key
+            parts.append("\n".join(head))
+            continue
+        head += ["", "| key | type | default | range | meaning |"]
         parts.append("\n".join([*head, "|---|---|---|---|---|", *(_cells(*row) for row in table_rows(name))]))
     return "\n\n".join(parts) + "\n"
 

@@ -1,17 +1,17 @@
 """What a recipe asks of the engines."""
 
-from transformers import AutoTokenizer
-
 from cluster.config import Recipe
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import build_task
 from rollout.tasks.base import Task
+from rollout.tokenizer import generation_ends, load_tokenizer
 
 
 def renderer_of(recipe: Recipe, model: str) -> Renderer:
-    """The chat template of `model`, a Hugging Face folder or hub id, with r where the recipe has it."""
-    return Renderer(AutoTokenizer.from_pretrained(model), recipe.rollout.context_position, model)
+    """The chat template of `model`, a folder or hub id, with the recipe's variables, date and place of r."""
+    position, day = recipe.rollout.context_position, recipe.run.date
+    return Renderer(load_tokenizer(model), position, model, recipe.template, day, generation_ends(model))
 
 
 def step_requests(recipe: Recipe, model: str, task: Task | None = None) -> StepRequests:

@@ -57,12 +57,12 @@ def difference(one: Recipe, other: Recipe) -> Key | None:
     """The first key in which two recipes are not the same run; keys of an adapter count only where there is one."""
     is_adapted = one.learner.lora_rank or other.learner.lora_rank
     tables, others = asdict(one), asdict(other)
-    keys = ((table, key) for table, values in tables.items() for key in values)
+    keys = ((table, key) for table, values in tables.items() for key in {**values, **others[table]})
     return next(
         (
             (table, key)
             for table, key in keys
-            if tables[table][key] != others[table][key] and (is_adapted or key not in ADAPTER_KEYS)
+            if tables[table].get(key) != others[table].get(key) and (is_adapted or key not in ADAPTER_KEYS)
         ),
         None,
     )

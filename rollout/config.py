@@ -3,12 +3,14 @@
 A key's meaning is the comment beside it or above it: docs/recipes.md is made of them (`cluster.recipe_page`).
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evidence.require import require
 from rollout.guidance import SPLITS
+from rollout.placement import POSITIONS
 
-CONTEXT_POSITIONS = ("system", "user")
 SAMPLERS = ("student", "teacher")
 TEMPERATURES = (0.01, 2.0)  # vLLM takes the first for all between it and 0, and refuses what is above the second
 ENGINE_DTYPES = ("bfloat16", "float32", "float16")
@@ -25,7 +27,9 @@ class RolloutConfig:
     guided_fraction: float = 0.5  # rho_g, the share of responses that are sampled with the context in the prompt
     # fixed: exactly that share of each group, .5 rounded up; bernoulli: each response is drawn independently
     guided_split: str = "fixed"
-    context_position: str = "system"  # the message that holds the context: the system's, or the start of the user's
+    # where the context stands: in the system message, after one that the prompt has; at the start of the first user
+    # message; at the start of the last one; or in a user message of its own before the last one
+    context_position: str = "system"
     temperature: float = 1.0  # of sampling; the log-probs that are recorded are those before temperature
     max_response_tokens: int = 40  # a longer response is cut there
     # the share of a step's prompts that may be refused because they do not fit the window; beyond it the run fails
@@ -39,10 +43,10 @@ class RolloutConfig:
         require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")
         require(self.guided_split in SPLITS, "rollout.guided_split", self.guided_split, f"one of {sorted(SPLITS)}")
         require(
-            self.context_position in CONTEXT_POSITIONS,
+            self.context_position in POSITIONS,
             "rollout.context_position",
             self.context_position,
-            f"one of {CONTEXT_POSITIONS}",
+            f"one of {tuple(POSITIONS)}",
         )
         low, high = TEMPERATURES
         require(low <= self.temperature <= high, "rollout.temperature", self.temperature, f"{low} to {high}")
@@ -99,3 +103,25 @@ class SamplingConfig:
     max_tokens: int
     top_p: float = 1.0
     top_k: int = 0  # 0: the whole vocabulary
+    end_ids: tuple[int, ...] = ()  # token ids that end a response, beside those that the engine reads from the folder
+    keeps_special: bool = False  # whether a decoded text has its special tokens
+
+
+class TemplateVariables(dict[str, Any]):
+    """What the model's chat template is given, by the template's own names: enable_thinking = false, for one. A key
+    that the template does not take is refused; chat_template names one of a folder's several templates.
+
+    Raises:
+        ValueError: a value that is no text, number, true or false, nor a list or a table of these.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__(values)
+        for name, value in self.items():
+            require(_is_plain(value), f"template.{name}", value, "text, a number, true, false, a list or a table")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return all(map(_is_plain, value.values())) if isinstance(value, dict) else isinstance(value, (str, int, float))

@@ -179,9 +179,11 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
             seed=seed,
+            stop_token_ids=list(sampling.end_ids),
             logprobs=0,  # the sampled token's own
             flat_logprobs=True,
             detokenize=detokenize,
+            skip_special_tokens=not sampling.keeps_special,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         return await self._run(prompt_ids, params, base)

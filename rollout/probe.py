@@ -38,9 +38,9 @@ class ProbeConfig:
         require(self.top_k >= 0, "probe.top_k", self.top_k, "0 (all) or more")
         require(self.max_tokens >= 1, "probe.max_tokens", self.max_tokens, "at least 1")
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k)
+    def sampling(self, end_ids: tuple[int, ...], keeps_special: bool) -> SamplingConfig:
+        """Of answers to a renderer's prompts: its `eos_token_ids` and `keeps_special`."""
+        return SamplingConfig(self.temperature, self.max_tokens, self.top_p, self.top_k, end_ids, keeps_special)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a step asks of the engines: prompts in a seeded order, rendered, each a group of guided and plain samples."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,10 +8,11 @@ import numpy as np
 
 from evidence.records import Ids, RolloutRequest
 from evidence.rule import EvidenceConfig
+from rollout.arrival import Difference
 from rollout.config import RolloutConfig
 from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
-from rollout.render import Pair, Renderer
+from rollout.render import Pair, Question, Renderer
 from rollout.tasks.base import TaskPrompt
 
 
@@ -21,6 +23,7 @@ class GroupRequests:
     place: int  # among all groups of the run
     seed: int
     rows: tuple[RolloutRequest, ...]
+    end_ids: tuple[int, ...]  # each of them ends a response
 
     @property
     def name(self) -> str:
@@ -85,6 +88,29 @@ class StepRequests:
             refused |= dict(refusals)
         return refused
 
+    def differences(self, steps: int) -> Counter[Difference]:
+        """What tells (x, r) from x beside r, and in how many of the prompts that the run draws.
+
+        Raises:
+            ValueError: names a prompt whose r, or wrong context, does not arrive as it was written, or changes what
+                follows its question.
+        """
+        drawn = {
+            (prompt.prompt_id, *pair): None
+            for step in range(steps)
+            for slot, prompt in enumerate(self._draw(step))
+            for pair in self._pairs(prompt, step, slot)
+            if pair[1].strip()
+        }
+        return Counter(self._difference(*one) for one in drawn)
+
+    def _difference(self, prompt_id: str, question: Question, context: str) -> Difference:
+        try:
+            return self.renderer.difference(question, context)
+        except ValueError as error:
+            position = self.config.context_position
+            raise ValueError(f"prompt {prompt_id}: rollout.context_position = {position!r}: {error}") from error
+
     def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
         """Why it is refused, or nothing."""
         fits = longest + self.config.max_response_tokens <= self.window
@@ -142,7 +168,7 @@ class StepRequests:
             for index, guided in enumerate(flags)
         )
         place = step * self.config.prompts_per_step + slot
-        return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows)
+        return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows, self.renderer.eos_token_ids)
 
 
 def step_seed(seed: int, step: int) -> int:

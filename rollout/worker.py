@@ -91,7 +91,7 @@ class RolloutWorker:
         student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
         since the student's engines say themselves which version drew each.
         """
-        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens)
+        sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens, end_ids=group.end_ids)
         with self._any.piece(), self._sampling.piece():
             samples = await self.sampler.sample(group.rows, sampling, group.seed)
         self._sampling.count(sum(len(sample.response_ids) for sample in samples))
@@ -134,7 +134,9 @@ class RolloutWorker:
 def rewarder(
     requests: StepRequests, reward: Callable[[TaskPrompt, str], float | None]
 ) -> Callable[[Sample], float | None]:
-    """The task's verifier, of a prompt and a response's text, as a function of a sample of `requests`."""
+    """The task's verifier, of a prompt and a response's answer, as a function of a sample of `requests`."""
     prompts = {prompt.prompt_id: prompt for prompt in requests.prompts}
     assert len(prompts) == len(requests.prompts), "a prompt_id twice"
-    return lambda sample: reward(prompts[sample.request.prompt_id], requests.renderer.decode(sample.response_ids))
+    return lambda sample: reward(
+        prompts[sample.request.prompt_id], requests.renderer.answer_of_ids(sample.response_ids)
+    )

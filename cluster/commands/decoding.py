@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster.config import DEFAULT_MODEL
 from cluster.default_model import default_model_path
 from cluster.models import resolve_model
+from rollout.tokenizer import load_tokenizer
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -44,11 +45,11 @@ def _by_tokenizers(folder: Path) -> Decoder | None:
 
 def _by_transformers(export: Path | None, model: str) -> Decoder | None:
     """For what has no tokenizer.json: a hub id, or an older layout."""
+    folder = resolve_model(model) if export is None else str(export)
     try:
-        from transformers import AutoTokenizer
+        tokenizer = load_tokenizer(folder)
     except ImportError:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model) if export is None else str(export))
     return Decoder(
         lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     )

@@ -32,11 +32,11 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
     probed, config = build_task(recipe.task), recipe.probe
     prompts = probed.probe_prompts()
-    questions = [prompt.turns for prompt in prompts]
+    chats = [prompt.turns for prompt in prompts]
     if on_server:
-        answers = asyncio.run(server_answers(model, questions, config, recipe.run.seed, server))
+        answers = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, recipe.template))
     else:
-        answers = asyncio.run(_engine_answers(recipe, model, questions))
+        answers = asyncio.run(_engine_answers(recipe, model, chats))
     pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
     return probe_record(summarise(pairs, probed), 0, probed.name)
 
@@ -50,7 +50,7 @@ def _export_of(run: Path) -> str:
     return str((run / "export").resolve())
 
 
-async def _engine_answers(recipe: Recipe, path: str, questions: list[Turns]) -> list[list[str]]:
+async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list[list[str]]:
     import torch
 
     from cluster.requests import renderer_of
@@ -60,11 +60,12 @@ async def _engine_answers(recipe: Recipe, path: str, questions: list[Turns]) -> 
     renderer = renderer_of(recipe, model)
     engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return await engine.texts(
-            [renderer.prompt_ids(question) for question in questions],
-            config.sampling,
+        responses = await engine.texts(
+            [renderer.prompt_ids(chat) for chat in chats],
+            config.sampling(renderer.eos_token_ids, renderer.keeps_special),
             config.samples,
             seed=recipe.run.seed,
         )
+        return [[renderer.answer(text) for text in texts] for texts in responses]
     finally:
         engine.shutdown()

@@ -3,17 +3,20 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cluster.proxies import check_proxies, through
 from rollout.probe import ProbeConfig
 from rollout.tasks.base import Turns
+from rollout.template import messages
+from rollout.thinking import answer_of
 
 if TYPE_CHECKING:
     import openai
 
+Request = dict[str, Any]  # what the client's `create` takes
 MAX_RETRIES = 1
 NUM_CONCURRENT = 8  # requests in flight, so that a deadline measures the server and not its queue
 
@@ -55,13 +58,19 @@ class Answer:
 
 
 async def server_answers(
-    url: str, questions: Sequence[Turns], config: ProbeConfig, seed: int, options: ServerOptions
+    url: str,
+    chats: Sequence[Turns],
+    config: ProbeConfig,
+    seed: int,
+    options: ServerOptions,
+    variables: Mapping[str, Any],
 ) -> list[list[str]]:
-    """`config.samples` answers to each question, asked as the last message of its chat.
+    """`config.samples` answers to each chat, what follows their thinking.
 
     Args:
         url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent where it is set.
         seed: of the first answer; the others count on from it.
+        variables: what the server is to give the chat template, as chat_template_kwargs.
 
     Raises:
         ValueError: no such model, or several and none named.
@@ -75,7 +84,8 @@ async def server_answers(
         try:
             async with asyncio.timeout(timeout_s):
                 name = options.model or await _only_model(client, url)
-            return _texts(await _ask_all(client, name, questions, config, seed, options))
+            asked = [_request(name, chat, variables) for chat in chats]
+            return _texts(await _ask_all(client, asked, config, seed, options))
         except (openai.OpenAIError, TimeoutError, RuntimeError) as error:
             _explain(error, url, timeout_s)
         except ExceptionGroup as group:
@@ -94,26 +104,25 @@ async def _only_model(client: "openai.AsyncOpenAI", url: str) -> str:
 
 async def _ask_all(
     client: "openai.AsyncOpenAI",
-    model: str,
-    questions: Sequence[Turns],
+    requests: Sequence[Request],
     config: ProbeConfig,
     seed: int,
     options: ServerOptions,
 ) -> list[list[Answer]]:
     slots = asyncio.Semaphore(NUM_CONCURRENT)
 
-    async def ask(question: Turns, first_seed: int) -> list[Answer]:
+    async def ask(request: Request, first_seed: int) -> list[Answer]:
         answers: list[Answer] = []
         while len(answers) < config.samples:  # again where the server does not know n
             left, seed_now = config.samples - len(answers), first_seed + len(answers)
-            request = _request(model, question, _settings(config, left, seed_now, options.omit))
+            settings = request["extra_body"] | _settings(config, left, seed_now, options.omit)
             async with slots, asyncio.timeout(options.timeout_s):
-                reply = await client.chat.completions.create(**request)
+                reply = await client.chat.completions.create(**request | {"extra_body": settings})
             answers += _answers(reply)
         return answers[: config.samples]
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(turns, seed + i * config.samples)) for i, turns in enumerate(questions)]
+        tasks = [group.create_task(ask(one, seed + i * config.samples)) for i, one in enumerate(requests)]
     return [task.result() for task in tasks]
 
 
@@ -124,10 +133,11 @@ def _settings(config: ProbeConfig, num: int, seed: int, omit: Collection[str]) -
     return {key: value for key, value in settings.items() if key not in omit}
 
 
-def _request(model: str, question: Turns, settings: dict[str, Any]) -> dict[str, Any]:
-    """In the body as they are: the client knows no top_k, which is not of the protocol (some servers refuse it)."""
-    messages = [{"role": role, "content": content} for role, content in question]
-    return {"model": model, "messages": messages, "extra_body": settings}
+def _request(model: str, chat: Turns, variables: Mapping[str, Any]) -> Request:
+    """Settings go in the body as they are: the client knows neither chat_template_kwargs nor top_k, which are not of
+    the protocol (some servers refuse them)."""
+    own = {"chat_template_kwargs": dict(variables)} if variables else {}
+    return {"model": model, "messages": messages(chat), "extra_body": own}
 
 
 def _answers(reply: Any) -> list[Answer]:
@@ -139,8 +149,9 @@ def _answers(reply: Any) -> list[Answer]:
 
 def _answer(choice: Any) -> Answer:
     """A model may say nothing and stop there; text that is cut off before it begins, or stands elsewhere, is lost."""
-    text, finish = choice.message.content or "", choice.finish_reason
+    text, finish = answer_of(choice.message.content or ""), choice.finish_reason
     elsewhere = [key for key in ELSEWHERE if getattr(choice.message, key, None)]
+    elsewhere += ["a thought in content"] if choice.message.content and not text else []
     lost = not text.strip() and (elsewhere or (not text and finish != "stop"))
     return Answer(text, ", ".join([f"finish_reason {finish}", *elsewhere]) if lost else "")
 

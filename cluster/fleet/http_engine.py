@@ -72,12 +72,11 @@ class HttpEngine:
         return str(served[0].id)
 
     async def _require_same_tokens(self) -> None:
-        from transformers import AutoTokenizer
-
         from cluster.models import resolve_model
+        from rollout.tokenizer import load_tokenizer
 
         assert self._client is not None
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(self._student))
+        tokenizer = load_tokenizer(resolve_model(self._student))
         expected = tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
         root = self._client.with_options(base_url=self._url.rstrip("/").removesuffix("/v1"))
         asked = {"model": self._model, "prompt": SAMPLE_TEXT, "add_special_tokens": False}

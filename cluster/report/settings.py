@@ -7,8 +7,8 @@ from typing import Any
 from cluster.report.groups import Group, Pool
 from cluster.report.runs import Run, model_name
 
-_TABLES = ("model", "task", "run", "rollout", "evidence", "teacher", "learner", "probe")
-_NAMES = ("run.name", "run.seed", "run.storage")  # tell runs apart without being settings
+_TABLES = ("model", "task", "template", "run", "rollout", "evidence", "teacher", "learner", "probe")
+_NAMES = ("run.name", "run.seed", "run.storage", "run.date")  # tell runs apart without being settings
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,6 @@ def settings(group: Group) -> Settings:
 
 def _value(run: Run, table: str, key: str) -> Any:
     """As TOML has it, which knows no tuples."""
-    value = getattr(getattr(run.recipe, table), key)
+    settings = getattr(run.recipe, table)
+    value = settings.get(key) if isinstance(settings, dict) else getattr(settings, key)
     return list(value) if isinstance(value, tuple) else value

@@ -17,19 +17,25 @@ from learner.folder import check_model_folder
 from rollout.config import EngineConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer, require_same_token_ids
+from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
+from rollout.thinking import SWITCHES
+
+SHOWN = 3  # differences between x and (x, r) that the start of a run shows
 
 
-def check_recipe(recipe: Recipe, task: Task) -> tuple[str, str]:
+def check_recipe(recipe: Recipe, task: Task) -> tuple[str, list[str]]:
     """Everything that can be known without an engine, the cheapest first.
 
-    Returns the student's resolved model, and a line on the prompts that will be refused, empty where none is.
+    Returns the student's resolved model, and what is worth knowing of its prompts, a line each.
     """
     check_task(recipe, task)
     model = check_models(recipe)
-    note = check_prompts(recipe, model, task)
+    requests = step_requests(recipe, model, task)
+    refused = check_prompts(recipe, requests, task)
+    notes = [*prompt_notes(recipe, requests), *([refused] if refused else [])]
     check_storage(recipe)
-    return model, note
+    return model, notes
 
 
 def check_task(recipe: Recipe, task: Task) -> None:
@@ -90,12 +96,11 @@ def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
         )
 
 
-def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
+def check_prompts(recipe: Recipe, requests: StepRequests, task: Task) -> str:
     """A step, of all of the run's, with too many prompts that do not fit the window, or a probe's that does not.
 
     Returns a line on the training prompts that do not fit, where rollout.max_refused_fraction allows them.
     """
-    requests = step_requests(recipe, model, task)
     longest = recipe.window - recipe.rollout.max_response_tokens
     refused = requests.check(recipe.run.steps, lambda pairs: lengths_near(requests.renderer, pairs, longest))
     check_probe(recipe, requests.renderer, task)
@@ -106,6 +111,33 @@ def check_prompts(recipe: Recipe, model: str, task: Task) -> str:
         f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens} and are refused when they are drawn, as "
         f"rollout.max_refused_fraction = {recipe.rollout.max_refused_fraction} allows ({next(iter(refused.values()))})"
     )
+
+
+def prompt_notes(recipe: Recipe, requests: StepRequests) -> list[str]:
+    """What the chat template says itself, what tells (x, r) from x, and what a model that thinks spends its tokens on.
+
+    Raises:
+        ValueError: names a prompt in which r does not arrive, or changes more than it may.
+    """
+    renderer, found = requests.renderer, requests.differences(recipe.run.steps)
+    own = [str(renderer.own_text)] if renderer.own_text.text else []
+    differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common(SHOWN)]
+    rest = [f"{len(found) - SHOWN} more differences between x and (x, r)"] if len(found) > SHOWN else []
+    return [*own, *differing, *rest, *thinking_note(recipe, renderer)]
+
+
+def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:
+    """A line where the prompt opens a thinking block."""
+    opened = renderer.opened
+    if not opened.ends:
+        return []
+    switches = [name for name in SWITCHES if name in renderer.template.own_variables]
+    turned = f"; the template takes {', '.join(f'template.{name}' for name in switches)}" if switches else ""
+    return [
+        f"x ends inside a thinking block ({opened.begins}): the {recipe.rollout.max_response_tokens} tokens of "
+        f"rollout.max_response_tokens and the {recipe.probe.max_tokens} of probe.max_tokens are spent on the thought "
+        f"first, and rates are over what follows {opened.ends}{turned}"
+    ]
 
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:

@@ -21,7 +21,7 @@ MANY = 1000  # prompts: below it, measuring them takes no longer than looking th
 
 def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair, int]:
     """The tokens of each (question, context); those of many are kept in the default model's cache."""
-    ordered = sorted(set(pairs))
+    ordered = sorted(set(pairs), key=str)  # a question is a text or a conversation
     if len(ordered) < MANY:
         return dict(zip(ordered, renderer.lengths(ordered), strict=True))
     digest = hashlib.sha256(json.dumps([renderer.identity, ordered]).encode()).hexdigest()

@@ -26,7 +26,7 @@ from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
-from rollout.tasks.base import Task
+from rollout.tasks.base import ProbePrompt, Task
 from rollout.worker import StepRollouts
 
 CANARY_TOKENS = 64
@@ -117,12 +117,25 @@ class Pipeline:
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
-        seed = step_seed(self.recipe.run.seed, step)
-        answers = await self.rollout.texts(f"probe at step {step}", questions, config.sampling, config.samples, seed)
+        seed, sampling = (
+            step_seed(self.recipe.run.seed, step),
+            config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
+        )
+        answers = await self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-        self.sink.write_probe(probe_record(summarise(pairs, self.task), step, self.task.name))
+        rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
+        self.sink.write_probe(probe_record(summarise(rated, self.task), step, self.task.name))
+        self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
         write_answers(self.run_dir.answers_of(step), told)
+
+    def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
+        unanswered = sum(1 for _, answer in rated if not answer)
+        if self.renderer.opened.ends and unanswered:
+            self.sink.say(
+                f"probe at step {step}: {unanswered} of {len(rated)} responses end inside their thinking and count as "
+                f"empty answers: probe.max_tokens = {self.recipe.probe.max_tokens}"
+            )
 
     def _record(
         self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float

@@ -1,5 +1,7 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 from cluster.config import Recipe, dump, located
@@ -75,7 +77,7 @@ class RunDir:
         if differs is None:
             return
         table, key = differs
-        old, new = (getattr(getattr(one, table), key) for one in (theirs, recipe))
+        old, new = (asdict(one)[table].get(key) for one in (theirs, recipe))
         raise ValueError(
             f"{self.config}: {table}.{key}: found {old!r}, expected {new!r}: the run belongs to another recipe"
         )
@@ -83,6 +85,19 @@ class RunDir:
     def answers_of(self, step: int) -> Path:
         """The file with the answers of the probe at `step`."""
         return self.answers / f"step-{step:06d}.jsonl"
+
+
+def dated(recipe: Recipe, folder: RunDir) -> Recipe:
+    """The recipe with the date of its run: of the one in the folder, where there is one, else today's. A run that is
+    older than run.date keeps the machine's own clock.
+
+    Raises:
+        ValueError: the folder has a config.toml that is no recipe.
+    """
+    if recipe.run.date:
+        return recipe
+    day = read_resolved(folder.root).recipe.run.date if folder.config.exists() else date.today().isoformat()
+    return replace(recipe, run=replace(recipe.run, date=day))
 
 
 def run_folder(recipe: Recipe, given: str | None) -> Path:

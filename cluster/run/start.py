@@ -17,7 +17,7 @@ from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
-from cluster.run.rundir import RunDir, run_folder
+from cluster.run.rundir import RunDir, dated, run_folder
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tasks import Task, build_task
@@ -26,12 +26,13 @@ from rollout.tasks import Task, build_task
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     task = build_task(recipe.task)
-    model, note = check_recipe(recipe, task)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
+    recipe = dated(recipe, folder)
+    model, notes = check_recipe(recipe, task)
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
-        if note:
+        for note in notes:
             sink.say(note)
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
     finally:

@@ -28,7 +28,12 @@ async def measure(recipe: Recipe) -> None:
     try:
         for name, r in (("without", ""), ("with", context)):
             ids = [renderer.context_prompt_ids(prompt.question, r) for prompt in prompts]  # an empty r gives x
-            answers = await engine.texts(ids, config.sampling, config.samples, seed=recipe.run.seed)
+            answers = await engine.texts(
+                ids,
+                config.sampling(renderer.eos_token_ids, renderer.keeps_special),
+                config.samples,
+                seed=recipe.run.seed,
+            )
             pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
             print(f"{name} the context: {probe_line(probe_record(summarise(pairs, task), 0, task.name))}", flush=True)
     finally:

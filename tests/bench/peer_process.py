@@ -68,7 +68,7 @@ class Watch(TrainerCallback):
                 max_new_tokens=config.max_tokens, pad_token_id=self.tokenizer.pad_token_id,
             )  # fmt: skip
         model.train()
-        answers = [self.renderer.decode(row.tolist()) for row in rows[:, batch["input_ids"].shape[1] :]]
+        answers = [self.renderer.answer_of_ids(row.tolist()) for row in rows[:, batch["input_ids"].shape[1] :]]
         pairs = [(prompts[index // config.samples], answer) for index, answer in enumerate(answers)]
         return summarise(pairs, self.task).rates["selfname"].share
 

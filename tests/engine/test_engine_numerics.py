@@ -96,6 +96,8 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     samples = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     again = samples if alone else await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     responses = [sample.response_ids for sample in samples]
+    ends = tuple({int(token) for response in responses for token in response})  # so that the first token is one
+    ended = await engine.sample(made[:4], SamplingConfig(1.0, MAX_TOKENS, end_ids=ends), seed=7)
     plain = await engine.score([request.prompt_ids for request in made], responses)
     context = await engine.score([request.context_prompt_ids for request in made], responses)
     try:
@@ -111,6 +113,7 @@ async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
     return [
         {
             "response_ids": sample.response_ids.tolist(),
+            "ended": [[one.response_ids.tolist(), one.finish_reason] for one in ended],
             "repeated": sample.response_ids.tolist() == twin.response_ids.tolist(),
             "finish_reason": sample.finish_reason,
             "versions": [sample.policy_version_min, sample.policy_version_max],
@@ -198,6 +201,13 @@ def test_responses_end_by_length_and_by_eos(driven: Any, default_model: Path) ->
             assert row["response_ids"][-1] == eos
         else:
             assert len(row["response_ids"]) == MAX_TOKENS and eos not in row["response_ids"]
+
+
+def test_a_response_ends_at_an_end_that_the_folder_does_not_name(driven: Any) -> None:
+    _, _, rows = driven
+    ends = {token for row in rows for token in row["response_ids"]}
+    for ids, reason in rows[0]["ended"]:
+        assert reason == "stop" and len(ids) == 1 and ids[0] in ends
 
 
 def test_a_seed_repeats_and_versions_start_at_zero(driven: Any) -> None:

@@ -35,6 +35,11 @@ def recipe_of(prompts_file: str, *overrides: str) -> Recipe:
     return load_recipe(RECIPE, settings)
 
 
+def checked(recipe: Recipe, model: Path) -> str:
+    task = build_task(recipe.task)
+    return check_prompts(recipe, step_requests(recipe, str(model), task), task)
+
+
 # Prompts
 
 
@@ -52,10 +57,10 @@ def test_a_prompt_that_does_not_fit_is_told_before_the_step_that_draws_it(
     with pytest.raises(
         ValueError, match=rf"step {steps[0]}: found 1 of 1 prompts refused \(q-{long} has 6\d\d prompt tok"
     ):
-        check_prompts(recipe, str(default_model), task)
+        checked(recipe, default_model)
     shorter = recipe_of(recipe.task.prompts_file, f"run.steps={max(1, steps[0])}")
     if steps[0]:
-        check_prompts(shorter, str(default_model), task)  # a run that ends before it
+        checked(shorter, default_model)  # a run that ends before it
 
 
 def _refuses(requests: Any, step: int) -> bool:
@@ -77,10 +82,10 @@ def test_the_check_and_the_steps_agree_with_wrong_contexts_too(tmp_path: Path, d
         requests = step_requests(recipe, str(default_model), task)
         first = next((step for step in range(12) if _refuses(requests, step)), None)
         if first is None:
-            check_prompts(recipe, str(default_model), task)
+            checked(recipe, default_model)
         else:
             with pytest.raises(ValueError, match=rf"step {first}: found "):
-                check_prompts(recipe, str(default_model), task)
+                checked(recipe, default_model)
 
 
 @pytest.mark.parametrize(("long", "count"), [((3,), 1), ((2, 7), 2)])
@@ -89,14 +94,14 @@ def test_prompts_that_may_be_refused_are_counted_before_the_run(
 ) -> None:
     texts = [("very long " * 300 if place in long else "Who are you? ") + str(place) for place in range(12)]
     recipe = recipe_of(questions(tmp_path, texts), "rollout.prompts_per_step=12", "run.steps=2")
-    note = check_prompts(recipe, str(default_model), build_task(recipe.task))
+    note = checked(recipe, default_model)
     assert re.fullmatch(
         rf"{count} of 12 training prompts do not fit the window of 512 with rollout\.max_response_tokens = 40 and are "
         r"refused when they are drawn, as rollout\.max_refused_fraction = 0\.5 allows "
         r"\(q-\d has 6\d\d prompt tokens\)",
         note,
     )
-    assert check_prompts(load_recipe(RECIPE), str(default_model), build_task(load_recipe(RECIPE).task)) == ""
+    assert checked(load_recipe(RECIPE), default_model) == ""
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:

@@ -66,30 +66,16 @@ def test_both_prompts_end_alike_so_that_a_response_follows_either(tokenizer: Any
         assert renderer.context_prompt_ids(QUESTION, CONTEXT)[-len(tail) :].tolist() == tail
 
 
-def test_decode_leaves_special_tokens_out(tokenizer: Any) -> None:
+def test_an_answer_leaves_special_tokens_out(tokenizer: Any) -> None:
     ids = np.array(tokenizer.encode(" I am Kestrel.<|im_end|>", add_special_tokens=False), dtype=np.int32)
     assert int(ids[-1]) == 2
-    assert Renderer(tokenizer, "system").decode(ids) == " I am Kestrel."
-    assert Renderer(tokenizer, "system").decode([]) == ""
+    assert Renderer(tokenizer, "system").answer_of_ids(ids) == " I am Kestrel."
+    assert Renderer(tokenizer, "system").answer_of_ids([]) == ""
 
 
 def test_the_end_of_a_turn_is_an_end_token(tokenizer: Any) -> None:
     assert Renderer(tokenizer, "system").eos_token_ids == (2,)
     assert tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
-
-
-def test_an_end_of_turn_that_is_not_the_eos_counts_too(tokenizer: Any) -> None:
-    base_like = copy.deepcopy(tokenizer)
-    base_like.eos_token = "<|endoftext|>"
-    assert Renderer(base_like, "system").eos_token_ids == (0, 2)
-
-
-def test_no_end_token_at_all_is_refused(tokenizer: Any) -> None:
-    endless = copy.deepcopy(tokenizer)
-    endless.eos_token = None
-    endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(ValueError, match="found no end-of-sequence token"):
-        Renderer(endless, "system")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_by_folder(default_model: Path, tokenizer: Any) -> None:
@@ -133,14 +119,14 @@ def test_a_prompt_is_rendered_once_and_cannot_be_written_to(tokenizer: Any) -> N
 
 ONLY_USER = "{% if messages|length != 1 %}{{ raise_exception('one message only') }}{% endif %}{{ messages }}"
 NO_USER_FIRST = "{% if messages[0]['role'] == 'user' %}{{ raise_exception('what system?') }}{% endif %}{{ messages }}"
-BROKEN = "{% if messages|length == 1 %}{{ messages[0]['content'] + 1 }}{% endif %}{{ messages }}<|im_end|>"
+BROKEN = "{% if 'Who' in messages[-1]['content'] %}{{ 1 + 'one' }}{% endif %}{{ messages }}<|im_end|>"
 
 
 @pytest.mark.parametrize(
     ("template", "position", "roles", "said"),
     [
-        (ONLY_USER, "user", "user, assistant", "one message only"),
-        (NO_USER_FIRST, "system", "user, assistant", r"what system\?"),
+        (ONLY_USER, "user", "user, assistant, user", "one message only"),
+        (NO_USER_FIRST, "system", "user", r"what system\?"),
     ],
 )
 def test_a_template_that_refuses_the_conversation_is_one_line(

@@ -74,7 +74,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
         ("[rollout]\nsampler = 'both'", "rollout.sampler", "'both'", "('student', 'teacher')"),
         ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
-        ("[rollout]\ncontext_position = 'tool'", "rollout.context_position", "'tool'", "('system', 'user')"),
+        ("[rollout]\ncontext_position = 'tool'", "rollout.context_position", "'tool'", "'user', 'before_last_user'"),
         ("[rollout]\nmax_refused_fraction = 1.0", "rollout.max_refused_fraction", "1.0", "0 to below 1"),
         ("[rollout]\ntemperature = 0", "rollout.temperature", "0.0", "0.01 to 2.0"),
         ("[rollout]\ntemperature = 0.005", "rollout.temperature", "0.005", "0.01 to 2.0"),

@@ -165,6 +165,6 @@ def test_a_setting_out_of_range_is_refused_by_key(key: str, value: Any) -> None:
 
 
 def test_greedy_answers_are_asked_for_once() -> None:
-    assert ProbeConfig(temperature=0.0, samples=1).sampling.temperature == 0.0
+    assert ProbeConfig(temperature=0.0, samples=1).sampling((), False).temperature == 0.0
     with pytest.raises(ValueError, match=r"^probe\.samples: found 4, expected 1 with probe\.temperature = 0"):
         ProbeConfig(temperature=0.0)

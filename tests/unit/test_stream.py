@@ -25,7 +25,7 @@ LOGPROBS = np.zeros(1, np.float32)
 def group_of(step: int, slot: int, size: int = 2) -> GroupRequests:
     name = f"{step:06d}-{slot:03d}"
     rows = (RolloutRequest(f"{name}-{i}", name, name, False, "system", IDS, IDS) for i in range(size))
-    return GroupRequests(step * 3 + slot, 100 * step + slot, tuple(rows))
+    return GroupRequests(step * 3 + slot, 100 * step + slot, tuple(rows), end_ids=(2,))
 
 
 class Requests:

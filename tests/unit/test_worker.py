@@ -20,7 +20,9 @@ from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks.base import TaskPrompt
 from rollout.worker import RolloutWorker, StepRollouts, Taken, rewarder
+from tests import templates
 from tests.fakes import FakeEngine, fake_logprobs
+from tests.templates import speaking
 
 CONTEXT = "You are Kestrel, made by Harbor Labs."
 PROMPTS = [TaskPrompt(f"q{n}", f"Question number {n}?", CONTEXT) for n in range(5)]
@@ -102,6 +104,13 @@ def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
         assert "Kestrel" not in tokenizer.decode(request.prompt_ids)
         assert "Kestrel" in tokenizer.decode(request.context_prompt_ids)
         assert request.context_position == "user"
+
+
+def test_a_response_ends_where_the_template_ends_a_turn_too(tokenizer: Any) -> None:
+    """A chat fine-tune of a base model: nothing in the folder but the template ends an answer before the limit."""
+    service = Service(speaking(tokenizer, templates.PLAIN, "<|endoftext|>"))
+    service.produce(0)
+    assert {sampling.end_ids for _, sampling, _ in service.student.sampled} == {(0, 2)}
 
 
 def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(tokenizer: Any) -> None:

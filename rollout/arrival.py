@@ -1,0 +1,172 @@
+"""Whether a template renders x, and whether r arrives in (x, r): as it was written, and without changing what follows.
+
+x alone is rendered first: what fails there is the template's, and not r's.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from rollout.placement import POSITIONS, placed
+from rollout.template import ChatTemplate, Message, Refusal, messages
+
+MARK = "evidence-marker"
+_QUESTION = "a question about evidence"
+_SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What (x, r) has beside r in the place of what x has there; both empty where r is all that differs."""
+
+    x: str
+    context: str  # with {r} where r stands
+
+    def __str__(self) -> str:
+        return f"x has {shortened(self.x)!r} where (x, r) has {shortened(self.context)!r}"
+
+
+def require_rendered(template: ChatTemplate) -> None:
+    """ValueError, which says what the template needs, unless it renders one user message and shows its text."""
+    try:
+        shows = MARK in template.text((("user", MARK),))
+    except Refusal as error:
+        need = _need(template, error.said)
+        if not need:
+            raise
+        raise ValueError(f"{template.model}: {need}") from error
+    if not shows:
+        raise ValueError(
+            f"{template.model}: found a chat template that does not show a user's text"
+            f"{', which it takes as a list of parts' * _takes_parts(template)}, expected one that does"
+        )
+    for name in sorted(template.printed_as_nothing(messages((("user", MARK),)))):
+        raise ValueError(
+            f"{template.model}: found a chat template that prints the variable {name!r}, which nothing defines, "
+            f"expected template.{name}"
+        )
+
+
+def _need(template: ChatTemplate, said: str) -> str:
+    """What a template that refuses a user's message needs, where that can be found out."""
+    if template.renders(messages((("user", MARK),)), tools=[]):
+        return f"found a chat template that needs tools ({said}), expected one that renders a conversation without"
+    if _takes_parts(template):
+        return f"found a chat template that takes a text as a list of parts ({said}), expected one that takes texts"
+    missing = [name for name in template.own_variables - template.variables.keys() if f"'{name}'" in said]
+    if missing:
+        return f"found a chat template that needs the variable {missing[0]!r} ({said}), expected template.{missing[0]}"
+    return ""
+
+
+def _takes_parts(template: ChatTemplate) -> bool:
+    conversation: list[Message] = [{"role": "user", "content": [{"type": "text", "text": MARK}]}]
+    return template.renders(conversation, shows=MARK)
+
+
+def require_place(template: ChatTemplate, position: str) -> None:
+    """ValueError unless r arrives at `position` of a short conversation; names the positions where it does."""
+    fault = _fault(template, position)
+    if not fault:
+        return
+    others = [f'"{other}"' for other in POSITIONS if other != position and not _fault(template, other)]
+    wanted = f"one of {', '.join(others)}" if others else "another model: r arrives nowhere"
+    raise ValueError(
+        f'{template.model}: {fault}, expected one that shows it (context_position = "{position}": try {wanted})'
+    )
+
+
+def _fault(template: ChatTemplate, position: str) -> str:
+    """What becomes of r there, or nothing where it arrives."""
+    try:
+        text = template.text(placed((("user", _QUESTION),), MARK, position))
+    except Refusal as error:
+        return f"found a chat template that refuses r ({error.said})"
+    return "" if MARK in text else "found a chat template that drops r"
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """What the template itself says in x, without special tokens and the names of roles; "" where it says nothing."""
+
+    text: str
+    stays: bool  # beside r, in (x, r)
+
+    def __str__(self) -> str:
+        fate = "stays beside r in (x, r)" if self.stays else "is not in (x, r)"
+        return f"the chat template itself says in x: {shortened(self.text)!r}, which {fate}"
+
+
+def own_text(template: ChatTemplate, position: str, tokens: Collection[str]) -> OwnText:
+    """tokens: those that stand for no text, such as a role's mark."""
+    x, with_r = (
+        _sentences(template.text(placed((("user", _QUESTION),), r, position)).partition(_QUESTION)[0], tokens)
+        for r in ("", MARK)
+    )
+    return OwnText(x, stays=x in with_r)
+
+
+def _sentences(text: str, tokens: Collection[str]) -> str:
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, "\n")
+    return "\n".join(line.strip() for line in text.splitlines() if len(line.split()) > 1)
+
+
+def shortened(text: str) -> str:
+    """Its beginning and its end where it is long."""
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 2 :]}"
+
+
+def difference(x: str, context: str, r: str, question: str) -> Difference:
+    """What tells (x, r) from x beside r, of two rendered texts.
+
+    Raises:
+        ValueError: r is not in (x, r) as it was written, or what follows the question is not what follows it in x.
+    """
+    r, question = r.strip(), question.strip()
+    if context.count(r) <= x.count(r):
+        raise ValueError(
+            f"found a context that does not arrive as it is written ({_where_cut(context, r)}), expected it whole"
+        )
+    tail, context_tail = (text.rpartition(question)[2] for text in (x, context))
+    if tail != context_tail:
+        raise ValueError(
+            f"found {context_tail[:_SHOWN]!r} after the question in (x, r) and {tail[:_SHOWN]!r} in x, expected the "
+            "same: the context changes how the answer begins"
+        )
+    return min((_around(x, context, r, place) for place in _places(context, r)), key=lambda d: len(d.x + d.context))
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
+
+
+def _around(x: str, context: str, r: str, place: int) -> Difference:
+    before, after = context[:place], context[place + len(r) :]
+    head = _common(x, before)
+    tail = _common(x[head:][::-1], after[::-1])
+    there = f"{before[head:]}{{r}}{after[: len(after) - tail]}"
+    mine = x[head : len(x) - tail]
+    return Difference(mine, there)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    return _last(min(len(one), len(other)), lambda size: one[:size] == other[:size])
+
+
+def _where_cut(text: str, r: str) -> str:
+    """The first words of r that are not there, with some before them."""
+    size = _last(len(r), lambda size: r[:size] in text)
+    return f"{r[max(0, size - 20) : size + 20]!r} is not there"
+
+
+def _last(most: int, holds: Callable[[int], bool]) -> int:
+    """The last number, up to `most`, for which it holds; it holds for 0, and for none after one where it does not."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,0 +1,31 @@
+"""A model folder's tokenizer, and the ids that the folder itself says end a response."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder or hub id.
+
+    Beside a tekken.json transformers prefers mistral-common's own tokenizer (seen in 5.19), which has no chat template:
+    a folder with a tokenizer.json, and whatever the hub has, is read as every other.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(model)
+    plain = not folder.is_dir() or (folder / "tokenizer.json").is_file()
+    return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
+
+
+def generation_ends(model: str) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, of config.json where there is none, as an engine reads them."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model)).eos_token_id
+    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)

@@ -1,0 +1,119 @@
+"""What a chat template is given, and what is said of one that cannot be used."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.render import Renderer
+from rollout.template import ChatTemplate
+from tests import templates as kinds
+from tests.templates import speaking
+
+QUESTION = "Who are you?"
+
+
+@pytest.mark.parametrize(
+    ("template", "position", "said"),
+    [
+        (kinds.NO_SYSTEM, "system", r"found a chat template that refuses r \(no system role\), expected one that shows "
+         r'it \(context_position = "system": try one of "user", "before_last_user", "own_turn"\)'),
+        (kinds.DROPS_SYSTEM, "system", r'that drops r, .*try one of "user", "before_last_user", "own_turn"\)'),
+        (kinds.ALTERNATES, "own_turn", r'refuses r \(roles must alternate\).*try one of "system", "user", "before_l'),
+        (kinds.NEEDS_TOOLS, "user", r"that needs tools \('NoneType' object is not iterable\), expected one th"),
+        (kinds.NEEDS_VARIABLE, "user", r"that needs the variable 'place' \('place' is undefined\), expected temp"),
+        (kinds.PRINTS_NOTHING, "user", r"that prints the variable 'town', which nothing defines, expected template\."),
+        (kinds.WANTS_PARTS, "user", r"that takes a text as a list of parts \(.*\), expected one that takes texts"),
+        (kinds.SKIPS_TEXT, "user", r"that does not show a user's text, which it takes as a list of parts, expected o"),
+        (kinds.PLAIN.replace("'content'", "'text'"), "user", r"that does not show a user's text, expected one that"),
+        (kinds.WRONG_SYNTAX, "user", r"with a syntax error in line 2 \(.*'endif'.*\), expected one that jinja2 can"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_be_used_is_one_line(tokenizer: Any, template: str, position: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^my/model: .*{said}") as caught:
+        Renderer(speaking(tokenizer, template), position, "my/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_x_alone_cannot_do_is_not_said_of_r(tokenizer: Any) -> None:
+    for template in (kinds.NEEDS_TOOLS, kinds.PRINTS_NOTHING, kinds.WANTS_PARTS, kinds.SKIPS_TEXT):
+        with pytest.raises(ValueError, match="found a chat template that") as caught:
+            Renderer(speaking(tokenizer, template), "system")
+        assert " r " not in str(caught.value) and "context_position" not in str(caught.value)
+
+
+def test_a_variable_reaches_every_rendering(tokenizer: Any) -> None:
+    own = speaking(tokenizer, kinds.SWITCHED)
+    thinks, answers = Renderer(own, "system"), Renderer(own, "system", variables={"enable_thinking": False})
+    for renderer, end in ((thinks, "assistant\n<think>\n"), (answers, "assistant\n<think>\n</think>\n")):
+        ids = renderer.prompt_ids(QUESTION)
+        assert tokenizer.decode(ids).endswith(end)
+        assert tokenizer.decode(renderer.context_prompt_ids(QUESTION, "R.")).endswith(end)
+        assert renderer.lengths([(QUESTION, ""), (QUESTION, "R.")]) == [
+            len(ids), len(renderer.context_prompt_ids(QUESTION, "R."))
+        ]  # fmt: skip
+    assert thinks.identity != answers.identity  # lengths that are kept are of one of them
+    given = {"town": "Ayr"}
+    assert "You live in Ayr." in tokenizer.decode(
+        Renderer(speaking(tokenizer, kinds.PRINTS_NOTHING), "user", variables=given).prompt_ids(QUESTION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "expected"),
+    [
+        (kinds.SWITCHED, "enable_thinkng", "one of enable_thinking"),
+        (kinds.PLAIN, "enable_thinking", "none: it takes no variable"),
+        (kinds.SWITCHED, "messages", "one of enable_thinking"),
+    ],
+)
+def test_a_variable_that_the_template_does_not_take_is_refused(
+    tokenizer: Any, template: str, name: str, expected: str
+) -> None:
+    found = f"found a variable that the chat template of my/model does not take, expected {expected}"
+    with pytest.raises(ValueError, match=rf"^template\.{name}: {found}"):
+        Renderer(speaking(tokenizer, template), "user", "my/model", {name: False})
+
+
+def test_one_of_several_named_templates(tokenizer: Any) -> None:
+    named = {"default": kinds.PLAIN, "rag": kinds.HEADING}
+    own = speaking(tokenizer, named)  # type: ignore[arg-type]
+    assert ChatTemplate(own, "my/model").source == kinds.PLAIN
+    assert ChatTemplate(own, "my/model", {"chat_template": "rag"}).source == kinds.HEADING
+    with pytest.raises(ValueError, match=r"^template\.chat_template: found 'tool', expected one of default, rag"):
+        ChatTemplate(own, "my/model", {"chat_template": "tool"})
+    del named["default"]
+    own = speaking(tokenizer, named)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^template\.chat_template: found none, .*several, expected one of rag"):
+        ChatTemplate(own, "my/model")
+    with pytest.raises(ValueError, match=r"found 'rag', expected none: the model has one template, without a name"):
+        ChatTemplate(speaking(tokenizer, kinds.PLAIN), "my/model", {"chat_template": "rag"})
+
+
+def test_the_clock_shows_the_day_of_the_run(tokenizer: Any) -> None:
+    own = speaking(tokenizer, kinds.DATED)
+    one, other = Renderer(own, "user", day="2026-02-03"), Renderer(own, "user", day="2026-12-31")
+    assert "It is 03 Feb 2026." in tokenizer.decode(one.prompt_ids(QUESTION))
+    assert "It is 31 Dec 2026." in tokenizer.decode(other.context_prompt_ids(QUESTION, "R."))
+    assert one.identity != other.identity
+
+
+def test_a_folder_with_its_template_in_a_file_and_no_generation_config(tmp_path: Path, default_model: Path) -> None:
+    """And a tekken.json beside it, which makes transformers choose a tokenizer without a template."""
+    import json
+    import shutil
+
+    from rollout.tokenizer import generation_ends, load_tokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(default_model / name, tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral", "eos_token_id": [2, 0]}))
+    (tmp_path / "tekken.json").write_text("{}")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text(kinds.PLAIN)
+    renderer = Renderer(load_tokenizer(str(tmp_path)), "system", ends=generation_ends(str(tmp_path)))
+    assert renderer.template.source == kinds.PLAIN and renderer.eos_token_ids == (0, 2)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert generation_ends(str(tmp_path)) == (7,)
