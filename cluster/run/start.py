@@ -18,6 +18,7 @@ from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.rundir import RunDir, run_folder
+from cluster.run.watch import observer_of, watch
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tasks import Task, build_task
@@ -52,6 +53,7 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
     sink.stage("starting engines and learner")
     metadata = shard_metadata(recipe, model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
+        activity = watch(services)
         hosts = await start(services, recipe, plan, storage, folder.root)
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
@@ -62,9 +64,10 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
             await services.rollout.resume(learned_groups(folder))
         pipeline = Pipeline(recipe, services, folder, sink, renderer_of(recipe, model), task, plan.engines_sleep)
         with while_running(sink):
-            await pipeline.run(first)
-            sink.stage("exporting the model")
-            await export(services.learner, folder, recipe.run.steps)
+            async with observer_of(recipe, folder, services, sink, activity):
+                await pipeline.run(first)
+                sink.stage("exporting the model")
+                await export(services.learner, folder, recipe.run.steps)
 
 
 async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
