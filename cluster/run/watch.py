@@ -1,6 +1,7 @@
 """What watches a run: the observer, with the sinks that the recipe names."""
 
 from cluster.config import Recipe
+from cluster.dashboard.page import PageSink
 from cluster.fleet.assembly import Services
 from cluster.observe.files import FileSink
 from cluster.observe.observer import Observer, Sink
@@ -27,4 +28,5 @@ def observer_of(recipe: Recipe, folder: RunDir, services: Services, sink: Metric
 
 def sinks_of(recipe: Recipe, folder: RunDir) -> list[Sink]:
     """What `observe` of the recipe names, the files first."""
-    return [FileSink(folder.root)]
+    page = [PageSink(folder.root, recipe)] if recipe.observe.page else []
+    return [FileSink(folder.root), *page]
