@@ -106,6 +106,14 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export_metrics(arguments: argparse.Namespace) -> int:
+    from cluster.observe.openmetrics import export_metrics
+
+    out = None if arguments.out is None else Path(arguments.out)
+    print(export_metrics(Path(arguments.run), out))
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from cluster.commands.export import export_run
 
@@ -207,6 +215,11 @@ def _trace_arguments(trace: argparse.ArgumentParser) -> None:
     trace.add_argument("--out", metavar="FILE.json", help="default: trace-RUN.json here")
 
 
+def _export_metrics_arguments(export_metrics: argparse.ArgumentParser) -> None:
+    export_metrics.add_argument("run", metavar="RUN")
+    export_metrics.add_argument("--out", metavar="FILE.txt", help="default: metrics-RUN.txt here")
+
+
 def _export_arguments(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", metavar="RUN")
 
@@ -230,6 +243,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
     "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
     "trace": ("a run's timeline for Perfetto and Chrome", _trace, _trace_arguments),
+    "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _export_metrics_arguments),
     "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
     "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _no_arguments),
     "model": ("prepare the default model and print its folder", _model, _no_arguments),

@@ -33,7 +33,7 @@ FIGURES: dict[str, Figure] = {
     "eta_seconds": Figure(GAUGE, "s", (), "time left, at the last step's pace"),
     "stage_tokens": Figure(GAUGE, "", ("stage",), "tokens that a stage worked on in the last step"),
     "stage_seconds": Figure(GAUGE, "s", ("stage",), "time in which a stage was at work in the last step"),
-    "stage_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),
+    "stage_worked_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),
     "stage_busy_seconds_total": Figure(COUNTER, "s", ("stage",), "time in which a stage was at work"),
     "lane_busy_seconds_total": Figure(COUNTER, "s", ("lane", "what"), "time in which a lane of the timeline did what"),
     "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, scoring, done"),

@@ -60,7 +60,7 @@ def of_step(record: StepRecord, planned: int) -> Iterator[Reading]:
     for name, stage in record.stages.items():
         yield from _reading("stage_tokens", stage.tokens, stage=name)
         yield from _reading("stage_seconds", stage.seconds, stage=name)
-        yield from _reading("stage_tokens_total", stage.tokens, stage=name)
+        yield from _reading("stage_worked_tokens_total", stage.tokens, stage=name)
         yield from _reading("stage_busy_seconds_total", stage.seconds, stage=name)
     yield from _rollouts(record)
     yield from _learning(record)

@@ -5,6 +5,7 @@ from cluster.dashboard.page import PageSink
 from cluster.fleet.assembly import Services
 from cluster.observe.files import FileSink
 from cluster.observe.observer import Observer, Sink
+from cluster.observe.ray_sink import RaySink
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.timeline import watching
 from cluster.run.rundir import RunDir
@@ -29,4 +30,5 @@ def observer_of(recipe: Recipe, folder: RunDir, services: Services, sink: Metric
 def sinks_of(recipe: Recipe, folder: RunDir) -> list[Sink]:
     """What `observe` of the recipe names, the files first."""
     page = [PageSink(folder.root, recipe)] if recipe.observe.page else []
-    return [FileSink(folder.root), *page]
+    ray = [RaySink(folder.root.name, recipe)] if recipe.observe.ray else []
+    return [FileSink(folder.root), *page, *ray]

@@ -48,6 +48,11 @@ def test_everything_in_the_table_is_read_from_a_record() -> None:
     assert found["kept_ratio", "plain"] == 3 / 7
 
 
+def test_no_two_names_are_one_family_of_openmetrics() -> None:
+    families = [name.removesuffix("_total") for name in FIGURES]
+    assert len(set(families)) == len(families)
+
+
 def test_what_a_record_does_not_say_is_not_told() -> None:
     bare = a_step(0, time=None, wall_s=None, stages={}, stats={}, loss=None, metrics={}, rewards=None, mismatch=None)
     names = {reading.name for reading in of_step(bare, 4)}
