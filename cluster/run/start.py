@@ -13,6 +13,7 @@ from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
+from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
@@ -27,6 +28,7 @@ from rollout.tasks import Task, build_task
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     task = build_task(recipe.task)
+    require_packages(recipe.observe.trackers)
     model, note = check_recipe(recipe, task)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     folder.claim(recipe, resume)

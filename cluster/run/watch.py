@@ -8,6 +8,7 @@ from cluster.observe.observer import Observer, Sink
 from cluster.observe.ray_sink import RaySink
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.timeline import watching
+from cluster.observe.trackers import TrackerSink
 from cluster.run.rundir import RunDir
 from evidence.telemetry import Activity
 
@@ -31,4 +32,5 @@ def sinks_of(recipe: Recipe, folder: RunDir) -> list[Sink]:
     """What `observe` of the recipe names, the files first."""
     page = [PageSink(folder.root, recipe)] if recipe.observe.page else []
     ray = [RaySink(folder.root.name, recipe)] if recipe.observe.ray else []
-    return [FileSink(folder.root), *page, *ray]
+    trackers = [TrackerSink(name, folder.root, recipe) for name in recipe.observe.trackers]
+    return [FileSink(folder.root), *page, *ray, *trackers]
