@@ -109,6 +109,30 @@ def _view(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from cluster.dashboard.page import write_dashboard
+
+    out = None if arguments.out is None else Path(arguments.out)
+    print(write_dashboard([Path(run) for run in arguments.runs], out))
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from cluster.observe.chrome import write_trace
+
+    out = None if arguments.out is None else Path(arguments.out)
+    print(write_trace(Path(arguments.run), out))
+    return 0
+
+
+def _export_metrics(arguments: argparse.Namespace) -> int:
+    from cluster.observe.openmetrics import export_metrics
+
+    out = None if arguments.out is None else Path(arguments.out)
+    print(export_metrics(Path(arguments.run), out))
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from cluster.commands.export import export_run
 
@@ -209,6 +233,22 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")
 
 
+def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
+    dashboard.add_argument("runs", metavar="RUN", nargs="+", help="run directories; several are laid over each other")
+    where = "default: dashboard-RUN.html here, or dashboard.html for several"
+    dashboard.add_argument("--out", metavar="FILE.html", help=where)
+
+
+def _trace_arguments(trace: argparse.ArgumentParser) -> None:
+    trace.add_argument("run", metavar="RUN")
+    trace.add_argument("--out", metavar="FILE.json", help="default: trace-RUN.json here")
+
+
+def _export_metrics_arguments(export_metrics: argparse.ArgumentParser) -> None:
+    export_metrics.add_argument("run", metavar="RUN")
+    export_metrics.add_argument("--out", metavar="FILE.txt", help="default: metrics-RUN.txt here")
+
+
 def _export_arguments(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", metavar="RUN")
 
@@ -230,6 +270,9 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
     "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),
     "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
+    "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
+    "trace": ("a run's timeline for Perfetto and Chrome", _trace, _trace_arguments),
+    "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _export_metrics_arguments),
     "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
     "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _no_arguments),
     "model": ("prepare the default model and print its folder", _model, _no_arguments),

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.observe.config import ObserveConfig
 from cluster.weights.transports import TRANSPORTS
 from evidence.require import require
 from evidence.rule import EvidenceConfig
@@ -138,6 +139,7 @@ class Recipe:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def __post_init__(self) -> None:
         require(

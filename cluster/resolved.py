@@ -18,6 +18,7 @@ ADDED: Mapping[Key, Any] = {
     ("task", "ordinary_questions"): False,
     ("teacher", "url"): "",
 }
+UNCHANGING = frozenset({"observe"})  # tables that change no result
 ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank
 
 
@@ -57,7 +58,12 @@ def difference(one: Recipe, other: Recipe) -> Key | None:
     """The first key in which two recipes are not the same run; keys of an adapter count only where there is one."""
     is_adapted = one.learner.lora_rank or other.learner.lora_rank
     tables, others = asdict(one), asdict(other)
-    keys = ((table, key) for table, values in tables.items() for key in {**values, **others[table]})
+    keys = (
+        (table, key)
+        for table, values in tables.items()
+        if table not in UNCHANGING
+        for key in {**values, **others[table]}
+    )
     return next(
         (
             (table, key)

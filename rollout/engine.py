@@ -20,6 +20,7 @@ from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout import vllm_quirks as quirks
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 from rollout.outputs import require_ended, response_logprobs, to_sample
+from rollout.tally import Tally
 from rollout.waits import Turnstile
 
 if TYPE_CHECKING:
@@ -102,14 +103,15 @@ class Engine:
         self._adapter: LoRARequest | None = None
         self._adapter_digest = ""
         self._adapted = Turnstile()  # requests that are for the adapter
-        self._ids = itertools.count()
+        self._ids, self.tally = itertools.count(), Tally()
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 **engine_arguments(model, config, device),
                 scheduler_cls="rollout.vllm_quirks.scoring_scheduler",
                 disable_log_stats=True,
                 **optional_arguments(weight_backend, worker_extension, adapter, self._mends_adapter, sleeps),
-            )
+            ),
+            stat_loggers=[quirks.statistics_logger(self.tally)],
         )
 
     async def sample(

@@ -5,6 +5,8 @@ delays its own groups only. With a bound of 0 nothing is under way that is not o
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -41,6 +43,7 @@ class RolloutStream:
         self._failure: BaseException | None = None
         self._begun: dict[int, tuple[int, int]] = {}  # step: its groups, and its prompts that do not fit
         self._scoring = Turnstile()
+        self._rolling: dict[str, tuple[str, float]] = {}  # group: what is done to it, and since when it is under way
 
     def resume(self, learned: Collection[str]) -> None:
         """Before the first `advance`: the groups of these names have been learned from. With a lag they are not just
@@ -101,13 +104,16 @@ class RolloutStream:
 
     def _begin(self, group: GroupRequests) -> None:
         task = asyncio.create_task(self._roll(group))
+        task.add_done_callback(lambda _: self._rolling.pop(group.name, None))
         self._under_way.add(task)
         task.add_done_callback(self._settle)
 
     async def _roll(self, group: GroupRequests) -> Group:
         async with deadline(self._deadline_s, f"rollouts of group {group.name}: not done"):
+            self._rolling[group.name] = "sampling", time.monotonic()
             samples = await self._roller.sample(group, self._student_version)
             async with self._scoring:
+                self._rolling[group.name] = "scoring", self._rolling[group.name][1]
                 return await self._roller.score(group, samples, self._teacher_version)
 
     def _settle(self, task: "asyncio.Task[Group]") -> None:
@@ -118,6 +124,18 @@ class RolloutStream:
             self._done.append(task.result())
         self._failure = self._failure or task.exception()
         self._changed.set()
+
+    @property
+    def version(self) -> int:
+        """What the student's engines hold."""
+        return self._student_version
+
+    def states(self) -> tuple[dict[str, int], float]:
+        """Groups by what is done to them (sampling, scoring, done), and the age of the oldest that is not done, s."""
+        counts = Counter(state for state, _ in self._rolling.values())
+        begun = min((since for _, since in self._rolling.values()), default=time.monotonic())
+        groups = {"sampling": counts["sampling"], "scoring": counts["scoring"], "done": len(self._done)}
+        return groups, time.monotonic() - begun
 
     async def pause_scoring(self) -> None:
         """Lets what is being scored finish, and nothing new begin: both views of a rollout are one teacher's."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rollout.config import AdapterConfig, EngineConfig
+    from rollout.tally import Tally
 
 GIB = 1 << 30
 INITIAL_VERSION = 0
@@ -94,6 +95,27 @@ def adapter_arguments(adapter: "AdapterConfig") -> dict[str, Any]:
     room = min(room for room in get_args(MaxLoRARanks) if room >= adapter.rank)
     targets = list(adapter.targets)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room, "lora_target_modules": targets}
+
+
+def statistics_logger(tally: "Tally") -> type:
+    """A class for `stat_loggers` that adds each iteration to `tally`. It is one of vLLM's loggers for Prometheus,
+    though nothing goes there.
+
+    Seen: 0.32.0, adds its own logger for Prometheus beside those that are none; it observes every token in the
+        engine's frontend, 0.2 ms an iteration with 32 sequences.
+    Without: statistics cost as much as a small model's iteration.
+    Contract: test_statistics_have_one_logger
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    def record(self: Any, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+        tally.record(scheduler_stats, iteration_stats)
+
+    def ignore(self: Any, *_: Any, **__: Any) -> None:
+        pass
+
+    others = ("__init__", "log_engine_initialized", "record_sleep_state", "record_admission_rejection")
+    return type("TallyLogger", (PrometheusStatLogger,), {"record": record} | dict.fromkeys(others, ignore))
 
 
 def version_number(version: str) -> int:

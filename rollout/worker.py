@@ -61,6 +61,7 @@ class StepRollouts:
     stages: dict[str, StageTime]
     busy_s: float  # in which any of the stages was at work: they overlap
     rewards: RewardSums | None  # None without a verifier
+    truncated: int = 0  # responses that the limit on their tokens ended
 
 
 class RolloutWorker:
@@ -128,6 +129,7 @@ class RolloutWorker:
             stages=stages,
             busy_s=self._any.take().seconds,
             rewards=reward_sums(rewards, [one.sample.request.group_id for one in scored]),
+            truncated=sum(one.sample.finish_reason == "length" for one in scored),
         )
 
 

@@ -70,6 +70,9 @@ class FakeEngine:
     async def weight_state(self) -> tuple[int, str]:
         return self.version, self.digest
 
+    async def stats(self) -> dict[str, float]:
+        return {"running_requests": 1.0, "generated_tokens": 100.0}
+
     async def stop(self) -> None:
         self.told.append(("stop",))
 

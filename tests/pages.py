@@ -1,4 +1,5 @@
-"""The pages of docs/ that are made from the code: what stands below their mark is written by a function.
+"""The pages of docs/ that are made from the code: what stands below their mark is written by a function. So is the
+whole of cluster/examples/monitoring.
 
     python -m tests.pages
 
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster import recipe_page
-from cluster.observe import metrics_page
+from cluster.observe import metrics_page, monitoring
 
 DOCS = Path(__file__).parents[1] / "docs"
+MONITORING = DOCS.parent / "cluster" / "examples" / "monitoring"
 MARK = "<!-- Made by `python -m tests.pages`: change the code, not what follows. -->\n\n"
 PAGES: dict[str, Callable[[], str]] = {"recipes.md": recipe_page.tables, "metrics.md": metrics_page.tables}
 
@@ -27,3 +29,6 @@ def made(page: str) -> str:
 if __name__ == "__main__":
     for name in PAGES:
         (DOCS / name).write_text(made(name), encoding="utf-8")
+    for name, text in monitoring.files().items():
+        (MONITORING / name).parent.mkdir(parents=True, exist_ok=True)
+        (MONITORING / name).write_text(text, encoding="utf-8")

@@ -88,6 +88,9 @@ class EngineActor:
     async def wake_up(self) -> None:
         await self._told(self.engine.wake_up())
 
+    async def stats(self) -> dict[str, float]:
+        return self.engine.tally.stats if hasattr(self, "engine") else {}
+
     async def shutdown(self) -> None:
         if hasattr(self, "engine"):  # not one that did not start
             self.engine.shutdown()

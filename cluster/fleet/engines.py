@@ -38,6 +38,9 @@ class EngineClient(Protocol):
     async def weight_state(self) -> tuple[int, str]:
         """(version, digest of the weights received)."""
 
+    async def stats(self) -> dict[str, float]:
+        """What the engine counts of itself, `rollout.tally.FIGURES`; nothing where it cannot be asked."""
+
     async def stop(self) -> None:
         """Ends the engine and what it started."""
 

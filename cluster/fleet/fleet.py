@@ -17,6 +17,7 @@ from cluster.fleet.calls import all_within, within
 from cluster.fleet.engines import EngineClient
 from cluster.fleet.scheduler import EnginePool, Scheduler
 from evidence.records import Floats, Ids
+from evidence.telemetry import Activity, EngineState
 from rollout.config import EngineConfig
 
 STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
@@ -46,7 +47,10 @@ class Fleet:
         in_turn: bool = False,
     ) -> None:
         self.engines, self.configs, self._in_turn = {pool: tuple(engines[pool]) for pool in engines}, configs, in_turn
-        self._schedulers = {pool: Scheduler(engines[pool], configs[pool].max_num_seqs) for pool in engines}
+        self.activity = Activity()
+        self._schedulers = {
+            pool: Scheduler(engines[pool], configs[pool].max_num_seqs, self.activity) for pool in engines
+        }
 
     def pool(self, name: str) -> EnginePool:
         """The engines of a pool as one; a pool without engines of its own is the student's, without their adapter."""
@@ -73,6 +77,24 @@ class Fleet:
         """For all of them."""
         each = [self.configs[pool].start_deadline_s for pool, engines in self.engines.items() for _ in engines]
         return sum(each) if self._in_turn else max(each)
+
+    async def states(self, seconds: float) -> dict[str, EngineState]:
+        """Each engine by its name; one that does not answer within `seconds`, or fails to, is not `up`."""
+        loads = [(pool, load) for pool, scheduler in self._schedulers.items() for load in scheduler.loads]
+        asked = [asyncio.create_task(load.engine.stats()) for _, load in loads]
+        if asked:
+            await asyncio.wait(asked, timeout=seconds)
+        states = {}
+        for (pool, load), task in zip(loads, asked, strict=True):
+            is_up = task.done() and task.exception() is None
+            stats = task.result() if is_up else {}
+            states[load.engine.name] = EngineState(pool, is_up, load.tokens, load.sequences, stats)
+            task.cancel()
+        return states
+
+    def waiting(self) -> dict[str, int]:
+        """Pieces of work without an engine, by pool."""
+        return {pool: scheduler.num_waiting for pool, scheduler in self._schedulers.items()}
 
     async def tell(self, pool: str, verb: str, arguments: Sequence[Any], seconds: float) -> None:
         """A verb of the weight hand-off to every engine of a pool; see `EngineClient.tell`."""

@@ -141,6 +141,9 @@ class HttpEngine:
     async def weight_state(self) -> tuple[int, str]:
         return 0, ""
 
+    async def stats(self) -> dict[str, float]:
+        return {}
+
     async def stop(self) -> None:
         if self._client is not None:
             await self._client.close()

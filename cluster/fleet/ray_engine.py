@@ -44,6 +44,9 @@ class RayEngine:
         version, digest = await self._ask("weight_state")
         return int(version), str(digest)
 
+    async def stats(self) -> dict[str, float]:
+        return dict(await self._ask("stats"))
+
     async def stop(self) -> None:
         await self._ask("shutdown")
 

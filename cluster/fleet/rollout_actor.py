@@ -1,6 +1,7 @@
 """The rollout service: a stream of groups over the fleet, which writes to the run's storage. A thin Ray shell."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from cluster.models import resolve_model
 from evidence.records import EvidenceRecord, Ids, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import write_shard
+from evidence.telemetry import Sample, Span
 from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
@@ -98,6 +100,13 @@ class RolloutActor:
 
     async def prove_canary(self, pool: str, version: int, text: CanaryText, tolerance: float, seconds: float) -> float:
         return await self._fleet.prove_canary(pool, version, text, tolerance, seconds)
+
+    async def observe(self, seconds: float) -> tuple[Sample, list[Span]]:
+        """The service now, and what its engines did since the last call."""
+        groups, oldest_s = self._stream.states()
+        engines = await self._fleet.states(seconds)
+        waiting, version = self._fleet.waiting(), self._stream.version
+        return Sample(time.time(), version, groups, oldest_s, waiting, engines), self._fleet.activity.take()
 
     async def sleep(self, seconds: float) -> None:
         await self._fleet.sleep(seconds)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cluster.fleet.engines import EngineClient
 from evidence.records import Floats, Ids, RolloutRequest, Sample
+from evidence.telemetry import Activity
 from rollout.config import SamplingConfig
 
 T = TypeVar("T")
@@ -61,9 +62,11 @@ class Scheduler:
 
     max_num_seqs: sequences that one engine runs at a time. It holds `BATCHES` times as many, and no more, for
     rollouts, scores, probes and a LoRA base together; an engine that is not full takes a piece of any size.
+    activity: when each engine did what.
     """
 
-    def __init__(self, engines: Sequence[EngineClient], max_num_seqs: int) -> None:
+    def __init__(self, engines: Sequence[EngineClient], max_num_seqs: int, activity: Activity | None = None) -> None:
+        self._activity = activity or Activity()
         self.loads = [Load(engine) for engine in engines]
         self._room = BATCHES * max_num_seqs
         self._waiting: list[Waiting] = []  # a heap
@@ -81,7 +84,8 @@ class Scheduler:
         self._give_out()
         try:
             load = await place
-            return await call(load.engine)
+            with self._activity.piece(load.engine.name, lane.name.lower()):
+                return await call(load.engine)
         finally:
             if not place.cancelled():  # an engine was found
                 place.result().remove(work)

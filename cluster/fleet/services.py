@@ -6,7 +6,8 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from cluster.fleet.fleet import GRACE_S, STOP_DEADLINE_S, CanaryText
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Plan
 from evidence.records import Floats, Ids, ShardInfo
+from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
 from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
 ROLLOUT = "rollout service"
+Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
 
 
 class RolloutService:
@@ -33,6 +36,7 @@ class RolloutService:
 
     def __init__(self, handle: Any, recipe: Recipe) -> None:
         self.handle, self._recipe = handle, recipe
+        self.watch: Watch = nullcontext  # type: ignore[assignment]
 
     async def start(self) -> dict[str, str]:
         """The address of each engine's host, by the engine's name."""
@@ -96,7 +100,13 @@ class RolloutService:
         return await self._ask(seconds + GRACE_S, what, method, *arguments, seconds)
 
     async def _ask(self, seconds: float, what: str, method: str, *arguments: Any) -> Any:
-        return await within(seconds, what, ask(ROLLOUT, self.handle, method, *arguments))
+        with self.watch(method):
+            return await within(seconds, what, ask(ROLLOUT, self.handle, method, *arguments))
+
+    async def observe(self, seconds: float) -> tuple[Sample, list[Span]]:
+        """The service now, and what its engines did since the last call; an engine has `seconds` to answer."""
+        sample, spans = await within(seconds + GRACE_S, ROLLOUT, ask(ROLLOUT, self.handle, "observe", seconds))
+        return sample, spans
 
     def stop(self) -> None:
         """Ends the engines, then the service."""
@@ -112,6 +122,7 @@ class LearnerService:
 
     def __init__(self, handles: Sequence[Any], recipe: Recipe, run_file: Path) -> None:
         self.handles, self._recipe, self._run_file = list(handles), recipe, run_file
+        self.watch: Watch = nullcontext  # type: ignore[assignment]
 
     async def places(self) -> list[Place]:
         """Where each rank is, with a port that is free there now."""
@@ -203,7 +214,8 @@ class LearnerService:
             name: ask(name, handle, method, *arguments)
             for name, handle in zip(self._names(), self.handles, strict=True)
         }
-        return await all_within(seconds, what, answers)
+        with self.watch(method):
+            return await all_within(seconds, what, answers)
 
     def stop(self) -> None:
         """Ends every rank."""

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from cluster.observe.figures import table
 from cluster.run.figures import ProbeRecord, StepRecord
 from evidence.diagnostics import SPLITS
 from evidence.rates import RATES
+from evidence.telemetry import Sample, Span
+from rollout.tally import FIGURES as COUNTED
 
 Row = tuple[str, str, str, str]  # key, kind, unit, meaning
 
-_KINDS = {int: "whole number", float: "number", str: "text"}
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _FORMAT = ("format", "whole number", "", "of the line; lines without it are of an older version, and still read")
 _STEP_NAMES = {"stats": "sums"}  # field -> key
 _PROBE_NAMES = {"rates": "counts"}
@@ -110,16 +113,31 @@ def _without_none(kind: Any) -> Any:
     return kind
 
 
+def telemetry_rows(record: type, prefix: str = "") -> Iterator[Row]:
+    """The same of a line of samples.jsonl or trace.jsonl. NAME is a state, a pool or an engine."""
+    for field, hint in get_type_hints(record, include_extras=True).items():
+        kind, unit, meaning = get_args(hint)
+        if kind in _KINDS:
+            yield prefix + field, _KINDS[kind], unit, meaning
+        elif (value := get_args(kind)[1]) in _KINDS:
+            yield f"{prefix}{field}.NAME", _KINDS[value], unit, meaning
+        else:
+            yield from telemetry_rows(value, f"{prefix}{field}.NAME.")
+
+
 def tables() -> str:
-    """Both tables as Markdown."""
+    """Every table as Markdown."""
     parts = []
     for title, rows in (
         (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)})", step_rows()),
         ("probes.jsonl", probe_rows()),
+        (f"samples.jsonl (stats: {', '.join(COUNTED)})", [_FORMAT, *telemetry_rows(Sample)]),
+        ("trace.jsonl", [_FORMAT, *telemetry_rows(Span)]),
     ):
         lines = [f"## {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
         lines += [_cells(*row) for row in rows]
         parts.append("\n".join(lines))
+    parts.append(f"## Live figures\n\n{table().rstrip()}")
     return "\n\n".join(parts) + "\n"
 
 

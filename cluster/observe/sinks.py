@@ -1,8 +1,9 @@
-"""The only sink of figures: metrics.jsonl, probes.jsonl, and the lines a person reads while it runs."""
+"""Where the loop's records go: metrics.jsonl, probes.jsonl, lines for a person, and the observer."""
 
 import time
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.status import Status
@@ -10,6 +11,9 @@ from rich.status import Status
 from cluster.run.record import ProbeRecord, StepRecord, append_probe, append_step
 from evidence.rates import RATES
 from rollout.probe import Rate
+
+if TYPE_CHECKING:
+    from cluster.observe.observer import Observer
 
 
 class MetricsSink:
@@ -21,6 +25,7 @@ class MetricsSink:
         self._status: Status | None = None
         self._started: float | None = None
         self._done = 0
+        self.observer: Observer | None = None  # hears each record
         self.headline = "probe -"
         self.doing = ""  # the last stage
 
@@ -41,11 +46,15 @@ class MetricsSink:
         now = time.monotonic()
         self._started = self._started if self._started is not None else now - (record.wall_s or 0.0)
         self._done += 1
+        if self.observer is not None:
+            self.observer.step(record)
         left = (now - self._started) / self._done * (self._steps - record.step - 1)
         self.say(step_line(record, self._steps, self.headline, left))
 
     def write_probe(self, record: ProbeRecord) -> None:
         append_probe(self._run_dir / "probes.jsonl", record)
+        if self.observer is not None:
+            self.observer.probe(record)
         self.headline = _short(record, next(iter(record.rates)))
         self.say(probe_line(record))
 

@@ -66,6 +66,7 @@ class StepRecord:
     mismatch: Annotated[
         Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
     ]
+    truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -157,6 +158,7 @@ def step_record(
         weights_digest=weights_digest,
         canary=canary,
         mismatch=learned.mismatch if sampler == "student" else None,
+        truncated=produced.truncated,
     )
 
 

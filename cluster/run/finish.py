@@ -4,6 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import Recipe
+from cluster.observe.advice import advice
+from cluster.observe.seen import read_seen
 from cluster.observe.sinks import summary_table
 from cluster.run.model_card import write_model_card
 from cluster.run.record import ProbeRecord, read_probes, read_steps
@@ -27,6 +29,8 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task) -> int:
     busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
+    for one in advice(read_seen(folder.root)):
+        console.print(f"advice: {one}", markup=False, soft_wrap=True)
     write_model_card(recipe, model, folder, task, first, last)
     console.print(f"model: {folder.export}", soft_wrap=True)
     return _verdict(recipe.run.require_selfname, last, console)

@@ -13,11 +13,13 @@ from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
+from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.rundir import RunDir, dated, run_folder
+from cluster.run.watch import observer_of, watch
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tasks import Task, build_task
@@ -26,6 +28,7 @@ from rollout.tasks import Task, build_task
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
     task = build_task(recipe.task)
+    require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     recipe = dated(recipe, folder)
     model, notes = check_recipe(recipe, task)
@@ -53,6 +56,7 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
     sink.stage("starting engines and learner")
     metadata = shard_metadata(recipe, model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
+        activity = watch(services)
         hosts = await start(services, recipe, plan, storage, folder.root)
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
@@ -63,9 +67,10 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
             await services.rollout.resume(learned_groups(folder))
         pipeline = Pipeline(recipe, services, folder, sink, renderer_of(recipe, model), task, plan.engines_sleep)
         with while_running(sink):
-            await pipeline.run(first)
-            sink.stage("exporting the model")
-            await export(services.learner, folder, recipe.run.steps)
+            async with observer_of(recipe, folder, services, sink, activity):
+                await pipeline.run(first)
+                sink.stage("exporting the model")
+                await export(services.learner, folder, recipe.run.steps)
 
 
 async def export(learner: LearnerService, folder: RunDir, step: int) -> None:

@@ -109,6 +109,8 @@ async def _drive(model: str) -> dict[str, Any]:
     single = await engine._generate(PROMPT, sampling, 1, 8)
     found["seeds"] = [list(output.token_ids) for output in (*pair.outputs, *single.outputs)]
 
+    found["loggers"] = [type(logger).__name__ for logger in engine._llm.logger_manager.stat_loggers]  # type: ignore[union-attr]
+    found["tally"] = engine.tally.stats | {}
     name = next(engine._ids) + 1
     drawn = asyncio.create_task(_refusal(engine.sample([request], SamplingConfig(1.0, 400), 1)))
     await asyncio.sleep(0.1)
@@ -194,6 +196,12 @@ def test_room_is_for_some_ranks_only() -> None:
 def test_weights_that_were_never_updated_are_of_the_default_version(found: dict[str, Any]) -> None:
     assert found["version"] == "default", changed("fresh weights have another version")
     assert [quirks.version_number(version) for version in ("default", "7")] == [0, 7]
+
+
+def test_statistics_have_one_logger(found: dict[str, Any]) -> None:
+    assert found["loggers"] == ["TallyLogger"], changed("it adds a logger of its own")
+    assert found["tally"]["generated_tokens"] >= 18 + 6 and found["tally"]["prompt_tokens"] > len(FULL)
+    assert found["tally"]["cached_tokens"] >= 32 and found["tally"]["preemptions"] == 0
 
 
 def test_a_prompt_may_not_fill_the_window(found: dict[str, Any], model: Path) -> None:

@@ -79,7 +79,7 @@ HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "tokenizers", "mat
     [
         ([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in EVIDENCE if path.stem != "__init__"], ()),
         (["cluster.__main__"], ()),
-        (["cluster.resolved", "cluster.commands.shards", "cluster.commands.view"], ()),
+        (["cluster.resolved", "cluster.commands.shards", "cluster.commands.view", "cluster.dashboard.page"], ()),
         (["cluster.report.write"], ("matplotlib",)),
     ],
     ids=["evidence", "command line", "shards and view", "report"],
@@ -91,15 +91,15 @@ def test_what_reads_runs_loads_no_heavy_library(names: list[str], allowed: tuple
 
 
 def test_docs_show_commands_that_exist() -> None:
-    known = set(re.findall(r"^    ([a-z]+)(?: |$)", edge_opd("--help").stdout, re.MULTILINE))
-    shown = {name for doc in DOCS for name in re.findall(r"edge-opd ([a-z]+)", (ROOT / doc).read_text())}
+    known = set(re.findall(r"^    ([a-z-]+)(?: |$)", edge_opd("--help").stdout, re.MULTILINE))
+    shown = {name for doc in DOCS for name in re.findall(r"edge-opd ([a-z][a-z-]*)", (ROOT / doc).read_text())}
     assert shown and shown <= known
     assert known <= shown, "a command that the docs do not show"
 
 
 def test_docs_show_options_that_exist() -> None:
     tables = [
-        re.findall(r"^\| `edge-opd ([a-z]+(?: [a-z]+)*)(.*?)` \|", (ROOT / doc).read_text(), re.MULTILINE)
+        re.findall(r"^\| `edge-opd ([a-z-]+(?: [a-z-]+)*)(.*?)` \|", (ROOT / doc).read_text(), re.MULTILINE)
         for doc in DOCS
     ]
     assert tables[DOCS.index("README.md")]

@@ -47,7 +47,7 @@ def refusal(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("text", "key", "found", "expected"),
     [
-        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "evidence, learner, model, probe, rollout, run, student"),
+        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "learner, model, observe, probe, rollout, run, student"),
         ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, micro_batch_tokens"),
         ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
         ("lr = 1.0", "lr", "an unknown key", "learner"),

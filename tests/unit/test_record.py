@@ -361,10 +361,10 @@ def test_the_page_has_every_key_of_the_lines_and_no_other() -> None:
         assert all(kind and meaning for _, kind, _, meaning in rows)
 
 
-def test_the_page_is_two_tables() -> None:
+def test_the_page_is_a_table_a_file_and_one_of_live_figures() -> None:
     page = tables()
     assert (
-        page.count("|---|---|---|---|") == 2
+        page.count("\n|---|---|---|---|\n") == 4
         and "| `sums.SPLIT.abs_evidence` | number | nats | sum of \\|e\\| |" in page
     )
 

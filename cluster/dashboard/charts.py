@@ -1,0 +1,142 @@
+"""One run as the page shows it, put together batch by batch: live from the observer, or at once from its folder."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Recipe
+from cluster.dashboard.columns import Columns
+from cluster.dashboard.panels import PANELS
+from cluster.observe.advice import advice, sentence
+from cluster.observe.observer import Batch
+from cluster.observe.seen import Seen
+from cluster.run.record import ProbeRecord, StepRecord
+from evidence.telemetry import Sample, Span, joined, shares
+
+LANES_S = 180.0  # that the lanes show
+SLACK_S = 0.5  # by which a push's last span may end after the step was recorded
+NEAR = 0.8  # of the canary's tolerance, from which its tile is marked
+
+
+class RunCharts:
+    """The columns of every chart, and what else the page says of one run."""
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self.name, self.recipe = name, recipe
+        self._columns = [Columns() for _ in PANELS]
+        self._steps: list[StepRecord] = []
+        self._probes: list[ProbeRecord] = []
+        self._samples: deque[Sample] = deque(maxlen=200)
+        self._spans: deque[Span] = deque()
+        self._pushes: list[Span] = []  # of the step under way
+        self._now = 0.0
+
+    def add(self, batch: Batch) -> None:
+        """What is new."""
+        self._now = batch.time
+        self._spans.extend(batch.spans)
+        self._pushes.extend(batch.spans)
+        while self._spans and self._spans[0].end < self._now - 2 * LANES_S:
+            self._spans.popleft()
+        for sample in batch.samples:
+            before = self._samples[-1] if self._samples else None
+            if not sample.fault:
+                self._append("sample", sample.time, sample, before)
+                self._samples.append(sample)
+        for step in batch.steps:
+            self._add_step(step)
+        for probe in batch.probes:
+            self._probes.append(probe)
+            self._append("probe", probe.step, probe)
+
+    def _add_step(self, step: StepRecord) -> None:
+        self._steps.append(step)
+        self._append("step", step.step + 1, step, self.recipe)
+        end = (step.time or 0.0) + SLACK_S
+        own = [span for span in self._pushes if span.end <= end]
+        self._pushes = [span for span in self._pushes if span.end > end]
+        if len(self._steps) > 1:  # the first push is of the start
+            self._append("push", step.step + 1, own)
+
+    def _append(self, of: str, x: float, *records: Any) -> None:
+        for panel, columns in zip(PANELS, self._columns, strict=True):
+            if panel.of == of:
+                columns.append(x, panel.read(*records))
+
+    def shown(self, views: Mapping[int, str]) -> dict[str, Any]:
+        """The run as the page reads it. views: where the token view of a step is, by its number from 1."""
+        seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples))
+        return {
+            "name": self.name,
+            "planned": self.recipe.run.steps,
+            "sentence": sentence(seen),
+            "advice": [str(one) for one in advice(seen)],
+            "tiles": [{"value": value, "label": label, "bad": bad} for value, label, bad in self._tiles()],
+            "lanes": self._lanes(),
+            "charts": [columns.shown() for columns in self._columns],
+            "views": {str(step): place for step, place in views.items()},
+        }
+
+    def _tiles(self) -> Iterable[tuple[str, str, bool]]:
+        if not self._steps:
+            return
+        last, planned = self._steps[-1], self.recipe.run.steps
+        yield f"{last.step + 1}/{planned}", "steps", False
+        if last.wall_s:
+            yield f"{last.wall_s:.1f}", "s a step", False
+            yield _clock(last.wall_s * (planned - last.step - 1)), "left", False
+            learned = last.stages["learn"].tokens if "learn" in last.stages else 0
+            yield f"{learned / last.wall_s:,.0f}", "trained tok/s", False
+        if last.busy_fraction is not None:
+            yield f"{last.busy_fraction:.0%}", "busy", False
+        if kept := last.mean("kept"):
+            yield f"{kept.value:.2f}", "kept", False
+        if last.grad_norm is not None:
+            yield f"{last.grad_norm:.3g}", "gradient norm", False
+        dropped = sum(step.dropped or 0 for step in self._steps[-20:])
+        yield str(dropped), "dropped, 20 steps", dropped > 0
+        if last.canary is not None:
+            yield f"{last.canary:.3f}", "canary", last.canary > NEAR * self.recipe.weights.canary_tolerance
+        if self._probes and (name := next(iter(self._probes[-1].rates), "")):
+            yield f"{self._probes[-1].rates[name].share:.2f}", name, False
+        if self._samples:
+            up = sum(engine.up for engine in self._samples[-1].engines.values())
+            count = len(self._samples[-1].engines)
+            yield f"{up}/{count}", "engines answer", up < count
+
+    def _lanes(self) -> dict[str, Any]:
+        """The last minutes: a lane's share at work, and its spans in seconds from the beginning of the time shown."""
+        spans = joined(self._spans)
+        end = max((span.end for span in spans), default=0.0)
+        begin = max(end - LANES_S, min((span.begin for span in spans), default=0.0))
+        rows: dict[str, list[tuple[float, float, str]]] = {}
+        for span in spans:
+            if span.end > begin:
+                piece = (round(max(span.begin - begin, 0.0), 2), round(span.end - begin, 2), span.name)
+                rows.setdefault(span.lane, []).append(piece)
+        worked = shares([span for span in spans if not span.name.startswith("wait")], begin, end)
+        order = sorted(rows, key=lambda lane: (lane != "driver", lane != "learner", lane))
+        return {
+            "seconds": end - begin,
+            "rows": [{"lane": lane, "share": worked.get(lane, 0.0), "spans": rows[lane]} for lane in order],
+        }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def charts_of(seen: Seen) -> RunCharts:
+    """A run from its folder."""
+    charts = RunCharts(seen.name, seen.recipe)
+    last = max([step.time or 0.0 for step in seen.steps] + [span.end for span in seen.spans], default=0.0)
+    charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes)))
+    return charts
+
+
+def views_of(folder: Path, prefix: str) -> dict[int, str]:
+    """The token views in a run's folder, `view/step-NNNNNN.html`, by the number of their step from 1."""
+    found = sorted((folder / "view").glob("step-*.html"))
+    return {int(path.stem.removeprefix("step-")) + 1: f"{prefix}view/{path.name}" for path in found}

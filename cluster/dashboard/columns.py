@@ -1,0 +1,74 @@
+"""Series that grow while a run lasts, and thinned to what a chart can show."""
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUCKETS = 60  # of a thinned chart
+WHOLE = 480  # points up to which a chart is shown as it is
+NAN = float("nan")
+
+Values = Mapping[str, float | None]
+
+
+class Columns:
+    """The series of one chart over a common x; None is a gap, and so is what a series had not before it came."""
+
+    def __init__(self) -> None:
+        self.x = array("d")
+        self.series: dict[str, array[float]] = {}
+
+    def append(self, x: float, values: Values) -> None:
+        """One point of every series; an x without a value is left out."""
+        known = {name: value for name, value in values.items() if value is not None}
+        if not known:
+            return
+        for name in (name for name in known if name not in self.series):
+            self.series[name] = array("d", [NAN] * len(self.x))
+        self.x.append(x)
+        for name, column in self.series.items():
+            column.append(known.get(name, NAN))
+
+    def shown(self) -> dict[str, Any]:
+        """{"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
+        x = np.array(self.x)
+        y = np.array([np.array(column) for column in self.series.values()]).reshape(len(self.series), len(x))
+        kept = thinned(y)
+        columns = zip(self.series, y[:, kept], strict=True)
+        return {
+            "x": rounded(x[kept], 13).tolist(),
+            "series": {name: _gaps(rounded(column, 5).tolist()) for name, column in columns},
+        }
+
+
+def thinned(y: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Places [K] of [S, N] that a chart shows: the first and last of each bucket, and where each series is least and
+    greatest in it, so that no peak is lost."""
+    count, size = y.shape[1], -(-y.shape[1] // BUCKETS)
+    if count <= WHOLE:
+        return np.arange(count)
+    starts = np.arange(0, count, size)
+    padded = np.full((len(y), len(starts) * size), NAN)
+    padded[:, :count] = y
+    buckets = padded.reshape(len(y), len(starts), size)
+    least = np.where(np.isnan(buckets), np.inf, buckets).argmin(axis=2) + starts
+    most = np.where(np.isnan(buckets), -np.inf, buckets).argmax(axis=2) + starts
+    ends = np.minimum(starts + size, count) - 1
+    places = np.unique(np.concatenate([starts, ends, least.ravel(), most.ravel()]))
+    return places[places < count]
+
+
+def rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """Values to so many significant digits: a chart shows no more, and a file is half as long."""
+    with np.errstate(divide="ignore"):
+        exponent = np.floor(np.log10(np.abs(values)))
+    scale = 10.0 ** (digits - 1 - np.where(np.isfinite(exponent), exponent, 0))
+    return np.round(values * scale) / scale
+
+
+def _gaps(values: list[float]) -> list[float | None]:
+    """JSON has no NaN and no infinity."""
+    return [value if -1e308 < value < 1e308 else None for value in values]

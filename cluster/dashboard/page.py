@@ -1,0 +1,90 @@
+"""RUN/dashboard.html: written once, with its data beside it in dashboard.js, which an open page reads every second.
+
+Once the run has ended, the page holds its data itself. It asks nothing of a network.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Recipe
+from cluster.dashboard.charts import RunCharts, charts_of, views_of
+from cluster.dashboard.panels import PANELS
+from cluster.observe.observer import Batch
+from cluster.observe.seen import read_seen
+from evidence.view.pages import environment
+
+PAGE, DATA = "dashboard.html", "dashboard.js"
+
+
+def script_text(value: Any) -> str:
+    """JSON that may stand in a script of a page: no tag ends it, and no line separator breaks it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def page(title: str, data: Mapping[str, Any] | None) -> str:
+    """The page; without data it reads `DATA` beside it, again and again."""
+    code = files("cluster.dashboard").joinpath("templates/page.js").read_text(encoding="utf-8")
+    template = environment("cluster.dashboard").get_template("dashboard.html.jinja")
+    panels = script_text([panel.shown for panel in PANELS])
+    return template.render(
+        title=title, code=code, panels=panels, source=DATA, data="null" if data is None else script_text(data)
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A reader sees the file before or after, and never half of it."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+class PageSink:
+    """Writes the page of a run as it goes on."""
+
+    name = "page"
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self._folder, self._charts, self._every_s = folder, RunCharts(folder.name, recipe), recipe.observe.every_s
+        if recipe_has_begun(folder):  # resumed
+            self._charts = charts_of(read_seen(folder))
+        write_whole(folder / PAGE, page(folder.name, None))
+
+    def write(self, batch: Batch) -> None:
+        self._charts.add(batch)
+        run = self._charts.shown(views_of(self._folder, ""))
+        data = {"made": time.time(), "every": self._every_s, "ended": batch.ended, "runs": [run]}
+        write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n")
+        if batch.ended:
+            write_whole(self._folder / PAGE, page(self._folder.name, data))
+
+
+def recipe_has_begun(folder: Path) -> bool:
+    """Whether the folder holds a run's steps already."""
+    return (folder / "metrics.jsonl").is_file()
+
+
+def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
+    """One page of several runs from their folders, which are not written to; returns where it is.
+
+    out: default dashboard-RUN.html here, or dashboard.html for several.
+
+    Raises:
+        ValueError: not a run, or a damaged file; names it.
+    """
+    seen = [read_seen(run) for run in runs]
+    path = out or Path(f"dashboard-{seen[0].name}.html" if len(runs) == 1 else PAGE)
+    shown = []
+    for run, one in zip(runs, seen, strict=True):
+        prefix = os.path.relpath(run.resolve(), path.resolve().parent) + "/"
+        shown.append(charts_of(one).shown(views_of(run, prefix)))
+    title = ", ".join(one.name for one in seen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"made": time.time(), "every": 0, "ended": "finished", "runs": shown}
+    write_whole(path, page(title, data))
+    return path

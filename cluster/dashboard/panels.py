@@ -1,0 +1,155 @@
+"""The charts of the page, as a literal table: what each is of, and which values a record adds to it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.config import Recipe
+from cluster.dashboard.columns import Values
+from cluster.observe.timeline import PUSH_PARTS
+from cluster.run.record import ProbeRecord, StepRecord
+from evidence.diagnostics import SPLITS
+from evidence.telemetry import Sample, Span
+
+Read = Callable[..., Values]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart. read: of a record of `of` to the values that it adds by series."""
+
+    section: str
+    title: str
+    unit: str
+    of: str  # step, push, probe or sample
+    read: Read
+    stacked: bool = False
+    note: str = ""
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What the page has to know of it."""
+        over = "time" if self.of == "sample" else "step"
+        return {"section": self.section, "title": self.title, "unit": self.unit, "x": over, "stacked": self.stacked,
+                "note": self.note, "bands": self.of == "probe"}  # fmt: skip
+
+
+def _rates(step: StepRecord, recipe: Recipe) -> Values:
+    return {name: step.stages[name].tokens_per_s for name in ("sample", "score", "learn") if name in step.stages}
+
+
+def _stages(step: StepRecord, recipe: Recipe) -> Values:
+    return {name: stage.seconds for name, stage in step.stages.items()}
+
+
+def _split(name: str) -> Read:
+    def read(step: StepRecord, recipe: Recipe) -> Values:
+        return {split: found.value for split in SPLITS if (found := step.mean(name, split)) is not None}
+
+    return read
+
+
+def _mean(name: str, label: str) -> Read:
+    def read(step: StepRecord, recipe: Recipe) -> Values:
+        return {label: found.value if (found := step.mean(name)) else None}
+
+    return read
+
+
+def _lag(step: StepRecord, recipe: Recipe) -> Values:
+    newest, oldest = step.policy_version_max, step.policy_version_min
+    return {} if newest is None or oldest is None else {"oldest": step.step - oldest, "newest": step.step - newest}
+
+
+def _truncated(step: StepRecord, recipe: Recipe) -> Values:
+    return {"cut": None if step.truncated is None or not step.rows else step.truncated / step.rows}
+
+
+def _mismatch(step: StepRecord, recipe: Recipe) -> Values:
+    return {"|engine - learner|": None if step.mismatch is None else step.mismatch.means()["mismatch_abs"]}
+
+
+def _push(spans: Sequence[Span]) -> Values:
+    seconds: dict[str, float] = {}
+    for span in spans:
+        if part := PUSH_PARTS.get((span.lane, span.name)):
+            seconds[part] = seconds.get(part, 0.0) + span.end - span.begin
+    return seconds
+
+
+def _probe(probe: ProbeRecord) -> Values:
+    values: dict[str, float] = {}
+    for name, rate in probe.rates.items():
+        low, high = rate.interval
+        values |= {name: rate.share, f"{name} low": low, f"{name} high": high}
+    return values
+
+
+def _engines(key: str) -> Read:
+    def read(sample: Sample, before: Sample | None) -> Values:
+        return {name: engine.stats.get(key) for name, engine in sample.engines.items()}
+
+    return read
+
+
+def _growth(sample: Sample, before: Sample | None, key: str) -> Mapping[str, float]:
+    """What an engine's own sum grew by; nothing for one that was not there before, or began again."""
+    if before is None:
+        return {}
+    grown = {
+        name: engine.stats[key] - before.engines[name].stats[key]
+        for name, engine in sample.engines.items()
+        if key in engine.stats and name in before.engines and key in before.engines[name].stats
+    }
+    return {name: value for name, value in grown.items() if value >= 0}
+
+
+def _generated(sample: Sample, before: Sample | None) -> Values:
+    seconds = sample.time - before.time if before else 0.0
+    return {n: v / seconds for n, v in _growth(sample, before, "generated_tokens").items()} if seconds > 0 else {}
+
+
+def _prefix(sample: Sample, before: Sample | None) -> Values:
+    cached = _growth(sample, before, "cached_tokens")
+    return {n: cached.get(n, 0.0) / v for n, v in _growth(sample, before, "prompt_tokens").items() if v > 0}
+
+
+def _outstanding(sample: Sample, before: Sample | None) -> Values:
+    return {name: engine.outstanding_tokens for name, engine in sample.engines.items()}
+
+
+PANELS = (
+    Panel("Throughput", "Tokens a second while at work", "tok/s", "step", _rates,
+          note="a stage's tokens over its time"),
+    Panel("Throughput", "A step's time by stage", "s", "step", _stages, stacked=True),
+    Panel("Throughput", "Step time", "s", "step", lambda step, _: {"wall": step.wall_s}),
+    Panel("Throughput", "Groups by state", "groups", "sample", lambda sample, _: sample.groups, stacked=True),
+    Panel("Engines", "Requests in the batch", "requests", "sample", _engines("running_requests"),
+          note="a scorer is at 0 between iterations"),
+    Panel("Engines", "KV cache in use", "share", "sample", _engines("kv_cache_usage")),
+    Panel("Engines", "Outstanding tokens", "tokens", "sample", _outstanding, note="given out and not answered"),
+    Panel("Engines", "Tokens sampled a second", "tok/s", "sample", _generated),
+    Panel("Engines", "Prompt tokens from the prefix cache", "share", "sample", _prefix),
+    Panel("Engines", "Work that waits for an engine", "pieces", "sample", lambda sample, _: sample.waiting),
+    Panel("Staleness", "Versions that rollouts were behind", "steps", "step", _lag),
+    Panel("Staleness", "Rollouts that are not trained", "rollouts", "step",
+          lambda step, _: {"dropped": step.dropped, "skipped": step.skipped_rows, "refused prompts": step.refused}),
+    Panel("Staleness", "Version that the engines hold", "steps", "sample", lambda sample, _: {"held": sample.version}),
+    Panel("Weights", "A push by part", "s", "push", _push, stacked=True),
+    Panel("Weights", "Canary", "nats", "step",
+          lambda step, recipe: {"canary": step.canary, "tolerance": recipe.weights.canary_tolerance},
+          note="largest mean |engine - learner| on a fixed text; the run stops at the tolerance"),
+    Panel("Weights", "Engine and learner on what was sampled", "nats", "step", _mismatch),
+    Panel("Learning", "Probe without context", "share", "probe", _probe, note="bands: 95% Wilson intervals"),
+    Panel("Learning", "Kept tokens", "share", "step", _split("kept")),
+    Panel("Learning", "Evidence", "nats/token", "step", _split("mean_evidence")),
+    Panel("Learning", "k1", "nats/token", "step", _mean("k1", "k1"), note="student minus teacher"),
+    Panel("Learning", "KL penalty to the reference", "nats/token", "step",
+          lambda step, _: {"KL": step.metrics.get("anchor_kl")}),
+    Panel("Learning", "Loss", "nats", "step", lambda step, _: {"loss": step.loss}),
+    Panel("Learning", "Gradient norm", "", "step", lambda step, _: {"norm": step.grad_norm}, note="before clipping"),
+    Panel("Learning", "Agreement", "share", "step", _mean("agreement", "agreement")),
+    Panel("Learning", "Reward", "", "step", lambda step, _: {"reward": step.reward_mean}),
+    Panel("Learning", "Response length", "tokens", "step", _split("mean_response_length")),
+    Panel("Learning", "Responses cut at the limit", "share", "step", _truncated),
+)  # fmt: skip

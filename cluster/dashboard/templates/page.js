@@ -1,0 +1,277 @@
+"use strict";
+// The page of one or several runs. One function draws: render(data). A live page calls it again when its data file changed.
+const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft", "base"].map(name => `var(--c-${name})`);
+const WORK = { sample: 0, score: 1, learn: 2, push: 3, send: 3, probe: 4, canary: 5, check: 6, write: 7 };
+const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
+const SVG = "http://www.w3.org/2000/svg";
+let data = null, drawn = 0;
+const hidden = new Set(), charts = [];
+
+const element = (tag, text = "", css = "") => {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (css) made.className = css;
+  return made;
+};
+const shape = (parent, tag, values) => {
+  const made = document.createElementNS(SVG, tag);
+  for (const name in values) made.setAttribute(name, values[name]);
+  parent.append(made);
+  return made;
+};
+const fill = (id, ...children) => document.getElementById(id).replaceChildren(...children);
+
+function figure(value) {
+  if (value === null || value === undefined) return "-";
+  const size = Math.abs(value);
+  if (size >= 1e6) return (value / 1e6).toPrecision(3) + "M";
+  if (size >= 1e4) return (value / 1e3).toPrecision(3) + "k";
+  return String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
+}
+const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+
+function ticks(low, high, most) {
+  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map(times => times * power).find(size => size >= rough);
+  const found = [];
+  for (let place = Math.ceil(low / step); place * step <= high + step * 1e-9; place++) found.push(Number((place * step).toPrecision(12)));
+  return found;
+}
+
+// The lines of a chart: one a run and series. A stack's are cumulative, and a band has its bounds beside it.
+function linesOf(place, runs) {
+  const lines = [], panel = PANELS[place];
+  runs.forEach(({ run, index }) => {
+    const { x, series } = run.charts[place], below = x.map(() => 0);
+    Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
+      const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
+      line.colour = COLOURS[(many ? index : name in WORK ? WORK[name] : order) % COLOURS.length];
+      line.dash = many ? ["", "6 3", "2 3", "8 3 2 3"][order % 4] : "";
+      if (panel.stacked && !many) {
+        line.base = below.slice();
+        line.top = series[name].map((value, at) => (below[at] += value ?? 0));
+      } else line.top = line.y;
+      if (panel.bands && !many) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
+      lines.push(line);
+    });
+  });
+  return lines;
+}
+
+function rangeOf(lines, panel) {
+  const values = lines.flatMap(line => [line.top, line.low ?? [], line.high ?? []].flat()).filter(value => value !== null);
+  let low = Math.min(...values), high = Math.max(...values);
+  if (lines[0].base || (low > 0 && low < 0.5 * high)) low = Math.min(low, 0);
+  if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
+  return [low, high];
+}
+
+function pathOf(chart, x, y) {
+  let path = "", pen = "M";
+  for (let at = 0; at < x.length; at++) {
+    if (y[at] === null) { pen = "M"; continue; }
+    path += pen + chart.atX(x[at]).toFixed(1) + " " + chart.atY(y[at]).toFixed(1);
+    pen = "L";
+  }
+  return path;
+}
+const areaOf = (chart, x, low, high) => {
+  const known = x.map((_, at) => at).filter(at => low[at] !== null && high[at] !== null);
+  const back = known.slice().reverse();
+  return pathOf(chart, [...known, ...back].map(at => x[at]), [...known.map(at => high[at]), ...back.map(at => low[at])]) + "Z";
+};
+
+function drawAxes(chart, panel, width) {
+  for (const at of ticks(...chart.rangeY, 4)) {
+    shape(chart.svg, "line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: chart.atY(at), y2: chart.atY(at) });
+    shape(chart.svg, "text", { x: LEFT - 5, y: chart.atY(at) + 4, "text-anchor": "end" }).textContent = figure(at);
+  }
+  for (const at of ticks(...chart.rangeX, panel.x === "time" ? 3 : 5)) {
+    const words = panel.x === "time" ? clock(at) : figure(at);
+    shape(chart.svg, "text", { x: chart.atX(at), y: HEIGHT - 3, "text-anchor": "middle" }).textContent = words;
+  }
+}
+
+function drawLine(chart, line) {
+  const style = { fill: "none", stroke: line.colour, "stroke-width": 1.6, "stroke-dasharray": line.dash };
+  if (line.base) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.base, line.top), fill: line.colour, opacity: 0.55 });
+  if (line.low) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
+  shape(chart.svg, "path", { d: pathOf(chart, line.x, line.top), ...style });
+  if (line.x.length <= 40) line.x.forEach((x, at) => line.top[at] === null ||
+    shape(chart.svg, "circle", { cx: chart.atX(x), cy: chart.atY(line.top[at]), r: 2, fill: line.colour }));
+}
+
+function drawChart(place, runs) {
+  const panel = PANELS[place], lines = linesOf(place, runs).filter(line => line.top.some(value => value !== null));
+  if (!lines.length) return null;
+  const card = element("figure", "", "card plot"), title = element("h3", panel.title);
+  if (panel.unit) title.append(element("span", ` ${panel.unit}`, "note"));
+  const legend = element("div", "", "legend");
+  card.append(title);
+  return { card, place, panel, lines, legend };
+}
+
+function layOut(chart) {
+  const width = chart.card.clientWidth - 30, xs = chart.lines.flatMap(line => line.x);
+  let [low, high] = [Math.min(...xs), Math.max(...xs)];
+  if (low === high) [low, high] = [low - 0.5, high + 0.5];
+  chart.rangeX = [low, high];
+  chart.rangeY = rangeOf(chart.lines, chart.panel);
+  chart.atX = x => LEFT + (x - low) / (high - low) * (width - LEFT - RIGHT);
+  chart.atY = y => TOP + (chart.rangeY[1] - y) / (chart.rangeY[1] - chart.rangeY[0]) * (HEIGHT - TOP - BOTTOM);
+  chart.toX = at => low + (at - LEFT) / (width - LEFT - RIGHT) * (high - low);
+  chart.svg = document.createElementNS(SVG, "svg");
+  for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img" }))
+    chart.svg.setAttribute(name, value);
+  chart.svg.setAttribute("aria-label", chart.panel.title);
+  drawAxes(chart, chart.panel, width);
+  chart.lines.forEach(line => drawLine(chart, line));
+  chart.cursor = shape(chart.svg, "line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+  const move = event => point(chart.panel.x, chart.toX((event.clientX - chart.svg.getBoundingClientRect().left) *
+    width / chart.svg.getBoundingClientRect().width));
+  chart.svg.addEventListener("pointermove", move);
+  chart.svg.addEventListener("pointerdown", move);
+  chart.svg.addEventListener("pointerleave", () => point(chart.panel.x, null));
+  chart.card.append(chart.svg, chart.legend);
+  if (chart.panel.note) chart.card.append(element("p", chart.panel.note, "note"));
+  explain(chart, null);
+}
+
+function nearest(x, wanted) {
+  let best = 0;
+  for (let at = 1; at < x.length; at++) if (Math.abs(x[at] - wanted) < Math.abs(x[best] - wanted)) best = at;
+  return best;
+}
+
+// One cursor over all charts of steps, and one over all of times.
+function point(kind, x) {
+  for (const chart of charts) if (chart.panel.x === kind) explain(chart, x);
+}
+
+function explain(chart, x) {
+  const items = chart.lines.map(line => {
+    const at = x === null ? line.x.length - 1 : nearest(line.x, x);
+    const item = element("span"), mark = element("i");
+    mark.style.background = line.colour;
+    item.append(mark, `${line.name} `, element("b", figure(line.y[at])));
+    if (line.low) item.append(` [${figure(line.low[at])}, ${figure(line.high[at])}]`);
+    return item;
+  });
+  const at = x === null ? null : chart.lines[0].x[nearest(chart.lines[0].x, x)];
+  if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? clock(at) : `step ${at}`));
+  chart.legend.replaceChildren(...items);
+  chart.cursor.setAttribute("visibility", at === null ? "hidden" : "visible");
+  if (at !== null) for (const end of ["x1", "x2"]) chart.cursor.setAttribute(end, chart.atX(at));
+}
+
+function drawLanes(run) {
+  const { seconds, rows } = run.lanes;
+  if (!rows.length) return null;
+  const card = element("figure", "", "card lanes"), width = Math.max(document.body.clientWidth - 64, 240);
+  const left = Math.min(140, width * 0.34), right = 40, row = 24, scale = (width - left - right) / seconds;
+  card.append(element("h3", `Who worked when: the last ${Math.round(seconds)} s`));
+  const svg = shape(card, "svg", { viewBox: `0 0 ${width} ${rows.length * row + 16}`, height: rows.length * row + 16 });
+  const names = [];
+  rows.forEach(({ lane, share, spans }, place) => {
+    const y = place * row;
+    shape(svg, "text", { x: left - 6, y: y + 15, "text-anchor": "end" }).textContent = lane;
+    shape(svg, "rect", { x: left, y: y + 3, width: width - left - right, height: row - 7, fill: "var(--line)", rx: 2 });
+    for (const [begin, end, name] of spans) {
+      if (!names.includes(name)) names.push(name);
+      const box = { x: left + begin * scale, y: y + 3, width: Math.max((end - begin) * scale, 0.8), height: row - 7 };
+      const colour = name in WORK ? COLOURS[WORK[name]] : "var(--c-base)";
+      shape(shape(svg, "rect", { ...box, fill: colour, opacity: name in WORK ? 0.9 : 0.35 }), "title", {}).textContent =
+        `${name} ${(end - begin).toFixed(1)} s`;
+    }
+    shape(svg, "text", { x: width, y: y + 15, "text-anchor": "end" }).textContent = `${Math.round(share * 100)}%`;
+  });
+  const legend = element("div", "", "legend");
+  for (const name of names) {
+    const item = element("span", name), mark = element("i");
+    mark.style.background = name in WORK ? COLOURS[WORK[name]] : "var(--c-base)";
+    item.prepend(mark);
+    legend.append(item);
+  }
+  card.append(legend, element("p", "right: the share of this time in which it worked; waiting is pale and does not count", "note"));
+  return card;
+}
+
+function drawWords(runs) {
+  return runs.flatMap(({ run }) => {
+    const many = data.runs.length > 1, list = element("ul", "", "advice");
+    list.append(...run.advice.map(words => element("li", words)));
+    return [element("p", (many ? `${run.name}: ` : "") + run.sentence, "sentence"), list];
+  });
+}
+
+function drawViews(runs) {
+  return runs.flatMap(({ run }) => {
+    const steps = Object.entries(run.views), line = element("p", "", "views note");
+    line.append(`Tokens of ${run.name}: `);
+    for (const [step, place] of steps) line.append(Object.assign(element("a", `step ${step}`), { href: place }));
+    if (!steps.length) line.append("none yet; ", element("code", "edge-opd view RUN --all"), " writes a page a step.");
+    return [line];
+  });
+}
+
+function drawPicker() {
+  if (data.runs.length < 2) return [];
+  return data.runs.map((run, index) => {
+    const label = element("label"), box = Object.assign(element("input"), { type: "checkbox", checked: !hidden.has(run.name) });
+    box.addEventListener("change", () => { hidden[box.checked ? "delete" : "add"](run.name); render(data); });
+    const mark = element("b", run.name);
+    mark.style.color = COLOURS[index % COLOURS.length];
+    label.append(box, " ", mark);
+    return label;
+  });
+}
+
+function state() {
+  const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
+  const late = !data.ended && age > Math.max(3 * data.every, 15);
+  box.classList.toggle("stale", late || data.ended === "failed");
+  if (data.ended) box.textContent = data.ended === "failed" ? "The run failed." : "The run has ended.";
+  else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
+}
+
+function render(given) {
+  data = given;
+  const runs = data.runs.map((run, index) => ({ run, index })).filter(({ run }) => !hidden.has(run.name));
+  const tiles = runs.flatMap(({ run }) => run.tiles.map(({ value, label, bad }) => {
+    const tile = element("div", "", bad ? "tile bad" : "tile");
+    tile.append(element("b", value), element("span", data.runs.length > 1 ? `${run.name}: ${label}` : label));
+    return tile;
+  }));
+  fill("picker", ...drawPicker());
+  fill("words", ...drawWords(runs));
+  fill("tiles", ...(data.runs.length > 1 ? [] : tiles));
+  fill("lanes", ...runs.map(({ run }) => data.runs.length > 1 ? null : drawLanes(run)).filter(Boolean));
+  charts.splice(0, charts.length, ...PANELS.map((_, place) => drawChart(place, runs)).filter(Boolean));
+  const sections = [...new Set(charts.map(chart => chart.panel.section))].flatMap(name => {
+    const grid = element("div", "", "grid");
+    grid.append(...charts.filter(chart => chart.panel.section === name).map(chart => chart.card));
+    return [element("h2", name), grid];
+  });
+  fill("charts", ...sections);
+  charts.forEach(layOut);
+  fill("views", ...drawViews(runs));
+  state();
+  drawn += 1;
+}
+
+function edgeOpd(given) {
+  if (!data || given.made !== data.made) render(given);
+}
+
+function fetchAgain() {
+  if (data?.ended) return;
+  const script = Object.assign(document.createElement("script"), { src: `${SOURCE}?${Date.now()}` });
+  const next = () => { script.remove(); if (data) state(); setTimeout(fetchAgain, 1000); };
+  script.addEventListener("load", next);
+  script.addEventListener("error", next);
+  document.head.append(script);
+}
+
+let width = innerWidth;
+addEventListener("resize", () => { if (data && innerWidth !== width) { width = innerWidth; render(data); } });
+if (GIVEN) render(GIVEN); else fetchAgain();

@@ -1,0 +1,60 @@
+"""The alert rules, from a literal table. No alert rests on a run's last word, which Ray may not export any more:
+RunVanished compares the steps done with those planned.
+"""
+
+from typing import Any
+
+from cluster.observe.grafana import promql
+
+# name: (expression, for, severity, what it says); e_ is a figure of the table
+ALERTS: dict[str, tuple[str, str, str, str]] = {
+    "RunStalled": (
+        "time() - e_last_step_timestamp_seconds > clamp_min(4 * e_step_seconds, 900) and on (run) e_run_running == 1",
+        "1m", "page", "{{ $labels.run }} has had no step for {{ $value | humanizeDuration }}",
+    ),
+    "RunVanished": (
+        "(last_over_time(e_steps_done[10m]) < on (run) last_over_time(e_steps_planned[10m])) "
+        "unless on (run) e_steps_done",
+        "1m", "page", "{{ $labels.run }} is gone after {{ $value }} steps",
+    ),
+    "EngineSilent": (
+        "e_engine_up == 0", "2m", "page", "{{ $labels.engine }} of {{ $labels.run }} does not answer",
+    ),
+    "NodeMemory": (
+        "ray_node_mem_used / ray_node_mem_total > 0.93",
+        "2m", "page", "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory; Ray kills at 95%",
+    ),
+    "CanaryNearTolerance": (
+        "min_over_time(e_canary_nats[15m]) > 0.8 * e_canary_tolerance_nats",
+        "0m", "warn", "the canary of {{ $labels.run }} is at {{ $value }} nats",
+    ),
+    "RolloutsThrownAway": (
+        'sum by (run) (increase(e_rollouts_total{outcome="dropped"}[30m])) '
+        "/ sum by (run) (increase(e_rollouts_total[30m])) > 0.1",
+        "5m", "warn", "{{ $labels.run }} drops {{ $value | humanizePercentage }} of its rollouts",
+    ),
+    "KvCacheFull": (
+        "rate(e_engine_preemptions_total[5m]) > 0.1 and e_engine_kv_cache_usage_ratio > 0.9",
+        "10m", "warn", "{{ $labels.engine }} of {{ $labels.run }} puts requests back for want of KV blocks",
+    ),
+    "LearnerStarved": (
+        'max by (run) (e_stage_seconds{stage="learn"}) / max by (run) (e_step_seconds) < 0.3 '
+        'and max by (run) (e_policy_lag_steps{bound="max"}) > 0',
+        "30m", "warn", "the learner of {{ $labels.run }} works {{ $value | humanizePercentage }} of a step",
+    ),
+    "ProbeFell": (
+        'e_probe_ratio{bound="high",rate="capability"} '
+        '< on (run, rate) e_probe_first_ratio{bound="low",rate="capability"}',
+        "0m", "warn", "capability of {{ $labels.run }} fell to at most {{ $value | humanizePercentage }}",
+    ),
+}  # fmt: skip
+
+
+def rules() -> dict[str, Any]:
+    """The rules file."""
+    made = [
+        {"alert": name, "expr": promql(expression), "for": lasting, "labels": {"severity": severity},
+         "annotations": {"summary": words}}
+        for name, (expression, lasting, severity, words) in ALERTS.items()
+    ]  # fmt: skip
+    return {"groups": [{"name": "edge-opd", "rules": made}]}

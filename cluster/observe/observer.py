@@ -1,0 +1,166 @@
+"""The observer of a run: a task in the driver that asks the services every few seconds, and feeds what shows a run.
+
+    services --ask, with a deadline--> Observer --Batch--> Feeder (a thread each) --> files, page, Ray, trackers
+    the loop's records ----heard------^
+
+The loop never waits for it. A question that hangs or raises is a sample that says so; a sink that hangs holds up its
+own thread, and one that raises is reported once and dropped.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cluster.run.record import ProbeRecord, StepRecord
+from evidence.telemetry import Activity, Sample, Span
+
+CLOSE_S = 10.0  # for what the sinks have still to write when a run ends
+BACKLOG = 1000  # batches that wait for a sink; a sink that is slower loses what is beyond
+
+Answer = tuple[Sample, list[Span]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is new since the last one, in order."""
+
+    time: float
+    samples: tuple[Sample, ...] = ()
+    spans: tuple[Span, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    probes: tuple[ProbeRecord, ...] = ()
+    ended: str = ""  # how the run ended: finished, failed; empty while it lasts
+
+
+class Sink(Protocol):
+    """Something that shows or keeps a run. Called from a thread of its own, one batch after another.
+
+    name: for messages, such as "page".
+    """
+
+    name: str
+
+    def write(self, batch: Batch) -> None:
+        """OSError, ValueError or RuntimeError when it cannot; it is not called again."""
+
+
+class Feeder:
+    """A sink's thread. It is a daemon: a sink that hangs cannot keep the process."""
+
+    def __init__(self, sink: Sink, say: Callable[[str], None]) -> None:
+        self._sink, self._say = sink, say
+        self._waiting: queue.Queue[Batch | None] = queue.Queue(BACKLOG)
+        self._thread = threading.Thread(target=self._run, name=f"observe-{sink.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, batch: Batch | None) -> None:
+        """Never waits. None: there is nothing after it."""
+        with suppress(queue.Full):
+            self._waiting.put_nowait(batch)
+
+    def join(self, seconds: float) -> None:
+        """Waits for the end of what was put, for at most so long."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while (batch := self._waiting.get()) is not None:
+            try:
+                self._sink.write(batch)
+            except (OSError, ValueError, RuntimeError) as error:
+                self._say(f"observe: {self._sink.name}: {error}; the run goes on without it")
+                return
+
+
+@dataclass
+class _New:
+    samples: list[Sample] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    probes: list[ProbeRecord] = field(default_factory=list)
+
+
+class Observer:
+    """Asks, and feeds the sinks, within `async with`.
+
+    ask: the services' answer, given how many seconds an engine has. activity: what the driver does.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[float], Awaitable[Answer]],
+        activity: Activity,
+        sinks: Sequence[Sink],
+        every_s: float,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._ask, self._activity, self._every_s, self._say = ask, activity, every_s, say
+        self._feeders = [Feeder(sink, say) for sink in sinks]
+        self._new, self._heard = _New(), asyncio.Event()
+        self._silent = False
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done; it is shown at once."""
+        self._new.steps.append(record)
+        self._heard.set()
+
+    def probe(self, record: ProbeRecord) -> None:
+        """A probe is done; it is shown at once."""
+        self._new.probes.append(record)
+        self._heard.set()
+
+    async def __aenter__(self) -> "Observer":
+        self._task = asyncio.create_task(self._rounds())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            self._say(f"observe: {error!r}; nothing was sampled after it")
+        self._feed("finished" if kind is None else "failed")
+        for feeder in self._feeders:
+            feeder.put(None)
+        end = time.monotonic() + CLOSE_S
+        for feeder in self._feeders:
+            feeder.join(max(0.0, end - time.monotonic()))
+
+    async def _rounds(self) -> None:
+        while True:
+            await self._sample()
+            self._feed()
+            end = time.monotonic() + self._every_s
+            while (left := end - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._heard.wait(), left)
+                    self._feed()
+
+    async def _sample(self) -> None:
+        """One question, which has as long as the time between two."""
+        task = asyncio.ensure_future(self._ask(self._every_s / 2))
+        done, _ = await asyncio.wait([task], timeout=self._every_s)
+        if not done:
+            task.cancel()
+            fault = f"no answer within {self._every_s:g} s"
+        elif (error := task.exception()) is not None:
+            fault = f"{type(error).__name__}: {error}"
+        else:
+            sample, spans = task.result()
+            fault = ""
+            self._new.spans += spans
+        if fault and not self._silent:
+            self._say(f"observe: rollout service: {fault}")
+        self._silent = bool(fault)
+        self._new.samples.append(Sample(time.time(), fault=fault) if fault else sample)
+
+    def _feed(self, ended: str = "") -> None:
+        self._heard.clear()
+        new, self._new = self._new, _New()
+        spans = (*new.spans, *self._activity.take())
+        batch = Batch(time.time(), tuple(new.samples), spans, tuple(new.steps), tuple(new.probes), ended)
+        for feeder in self._feeders:
+            feeder.put(batch)

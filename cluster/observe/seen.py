@@ -1,0 +1,40 @@
+"""What is known of a run, from its folder or as it goes on: what the page, the timeline and the advice are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import Recipe
+from cluster.observe.files import SAMPLES, TRACE
+from cluster.resolved import read_resolved
+from cluster.run.record import ProbeRecord, StepRecord, read_probes, read_steps
+from evidence.telemetry import Sample, Span, read_samples, read_spans
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Steps and probes by their step, samples and spans by their time; runs of older versions have none of the two."""
+
+    name: str
+    recipe: Recipe
+    steps: Sequence[StepRecord] = ()
+    probes: Sequence[ProbeRecord] = ()
+    samples: Sequence[Sample] = ()
+    spans: Sequence[Span] = ()
+
+
+def read_seen(folder: Path) -> Seen:
+    """A run's folder.
+
+    Raises:
+        ValueError: not a run, or a damaged file; names it.
+    """
+    recipe = read_resolved(folder).recipe
+    return Seen(
+        folder.resolve().name,
+        recipe,
+        list(read_steps(folder / "metrics.jsonl").values()),
+        list(read_probes(folder / "probes.jsonl").values()),
+        read_samples(folder / SAMPLES),
+        read_spans(folder / TRACE),
+    )

@@ -1,0 +1,37 @@
+"""Which calls of the two services the driver waits for, as spans of its timeline."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from evidence.telemetry import Activity
+
+# (service, method): (lane, what it does). Calls that take no time are not here.
+CALLS = {
+    ("rollout", "start"): ("driver", "start engines"),
+    ("rollout", "take"): ("driver", "wait for rollouts"),
+    ("rollout", "texts"): ("driver", "probe"),
+    ("rollout", "pause_scoring"): ("driver", "pause scoring"),
+    ("rollout", "sleep"): ("driver", "sleep"),
+    ("rollout", "wake_up"): ("driver", "wake"),
+    ("rollout", "prove_weights"): ("driver", "check"),
+    ("rollout", "prove_canary"): ("driver", "canary"),
+    ("learner", "start"): ("learner", "start"),
+    ("learner", "load"): ("learner", "load"),
+    ("learner", "step"): ("learner", "learn"),
+    ("learner", "push"): ("learner", "push"),
+    ("learner", "score"): ("learner", "canary"),
+    ("learner", "save"): ("learner", "save"),
+    ("learner", "export"): ("learner", "export"),
+}
+PUSH_PARTS = {("learner", "push"): "send", ("driver", "check"): "check", ("learner", "canary"): "canary",
+              ("driver", "canary"): "canary"}  # fmt: skip
+
+
+def watching(activity: Activity, service: str) -> Callable[[str], AbstractContextManager[None]]:
+    """Around a call of a method of `service`, by the method's name."""
+
+    def watch(method: str) -> AbstractContextManager[None]:
+        found = CALLS.get((service, method))
+        return nullcontext() if found is None else activity.piece(*found)
+
+    return watch

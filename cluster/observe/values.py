@@ -1,0 +1,52 @@
+"""The current value of each figure of a run, as its records come: what Ray's endpoint and OpenMetrics tell."""
+
+from collections.abc import Iterable
+
+from cluster.config import Recipe
+from cluster.observe.figures import COUNTER, FIGURES
+from cluster.observe.observer import Batch
+from cluster.observe.readings import SUMS, Reading, of_probe, of_recipe, of_sample, of_span, of_step
+
+Key = tuple[str, tuple[tuple[str, str], ...]]  # a figure's name and its labels, sorted
+_ENGINES_OWN = frozenset(SUMS.values())
+
+
+class Values:
+    """Gauges as they were last read, counters added up."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._planned, self._has_probe = recipe.run.steps, False
+        self.now: dict[Key, float] = {}
+        self._sums: dict[Key, float] = {}  # as an engine last told them
+        self.read(of_recipe(recipe))
+        self.read([Reading("run_running", 1.0, {})])
+
+    def add(self, batch: Batch) -> None:
+        """Everything that is new."""
+        for sample in batch.samples:
+            self.read(of_sample(sample))
+        for span in batch.spans:
+            self.read(of_span(span))
+        for step in batch.steps:
+            self.read(of_step(step, self._planned))
+        for probe in batch.probes:
+            self.read(of_probe(probe, is_first=not self._has_probe))
+            self._has_probe = True
+        if batch.ended:
+            self.read([Reading("run_running", 0.0, {})])
+
+    def read(self, readings: Iterable[Reading]) -> None:
+        """Sets gauges, and adds to counters."""
+        for reading in readings:
+            key = reading.name, tuple(sorted(reading.labels.items()))
+            if reading.name in _ENGINES_OWN:
+                self.now[key] = self.now.get(key, 0.0) + self._growth(key, reading.value)
+            elif FIGURES[reading.name].kind == COUNTER:
+                self.now[key] = self.now.get(key, 0.0) + reading.value
+            else:
+                self.now[key] = reading.value
+
+    def _growth(self, key: Key, told: float) -> float:
+        """Since the engine last told its sum; one that tells less began again."""
+        before, self._sums[key] = self._sums.get(key, 0.0), told
+        return told - before if told >= before else told

@@ -1,0 +1,36 @@
+"""What watches a run: the observer, with the sinks that the recipe names."""
+
+from cluster.config import Recipe
+from cluster.dashboard.page import PageSink
+from cluster.fleet.assembly import Services
+from cluster.observe.files import FileSink
+from cluster.observe.observer import Observer, Sink
+from cluster.observe.ray_sink import RaySink
+from cluster.observe.sinks import MetricsSink
+from cluster.observe.timeline import watching
+from cluster.observe.trackers import TrackerSink
+from cluster.run.rundir import RunDir
+from evidence.telemetry import Activity
+
+
+def watch(services: Services) -> Activity:
+    """What the driver waits for from now on."""
+    activity = Activity()
+    services.rollout.watch = watching(activity, "rollout")
+    services.learner.watch = watching(activity, "learner")
+    return activity
+
+
+def observer_of(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
+    """The observer of a run, which hears each of its records from `sink`."""
+    observer = Observer(services.rollout.observe, activity, sinks_of(recipe, folder), recipe.observe.every_s, sink.say)
+    sink.observer = observer
+    return observer
+
+
+def sinks_of(recipe: Recipe, folder: RunDir) -> list[Sink]:
+    """What `observe` of the recipe names, the files first."""
+    page = [PageSink(folder.root, recipe)] if recipe.observe.page else []
+    ray = [RaySink(folder.root.name, recipe)] if recipe.observe.ray else []
+    trackers = [TrackerSink(name, folder.root, recipe) for name in recipe.observe.trackers]
+    return [FileSink(folder.root), *page, *ray, *trackers]

@@ -1,0 +1,162 @@
+"""What an observer sees of a run while it runs: a sample every few seconds, and who worked when.
+
+RUN/samples.jsonl has one `Sample` a line, RUN/trace.jsonl one `Span`. Times are Unix times in seconds.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from evidence.lines import appending, read_lines
+
+FORMAT = 1  # of the lines that this version writes
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One engine at one moment."""
+
+    pool: Annotated[str, "", "student or teacher"]
+    up: Annotated[bool, "", "whether it answered"]
+    outstanding_tokens: Annotated[int, "tokens", "given to the engine and not answered"]
+    sequences: Annotated[int, "sequences", "given to the engine and not answered"]
+    stats: Annotated[Mapping[str, float], "", "what the engine counts itself; empty for a server"] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rollout service at one moment.
+
+    Example:
+        Sample(time=1795834800.0, version=3, groups={"sampling": 2, "scoring": 1, "done": 1}, oldest_group_s=4.2,
+               waiting={"student": 0, "teacher": 3}, engines={"student engine 0": EngineState(...)})
+    """
+
+    time: Annotated[float, "s", "Unix time of the answer"]
+    version: Annotated[int, "steps", "policy version that the student's engines hold"] = 0
+    groups: Annotated[Mapping[str, int], "groups", "by state: sampling, scoring, done"] = field(default_factory=dict)
+    oldest_group_s: Annotated[float, "s", "age of the oldest group that is not done; 0 where there is none"] = 0.0
+    waiting: Annotated[Mapping[str, int], "pieces", "of work, by pool, that no engine has room for"] = field(
+        default_factory=dict
+    )
+    engines: Annotated[Mapping[str, EngineState], "", "by the engine's name"] = field(default_factory=dict)
+    fault: Annotated[str, "", "why the service did not answer; empty when it did"] = ""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time in which `lane` did `name`.
+
+    Example:
+        Span(lane="student engine 0", name="sample", begin=1795834800.0, end=1795834802.5)
+    """
+
+    lane: Annotated[str, "", "who: driver, learner, or an engine's name"]
+    name: Annotated[str, "", "what"]
+    begin: Annotated[float, "s", "Unix time"]
+    end: Annotated[float, "s", "Unix time"]
+
+
+class Activity:
+    """Who does what, as spans. Pieces of one lane and name that overlap are one span."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._open: dict[tuple[str, str], tuple[int, float]] = {}  # (pieces, since)
+        self._done: list[Span] = []
+
+    @contextmanager
+    def piece(self, lane: str, name: str) -> Iterator[None]:
+        """Within it `lane` does `name`."""
+        pieces, since = self._open.get((lane, name), (0, self._clock()))
+        self._open[lane, name] = pieces + 1, since
+        try:
+            yield
+        finally:
+            pieces, since = self._open.pop((lane, name))
+            if pieces > 1:
+                self._open[lane, name] = pieces - 1, since
+            else:
+                self._done.append(Span(lane, name, since, self._clock()))
+
+    def take(self) -> list[Span]:
+        """The spans since the last call. What lasts is cut here, and goes on in the next call's spans."""
+        now = self._clock()
+        cut = [Span(lane, name, since, now) for (lane, name), (_, since) in self._open.items() if since < now]
+        self._open = {key: (pieces, now) for key, (pieces, _) in self._open.items()}
+        taken, self._done = [*self._done, *cut], []
+        return taken
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The spans by their beginning, with what `Activity.take` cut as one."""
+    ends: dict[tuple[str, str, float], int] = {}
+    whole: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.begin):
+        place = ends.pop((span.lane, span.name, span.begin), None)
+        if place is None:
+            place = len(whole)
+            whole.append(span)
+        else:
+            whole[place] = Span(span.lane, span.name, whole[place].begin, span.end)
+        ends[span.lane, span.name, span.end] = place
+    return whole
+
+
+def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
+    """The share of [begin, end] in which each lane did anything, 0 to 1."""
+    busy: dict[str, float] = {}
+    until: dict[str, float] = {}
+    for span in sorted(spans, key=lambda span: span.begin):
+        since = max(span.begin, begin, until.get(span.lane, begin))
+        busy[span.lane] = busy.get(span.lane, 0.0) + max(0.0, min(span.end, end) - since)
+        until[span.lane] = max(span.end, until.get(span.lane, begin))
+    return {lane: seconds / (end - begin) if end > begin else 0.0 for lane, seconds in busy.items()}
+
+
+def append_samples(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
+    """Adds lines to samples.jsonl. OSError names the file."""
+    _append(path, samples)
+
+
+def append_spans(path: str | os.PathLike[str], spans: Iterable[Span]) -> None:
+    """Adds lines to trace.jsonl. OSError names the file."""
+    _append(path, spans)
+
+
+def _append(path: str | os.PathLike[str], records: Iterable[Sample | Span]) -> None:
+    lines = [{"format": FORMAT} | asdict(record) for record in records]
+    if lines:
+        with appending(path) as file:
+            for line in lines:
+                file.append(line)
+
+
+def read_samples(path: str | os.PathLike[str]) -> list[Sample]:
+    """The samples of a run in order; none where there is no file. ValueError names the file and the line."""
+    return list(read_lines(path, _sample, "a sample of a run"))
+
+
+def read_spans(path: str | os.PathLike[str]) -> list[Span]:
+    """The spans of a run, joined; none where there is no file. ValueError names the file and the line."""
+    return joined(read_lines(path, _span, "a span of a run"))
+
+
+def _sample(line: Mapping[str, Any]) -> Sample:
+    values = _values(line)
+    return Sample(**values | {"engines": {name: EngineState(**state) for name, state in line["engines"].items()}})
+
+
+def _span(line: Mapping[str, Any]) -> Span:
+    return Span(**_values(line))
+
+
+def _values(line: Mapping[str, Any]) -> dict[str, Any]:
+    if line["format"] != FORMAT:
+        raise ValueError(f"format: found {line['format']!r}, expected {FORMAT}: a newer version wrote it")
+    return {key: value for key, value in line.items() if key != "format"}

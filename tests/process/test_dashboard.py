@@ -1,0 +1,217 @@
+"""The page of a run in a real Chromium: what it draws, how it follows a run, and what it does with odd runs."""
+
+import functools
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.config import Recipe, RunConfig
+from cluster.dashboard.columns import WHOLE
+from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
+from cluster.dashboard.panels import PANELS
+from cluster.observe.observer import Batch
+from tests.browser import Page, chromium
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
+
+REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
+PLOTS = "document.querySelectorAll('#charts svg').length"
+STATE = "document.getElementById('state').textContent"
+TEXT = "document.body?.innerText ?? ''"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("browser")) as page:
+        page.size(1280, 900)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return observed_run(tmp_path_factory.mktemp("runs") / "observed")
+
+
+def quiet_server(folder: Path) -> ThreadingHTTPServer:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+
+
+def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_path: Path) -> None:
+    browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
+    without = {"Reward"}  # a run without a verifier
+    titles = browser.value("[...document.querySelectorAll('#charts svg')].map(svg => svg.getAttribute('aria-label'))")
+    assert titles == [panel.title for panel in PANELS if panel.title not in without]
+    empty = "[...document.querySelectorAll('#charts svg')].filter(svg => !svg.querySelector('path')?.getAttribute('d'))"
+    assert browser.value(f"{empty}.length") == 0 and browser.errors == []
+    text = browser.value(TEXT)
+    assert "The learner is the bottleneck: learn is 70% of the last 12 steps (score 40%, sample 20%, push 8%)." in text
+    assert "The run has ended." in text and "12/12" in text and "Who worked when: the last 120 s" in text
+    lanes = browser.value("[...document.querySelectorAll('#lanes text')].map(text => text.textContent)")
+    assert lanes == [
+        "driver", "3%", "learner", "76%", "student engine 0", "20%", "teacher engine 0", "40%",
+    ]  # fmt: skip
+    assert "NaN" not in browser.value("document.body.innerHTML")
+
+
+def test_pointing_at_a_chart_shows_the_values_of_that_step_on_every_chart_of_steps(
+    browser: Page, run: Path, tmp_path: Path
+) -> None:
+    browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
+    browser.point("svg[aria-label=Canary]", 0.01)
+    canary, norm, kept = (
+        browser.value(f"document.querySelector('svg[aria-label=\"{title}\"]').parentElement.innerText")
+        for title in ("Canary", "Gradient norm", "KV cache in use")
+    )
+    assert "step 1" in canary and "canary 0.05" in canary and "tolerance 0.1" in canary
+    assert "step 1" in norm and "norm 4" in norm
+    assert "step" not in kept
+    browser.point("svg[aria-label=Canary]", 0.99)
+    canary = browser.value("document.querySelector('svg[aria-label=Canary]').parentElement.innerText")
+    assert "step 12" in canary and "canary 0.04" in canary
+    probe = browser.value("document.querySelector('svg[aria-label=\"Probe without context\"]').parentElement.innerText")
+    assert "selfname 0.979 [0.927, 0.994]" in probe
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_follows_the_systems_style(
+    browser: Page, run: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    browser.size(width, 900, dark)
+    browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    red, *_ = browser.value("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert red < 60 if dark else red > 200
+    assert browser.errors == []
+    browser.size(1280, 900)
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+def test_an_open_page_shows_a_new_step_within_two_seconds(browser: Page, tmp_path: Path, over: str) -> None:
+    recipe = Recipe(run=RunConfig(steps=3))
+    sink = PageSink(tmp_path, recipe)
+    server = quiet_server(tmp_path)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = (tmp_path / PAGE).as_uri() if over == "file" else f"http://127.0.0.1:{server.server_port}/{PAGE}"
+        browser.open(address)
+        assert browser.value(STATE) == "Waiting for the first figures."
+        for step in range(2):
+            sink.write(Batch(BEGAN, (a_sample(STEP_S * step),), tuple(spans_of(step)), (a_step(step),)))
+            took = browser.wait_for(f"({TEXT}).includes('{step + 1}/3')")
+            assert took < 2.0
+        assert browser.value(STATE).startswith("Running; ")
+        sink.write(Batch(BEGAN, steps=(a_step(2),), ended="finished"))
+        browser.wait_for(f"{STATE} === 'The run has ended.'", 5)
+        assert browser.errors == []
+    finally:
+        server.shutdown()
+        server.server_close()
+    (tmp_path / DATA).unlink()
+    browser.open((tmp_path / PAGE).as_uri())  # now it has its data itself
+    assert browser.value(STATE) == "The run has ended." and "3/3" in browser.value(TEXT)
+
+
+def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
+    sink = PageSink(tmp_path, Recipe())
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    text = (tmp_path / DATA).read_text()
+    made = json.loads(text.removeprefix("edgeOpd(").rstrip().removesuffix(")"))["made"]
+    (tmp_path / DATA).write_text(text.replace(str(made), str(made - 600)))
+    browser.open((tmp_path / PAGE).as_uri())
+    browser.wait_for(f"{STATE}.startsWith('Nothing for 60')", 5)
+
+
+def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(browser: Page, tmp_path: Path) -> None:
+    runs = [REPRODUCED / "N3-seed0", REPRODUCED / "arithmetic-N9-seed0"]
+    browser.open(write_dashboard(runs, tmp_path / "out.html").as_uri())
+    probe = "document.querySelector('svg[aria-label=\"Probe without context\"]').parentElement.innerText"
+    assert "N3-seed0 selfname" in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
+    browser.value("document.querySelector('#picker input').click()")
+    assert "N3-seed0 selfname" not in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
+    browser.value("document.querySelectorAll('#picker input')[1].click()")
+    assert browser.value(PLOTS) == 0 and browser.errors == []
+
+
+def test_a_run_of_an_older_version_opens_with_what_it_has(browser: Page, tmp_path: Path) -> None:
+    browser.open(write_dashboard([REPRODUCED / "N1-seed0"], tmp_path / "out.html").as_uri())
+    assert browser.value(PLOTS) > 12 and browser.errors == []
+    assert browser.value("document.querySelectorAll('#lanes svg').length") == 0
+    assert "edge-opd view RUN --all" in browser.value("document.getElementById('views').innerText")
+
+
+def test_the_token_views_of_a_run_are_linked(browser: Page, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "view").mkdir()
+    (folder / "view" / "step-000003.html").write_text("step three")
+    browser.open(write_dashboard([folder], tmp_path / "pages" / "out.html").as_uri())
+    browser.value("document.querySelector('#views a').click()")
+    browser.wait_for(f"({TEXT}) === 'step three'", 5)
+
+
+# Without a browser
+
+
+def test_names_and_words_cannot_end_the_script(tmp_path: Path) -> None:
+    folder = observed_run(tmp_path / "a<b>&\u2028c", steps=2)
+    text = write_dashboard([folder], tmp_path / "out.html").read_text()
+    assert text.count("</script>") == 1 and "\\u003cb>&\\u2028c" in text and "<title>a&lt;b&gt;&amp;" in text
+
+
+def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path, Recipe(run=RunConfig(steps=10_000)))
+    steps, samples = tuple(map(a_step, range(10_000))), tuple(a_sample(2.0 * place) for place in range(10_000))
+    sink.write(Batch(BEGAN, samples, (), steps))
+    assert (tmp_path / DATA).stat().st_size < 1 << 20
+    data = json.loads((tmp_path / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Gradient norm")
+    norm = data["runs"][0]["charts"][place]
+    assert len(norm["x"]) <= WHOLE and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
+    assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    assert main(["dashboard", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"edge-opd: {tmp_path}: found no config.toml, expected a run directory\n"
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    with (damaged / "samples.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    assert main(["dashboard", str(damaged)]) == 2
+    assert "samples.jsonl: line 61: found b'no JSON'" in capsys.readouterr().err
+
+
+def test_a_torn_last_line_and_a_read_only_run_folder_open(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for name in ("metrics.jsonl", "samples.jsonl", "trace.jsonl", "probes.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write('{"format": 1, "ste')
+    folder.chmod(0o555)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    assert main(["dashboard", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == "dashboard-run.html" and "12/12" in Path("dashboard-run.html").read_text()
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    folder.chmod(0o755)
+
+
+def test_a_resumed_run_keeps_the_steps_before(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    sink = PageSink(folder, Recipe(run=RunConfig(steps=13)))
+    sink.write(Batch(time.time(), steps=(a_step(12),)))
+    assert '"x":[1,2,3,4,5,6,7,8,9,10,11,12,13]' in (folder / DATA).read_text().replace(".0", "")

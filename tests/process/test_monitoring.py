@@ -1,0 +1,252 @@
+"""Prometheus and Grafana: the committed files are what the code makes, and a real Prometheus answers every panel."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.__main__ import main
+from cluster.config import Recipe
+from cluster.observe.alerts import ALERTS
+from cluster.observe.figures import FIGURES, RAY_PREFIX
+from cluster.observe.grafana import ROWS, dashboard, promql
+from cluster.observe.monitoring import files
+from cluster.observe.observer import Batch
+from cluster.observe.values import Values
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
+from tests.pages import MONITORING
+from tests.runs import free_port
+
+DEADLINE_S = 30.0
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name} (Debian's package prometheus)")
+    return found
+
+
+def test_the_committed_files_are_what_the_code_makes() -> None:
+    found = {str(path.relative_to(MONITORING)): path.read_text() for path in MONITORING.rglob("*") if path.is_file()}
+    assert found == files(), "python -m tests.pages writes them again"
+
+
+def test_the_dashboard_has_every_panel_once_and_none_over_another() -> None:
+    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    assert len(panels) == sum(len(row) for _, row in ROWS) >= 37
+    titles = [panel["title"] for panel in dashboard()["panels"]]
+    assert len(set(titles)) == len(titles)
+    cells: set[tuple[int, int]] = set()
+    for at in (panel["gridPos"] for panel in dashboard()["panels"]):
+        own = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24 and not own & cells
+        cells |= own
+    assert len({panel["id"] for panel in dashboard()["panels"]}) == len(titles)
+
+
+def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
+    expressions = [target for _, row in ROWS for _, _, targets in row for target in targets]
+    for expression in (*expressions, *(alert[0] for alert in ALERTS.values())):
+        for name, inside in re.findall(r"\be_(\w+)(?:\{([^}]*)\})?", expression):
+            labels = re.findall(r"(\w+)(?:=~|!~|!=|=)", inside)
+            assert set(labels) <= {*FIGURES[name].labels, "run"}, expression
+    with pytest.raises(AssertionError):
+        promql("e_no_such_figure{R}")
+
+
+def check(*arguments: str, cwd: Path | None = None) -> str:
+    done = subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
+    assert f"{len(ALERTS)} rules found" in check("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
+    check("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
+
+
+# name: series as promtool writes them, minute by minute; when; which alerts fire
+CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
+    "stalled": (
+        {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "30x60",
+         "steps_done": "3x60", "steps_planned": "9x60"}, "40m", {"RunStalled"},
+    ),
+    "slow but not stalled": (
+        {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "900x60",
+         "steps_done": "3x60", "steps_planned": "9x60"}, "40m", set(),
+    ),
+    "vanished": (
+        {"run_running": "1x10 stale", "steps_done": "3x10 stale", "steps_planned": "9x10 stale"}, "15m",
+        {"RunVanished"},
+    ),
+    "finished": (
+        {"run_running": "1x8 0 0 stale", "steps_done": "9x10 stale", "steps_planned": "9x10 stale"}, "15m", set(),
+    ),
+    "wasteful": (
+        {'rollouts_total{outcome="dropped"}': "0+3x60", 'rollouts_total{outcome="trained"}': "0+7x60"}, "50m",
+        {"RolloutsThrownAway"},
+    ),
+    "thrifty": (
+        {'rollouts_total{outcome="dropped"}': "0+1x60", 'rollouts_total{outcome="trained"}': "0+99x60"}, "50m", set(),
+    ),
+    "near its tolerance": (
+        {"canary_nats": "0.09x60", "canary_tolerance_nats": "0.1x60"}, "30m", {"CanaryNearTolerance"},
+    ),
+    "a silent engine": (
+        {'engine_up{engine="e0"}': "1x5 0x20", 'engine_up{engine="e1"}': "1x30"}, "20m", {"EngineSilent"},
+    ),
+    "a fallen capability": (
+        {'probe_ratio{rate="capability",bound="high"}': "0.3x60",
+         'probe_first_ratio{rate="capability",bound="low"}': "0.4x60"}, "5m", {"ProbeFell"},
+    ),
+    "a full cache": (
+        {'engine_preemptions_total{engine="e0"}': "0+60x60", 'engine_kv_cache_usage_ratio{engine="e0"}': "0.97x60"},
+        "30m", {"KvCacheFull"},
+    ),
+    "a starved learner": (
+        {'stage_seconds{stage="learn"}': "2x60", "step_seconds": "10x60", 'policy_lag_steps{bound="max"}': "1x60"},
+        "50m", {"LearnerStarved"},
+    ),
+}  # fmt: skip
+
+
+def series(name: str, values: str) -> dict[str, str]:
+    bare, _, labels = name.partition("{")
+    inside = ",".join(['run="r"', *([labels.rstrip("}")] if labels else [])])
+    return {"series": f"{RAY_PREFIX}{bare}{{{inside}}}", "values": re.sub(r"(?<![+\d.])([\d.]+)x", r"\1+0x", values)}
+
+
+def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
+    assert {name for *_, fired in CASES.values() for name in fired} == set(ALERTS) - {"NodeMemory"}
+    shutil.copy(MONITORING / "edge-opd.rules.yml", tmp_path / "rules.yml")
+    tests = []
+    for found, at, fired in CASES.values():
+        # That an alert fires is asked of ALERTS: its labels and words are not compared here.
+        asked = [
+            {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)', "eval_time": at,
+             "exp_samples": [{"labels": "{}", "value": float(name in fired)}]}
+            for name in ALERTS
+        ]  # fmt: skip
+        written = [series(name, values) for name, values in found.items()]
+        tests.append({"interval": "1m", "input_series": written, "promql_expr_test": asked})
+    whole = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(whole))
+    check("test", "rules", "tests.yml", cwd=tmp_path)
+
+
+# A finished run in a real Prometheus
+
+
+Query = Callable[[str], list[float]]
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
+    """What a PromQL expression's points are over a run of 30 steps, filled in from its files."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    run, steps = observed_run(folder / "observed", steps=60), 60
+    assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
+    check("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    (folder / "empty.yml").write_text("")
+    port = free_port()
+    command = [
+        tool("prometheus"), f"--storage.tsdb.path={folder / 'data'}", f"--config.file={folder / 'empty.yml'}",
+        f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=100y", "--log.level=error",
+    ]  # fmt: skip
+    process = subprocess.Popen(command)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(path: str, **query: Any) -> Any:
+        address = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}"
+        with opener.open(address, timeout=DEADLINE_S) as answer:
+            return answer.read()
+
+    def points(expression: str) -> list[float]:
+        asked = {"query": expression, "start": BEGAN, "end": BEGAN + STEP_S * steps, "step": 10}
+        answer = json.loads(ask("/api/v1/query_range", **asked))
+        assert answer["status"] == "success", answer
+        return [float(value) for one in answer["data"]["result"] for _, value in one["values"]]
+
+    try:
+        _wait_until_ready(ask)
+        yield points
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_S)
+
+
+def _wait_until_ready(ask: Callable[..., Any]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            ask("/-/ready")
+            return
+        except OSError:
+            assert time.monotonic() < end, "Prometheus did not start"
+            time.sleep(0.1)
+
+
+def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query) -> None:
+    empty = []
+    for _, row in ROWS:
+        for title, _, targets in row:
+            for target in targets:
+                found = prometheus(promql(target, run="observed", interval="1m"))
+                if not any(math.isfinite(value) for value in found):
+                    empty.append(title)
+    assert empty == [title for title, *_ in ROWS[-1][1]], "expected all but those of Ray's nodes"
+
+
+def test_prometheus_answers_what_the_files_say(prometheus: Query) -> None:
+    def last(name: str) -> float:
+        return prometheus(promql(name, run="observed"))[-1]
+
+    assert last("e_steps_done{R}") == 60 and max(prometheus(promql("e_step_seconds{R}", run="observed"))) == STEP_S
+    assert last('e_rollouts_total{R,outcome="dropped"}') == 60  # 0, 1 and 2 a step, in turn
+    assert last('e_lane_busy_seconds_total{R,lane="learner",what="learn"}') == pytest.approx(60 * 7.0)
+    assert last('e_engine_generated_tokens_total{R,pool="student"}') == pytest.approx(90 * 598.0)
+    lanes = prometheus(promql('rate(e_lane_busy_seconds_total{R,what="learn"}[5m])', run="observed"))
+    assert lanes[-1] == pytest.approx(0.7, rel=0.05)
+
+
+def test_a_run_without_times_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    older = MONITORING.parents[2] / "docs" / "reproduction" / "runs" / "N1-seed0"
+    assert main(["export-metrics", str(older)]) == 2
+    assert "N1-seed0: found no times in metrics.jsonl, expected a run of this version" in capsys.readouterr().err
+
+
+def test_the_text_is_openmetrics_with_each_family_once_and_rising_times(tmp_path: Path) -> None:
+    run = observed_run(tmp_path / 'a "run"', steps=3)
+    assert main(["export-metrics", str(run), "--out", str(tmp_path / "out.txt")]) == 0
+    text = (tmp_path / "out.txt").read_text()
+    types = re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE)
+    assert len(dict(types)) == len(types) > 35 and text.endswith("# EOF\n") and 'run="a \\"run\\""' in text
+    times: dict[str, list[float]] = {}
+    for line in (line for line in text.splitlines() if not line.startswith("#")):
+        name, _, at = line.rsplit(" ", 2)
+        times.setdefault(name, []).append(float(at))
+    assert all(found == sorted(set(found)) for found in times.values())
+
+
+def test_counters_add_up_and_survive_an_engine_that_begins_again() -> None:
+    values = Values(Recipe())
+    sample = a_sample(10.0)
+    again = {name: replace(one, stats={**one.stats, "generated_tokens": 40.0}) for name, one in sample.engines.items()}
+    values.add(Batch(0.0, samples=(sample, sample, replace(sample, engines=again)), steps=(a_step(1), a_step(2))))
+    now = {(name, *(word for _, word in labels)): value for (name, labels), value in values.now.items()}
+    assert now["engine_generated_tokens_total", "student engine 0", "student"] == 900 + 0 + 40
+    assert now["rollouts_total", "dropped"] == 1 + 2 and now["steps_done",] == 3 and now["run_running",] == 1
+    values.add(Batch(0.0, ended="failed"))
+    assert values.now["run_running", ()] == 0

@@ -1,0 +1,115 @@
+"""Advice: each rule speaks where its figure is beyond the bound, names it, and is silent just inside."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.config import Recipe, RunConfig, WeightsConfig
+from cluster.observe.advice import FEW, Advice, advice, sentence, stage_shares
+from cluster.observe.seen import Seen
+from cluster.run.record import ProbeRecord
+from evidence.diagnostics import TokenStats
+from evidence.rule import EvidenceConfig
+from evidence.telemetry import Sample
+from rollout.probe import Rate
+from rollout.stages import StageTime
+from tests.unit.test_record import a_step
+
+LAG = Recipe(run=RunConfig(max_policy_lag=1))
+
+
+def stats(tokens: int, active: int, rows: int = 4) -> dict[str, TokenStats]:
+    return {"all": replace(TokenStats(), rows=rows, tokens=tokens, active=active)}
+
+
+def steps_of(count: int = 12, **changes: Any) -> list[Any]:
+    usual = {
+        "stats": stats(100, 50), "canary": 0.01, "rows": 10, "truncated": 0, "wall_s": 10.0,
+        "stages": {"sample": StageTime(2.0, 9), "learn": StageTime(7.5, 9)},
+    }  # fmt: skip
+    return [a_step(step, **usual | changes) for step in range(count)]
+
+
+def said(seen: Seen) -> list[str]:
+    return [str(one) for one in advice(seen)][1:]  # the first is the bottleneck's
+
+
+def test_the_sentence_and_the_first_advice_name_the_bottleneck() -> None:
+    seen = Seen("run", LAG, steps_of(30))
+    assert stage_shares(seen.steps) == {"learn": 0.75, "sample": 0.2}
+    assert sentence(seen) == "The learner is the bottleneck: learn is 75% of the last 20 steps (sample 20%)."
+    first = str(advice(seen)[0])
+    assert first.startswith("learn takes 75% of the wall time. ") and "learner.num_ranks" in first
+    assert "max_policy_lag" not in first
+    balanced = {"sample": StageTime(4.0, 9), "score": StageTime(3.0, 9), "learn": StageTime(3.0, 9)}
+    assert "run.max_policy_lag = 1" in str(advice(Seen("run", Recipe(), steps_of(stages=balanced)))[0])
+
+
+def test_nothing_is_said_before_the_first_step_or_of_a_healthy_run() -> None:
+    assert advice(Seen("run", LAG)) == [] and sentence(Seen("run", LAG)) == "No step is done yet."
+    assert said(Seen("run", LAG, steps_of())) == []
+    older = steps_of(wall_s=None, stages={}, stats={}, rows=None, truncated=None, canary=None)
+    assert advice(Seen("run", LAG, older)) == []
+
+
+@pytest.mark.parametrize(
+    ("at_bound", "beyond", "words"),
+    [
+        ({"truncated": 2}, {"truncated": 3}, "30% of the responses are cut at the limit. Raise rollout"),
+        ({"stats": stats(100, 2)}, {"stats": stats(100, 1)}, "1.0% of the tokens are kept: there is almost nothing"),
+        ({"stats": stats(100, 98)}, {"stats": stats(100, 99)}, "99.0% of the tokens are kept: the mask selects"),
+        ({"canary": 0.08}, {"canary": 0.09}, "the canary is at 0.090 of its tolerance of 0.1 nats"),
+    ],
+    ids=["truncation", "kept low", "kept high", "canary"],
+)  # fmt: skip
+def test_a_rule_speaks_beyond_its_bound(at_bound: dict[str, Any], beyond: dict[str, Any], words: str) -> None:
+    assert said(Seen("run", LAG, steps_of(**at_bound))) == []
+    (found,) = said(Seen("run", LAG, steps_of(**beyond)))
+    assert found.startswith(words)
+
+
+def test_a_mask_that_keeps_everything_on_purpose_is_no_fault() -> None:
+    recipe = replace(LAG, evidence=EvidenceConfig(region="all"))
+    assert said(Seen("run", recipe, steps_of(stats=stats(100, 100)))) == []
+    wide = replace(LAG, weights=WeightsConfig(canary_tolerance=1.0))
+    assert said(Seen("run", wide, steps_of(canary=0.09))) == []
+
+
+def test_lengths_that_collapse_are_said() -> None:
+    lengths = [100] * 6 + [60] * 6
+    assert said(Seen("run", LAG, [a for n in lengths for a in steps_of(1, stats=stats(4 * n, 2 * n))])) == []
+    lengths = [100] * 6 + [40] * 6
+    (found,) = said(Seen("run", LAG, [a for n in lengths for a in steps_of(1, stats=stats(4 * n, 2 * n))]))
+    assert found.startswith("responses fell from 100 to 40 tokens.")
+
+
+def probes(*counts: int) -> list[ProbeRecord]:
+    return [
+        ProbeRecord(8 * place, None, "identity", {"selfname": Rate(k, 96)}, 12, 8) for place, k in enumerate(counts)
+    ]
+
+
+def test_a_probe_that_falls_from_its_best_beyond_chance_is_said() -> None:
+    assert said(Seen("run", LAG, steps_of(), probes(10, 80, 70))) == []
+    (found,) = said(Seen("run", LAG, steps_of(), probes(10, 80, 40)))
+    assert found.startswith("selfname fell from 0.83 at step 8 to 0.42 at step 16, beyond their 95% intervals.")
+
+
+def test_queues_that_are_always_empty_or_full_are_said() -> None:
+    def of(count: int = FEW, **changes: Any) -> list[str]:
+        sample = Sample(1.0, groups={"done": 1}, waiting={"student": 0, "teacher": 0})
+        return said(Seen("run", LAG, steps_of(), samples=[replace(sample, **changes)] * count))
+
+    assert of() == [] and of(FEW - 1, groups={"done": 0}) == []
+    assert of(groups={"done": 0}) == [
+        "no group was ready in 100% of the samples. The learner waits: add student engines."
+    ]
+    assert "teacher.max_num_seqs" in of(waiting={"student": 0, "teacher": 3})[0]
+    assert of(groups={"done": 0}, fault="late") == []
+    at_lag_0 = Seen("run", Recipe(), steps_of(), samples=[Sample(1.0, groups={"done": 0})] * FEW)
+    assert said(at_lag_0) == []
+
+
+def test_advice_is_one_sentence_with_its_figure_and_one_with_what_to_do() -> None:
+    assert str(Advice("a figure", "Do it.")) == "a figure. Do it."

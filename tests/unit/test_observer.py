@@ -1,0 +1,306 @@
+"""The observer: what it asks, whom it feeds, and that nothing that it meets can stop or slow a run."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.fleet.fleet import Fleet
+from cluster.fleet.scheduler import EnginePool, Scheduler
+from cluster.observe.files import SAMPLES, TRACE, FileSink
+from cluster.observe.observer import Answer, Batch, Observer, Sink
+from cluster.observe.timeline import CALLS, watching
+from evidence.telemetry import (
+    Activity,
+    EngineState,
+    Sample,
+    Span,
+    append_samples,
+    append_spans,
+    joined,
+    read_samples,
+    read_spans,
+    shares,
+)
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.tally import FIGURES, Tally
+from tests.fakes import FakeEngine
+from tests.unit.test_record import a_probe, a_step
+from tests.unit.test_stream import Engines, settle, stream_of
+
+SAMPLE = Sample(
+    time=100.0,
+    version=3,
+    groups={"sampling": 2, "scoring": 1, "done": 4},
+    oldest_group_s=1.5,
+    waiting={"student": 0, "teacher": 7},
+    engines={"student engine 0": EngineState("student", True, 512, 8, {"running_requests": 8.0})},
+)
+
+
+class Kept:
+    """A sink that keeps what it got."""
+
+    name = "kept"
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def write(self, batch: Batch) -> None:
+        self.batches.append(batch)
+
+    def all(self, field: str) -> list[Any]:
+        return [one for batch in self.batches for one in getattr(batch, field)]
+
+
+class Failing(Kept):
+    """A sink that fails, or never ends."""
+
+    name = "failing"
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    def write(self, batch: Batch) -> None:
+        super().write(batch)
+        self.act()
+
+
+async def answers(seconds: float) -> Answer:
+    return SAMPLE, [Span("student engine 0", "sample", 1.0, 2.0)]
+
+
+async def hangs(seconds: float) -> Answer:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def raises(seconds: float) -> Answer:
+    raise KeyError("what")
+
+
+def observed(
+    ask: Any, sinks: Sequence[Sink], steps: int = 5, every_s: float = 0.05, pause_s: float = 0.03
+) -> tuple[float, list[str]]:
+    """A loop of `steps` steps under an observer: the seconds that the loop took, and what was said."""
+    said: list[str] = []
+
+    async def loop() -> float:
+        begun = time.perf_counter()
+        async with Observer(ask, Activity(), sinks, every_s, said.append) as observer:
+            for step in range(steps):
+                await asyncio.sleep(pause_s)
+                observer.step(a_step(step))
+            observer.probe(a_probe(steps))
+            await asyncio.sleep(0.02)
+            return time.perf_counter() - begun
+
+    return asyncio.run(loop()), said
+
+
+def test_the_sinks_get_every_record_once_and_in_order() -> None:
+    sink = Kept()
+    observed(answers, [sink])
+    assert [record.step for record in sink.all("steps")] == [0, 1, 2, 3, 4]
+    assert [record.step for record in sink.all("probes")] == [5]
+    assert len(sink.all("samples")) >= 2 and set(map(repr, sink.all("samples"))) == {repr(SAMPLE)}
+    assert [batch.ended for batch in sink.batches if batch.ended] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "fault"), [(hangs, "no answer within 0.05 s"), (raises, "KeyError: 'what'")], ids=["hangs", "raises"]
+)
+def test_a_question_that_hangs_or_raises_slows_nothing_and_is_said_once(ask: Any, fault: str) -> None:
+    sink = Kept()
+    seconds, said = observed(ask, [sink], steps=6)
+    assert seconds < 1.0
+    assert {sample.fault for sample in sink.all("samples")} == {fault} and len(sink.all("samples")) >= 2
+    assert said == [f"observe: rollout service: {fault}"]
+    assert len(sink.all("steps")) == 6
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("odd"), RuntimeError("gone")], ids=repr)
+def test_a_sink_that_fails_is_said_once_and_the_others_go_on(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    bad, good = Failing(fail), Kept()
+    _, said = observed(answers, [bad, good])
+    assert said == [f"observe: failing: {error}; the run goes on without it"]
+    assert len(bad.batches) == 1 and len(good.all("steps")) == 5
+
+
+def test_a_sink_that_hangs_holds_up_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.observe.observer.CLOSE_S", 0.1)
+    never, good = threading.Event(), Kept()
+    bad = Failing(lambda: never.wait(30))
+    seconds, _ = observed(answers, [bad, good])
+    never.set()
+    assert seconds < 1.0 and len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"
+
+
+def test_a_failed_run_is_told_to_the_sinks() -> None:
+    sink = Kept()
+
+    async def loop() -> None:
+        async with Observer(answers, Activity(), [sink], 0.05):
+            raise RuntimeError("the loop's own")
+
+    with pytest.raises(RuntimeError, match="the loop's own"):
+        asyncio.run(loop())
+    assert sink.batches[-1].ended == "failed"
+
+
+def test_the_files_hold_what_was_seen(tmp_path: Path) -> None:
+    observed(answers, [FileSink(tmp_path)])
+    samples, spans = read_samples(tmp_path / SAMPLES), read_spans(tmp_path / TRACE)
+    assert len(samples) >= 2 and set(map(repr, samples)) == {repr(SAMPLE)}
+    assert set(spans) == {Span("student engine 0", "sample", 1.0, 2.0)}
+
+
+def test_files_that_cannot_be_written_do_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / SAMPLES).mkdir()
+    _, said = observed(answers, [FileSink(tmp_path)])
+    assert len(said) == 1 and SAMPLES in said[0]
+
+
+def test_a_torn_last_line_never_happened_and_a_newer_format_is_refused(tmp_path: Path) -> None:
+    samples, spans = tmp_path / SAMPLES, tmp_path / TRACE
+    append_samples(samples, [SAMPLE, replace(SAMPLE, fault="late", engines={})])
+    append_spans(spans, [Span("driver", "probe", 1.0, 2.0)])
+    for path in (samples, spans):
+        with path.open("a") as file:
+            file.write('{"format": 1, "ti')
+    assert read_samples(samples)[0] == SAMPLE and read_samples(samples)[1].fault == "late"
+    assert read_spans(spans) == [Span("driver", "probe", 1.0, 2.0)]
+    append_spans(spans, [Span("driver", "probe", 3.0, 4.0)])
+    assert len(read_spans(spans)) == 2
+    spans.write_text(json.dumps({"format": 2}) + "\n")
+    with pytest.raises(ValueError, match=r"trace\.jsonl: line 1: .*format: found 2, expected 1"):
+        read_spans(spans)
+    assert read_spans(tmp_path / "none") == [] and read_samples(tmp_path / "none") == []
+
+
+# Spans
+
+
+def test_pieces_that_overlap_are_one_span_and_what_lasts_is_cut_and_joined() -> None:
+    now = [0.0]
+    activity = Activity(lambda: now[0])
+    first, second = activity.piece("e", "score"), activity.piece("e", "score")
+    first.__enter__()
+    now[0] = 1.0
+    second.__enter__()
+    now[0] = 2.0
+    first.__exit__(None, None, None)
+    assert activity.take() == [Span("e", "score", 0.0, 2.0)]
+    now[0] = 5.0
+    second.__exit__(None, None, None)
+    rest = activity.take()
+    assert rest == [Span("e", "score", 2.0, 5.0)] and activity.take() == []
+    assert joined([Span("e", "score", 0.0, 2.0), *rest]) == [Span("e", "score", 0.0, 5.0)]
+    assert len(joined([Span("e", "score", 0.0, 2.0), Span("f", "score", 2.0, 3.0), Span("e", "x", 2.0, 3.0)])) == 3
+
+
+def test_a_share_counts_overlapping_spans_once() -> None:
+    spans = [Span("e", "sample", 0.0, 4.0), Span("e", "score", 3.0, 5.0), Span("f", "learn", 8.0, 12.0)]
+    assert shares(spans, 0.0, 10.0) == {"e": 0.5, "f": 0.2}
+    assert shares(spans, 4.0, 6.0) == {"e": 0.5, "f": 0.0} and shares([], 0.0, 0.0) == {}
+
+
+def test_calls_of_services_are_spans_by_their_table() -> None:
+    activity = Activity(iter(range(99)).__next__)
+    for (service, method), (lane, name) in CALLS.items():
+        with watching(activity, service)(method):
+            pass
+        assert [(span.lane, span.name) for span in activity.take()] == [(lane, name)]
+    with watching(activity, "rollout")("advance"):
+        pass
+    assert activity.take() == []
+
+
+# What is asked
+
+
+class Mute(FakeEngine):
+    """Never says what it counts."""
+
+    async def stats(self) -> dict[str, float]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Broken(FakeEngine):
+    """Fails when it is asked what it counts."""
+
+    async def stats(self) -> dict[str, float]:
+        raise RuntimeError("student engine 2 died")
+
+
+def test_an_engine_that_never_answers_or_fails_is_not_up_and_the_others_are() -> None:
+    async def ask() -> dict[str, EngineState]:
+        engines = [FakeEngine(name="e0"), Mute(name="e1"), Broken(name="e2")]
+        fleet = Fleet({"student": engines, "teacher": []}, {"student": EngineConfig(), "teacher": EngineConfig()})
+        assert fleet.waiting() == {"student": 0, "teacher": 0}
+        return await fleet.states(0.05)
+
+    states = asyncio.run(ask())
+    assert {name: state.up for name, state in states.items()} == {"e0": True, "e1": False, "e2": False}
+    assert states["e0"].stats["generated_tokens"] == 100.0 and states["e1"].stats == {}
+    none = Fleet({"student": [], "teacher": []}, {"student": EngineConfig(), "teacher": EngineConfig()})
+    assert asyncio.run(none.states(0.05)) == {}
+
+
+def test_an_engines_work_is_its_span() -> None:
+    async def drive() -> list[Span]:
+        activity = Activity()
+        pool = EnginePool(Scheduler([FakeEngine(name="e0")], 4, activity))
+        await pool.score([np.array([1], np.int32)], [np.array([2], np.int32)])
+        await pool.texts([np.array([1], np.int32)], SamplingConfig(1.0, 4), 1, 0)
+        return activity.take()
+
+    assert [(span.lane, span.name) for span in asyncio.run(drive())] == [("e0", "score"), ("e0", "probe")]
+
+
+def test_the_stream_says_where_its_groups_are() -> None:
+    async def drive() -> None:
+        engines = Engines(waits=lambda group: group.name.endswith("000"))
+        stream = stream_of(engines, max_lag=0)
+        assert stream.states()[0] == {"sampling": 0, "scoring": 0, "done": 0} and stream.states()[1] < 0.1
+        stream.advance(0)
+        await settle()
+        assert stream.states()[0] == {"sampling": 1, "scoring": 0, "done": 2} and stream.version == 0
+        engines.gates["000000-000"].set()
+        await stream.take(0)
+        await settle()
+        assert stream.states()[0] == {"sampling": 0, "scoring": 0, "done": 0}
+
+    asyncio.run(drive())
+
+
+class Counted:
+    """Has the attributes that it is given."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__ |= values
+
+
+def test_a_tally_sums_iterations_in_microseconds() -> None:
+    tally, prompt = Tally(), Counted(total=10, cached_tokens=4)
+    iteration = Counted(prompt_token_stats=prompt, num_generation_tokens=3, num_preempted_reqs=1)
+    tally.record(Counted(num_running_reqs=5, num_waiting_reqs=2, kv_cache_usage=0.25), iteration)
+    tally.record(None, iteration)
+    tally.record(Counted(num_running_reqs=0, num_waiting_reqs=0, kv_cache_usage=0.0), None)
+    assert tally.stats == dict(zip(FIGURES, (0, 0, 0.0, 20, 8, 6, 2), strict=True))
+    begun = time.perf_counter()
+    for _ in range(2000):
+        tally.record(None, iteration)
+    assert (time.perf_counter() - begun) / 2000 < 50e-6  # 1 us; this machine may be busy

@@ -1,0 +1,98 @@
+"""Trackers: what they are told, that one without its package is refused, and what a real TensorBoard file holds."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Recipe, load_recipe
+from cluster.observe.config import TRACKERS
+from cluster.observe.observer import Batch
+from cluster.observe.trackers import MAKERS, PACKAGES, TrackerSink, flat, require_packages
+from tests.observed import a_step
+from tests.unit.test_record import a_probe
+
+BATCHES = [Batch(0.0, steps=(a_step(0), a_step(1))), Batch(0.0, probes=(a_probe(2),)), Batch(0.0, ended="finished")]
+# A module that writes down what it is told: W&B's and trackio's first three functions, and MLflow's.
+STAND_IN = """
+import json, pathlib
+told = pathlib.Path(__file__).with_suffix(".told")
+
+def note(name):
+    def act(*arguments, **named):
+        with told.open("a") as file:
+            file.write(json.dumps([name, arguments, named], default=str) + "\\n")
+        return Run()
+    return act
+
+class Run:
+    log = staticmethod(note("log"))
+    finish = staticmethod(note("finish"))
+
+init, log, finish = note("init"), note("log"), note("finish")
+set_tracking_uri, set_experiment, start_run = note("set_tracking_uri"), note("set_experiment"), note("start_run")
+log_params, log_metrics, end_run = note("log_params"), note("log_metrics"), note("end_run")
+"""
+
+
+@pytest.mark.parametrize(
+    ("tracker", "log", "end"),
+    [("wandb", "log", "finish"), ("trackio", "log", "finish"), ("mlflow", "log_metrics", "end_run")],
+)
+def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
+    tracker: str, log: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{tracker}.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, tracker, raising=False)
+    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    require_packages([tracker])
+    sink = TrackerSink(tracker, tmp_path / "run", Recipe())
+    for batch in BATCHES:
+        sink.write(batch)
+    monkeypatch.delitem(sys.modules, tracker)
+    told = [json.loads(line) for line in (tmp_path / f"{tracker}.told").read_text().splitlines()]
+    logged = [(arguments[0], named["step"]) for name, arguments, named in told if name == log]
+    assert [step for _, step in logged] == [1, 2, 2] and told[-1][0] == end
+    assert logged[0][0]["stages/learn/tokens"] == 2100 and logged[2][0]["probe/selfname"] == 0.25
+    words = json.dumps(told)
+    assert "run.steps" in words or '"steps": 32' in words
+    if tracker == "wandb":
+        assert told[0][2]["mode"] == "offline" and told[0][2]["name"] == "run"
+    if tracker == "mlflow":
+        assert told[0] == ["set_tracking_uri", [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"], {}]
+
+
+def test_tensorboards_own_files_hold_every_figure(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="needs the package tensorboardX")
+    sink = TrackerSink("tensorboard", tmp_path, Recipe())
+    for batch in BATCHES:
+        sink.write(batch)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"stages/learn/tokens_per_s" in file.read_bytes() and b"probe/selfname" in file.read_bytes()
+
+
+def test_a_tracker_without_its_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, package in PACKAGES.items():
+        expected = f"observe.trackers: {name}: found no package {package}, expected it installed: pip install {package}"
+        with pytest.raises(ValueError, match=f"^{expected}$"):
+            require_packages([name])
+    require_packages([])
+
+
+def test_a_tracker_that_is_none_is_refused_by_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[observe]\ntrackers = ["tensorboard", "comet"]\n')
+    with pytest.raises(ValueError, match=r"observe\.trackers: found 'comet', expected one of \('tensorboard', 'wandb'"):
+        load_recipe(path)
+    path.write_text("[observe]\nevery_s = 0\n")
+    with pytest.raises(ValueError, match=r"observe\.every_s: found 0\.0, expected more than 0 seconds"):
+        load_recipe(path)
+    assert set(TRACKERS) == set(PACKAGES) == set(MAKERS)
+
+
+def test_figures_are_flat_numbers() -> None:
+    assert dict(flat({"a": {"b": 1, "c": None, "d": [1, 2]}, "e": 0.5, "f": "x"})) == {"a/b": 1.0, "e": 0.5}
