@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evidence.records import Ids, RolloutRequest
 from evidence.rule import EvidenceConfig
@@ -48,6 +50,7 @@ class StepRequests:
     ) -> None:
         self.prompts, self.renderer, self.config = prompts, renderer, config
         self.num_wrong, self.window, self.seed = num_wrong_contexts(evidence), window, seed
+        self._order = lru_cache(2)(self._shuffled)  # many steps draw from one epoch, and a shuffle costs its rows
 
     def of(self, step: int) -> tuple[list[GroupRequests], int]:
         """The step's groups and how many prompts were refused since they do not fit: nothing is ever cut.
@@ -131,11 +134,10 @@ class StepRequests:
         total = len(self.prompts)
         first = step * self.config.prompts_per_step
         places = range(first, first + self.config.prompts_per_step)
-        order = {
-            epoch: np.random.default_rng([self.seed, epoch]).permutation(total)
-            for epoch in {p // total for p in places}
-        }
-        return [self.prompts[order[place // total][place % total]] for place in places]
+        return [self.prompts[self._order(place // total)[place % total]] for place in places]
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
 
     def _pairs(self, prompt: TaskPrompt, step: int, slot: int) -> list[Pair]:
         """(question, context) of each prompt that the group is scored under: without one, with r, with wrong ones."""
