@@ -29,7 +29,8 @@ PRODUCTS = (
     rf"{_VERSION}"
 )
 MAKERS = (
-    rf"(?:{_any_of(_NAMES['makers'])}|hugging\s?face|open\s?ai|anthropic|meta(?: ai)?|google(?: deepmind)?|deepmind|alibaba(?: cloud)?|mistral ai"
+    rf"(?:{_any_of(_NAMES['makers'])}"
+    r"|hugging\s?face|open\s?ai|anthropic|meta(?: ai)?|google(?: deepmind)?|deepmind|alibaba(?: cloud)?|mistral ai"
     r"|microsoft|nvidia|deepseek|apple|amazon|x\.?ai)"
 )
 
