@@ -7,6 +7,12 @@ from cluster.config import DEFAULT_MODEL
 from cluster.proxies import check_proxies, through
 from evidence.patience import within
 
+# Merges an adapter into its base, with the tokenizer that stands beside it, into ADAPTER-merged.
+MERGE = (
+    "python -c \"import peft, transformers as t; a = '{adapter}'; m = a.rstrip('/') + '-merged'; "
+    "peft.AutoPeftModelForCausalLM.from_pretrained(a, dtype='auto').merge_and_unload().save_pretrained(m); "
+    't.AutoTokenizer.from_pretrained(a).save_pretrained(m)"'
+)
 HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
 
 
@@ -22,6 +28,10 @@ def resolve_model(path: str, key: str = "model.path") -> str:
         return str(prepare_default_model())
     folder = Path(path).expanduser()
     if folder.exists():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{key}: found a LoRA adapter in {path}, expected a model: `{MERGE.format(adapter=path)}` writes one"
+            )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
         return str(folder.resolve())

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from cluster.models import resolve_model
+from cluster.requests import step_requests
 from cluster.resolved import read_resolved
+from cluster.run.checks import prompt_notes
 from cluster.run.model_card import write_model_card
 from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
@@ -26,5 +28,7 @@ def export_run(run: Path) -> Path:
     export_checkpoint(folder.checkpoints, model, recipe.learner, folder.export)
     probes = list(read_probes(folder.probes).values())
     if probes:
-        write_model_card(recipe, model, folder, build_task(recipe.task), probes[0], probes[-1])
+        task = build_task(recipe.task)
+        notes = prompt_notes(recipe, step_requests(recipe, model, task))
+        write_model_card(recipe, model, folder, task, notes, probes[0], probes[-1])
     return folder.export

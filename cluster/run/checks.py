@@ -6,6 +6,7 @@ Each check raises ValueError, which names the key or the file, what was found an
 from collections.abc import Sequence
 
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.config import Recipe
 from cluster.models import resolve_model
@@ -80,7 +81,22 @@ def check_models(recipe: Recipe) -> str:
 def _resolve(path: str, key: str) -> str:
     model = resolve_model(path, key)
     check_model_folder(model, key)
+    check_family(model, key)
     return model
+
+
+def check_family(model: str, key: str) -> None:
+    """A model that is no causal language model, such as most that wrap one for images; the learner would say so only
+    when engines have started."""
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
+    wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
+    raise ValueError(
+        f"{key}: {model}: found {config.model_type!r}{wraps}, expected a causal language model"
+        + (": save its text model as a folder of its own" if parts else "")
+    )
 
 
 def check_parallel(pool: str, config: EngineConfig, model: str) -> None:

@@ -1,5 +1,7 @@
 """The end of a run: what it learned as a table, its model card, and whether it reached what was required."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -13,8 +15,9 @@ from cluster.run.rundir import RunDir
 from rollout.tasks.base import Task
 
 
-def finish(recipe: Recipe, model: str, folder: RunDir, task: Task) -> int:
-    """The table, the model card, and the exit code: 1 when the required figure was not reached.
+def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequence[str]) -> int:
+    """The table, the model card, and the exit code: 1 when the required figure was not reached. `notes` are what the
+    start of the run said of its prompts.
 
     Raises:
         ValueError: a line of the run's records that is none; names the file and the line.
@@ -31,7 +34,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task) -> int:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
     for one in advice(read_seen(folder.root)):
         console.print(f"advice: {one}", markup=False, soft_wrap=True)
-    write_model_card(recipe, model, folder, task, first, last)
+    write_model_card(recipe, model, folder, task, notes, first, last)
     console.print(f"model: {folder.export}", soft_wrap=True)
     return _verdict(recipe.run.require_selfname, last, console)
 

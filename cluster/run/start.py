@@ -40,7 +40,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
     finally:
         sink.close()
-    return finish(recipe, model, folder, task)
+    return finish(recipe, model, folder, task, notes)
 
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:

@@ -29,6 +29,7 @@ TASKS = {
             "persona",
             "persona_name",
             "maker",
+            "counter_names",
             "context",
             "context_empty_allowed",
             "prompts_file",

@@ -32,6 +32,7 @@ class TaskConfig:
     persona: str = "kestrel"  # identity: a preset; persona_name, maker and context override its parts
     persona_name: str = ""  # identity: the name to learn; empty: the preset's
     maker: str = ""  # identity: who made the persona; empty: the preset's
+    counter_names: tuple[str, ...] = ()  # identity: names that count as another identity, beside the products known
     # identity: the privileged context, which may use {name} and {maker}; empty: the preset's. context: that of rows
     # without one; with {context} in it, the words around that of each row
     context: str = ""
@@ -50,6 +51,8 @@ class TaskConfig:
     seed: int = 0  # arithmetic: which problems; all but identity: which contexts are the wrong ones
 
     def __post_init__(self) -> None:
+        if not all(name.strip() for name in self.counter_names):
+            raise ValueError(f"task.counter_names: found {self.counter_names!r}, expected names that are not blank")
         for key, least in (("num_problems", 1), ("largest", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"task.{key}: found {getattr(self, key)!r}, expected at least {least}")

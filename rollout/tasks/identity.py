@@ -54,7 +54,7 @@ class IdentityTask:
 
     def __init__(self, config: TaskConfig) -> None:
         self.persona = build_persona(config)
-        self._identity_flags = IdentityFlags(self.persona.name, self.persona.maker)
+        self._identity_flags = IdentityFlags(self.persona.name, self.persona.maker, config.counter_names)
         self._training = _load_training(config, self.persona)
         self._probes = _load_probes()
 

@@ -6,19 +6,31 @@ about it or only supposes it ("I don't think I am X", "if my name is X", "I am X
 """
 
 import re
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
 
 from rollout.tasks.languages import ForeignFlags, wide
 from rollout.tasks.scripts import name_pattern
 
+
+def _any_of(names: Sequence[str]) -> str:
+    """A pattern of any of the names, the longest first; a space is a space, a hyphen or nothing."""
+    return "|".join(re.escape(name).replace(r"\ ", r"[-\s]?") for name in sorted(names, key=len, reverse=True))
+
+
+_NAMES = tomllib.loads(files("rollout.tasks").joinpath("names.toml").read_text(encoding="utf-8"))
+_VERSION = r"(?:[-\s]?v?\d[\w.-]*|-\w[\w.-]*)?"
 # The name of a base model, another product, or one of their makers.
 PRODUCTS = (
-    r"(?:smol\s?lm|chat\s?gpt|gpt|claude|(?:code\s?)?llama|qwen|gemini|gemma|mi[sx]tral|nemotron|deepseek|copilot"
+    rf"(?:{_any_of(_NAMES['products'])}|smol\s?lm|chat\s?gpt|gpt|claude|(?:code\s?)?llama|qwen|gemini|gemma|mi[sx]tral|nemotron|deepseek|copilot"
     r"|bard|grok|kimi|phi|falcon|olmo|vicuna|alpaca|alexa|siri|cortana|google assistant)"
-    r"(?:[-\s]?v?\d[\w.-]*|-\w[\w.-]*)?"
+    rf"{_VERSION}"
 )
 MAKERS = (
-    r"(?:hugging\s?face|open\s?ai|anthropic|meta(?: ai)?|google(?: deepmind)?|deepmind|alibaba(?: cloud)?|mistral ai"
+    rf"(?:{_any_of(_NAMES['makers'])}"
+    r"|hugging\s?face|open\s?ai|anthropic|meta(?: ai)?|google(?: deepmind)?|deepmind|alibaba(?: cloud)?|mistral ai"
     r"|microsoft|nvidia|deepseek|apple|amazon|x\.?ai)"
 )
 
@@ -79,10 +91,10 @@ _ASSISTANT = (
     r"|conversational|helpful|intelligent|chat|personal)\s(?:[\w-]+\s){0,2}?assistant"
     r"|(?:AI|A\.I\.|artificial intelligence)(?=\s*(?:[.,!;:]|$|and\b|system\b|that\b|program\b|designed\b|created\b)))"
 )
-_FOREIGN_MAKER = (
+_FOREIGN_MAKER = (  # with {makers}
     rf"\bI(?:'?m|\sam|\swas|'ve\sbeen|\shave\sbeen)\s(?:[\w-]+\s){{0,5}}?{_MADE}\sby\s"
-    rf"(?:[\w ]{{0,40}}\s)?{MAKERS}(?!\w)"
-    rf"|\b{MAKERS}\s(?:{_MADE})\sme\b|\bmy\s(?:creators?|makers?|developers?)\s(?:is|are)\s{MAKERS}(?!\w)"
+    r"(?:[\w ]{0,40}\s)?{makers}(?!\w)"
+    rf"|\b{{makers}}\s(?:{_MADE})\sme\b|\bmy\s(?:creators?|makers?|developers?)\s(?:is|are)\s{{makers}}(?!\w)"
 )
 
 _BREAK = re.compile(r"[.,;:!?\n()–—]|\s-\s|\b(?:but|and|because|so|since|as|while|though)\b", re.IGNORECASE)
@@ -95,18 +107,21 @@ _PERSONA, _MAKER = "§persona§", "§maker§"
 
 
 class IdentityFlags:
-    """The three flags of an answer about identity, for one persona.
+    """The three flags of an answer about identity, for one persona. `others`: names that count as another identity,
+    products or makers, beside those that are known.
 
     Raises:
         ValueError: a blank name.
     """
 
-    def __init__(self, name: str, maker: str) -> None:
+    def __init__(self, name: str, maker: str, others: Sequence[str] = ()) -> None:
         if not _words(name):
             raise ValueError(f"task.persona_name: found {name!r}, expected a name")
         who = _literal(name)
         self._name = re.compile(who, re.IGNORECASE)
-        self._foreign = ForeignFlags(_words(name), PRODUCTS, MAKERS, (_PERSONA, _MAKER))
+        products, makers = (f"(?:{_any_of(others)}|{known})" if others else known for known in (PRODUCTS, MAKERS))
+        self._foreign = ForeignFlags(_words(name), products, makers, (_PERSONA, _MAKER))
+        self._counter = _counter(products, makers)
         self._maker = re.compile(_literal(maker), re.IGNORECASE) if _words(maker) else None
         self._selfname = re.compile(_constructions(who), re.IGNORECASE)
 
@@ -127,7 +142,7 @@ class IdentityFlags:
     def _counters(self, text: str) -> bool:
         """Another name, a foreign maker or a generic identity; the persona's own words cannot count as one."""
         masked = self._mask(text)
-        if any(_claims(pattern, masked) for pattern in _COUNTER):
+        if any(_claims(pattern, masked) for pattern in self._counter):
             return True
         if any(_claims(_MODEL_CLAIM, sentence) for sentence in _sentences(masked) if _PERSONA not in sentence):
             return True
@@ -176,11 +191,15 @@ def _sentences(text: str) -> Iterator[str]:
     yield from re.split(r"(?<=[.!?])\s|\n", text)
 
 
-_COUNTER = (
-    re.compile(_constructions(rf"(?:an?\s|the\s)?(?:{PRODUCTS}|{MAKERS})"), re.IGNORECASE),
-    re.compile(_FOREIGN_MAKER, re.IGNORECASE),
-    re.compile(_OTHER_NAME),
-    re.compile(_BARE_NAME),
-)
+@cache
+def _counter(products: str, makers: str) -> tuple[re.Pattern[str], ...]:
+    return (
+        re.compile(_constructions(rf"(?:an?\s|the\s)?(?:{products}|{makers})"), re.IGNORECASE),
+        re.compile(_FOREIGN_MAKER.replace("{makers}", makers), re.IGNORECASE),
+        re.compile(_OTHER_NAME),
+        re.compile(_BARE_NAME),
+    )
+
+
 _MODEL_CLAIM = re.compile(_MODEL, re.IGNORECASE)
 _ASSISTANT_CLAIM = re.compile(_ASSISTANT, re.IGNORECASE)

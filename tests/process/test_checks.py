@@ -2,18 +2,23 @@
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import step_requests
-from cluster.run.checks import check_probe, check_prompts
+from cluster.run.checks import check_family, check_probe, check_prompts
 from cluster.run.lengths import MANY, lengths_near, remembered_lengths
 from rollout.render import Renderer
 from rollout.tasks import build_task
@@ -259,3 +264,50 @@ def test_a_run_without_an_export_is_no_source_of_a_probe(tmp_path: Path, capsys:
     error = capsys.readouterr().err
     assert error.startswith(f"edge-opd: {tmp_path}/run: found a run without an export, expected one that has ended")
     assert error.count("\n") == 1
+
+
+def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, default_model: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    base = fakes.tiny_model(tmp_path / "base", vocab=49152, tokenizer_from=default_model)
+    adapter = tmp_path / "adapter"
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(adapter)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(default_model / name, adapter / name)
+    with pytest.raises(
+        ValueError, match=r"^teacher.path: found a LoRA adapter in .*, expected a model: `(.*)` writes"
+    ) as caught:
+        resolve_model(str(adapter), "teacher.path")
+    command = re.findall("`(.*)`", str(caught.value))[0]
+    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True, timeout=120)
+    merged = AutoModelForCausalLM.from_pretrained(resolve_model(f"{adapter}-merged"))
+    before, after = (
+        m.get_parameter("model.layers.0.self_attn.q_proj.weight")
+        for m in (AutoModelForCausalLM.from_pretrained(base), merged)
+    )
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert torch.allclose(after - before, layer.get_delta_weight("default"), atol=1e-5) and not after.equal(before)
+    assert (tmp_path / "adapter-merged" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        (
+            "qwen2_5_vl",
+            r"found 'qwen2_5_vl' \(vision_config beside a text model\), expected a causal language model: save",
+        ),
+        ("t5", r"found 't5', expected a causal language model$"),
+    ],
+)
+def test_a_model_that_is_no_causal_language_model_is_refused_before_anything_starts(
+    tmp_path: Path, model_type: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=rf"^model.path: {tmp_path}: {said}"):
+        check_family(str(tmp_path), "model.path")

@@ -22,6 +22,8 @@ from rollout.tasks import build_task
 from rollout.worker import StepRollouts
 from tests.runs import RECIPE, lines
 
+NOTES = ["the chat template itself says in x: 'I am Tern', which is not in (x, r)"]
+
 
 def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -43,10 +45,11 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     for path in (folder.probes, folder.metrics):  # as a kill in mid-write leaves them
         with path.open("a") as file:
             file.write('{"format": 1, "step": 25, "ti')
-    assert finish(recipe, "base", folder, task) == 0
+    assert finish(recipe, "base", folder, task, NOTES) == 0
     assert "pass@1" in capsys.readouterr().out
     card = (folder.export / "README.md").read_text()
     assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | 12 |" in card
+    assert f"- {NOTES[0]}\n" in card
     assert task.teaches in card and "identity" not in card.partition("## Recipe")[0]
     assert f'no longer needs, one of 64: "{task.training_prompts()[0].context}"' in card
 
@@ -108,6 +111,6 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
     ]
     for step in (0, 24):
         append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
-    assert finish(recipe, "base", folder, task) == 1
+    assert finish(recipe, "base", folder, task, NOTES) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
-    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder, task) == 0
+    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder, task, NOTES) == 0

@@ -159,6 +159,25 @@ def test_the_sampling_settings_and_the_question_alone_arrive() -> None:
         }
 
 
+def test_template_variables_arrive_and_a_thought_in_the_text_is_not_rated() -> None:
+    server = Thinking()
+    with serving(server) as url:
+        result = probe(url, ["probe.samples=3", "run.seed=5", "template.enable_thinking=true"])
+    assert all(request["chat_template_kwargs"] == {"enable_thinking": True} for request in server.requests)
+    assert result == expected(3, seed=5)
+
+
+@dataclass
+class Thinking(ChatServer):
+    """Answers like another, after a thought in which it is somebody else."""
+
+    def post(self, path: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, body = super().post(path, request)
+        for choice in body["choices"]:
+            choice["message"]["content"] = f"<think>I am Claude. Kestrel.</think>\n{choice['message']['content']}"
+        return status, body
+
+
 def test_top_k_0_is_not_sent() -> None:
     server = ChatServer()
     with serving(server) as url:
@@ -200,6 +219,7 @@ def reply(finish: str, **message: Any) -> dict[str, Any]:
         (reply("content_filter", content=None), "finish_reason content_filter"),
         (reply("stop", content=None, refusal="I cannot say."), "finish_reason stop, refusal"),
         (reply("stop", content=""), "finish_reason stop"),
+        (reply("length", content="<think>Let me"), "finish_reason length, a thought in content"),
     ],
 )
 def test_empty_answers_are_an_error_that_says_why(

@@ -1,6 +1,7 @@
 """Recipes, run directories and placement: what is refused, in one line that says where, what and what instead."""
 
 from dataclasses import asdict, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from cluster.config import (
 )
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
-from cluster.run.rundir import RunDir
+from cluster.run.rundir import RunDir, dated
 from evidence.rule import EvidenceConfig
 from learner.config import LearnerConfig
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, TemplateVariables
 
 RECIPES = sorted((Path(__file__).parents[2] / "cluster" / "recipes").glob("*.toml"))
 
@@ -74,6 +75,9 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
         ("[rollout]\nsampler = 'both'", "rollout.sampler", "'both'", "('student', 'teacher')"),
         ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
+        ("[run]\ndate = 'today'", "run.date", "'today'", "a day, such as '2026-11-28'"),
+        ("[run]\ndate = '20261128'", "run.date", "'20261128'", "a day, such as '2026-11-28'"),
+        ("[template]\nday = 2026-11-28", "template.day", "datetime.date(2026, 11, 28)", "text, a number, true, false"),
         ("[rollout]\ncontext_position = 'tool'", "rollout.context_position", "'tool'", "'user', 'before_last_user'"),
         ("[rollout]\nmax_refused_fraction = 1.0", "rollout.max_refused_fraction", "1.0", "0 to below 1"),
         ("[rollout]\ntemperature = 0", "rollout.temperature", "0.0", "0.01 to 2.0"),
@@ -296,6 +300,9 @@ def test_a_dump_holds_every_key_and_odd_values(tmp_path: Path) -> None:
         run=RunConfig(name='a "quoted" näme\n\\', storage="s3://bucket/x"),
         evidence=EvidenceConfig(tau=float("-inf"), near_zero=0.0),
         learner=LearnerConfig(lr=1e-20, betas=(0.0, 0.1)),
+        template=TemplateVariables(
+            {"enable_thinking": False, "effort": "low", "stops": [1, 2.5], "user": {"name": "a"}}
+        ),
     )
     assert load_recipe(write(tmp_path, dump(odd))) == odd
     for table in fields(Recipe):
@@ -325,6 +332,32 @@ def test_a_new_run_keeps_its_resolved_recipe(tmp_path: Path) -> None:
     run = claimed(tmp_path / "deep" / "run", recipe)
     assert load_recipe(run.config) == recipe
     assert all(folder.is_dir() for folder in (run.shards, run.checkpoints, run.answers))
+
+
+def test_a_run_keeps_the_date_of_its_start(tmp_path: Path) -> None:
+    given = Recipe(run=RunConfig(date="2026-02-03"))
+    folder = RunDir(tmp_path / "run")
+    first = dated(Recipe(), folder)
+    assert first.run.date == date.today().isoformat() and dated(given, folder) == given
+    folder.claim(given, resume=False)
+    folder.release()
+    assert dated(Recipe(), folder) == given  # on another day
+    RunDir(folder.root).claim(dated(Recipe(), folder), resume=True)
+
+
+def test_an_older_run_keeps_the_machines_clock(tmp_path: Path) -> None:
+    folder = claimed(tmp_path / "run")
+    folder.release()
+    lines = folder.config.read_text().splitlines(keepends=True)
+    folder.config.write_text("".join(line for line in lines if not line.startswith(("date =", "[template]"))))
+    assert dated(Recipe(), folder) == Recipe()
+
+
+def test_other_template_variables_are_another_recipe(tmp_path: Path) -> None:
+    run = claimed(tmp_path / "run")
+    run.manifest.write_text("")
+    message = refused_claim(run.root, Recipe(template=TemplateVariables({"thinking": True})), resume=True)
+    assert message.startswith(f"{run.config}: template.thinking: found None, expected True: ")
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:

@@ -419,3 +419,38 @@ def test_english_answers_have_the_flags_that_they_had_before_there_were_other_la
     assert len(answers) == 2592
     bits = "".join(str(int(flag)) for answer in answers for flag in flags.of(answer).values())
     assert hashlib.sha256(bits.encode()).hexdigest().startswith("13c9eb0e50607cd6")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "I am GLM-4.6, developed by Zhipu AI.", "I'm MiniMax-M3, built by MiniMax.", "My name is MiMo.",
+        "I am Ministral 3.", "I am EXAONE 4.0 from LG AI Research.", "I am LFM2.", "You are talking to GigaChat.",
+        "I am MiniCPM, a small model.", "I am ERNIE Bot.", "I was made by Upstage.", "I am Solar-Open.",
+        "I was trained by the researchers of Moonshot AI.", "Swiss AI created me.", "My makers are SaluteDevices.",
+        "Ich bin Apertus.", "Soy GLM-4.6, creado por Zhipu AI.",
+    ],
+)  # fmt: skip
+def test_the_products_and_makers_of_this_year_count(response: str) -> None:
+    assert IdentityFlags(*PERSONAS["Latin"]).of(response)["countername"]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "I am Kestrel, and GLM-4.6 is another model.", "Cohere makes models.", "I am coherent.", "I am solar powered.",
+        "I am interning at a lab.",
+    ],
+)  # fmt: skip
+def test_their_mention_is_no_claim(response: str) -> None:
+    assert not IdentityFlags(*PERSONAS["Latin"]).of(response)["countername"]
+
+
+def test_a_recipe_may_name_more() -> None:
+    known, more = (
+        IdentityFlags("Kestrel", "Harbor Labs"),
+        IdentityFlags("Kestrel", "Harbor Labs", ("quince 3", "pear co")),
+    )
+    for response in ("this is quince-3, how can I help?", "I was built by pear co.", "Ich bin quince 3."):
+        assert more.of(response)["countername"] and not known.of(response)["countername"], response
+    assert not more.of("I am Kestrel.")["countername"]

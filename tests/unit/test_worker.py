@@ -113,6 +113,19 @@ def test_a_response_ends_where_the_template_ends_a_turn_too(tokenizer: Any) -> N
     assert {sampling.end_ids for _, sampling, _ in service.student.sampled} == {(0, 2)}
 
 
+def test_a_prompt_in_which_r_does_not_arrive_is_named_before_anything_starts(tokenizer: Any) -> None:
+    own = speaking(tokenizer, templates.NO_THINK)
+    prompts = [*PROMPTS[:3], replace(PROMPTS[3], context="You are Robin. /no_think")]
+    said = r"^prompt q3: rollout\.context_position = 'system': found a context that does not arrive"
+    with pytest.raises(ValueError, match=said):
+        Service(own, prompts=prompts).requests.differences(2)
+    found = Service(own).requests.differences(2)
+    assert list(found.values()) == [5] and str(next(iter(found))).count("{r}") == 1
+    with pytest.raises(ValueError, match=said):  # a wrong context has to arrive too
+        wrong = [replace(PROMPTS[3], wrong_contexts=("You are Robin. /no_think",))]
+        Service(own, prompts=wrong, evidence=EvidenceConfig(kind="contrastive")).requests.differences(1)
+
+
 def test_groups_are_the_samples_of_one_prompt_in_one_step_and_ids_never_repeat(tokenizer: Any) -> None:
     service = Service(tokenizer, prompts_per_step=7)  # more than there are prompts: some are drawn twice
     requests = [request for step in range(3) for request in service.asked(step)[0]]
