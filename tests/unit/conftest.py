@@ -9,6 +9,7 @@ import pytest
 import urllib3  # noqa: F401  looks for IPv6 by binding a socket, as it is first imported
 
 from rollout.tasks.boxed import Judge
+from tests import templates
 
 FORBIDDEN = {
     "subprocess.Popen": "starts a process",
@@ -75,4 +76,6 @@ def tokenizer() -> Any:
     made = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    others = ["<|endoftext|>", templates.A, templates.B, templates.C, templates.D]
+    made.add_special_tokens([*special.values(), *others])
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=CHAT, **special)

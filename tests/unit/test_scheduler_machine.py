@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import settings
@@ -33,7 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
-        self.engines: list[Any] = ["first", "second"]
+        self.engines: list[Any] = [SimpleNamespace(name=name) for name in ("first", "second")]
         self.scheduler = Scheduler(self.engines, BATCH)
         self.pieces: list[Piece] = []
 
