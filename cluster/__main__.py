@@ -102,10 +102,11 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from cluster.commands.view import view_run
+    from cluster.commands.view import Asked, view_all, view_run
 
     out = None if arguments.out is None else Path(arguments.out)
-    print(view_run(Path(arguments.run), arguments.step, arguments.tau, arguments.region, out))
+    run, asked = Path(arguments.run), Asked(arguments.tau, arguments.region, arguments.prompt)
+    print(view_all(run, asked, out) if arguments.all else view_run(run, arguments.step, asked, out))
     return 0
 
 
@@ -227,7 +228,10 @@ def _report_arguments(report: argparse.ArgumentParser) -> None:
 
 def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("run", metavar="RUN")
-    view.add_argument("--step", type=int, metavar="K", help="default: the last")
+    which = view.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="K", help="default: the last")
+    which.add_argument("--all", action="store_true", help="a page for each step, in RUN/view or the folder --out")
+    view.add_argument("--prompt", metavar="P", help="all rollouts of one prompt")
     view.add_argument("--tau", type=float, metavar="T", help="show another mask")
     view.add_argument("--region", metavar="R")
     view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")

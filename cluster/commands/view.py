@@ -1,13 +1,14 @@
 """`edge-opd view`: a heat map of one step's rollouts. Decoding the tokens is all that needs a tokenizer."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.commands.decoding import Decode, decoder_of
+from cluster.commands.decoding import Decode, Decoder, decoder_of
+from cluster.config import Recipe
 from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir
 from evidence.columns import flat_column
@@ -17,38 +18,79 @@ from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import find_shard, read_shard
 from evidence.sidecar import read_student
-from evidence.view.heatmap import RowText, choose_rows, heatmap, student_samples
+from evidence.view.heatmap import Neighbours, RowText, choose_shown, heatmap, student_samples
 
 
-def view_run(run: Path, step: int | None, tau: float | None, region: str | None, out: Path | None) -> Path:
-    """Writes the page of a run's step (default: its last) and returns its path; tau and region show another mask.
+@dataclass(frozen=True)
+class Asked:
+    """What of a step is shown: another mask than the run's own, or one prompt's rollouts."""
+
+    tau: float | None = None
+    region: str | None = None
+    prompt_id: str | None = None
+
+
+def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Path:
+    """Writes the page of a run's step (default: its last) and returns its path.
 
     Raises:
-        ValueError: not a run, no such step, a damaged shard, or a region that does not exist.
+        ValueError: not a run, no such step or prompt, a damaged shard, or a region that does not exist.
     """
-    recipe = read_resolved(run).recipe
-    info = _shard_of(run, step)
-    table = read_shard(find_shard(run, info), expected=info)
-    rule = EvidenceConfig.from_json(shard_metadata(table)["mask_rule"])
-    rule = dataclasses.replace(
-        rule, tau=rule.tau if tau is None else tau, region=rule.region if region is None else region
-    )
-    decoder = decoder_of(run, recipe.model.path)
-    if decoder.note:
-        print(f"edge-opd: {decoder.note}", file=sys.stderr)
-    student = student_samples(table) if recipe.rollout.sampler == "student" else {}
-    texts = {row: _text(table, row, decoder.decode) for row in choose_rows(table)}
-    page = heatmap(table, texts, rule, student | _learner_logprobs(run, info), decoder.note)
-    path = out or Path(f"view-{run.resolve().name}-step-{info.step:06d}.html")
+    recipe, info = read_resolved(run).recipe, _shard_of(run, step)
+    path = out or Path(_name(run, info.step))
+    # Of the steps beside it, those whose pages lie there already.
+    names = ["" if out else _name(run, info.step + way) for way in (-1, 1)]
+    before, after = (name if name and (path.parent / name).is_file() else "" for name in names)
+    decoder = _decoder(run, recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(_page(run, recipe, info, asked, decoder, Neighbours(before, after)), encoding="utf-8")
     return path
 
 
-def _shard_of(run: Path, step: int | None) -> ShardInfo:
+def _name(run: Path, step: int) -> str:
+    return f"view-{run.resolve().name}-step-{step:06d}.html"
+
+
+def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
+    """Writes a page for each of a run's steps, each linked to those beside it (default: RUN/view, where the dashboard
+    finds them), and returns the folder. ValueError as `view_run`."""
+    recipe, infos = read_resolved(run).recipe, list(_shards(run).values())
+    folder, decoder = out or run / "view", _decoder(run, recipe)
+    names = ["", *(f"step-{info.step:06d}.html" for info in infos), ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, info in enumerate(infos):
+        page = _page(run, recipe, info, asked, decoder, Neighbours(names[place], names[place + 2]))
+        (folder / names[place + 1]).write_text(page, encoding="utf-8")
+    return folder
+
+
+def _decoder(run: Path, recipe: Recipe) -> Decoder:
+    decoder = decoder_of(run, recipe.model.path)
+    if decoder.note:
+        print(f"edge-opd: {decoder.note}", file=sys.stderr)
+    return decoder
+
+
+def _page(run: Path, recipe: Recipe, info: ShardInfo, asked: Asked, decoder: Decoder, beside: Neighbours) -> str:
+    table = read_shard(find_shard(run, info), expected=info)
+    rule = EvidenceConfig.from_json(shard_metadata(table)["mask_rule"])
+    tau, region = asked.tau, asked.region
+    rule = replace(rule, tau=rule.tau if tau is None else tau, region=rule.region if region is None else region)
+    student = student_samples(table) if recipe.rollout.sampler == "student" else {}
+    texts = {row: _text(table, row, decoder.decode) for row in choose_shown(table, asked.prompt_id)}
+    return heatmap(table, texts, rule, student | _learner_logprobs(run, info), decoder.note, beside)
+
+
+def _shards(run: Path) -> dict[int, ShardInfo]:
+    """The shards that stand, by step."""
     by_step = {info.step: info for info in Manifest(run / "manifest.jsonl").written().values()}
     if not by_step:
         raise ValueError(f"{run}: found no shards in manifest.jsonl, expected a run with at least one step")
+    return dict(sorted(by_step.items()))
+
+
+def _shard_of(run: Path, step: int | None) -> ShardInfo:
+    by_step = _shards(run)
     chosen = max(by_step) if step is None else step
     if chosen not in by_step:
         raise ValueError(f"{run}: --step: found {chosen}, expected a step from {min(by_step)} to {max(by_step)}")

@@ -47,10 +47,12 @@ class RunCharts:
         for step in batch.steps:
             self._add_step(step)
         for probe in batch.probes:
-            self._probes.append(probe)
+            self._probes = [*(one for one in self._probes if one.step < probe.step), probe]
             self._append("probe", probe.step, probe)
 
     def _add_step(self, step: StepRecord) -> None:
+        while self._steps and self._steps[-1].step >= step.step:
+            self._steps.pop()
         self._steps.append(step)
         self._append("step", step.step + 1, step, self.recipe)
         end = (step.time or 0.0) + SLACK_S

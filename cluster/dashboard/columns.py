@@ -22,7 +22,11 @@ class Columns:
         self.series: dict[str, array[float]] = {}
 
     def append(self, x: float, values: Values) -> None:
-        """One point of every series; an x without a value is left out."""
+        """One point of every series; an x without a value is left out. What is there from this x on goes: a resumed run
+        repeats steps."""
+        while self.x and self.x[-1] >= x:
+            for column in (self.x, *self.series.values()):
+                column.pop()
         known = {name: value for name, value in values.items() if value is not None}
         if not known:
             return

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,26 @@ class PageSink:
     name = "page"
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self._folder, self._charts, self._every_s = folder, RunCharts(folder.name, recipe), recipe.observe.every_s
-        if recipe_has_begun(folder):  # resumed
-            self._charts = charts_of(read_seen(folder))
-        write_whole(folder / PAGE, page(folder.name, None))
+        self._folder, self._recipe, self._made = folder, recipe, time.time()
+        self._charts: RunCharts | None = None
+
+    def _begun(self) -> RunCharts:
+        """What a run that is resumed has already; what is of this process comes as batches."""
+        write_whole(self._folder / PAGE, page(self._folder.name, None))
+        seen = read_seen(self._folder)
+        samples = [sample for sample in seen.samples if sample.time < self._made]
+        spans = [span for span in seen.spans if span.begin < self._made]
+        return charts_of(replace(seen, recipe=self._recipe, samples=samples, spans=spans))
 
     def write(self, batch: Batch) -> None:
+        if self._charts is None:
+            self._charts = self._begun()
         self._charts.add(batch)
         run = self._charts.shown(views_of(self._folder, ""))
-        data = {"made": time.time(), "every": self._every_s, "ended": batch.ended, "runs": [run]}
+        data = {"made": time.time(), "every": self._recipe.observe.every_s, "ended": batch.ended, "runs": [run]}
         write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n")
         if batch.ended:
             write_whole(self._folder / PAGE, page(self._folder.name, data))
-
-
-def recipe_has_begun(folder: Path) -> bool:
-    """Whether the folder holds a run's steps already."""
-    return (folder / "metrics.jsonl").is_file()
 
 
 def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:

@@ -9,6 +9,7 @@ from cluster.run.record import StepRecord
 RECENT = 20  # steps that a figure is of
 TRUNCATED = 0.2  # share of responses cut at the limit, from which it is said
 KEPT = (0.02, 0.98)
+FIRST = 5  # steps at either end, whose lengths are compared
 COLLAPSED = 0.5  # of the first steps' mean length
 CANARY = 0.8  # of the tolerance
 MOSTLY = 0.9  # of the samples
@@ -102,13 +103,18 @@ def _kept(seen: Seen) -> Iterator[Advice]:
 
 
 def _lengths(seen: Seen) -> Iterator[Advice]:
-    lengths = [found.value for step in seen.steps if (found := step.mean("mean_response_length"))]
-    if len(lengths) < 10:
+    if len(seen.steps) < 2 * FIRST:
         return
-    first, last = sum(lengths[:5]) / 5, sum(lengths[-5:]) / 5
+    first, last = _mean_length(seen.steps[:FIRST]), _mean_length(seen.steps[-FIRST:])
     if last < COLLAPSED * first:
         act = "Read a late step with `edge-opd view`; a larger learner.beta_kl or a smaller learner.lr holds it back."
         yield Advice(f"responses fell from {first:.0f} to {last:.0f} tokens", act)
+
+
+def _mean_length(steps: Sequence[StepRecord]) -> float:
+    stats = [step.stats["all"] for step in steps if "all" in step.stats]
+    rows = sum(part.rows for part in stats)
+    return sum(part.tokens for part in stats) / rows if rows else 0.0
 
 
 def _probe(seen: Seen) -> Iterator[Advice]:

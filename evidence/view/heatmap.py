@@ -21,6 +21,7 @@ from evidence.view.pages import environment, figure
 
 LEVELS = (0.1, 0.5, 1.0, 2.0)  # nats: |e| up to the first has no colour, and one more shade beyond each
 MAX_TOKENS = 1500  # of one rollout on the page
+WHOLE_TOKENS = 20_000  # of a step that is shown whole; a token is about 150 bytes of the page
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,33 @@ class Rollout:
     text: RowText
     tokens: tuple[Token, ...]
     hidden: int
+    prompt_id: str
+    guided: bool
+    reward: float | None
+    share: float  # of its tokens that are kept
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Where the pages of the step before and of the step after are; empty where there is none."""
+
+    before: str = ""
+    after: str = ""
+
+
+def choose_shown(table: pa.Table, prompt_id: str | None = None) -> list[int]:
+    """Row numbers for the page, guided first: all of a prompt, all of a small step, or those of `choose_rows`.
+
+    Raises:
+        ValueError: the step has no such prompt.
+    """
+    if prompt_id is None:
+        is_small = table.num_rows == 0 or flat_column(table, "response_ids")[1][-1] <= WHOLE_TOKENS
+        return choose_rows(table, table.num_rows) if is_small else choose_rows(table)
+    prompts = table.column("prompt_id").to_pylist()
+    if prompt_id not in prompts:
+        raise ValueError(f"--prompt: found {prompt_id}, expected a prompt of the step, such as {prompts[0]}")
+    return [row for row in choose_rows(table, table.num_rows) if prompts[row] == prompt_id]
 
 
 def choose_rows(table: pa.Table, each: int = 8) -> list[int]:
@@ -83,6 +111,7 @@ def heatmap(
     rule: EvidenceConfig,
     student: Mapping[str, Floats] | None = None,
     note: str = "",
+    neighbours: Neighbours = Neighbours(),
 ) -> str:
     """The page. texts: row number of `table` -> its strings. rule: the mask to show; `table` has passed `check_table`.
 
@@ -111,6 +140,7 @@ def heatmap(
             histogram=_histogram(table, judged[0], judged[2]),
             shades=_shades(),
             note=note,
+            neighbours=neighbours,
         )
     )
 
@@ -154,6 +184,10 @@ def _rollout(
         text=text,
         tokens=tuple(tokens[:MAX_TOKENS]),
         hidden=max(0, len(tokens) - MAX_TOKENS),
+        prompt_id=prompt_id,
+        guided=guided,
+        reward=reward,
+        share=float(kept.mean()) if kept.size else 0.0,
     )
 
 

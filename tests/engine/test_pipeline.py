@@ -19,11 +19,13 @@ from transformers import AutoTokenizer
 from cluster.__main__ import main
 from cluster.commands.reproduce import is_finished
 from cluster.config import load_recipe
+from cluster.observe.seen import read_seen
 from cluster.run.record import read_steps
 from cluster.run.rundir import RunDir
 from cluster.run.start import learned_groups
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
+from rollout.tally import FIGURES as COUNTED
 from tests.reference import logprobs_of, plain_model
 from tests.runs import FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
 
@@ -125,6 +127,28 @@ def test_engine_and_learner_nearly_agree_on_what_the_engine_sampled(finished: tu
         assert 0 < (means["mismatch_k3"] or 0) < 0.02 and 0 < (means["mismatch_abs"] or 0) < 0.1
         found = lines(run_dir / "metrics.jsonl")[step]
         assert {key: found[key] for key in means} == means
+
+
+def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
+    """Its samples, its timeline and its page; the services' clocks and the loop's agree."""
+    run_dir, done = finished
+    seen = read_seen(run_dir)
+    last = seen.samples[-1]
+    assert set(last.engines) == {"student engine 0", "teacher engine 0"} and last.version == 1 and not last.fault
+    for engine in last.engines.values():
+        assert engine.up and set(engine.stats) == set(COUNTED) and engine.stats["prompt_tokens"] > 0
+    assert last.engines["student engine 0"].stats["generated_tokens"] >= sum(
+        step.stages["sample"].tokens for step in seen.steps
+    )
+    names = {(span.lane, span.name) for span in seen.spans}
+    assert names >= {
+        ("student engine 0", "sample"), ("teacher engine 0", "score"), ("student engine 0", "probe"),
+        ("learner", "learn"), ("learner", "push"), ("driver", "check"), ("driver", "wait for rollouts"),
+    }  # fmt: skip
+    learned = sum(span.end - span.begin for span in seen.spans if (span.lane, span.name) == ("learner", "learn"))
+    assert learned == pytest.approx(sum(step.stages["learn"].seconds for step in seen.steps), rel=0.2)
+    assert " the bottleneck: " in (run_dir / "dashboard.html").read_text()
+    assert "advice: " in done.stdout and "observe: " not in done.stdout
 
 
 def test_a_second_run_in_the_same_folder_is_refused(

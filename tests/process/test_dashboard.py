@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from cluster.dashboard.columns import WHOLE
 from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
+from cluster.run.record import append_step
+from evidence.telemetry import append_spans
 from tests.browser import Page, chromium
+from tests.fakes import fake_run
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
@@ -36,6 +40,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return observed_run(tmp_path_factory.mktemp("runs") / "observed")
+
+
+def sink_of(tmp_path: Path, recipe: Recipe) -> tuple[PageSink, Path]:
+    """The page of a run that has just begun, and its folder."""
+    folder = fake_run(tmp_path / "run", {})
+    return PageSink(folder, recipe), folder
 
 
 def quiet_server(folder: Path) -> ThreadingHTTPServer:
@@ -99,13 +109,14 @@ def test_it_fits_a_phone_and_follows_the_systems_style(
 @pytest.mark.parametrize("over", ["file", "http"])
 def test_an_open_page_shows_a_new_step_within_two_seconds(browser: Page, tmp_path: Path, over: str) -> None:
     recipe = Recipe(run=RunConfig(steps=3))
-    sink = PageSink(tmp_path, recipe)
-    server = quiet_server(tmp_path)
+    sink, folder = sink_of(tmp_path, recipe)
+    server = quiet_server(folder)
+    sink.write(Batch(BEGAN))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        address = (tmp_path / PAGE).as_uri() if over == "file" else f"http://127.0.0.1:{server.server_port}/{PAGE}"
+        address = (folder / PAGE).as_uri() if over == "file" else f"http://127.0.0.1:{server.server_port}/{PAGE}"
         browser.open(address)
-        assert browser.value(STATE) == "Waiting for the first figures."
+        browser.wait_for(f"({TEXT}).includes('No step is done yet.')", 5)
         for step in range(2):
             sink.write(Batch(BEGAN, (a_sample(STEP_S * step),), tuple(spans_of(step)), (a_step(step),)))
             took = browser.wait_for(f"({TEXT}).includes('{step + 1}/3')")
@@ -117,18 +128,18 @@ def test_an_open_page_shows_a_new_step_within_two_seconds(browser: Page, tmp_pat
     finally:
         server.shutdown()
         server.server_close()
-    (tmp_path / DATA).unlink()
-    browser.open((tmp_path / PAGE).as_uri())  # now it has its data itself
+    (folder / DATA).unlink()
+    browser.open((folder / PAGE).as_uri())  # now it has its data itself
     assert browser.value(STATE) == "The run has ended." and "3/3" in browser.value(TEXT)
 
 
 def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
-    sink = PageSink(tmp_path, Recipe())
+    sink, folder = sink_of(tmp_path, Recipe())
     sink.write(Batch(BEGAN, steps=(a_step(0),)))
-    text = (tmp_path / DATA).read_text()
+    text = (folder / DATA).read_text()
     made = json.loads(text.removeprefix("edgeOpd(").rstrip().removesuffix(")"))["made"]
-    (tmp_path / DATA).write_text(text.replace(str(made), str(made - 600)))
-    browser.open((tmp_path / PAGE).as_uri())
+    (folder / DATA).write_text(text.replace(str(made), str(made - 600)))
+    browser.open((folder / PAGE).as_uri())
     browser.wait_for(f"{STATE}.startsWith('Nothing for 60')", 5)
 
 
@@ -170,11 +181,11 @@ def test_names_and_words_cannot_end_the_script(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
-    sink = PageSink(tmp_path, Recipe(run=RunConfig(steps=10_000)))
+    sink, folder = sink_of(tmp_path, Recipe(run=RunConfig(steps=10_000)))
     steps, samples = tuple(map(a_step, range(10_000))), tuple(a_sample(2.0 * place) for place in range(10_000))
     sink.write(Batch(BEGAN, samples, (), steps))
-    assert (tmp_path / DATA).stat().st_size < 1 << 20
-    data = json.loads((tmp_path / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
+    assert (folder / DATA).stat().st_size < 1 << 20
+    data = json.loads((folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "Gradient norm")
     norm = data["runs"][0]["charts"][place]
     assert len(norm["x"]) <= WHOLE and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
@@ -209,9 +220,34 @@ def test_a_torn_last_line_and_a_read_only_run_folder_open(
     folder.chmod(0o755)
 
 
-def test_a_resumed_run_keeps_the_steps_before(run: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_steps_before_and_repeats_those_after_its_checkpoint(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    sink = PageSink(folder, Recipe(run=RunConfig(steps=13)))
-    sink.write(Batch(time.time(), steps=(a_step(12),)))
-    assert '"x":[1,2,3,4,5,6,7,8,9,10,11,12,13]' in (folder / DATA).read_text().replace(".0", "")
+    sink = PageSink(folder, Recipe(run=RunConfig(steps=12)))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Gradient norm")
+
+    def norms() -> tuple[list[float], list[float]]:
+        text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
+        chart = json.loads(text)["runs"][0]["charts"][place]
+        return chart["x"], chart["series"]["norm"]
+
+    sink.write(Batch(time.time()))
+    assert norms()[0] == list(range(1, 13))
+    sink.write(Batch(time.time(), steps=(replace(a_step(8), grad_norm=99.0),)))
+    assert norms()[0] == list(range(1, 10)) and norms()[1][-1] == 99.0
+    sink.write(Batch(time.time(), steps=(a_step(9),)))
+    assert norms()[0] == list(range(1, 11))
+
+
+def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:
+    """The files may have it before the page reads them."""
+    sink, folder = sink_of(tmp_path, Recipe())
+    spans = tuple(replace(span, begin=span.begin + 1e9, end=span.end + 1e9) for span in spans_of(0) + spans_of(1))
+    steps = tuple(replace(a_step(step), time=BEGAN + 1e9 + STEP_S * (step + 1)) for step in range(2))
+    append_spans(folder / "trace.jsonl", spans)
+    for step in steps:
+        append_step(folder / "metrics.jsonl", step)
+    sink.write(Batch(BEGAN + 1e9, spans=spans, steps=steps))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
+    text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
+    assert json.loads(text)["runs"][0]["charts"][place]["series"] == {"send": [0.5], "check": [0.1], "canary": [0.3]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.commands.shards import statistics
-from cluster.commands.view import view_run
+from cluster.commands.view import Asked, view_run
 from evidence.manifest import Manifest
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import to_table
@@ -118,5 +118,5 @@ def test_view_shows_text_with_the_package_tokenizers(laptop: Laptop, run: Path, 
     laptop.install("--no-deps", "--target", extra, pinned("tokenizers"), cwd=tmp_path)
     done = laptop.run("edge-opd", "view", str(run), "--out", "text.html", cwd=tmp_path, PYTHONPATH=extra)
     assert (done.returncode, done.stderr) == (0, "")
-    here = view_run(run, None, None, None, tmp_path / "here.html").read_text()
+    here = view_run(run, None, Asked(), tmp_path / "here.html").read_text()
     assert (tmp_path / "text.html").read_text() == here

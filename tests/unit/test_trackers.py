@@ -2,14 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.config import Recipe, load_recipe
-from cluster.observe.config import TRACKERS
+from cluster.config import Recipe, RunConfig, load_recipe
+from cluster.observe.config import TRACKERS, ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.trackers import MAKERS, PACKAGES, TrackerSink, flat, require_packages
+from cluster.resolved import difference
 from tests.observed import a_step
 from tests.unit.test_record import a_probe
 
@@ -92,6 +94,12 @@ def test_a_tracker_that_is_none_is_refused_by_the_recipe(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"observe\.every_s: found 0\.0, expected more than 0 seconds"):
         load_recipe(path)
     assert set(TRACKERS) == set(PACKAGES) == set(MAKERS)
+
+
+def test_a_resumed_run_may_be_watched_otherwise() -> None:
+    watched = replace(Recipe(), observe=ObserveConfig(every_s=1.0, page=False, trackers=("tensorboard",)))
+    assert difference(Recipe(), watched) is None
+    assert difference(Recipe(), replace(watched, run=RunConfig(seed=1))) == ("run", "seed")
 
 
 def test_figures_are_flat_numbers() -> None:

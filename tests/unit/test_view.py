@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.__main__ import main
 from cluster.commands.decoding import decoder_of
-from cluster.commands.view import pieces, view_run
+from cluster.commands.view import Asked, pieces, view_run
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.manifest import Manifest
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
@@ -260,7 +260,7 @@ def test_the_command_takes_delta_from_the_learner_or_from_the_students_engine(
 
     def deltas(step: int) -> list[bool]:
         """Whether they are there, of the guided rollout's 4 tokens and of the plain one's 3."""
-        page = view_run(run, step, None, None, tmp_path / "v.html").read_text()
+        page = view_run(run, step, Asked(), tmp_path / "v.html").read_text()
         return ["delta" in hover for _, hover, _ in spans(page)]
 
     assert deltas(0) == [False] * 4 + [sampler == "student"] * 3
@@ -275,7 +275,7 @@ def test_the_command_takes_delta_from_the_learner_or_from_the_students_engine(
 def test_a_moved_run_is_still_found(run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tokenizer.save_pretrained(run / "export")
     moved = run.rename(tmp_path / "moved")
-    assert "step 0: 2 of 2 rollouts" in view_run(moved, 0, None, None, tmp_path / "v.html").read_text()
+    assert "step 0: 2 of 2 rollouts" in view_run(moved, 0, Asked(), tmp_path / "v.html").read_text()
 
 
 def outer(evidence: np.ndarray, config: EvidenceConfig) -> np.ndarray:

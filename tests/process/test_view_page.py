@@ -1,0 +1,122 @@
+"""The page of a step's tokens in a real Chromium: search, filters, one prompt's group, and the steps beside it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from evidence.manifest import Manifest
+from evidence.records import EvidenceRecord
+from evidence.shards import write_shard
+from evidence.view.heatmap import MAX_TOKENS, WHOLE_TOKENS, choose_shown
+from tests.browser import Page, chromium
+from tests.fakes import fake_run
+from tests.unit.test_view import record, shard
+
+LEFT = "[...document.querySelectorAll('.rollout')].filter(one => !one.hidden)"
+SHOWN = f"{LEFT}.map(one => one.querySelector('h3').innerText)"
+
+
+def of_prompt(index: int, prompt: str, reward: float | None, length: int = 6) -> EvidenceRecord:
+    made = record(index, length, index % 2 == 0)
+    request = replace(made.scored.sample.request, prompt_id=prompt)
+    scored = replace(made.scored, sample=replace(made.scored.sample, request=request))
+    return replace(made, scored=scored, reward=reward)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("browser")) as page:
+        page.size(1280, 900)
+        yield page
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three steps of four rollouts, of prompts a, a, b, b, with rewards 0, 1, none, 0.5."""
+    monkeypatch.setenv("EDGE_OPD_CACHE", str(tmp_path / "cache"))  # without a tokenizer: ids are shown
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    folder = fake_run(tmp_path / "run", {0: {"selfname": (0, 4)}})
+    rewards = (0.0, 1.0, None, 0.5)
+    for step in range(3):
+        rows = [of_prompt(index, "aabb"[index], reward) for index, reward in enumerate(rewards)]
+        info = write_shard(shard(rows, step), str(folder / "shards"), f"step-{step:06d}.arrow")
+        Manifest(folder / "manifest.jsonl").append_written(info)
+    return folder
+
+
+def put(browser: Page, name: str, value: str) -> list[str]:
+    """The titles that are left when a filter has this value."""
+    script = f"e.value = '{value}', e.dispatchEvent(new Event('input', {{ bubbles: true }}))"
+    browser.value(f"(e => ({script}, 1))(document.querySelector('#filters [name={name}]'))")
+    return [title.split(" ")[0] for title in browser.value(SHOWN)]
+
+
+def test_rollouts_are_searched_filtered_and_laid_side_by_side(browser: Page, run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    assert main(["view", str(run), "--out", str(page)]) == 0
+    browser.open(page.as_uri())
+    assert [title.split(" ")[0] for title in browser.value(SHOWN)] == ["row-0", "row-2", "row-1", "row-3"]
+    assert put(browser, "kind", "guided") == ["row-0", "row-2"] and put(browser, "kind", "plain") == ["row-1", "row-3"]
+    assert put(browser, "reward_min", "0.75") == ["row-1"]
+    assert put(browser, "kind", "") == ["row-1"] and len(put(browser, "reward_min", "")) == 4
+    assert put(browser, "reward_max", "0.5") == ["row-0", "row-3"]  # one without a reward is in no range
+    browser.value("document.querySelector('#filters [type=reset]').click()")
+    browser.wait_for(f"{SHOWN}.length === 4", 5)
+    kept = browser.value("[...document.querySelectorAll('.rollout')].map(one => Number(one.dataset.kept))")
+    most = max(kept)
+    assert len(put(browser, "kept_min", str(most))) == sum(share >= most for share in kept) < 4
+    put(browser, "kept_min", "")
+    assert put(browser, "text", "PROMPT B") == ["row-2", "row-3"] and put(browser, "text", "nothing") == []
+    put(browser, "text", "")
+    browser.value("document.querySelector('.rollout .group').click()")
+    assert [title.split(" ")[0] for title in browser.value(SHOWN)] == ["row-0", "row-1"]
+    assert browser.value("document.getElementById('count').textContent") == "2 of 4, prompt a"
+    left, right = browser.value(f"{LEFT}.map(one => one.getBoundingClientRect().x)")
+    assert left != right and browser.errors == []  # side by side
+
+
+def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, run: Path) -> None:
+    assert main(["view", str(run), "--all"]) == 0
+    assert sorted(path.name for path in (run / "view").iterdir()) == [f"step-00000{step}.html" for step in range(3)]
+    browser.open((run / "view" / "step-000000.html").as_uri())
+    assert browser.value("document.getElementById('before')") is None
+    for step in (1, 2):
+        browser.value("document.getElementById('after').click()")
+        browser.wait_for(f"document.title.endsWith('step {step}') && document.readyState === 'complete'", 5)
+    assert browser.value("document.getElementById('after')") is None
+    assert browser.value("document.getElementById('before').href").endswith("step-000001.html")
+    assert browser.errors == []
+
+
+def test_a_step_is_linked_to_the_pages_beside_it_that_are_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (0, 1):
+        assert main(["view", str(run), "--step", str(step)]) == 0
+    text = Path("view-run-step-000001.html").read_text()
+    assert 'href="view-run-step-000000.html"' in text and "the step after" not in text
+
+
+def test_one_prompt_is_shown_whole_and_one_that_is_not_there_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out.html"
+    assert main(["view", str(run), "--prompt", "b", "--out", str(page)]) == 0
+    assert page.read_text().count('data-prompt="b"') == page.read_text().count('<section class="card rollout"') == 2
+    capsys.readouterr()
+    assert main(["view", str(run), "--prompt", "c", "--out", str(page)]) == 2
+    assert "--prompt: found c, expected a prompt of the step, such as a" in capsys.readouterr().err
+
+
+def test_a_large_step_shows_a_choice_and_a_small_one_everything() -> None:
+    length = MAX_TOKENS
+    many = WHOLE_TOKENS // length
+    small = shard([of_prompt(index, f"p{index // 2}", None, length) for index in range(many)])
+    large = shard([of_prompt(index, f"p{index // 2}", None, length) for index in range(many + 8)])
+    assert len(choose_shown(small)) == many and len(choose_shown(large)) == 16 < many + 8
+    assert choose_shown(large, "p3") == [6, 7]
