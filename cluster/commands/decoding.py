@@ -45,14 +45,20 @@ def _by_tokenizers(folder: Path) -> Decoder | None:
 
 def _by_transformers(export: Path | None, model: str) -> Decoder | None:
     """For what has no tokenizer.json: a hub id, or an older layout."""
-    folder = resolve_model(model) if export is None else str(export)
-    try:
-        tokenizer = load_tokenizer(folder)
-    except ImportError:
+    if not _has_transformers():  # before a model is looked for, or downloaded
         return None
+    tokenizer = load_tokenizer(resolve_model(model) if export is None else str(export))
     return Decoder(
         lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     )
+
+
+def _has_transformers() -> bool:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _numbers(folder: Path, has_json: bool) -> Decoder:
