@@ -16,7 +16,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),-n 0,-n 2 -m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce quick test bench lint clean FORCE
+.PHONY: help setup local-smoke reproduce quick test coverage mutants bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -45,6 +45,13 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS)
 
+coverage: setup ## lines and branches that the unit and process tests run; starts no engine
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n 2 tests/unit tests/process --cov --cov-report=term:skip-covered
+
+mutants: setup ## changes to the mask, the batches and the losses that no unit test notices; an hour on 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run
+	$(BIN)/python -m mutmut results
+
 bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
 	$(BIN)/python -m tests.bench
 
@@ -61,5 +68,5 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports --no-logo
 
 clean: ## removes caches and build outputs; keeps .venv and runs
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build mutants .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cluster evidence learner rollout tests -name __pycache__ -type d -prune -exec rm -rf {} +
