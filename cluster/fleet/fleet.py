@@ -49,16 +49,18 @@ class Fleet:
         return EnginePool(self.roster.schedulers["student"], base=True)
 
     async def states(self, seconds: float) -> dict[str, EngineState]:
-        """Each engine by its name; one that does not answer within `seconds`, or fails to, is not `up`."""
-        loads = [(pool, load) for pool, scheduler in self.roster.schedulers.items() for load in scheduler.loads]
-        asked = [asyncio.create_task(load.engine.stats()) for _, load in loads]
+        """Each engine by its name; one that does not answer within `seconds`, fails to, or has not started, is not
+        `up`."""
+        seats = self.roster.everyone()
+        asked = [asyncio.create_task(seat.engine.stats()) for seat in seats]
         if asked:
             await asyncio.wait(asked, timeout=seconds)
         states = {}
-        for (pool, load), task in zip(loads, asked, strict=True):
-            is_up = task.done() and task.exception() is None
+        for seat, task in zip(seats, asked, strict=True):
+            is_up = seat.stands and task.done() and task.exception() is None
+            load = self.roster.schedulers[seat.pool].load_of(seat.engine)
             stats = task.result() if is_up else {}
-            states[load.engine.name] = EngineState(pool, is_up, load.tokens, load.sequences, stats)
+            states[seat.name] = EngineState(seat.pool, is_up, load.tokens, load.sequences, stats)
             task.cancel()
         return states
 

@@ -115,6 +115,10 @@ class Scheduler:
         """Pieces of work without an engine."""
         return sum(not place.cancelled() for *_, place in self._waiting)
 
+    def load_of(self, engine: EngineClient) -> Load:
+        """What the engine has under way: nothing where it takes no work."""
+        return next((load for load in self.loads if load.engine is engine), Load(engine))
+
     def open(self, engine: EngineClient) -> None:
         """The engine takes work from now on."""
         self.loads.append(Load(engine))

@@ -22,10 +22,11 @@ class Stepping(Pipeline):
     def __init__(self, signals: dict[int, list[signal.Signals]], stop: Any) -> None:
         self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
         self.signals, self._stop = signals, stop
+        self._handover: Any = self
         self.steps: list[int] = []
         self.saved: list[int] = []
 
-    async def push(self, version: int) -> Any:
+    async def push(self, pool: str, version: int) -> Any:
         return None
 
     async def _check_teacher(self, version: int) -> None:

@@ -3,6 +3,7 @@ replaced, on a clock of its own."""
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import settings
@@ -37,10 +38,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
-        self.engines: list[Any] = ["engine 0", "engine 1"]
+        self.engines: list[Any] = [SimpleNamespace(name="engine 0"), SimpleNamespace(name="engine 1")]
         self.count = len(self.engines)
         self.losing = False  # what an engine took with it is on its way back to its place
-        self.scheduler = Scheduler(self.engines, BATCH, self.bury)
+        self.scheduler = Scheduler(self.engines, BATCH, on_death=self.bury)
         self.pieces: list[Piece] = []
 
     def running(self) -> list[Piece]:
@@ -153,7 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.engines) < 3)
     @rule()
     def open(self) -> None:
-        engine: Any = f"engine {self.count}"
+        engine: Any = SimpleNamespace(name=f"engine {self.count}")
         self.count += 1
         self.engines.append(engine)
 
