@@ -16,7 +16,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),-n 0,-n 2 -m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce quick test coverage mutants bench lint clean FORCE
+.PHONY: help setup local-smoke reproduce quick test coverage mutants chaos bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -54,6 +54,9 @@ mutants: setup ## changes to the mask, the batches and the losses that no unit t
 
 bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
 	$(BIN)/python -m tests.bench
+
+chaos: setup ## kills and stops processes of small runs at random moments; a table and runs/chaos.json; 20 minutes
+	$(BIN)/python -m tests.chaos
 
 # The benchmarks' peer and what it needs beside the project's packages, apart from them.
 $(PEER)/.ready: requirements/peer.txt $(READY)

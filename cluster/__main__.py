@@ -1,6 +1,7 @@
 """The command line: edge-opd run | probe | data | shards | report | view | ... (`edge-opd --help`).
 
-Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step.
+Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step; 75 for a run
+that was asked to stop, and is to be resumed.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import EXPECTED, explained
+from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         return int(arguments.act(arguments))
+    except Preempted as stop:
+        print(f"edge-opd: {stop}", file=sys.stderr)
+        return PREEMPTED
     except (BaseExceptionGroup, *EXPECTED) as error:
         lines, status = explained(error)
         print("\n".join(f"edge-opd: {line}" for line in lines), file=sys.stderr)

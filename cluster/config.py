@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.faults import FaultsConfig
 from cluster.observe.config import ObserveConfig
 from cluster.weights.transports import TRANSPORTS
 from evidence.require import require
@@ -40,6 +41,7 @@ class RunConfig:
     # the max staleness, in versions: how far sampling may be behind the weights that learn from it; 0: on-policy
     max_policy_lag: int = 0
     checkpoint_every: int = 0  # steps between checkpoints; 0: none
+    keep_checkpoints: int = 2  # the newest; 0: all
     probe_every: int = 8  # steps between probes; 0: only before and after
     require_selfname: float = 0.0  # the run exits 1 when self-name of the last probe is lower
     storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
@@ -50,6 +52,7 @@ class RunConfig:
         require(self.seed >= 0, "run.seed", self.seed, "0 or more")
         require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
         require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
+        require(self.keep_checkpoints >= 0, "run.keep_checkpoints", self.keep_checkpoints, "0 or more")
         require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
         require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
         require(not self.date or _is_day(self.date), "run.date", self.date, "a day, such as '2026-11-28'")
@@ -140,6 +143,7 @@ class Recipe:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -10,6 +10,12 @@ EXPECTED = (
     ModuleNotFoundError,
 )  # others are our own mistakes: a traceback
 
+PREEMPTED = 75  # the exit status of a run that was asked to stop, and is to be resumed: EX_TEMPFAIL of sysexits.h
+
+
+class Preempted(Exception):
+    """A run was asked to stop, and has."""
+
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """The errors of a group, and of groups in it; an error by itself."""

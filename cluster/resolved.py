@@ -18,7 +18,7 @@ ADDED: Mapping[Key, Any] = {
     ("task", "ordinary_questions"): False,
     ("teacher", "url"): "",
 }
-UNCHANGING = frozenset({"observe"})  # tables that change no result
+UNCHANGING = frozenset({"observe", "faults"})  # tables that change no result
 ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank
 
 

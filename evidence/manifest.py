@@ -1,12 +1,16 @@
 """The manifest of a run: which shards exist, and which were trained, each exactly once."""
 
+import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evidence.lines import appending, read_lines
 from evidence.records import ShardInfo
+
+CHECK = "crc32"  # of a line's other keys; lines of older runs have none
 
 
 @dataclass
@@ -18,7 +22,10 @@ class _State:
 
     def apply(self, event: dict[str, Any]) -> None:
         """One line. ValueError when it cannot follow the lines before it; KeyError or TypeError when it is no event."""
-        _EVENTS[event["event"]](self, {key: value for key, value in event.items() if key != "event"})
+        body = dict(event)
+        if CHECK in body and (expected := body.pop(CHECK)) != (found := _check(body)):
+            raise ValueError(f"{CHECK}: found {found}, expected {expected}")
+        _EVENTS[body.pop("event")](self, body)
 
 
 def _apply_written(state: _State, body: dict[str, Any]) -> None:
@@ -29,7 +36,7 @@ def _apply_written(state: _State, body: dict[str, Any]) -> None:
 
 
 def _apply_trained(state: _State, body: dict[str, Any]) -> None:
-    uri, step = body["uri"], body["step"]
+    uri, step = _values(body, "uri", "step")
     if uri not in state.written:
         raise ValueError(f"{uri}: cannot be trained at step {step}: found no such shard written, expected one")
     if uri in state.trained:
@@ -38,11 +45,23 @@ def _apply_trained(state: _State, body: dict[str, Any]) -> None:
 
 
 def _apply_superseded(state: _State, body: dict[str, Any]) -> None:
-    uri = body["uri"]
+    (uri,) = _values(body, "uri")
     if uri not in state.written:
         raise ValueError(f"{uri}: cannot be superseded: found no such shard written, expected one")
     del state.written[uri]
     state.trained.discard(uri)
+
+
+def _values(body: dict[str, Any], *keys: str) -> list[Any]:
+    """Of these keys, which are all that there are."""
+    if body.keys() != set(keys):
+        raise ValueError(f"found the keys {sorted(body)}, expected {sorted(keys)}")
+    return [body[key] for key in keys]
+
+
+def _check(event: dict[str, Any]) -> str:
+    """Of an event without it: a bit that a disk turned round shows."""
+    return f"{zlib.crc32(json.dumps(event).encode()):08x}"
 
 
 _EVENTS: dict[str, Callable[[_State, dict[str, Any]], None]] = {
@@ -56,8 +75,8 @@ class Manifest:
     """The append-only JSON lines file at a local `path`: every shard written, trained or superseded.
 
     A line is one write and one fsync, under a file lock, so that "trained exactly once" also holds between processes.
-    A torn last line never happened (`evidence.lines`). Any other malformed line is a ValueError that names the file and
-    the line.
+    Each line has a checksum. A torn last line never happened (`evidence.lines`). Any other malformed line is a
+    ValueError that names the file and the line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -92,4 +111,4 @@ class Manifest:
     def _append(self, event: dict[str, Any]) -> None:
         with appending(self.path) as file:
             self._replay().apply(event)
-            file.append(event)
+            file.append(event | {CHECK: _check(event)})

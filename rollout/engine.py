@@ -290,6 +290,10 @@ class Engine:
             raise RuntimeError(f"the engine's workers hold different weights: digests {sorted(digests)}")
         return quirks.version_number(version), digests.pop()
 
+    async def ping(self) -> None:
+        """Answers once the engine's core has, which it does between two steps."""
+        await self._llm.get_weight_version()
+
     def shutdown(self) -> None:
         self._llm.shutdown()
 

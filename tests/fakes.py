@@ -73,6 +73,9 @@ class FakeEngine:
     async def stats(self) -> dict[str, float]:
         return {"running_requests": 1.0, "generated_tokens": 100.0}
 
+    async def ping(self) -> None:
+        await asyncio.sleep(0)
+
     async def stop(self) -> None:
         self.told.append(("stop",))
 

@@ -27,6 +27,14 @@ class Services:
 
     rollout: RolloutService
     learner: LearnerService
+    transport: str = ""  # of weights
+
+    async def connect(self, pool: str) -> bool:
+        """The weight transport leads to those engines of `pool` that have started. Whether it led to others before."""
+        workers = await self.rollout.enlist(pool)
+        if workers:
+            await self.learner.open_transport(pool, self.transport, self.rollout.handle, workers)
+        return workers > 0
 
 
 @contextmanager
@@ -46,7 +54,7 @@ def running(recipe: Recipe, plan: Plan, run_file: Path, storage: str, metadata: 
         ending.callback(learner.stop)
         rollout = _rollout(recipe, plan, group, models, storage, metadata)
         ending.callback(rollout.stop)
-        yield Services(rollout, learner)
+        yield Services(rollout, learner, plan.transport)
 
 
 def _learner(
@@ -91,9 +99,9 @@ async def start(services: Services, recipe: Recipe, plan: Plan, storage: str, ro
             engines = group.create_task(rollout.start())
             group.create_task(learner.start(places))
         hosts = engines.result()
-    await learner.open_transport("student", plan, rollout.handle)
+    await services.connect("student")
     if recipe.teacher.follows:
-        await learner.open_transport("teacher", plan, rollout.handle)
+        await services.connect("teacher")
     return hosts | {f"learner rank {rank}": place.host for rank, place in enumerate(places)}
 
 

@@ -10,6 +10,10 @@ from rollout.waits import deadline
 T = TypeVar("T")
 
 
+class Died(RuntimeError):
+    """An actor's process, or the engine in it, is no more."""
+
+
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
     """`work`, or TimeoutError naming who was late."""
     async with deadline(seconds, f"{what}: no answer"):
@@ -40,24 +44,24 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
 
 
 async def each_within(seconds: float, name: str, what: str, stream: Any) -> AsyncIterator[Any]:
-    """What the actor called `name` yields, each with the deadline; RuntimeError in one line when it is no more."""
+    """What the actor called `name` yields, each with the deadline; Died in one line when it is no more."""
     while True:
         try:
             yield await within(seconds, what, await within(seconds, what, anext(stream)))
         except StopAsyncIteration:
             return
         except LOST as lost:
-            raise RuntimeError(f"{name} died: {reason(lost)}") from None
+            raise Died(f"{name} died: {reason(lost)}") from None
 
 
 async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: Any) -> Any:
     """What the method of an actor answers.
 
     Raises:
-        RuntimeError: one line, when the actor called `name` is no more, or one that it asked in turn.
+        Died: one line, when the actor called `name` is no more, or one that it asked in turn.
         what the method raises.
     """
     try:
         return await getattr(handle, method).remote(*arguments, **options)
     except LOST as lost:
-        raise RuntimeError(f"{name} died: {reason(lost)}") from None
+        raise Died(f"{name} died: {reason(lost)}") from None

@@ -5,7 +5,9 @@ from typing import Any, TypeVar
 
 import ray
 
+from cluster.fleet.calls import Died
 from cluster.fleet.processes import last_lines, log_to_file
+from cluster.fleet.ray_cluster import Footprint, own_footprint
 from cluster.models import resolve_model
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
@@ -39,6 +41,14 @@ class EngineActor:
 
         self.engine = Engine(resolve_model(self._model), *self._arguments)
         return str(ray.util.get_node_ip_address())
+
+    async def footprint(self) -> Footprint:
+        """The engine's processes."""
+        return own_footprint()
+
+    async def ping(self) -> None:
+        """Answers once the engine's core has."""
+        await self._told(self.engine.ping())
 
     async def log_tail(self) -> str:
         """The last lines of the log, for the message of a failure."""
@@ -102,4 +112,4 @@ class EngineActor:
         try:
             return await work
         except EngineDeadError as error:
-            raise RuntimeError(f"{self.name} died: {error}\n{await self.log_tail()}") from None
+            raise Died(f"{self.name} died: {error}\n{await self.log_tail()}") from None

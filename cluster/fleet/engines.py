@@ -1,6 +1,6 @@
 """One engine, wherever it runs: what the fleet asks of it, an actor (`ray_engine`) or a server (`http_engine`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from evidence.records import Floats, Ids, RolloutRequest, Sample
@@ -41,11 +41,17 @@ class EngineClient(Protocol):
     async def stats(self) -> dict[str, float]:
         """What the engine counts of itself, `rollout.tally.FIGURES`; nothing where it cannot be asked."""
 
+    async def ping(self) -> None:
+        """Answers while the engine works, between two of its steps. `Died` where it is no more."""
+
     async def stop(self) -> None:
         """Ends the engine and what it started."""
 
     def kill(self) -> None:
-        """Ends an engine that does not stop."""
+        """Ends an engine that does not stop, and what it started."""
+
+
+Maker = Callable[[], EngineClient]  # of the engine of one place of the placement; each time a new one
 
 
 # What a push consists of, in the order in which an engine hears it; an adapter's is one verb.

@@ -1,133 +1,107 @@
-"""The owner of the engines: it starts them, feeds them, hands them weights, proves what they hold, and ends them.
+"""The owner of the engines: it starts them, feeds them, hands them weights, proves what they hold, replaces those that
+die or hang, and ends them.
 
     who wants a token -> EnginePool -> Scheduler -> EngineClient -> an actor's engine, or somebody's server
     who has weights --> tell, prove ------------------^
+    Roster: which engine has which place, and whether it serves
 
 It lives in the rollout service. Everyone else asks that service, and holds no engine.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from cluster.fleet.calls import all_within, within
-from cluster.fleet.engines import EngineClient
-from cluster.fleet.scheduler import EnginePool, Scheduler
+from cluster.faults import FaultsConfig
+from cluster.fleet.engines import EngineClient, Maker
+from cluster.fleet.roster import CanaryText, Roster
+from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids
 from evidence.telemetry import Activity, EngineState
 from rollout.config import EngineConfig
 
 STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
-GRACE_S = 10.0  # by which a wait for others that wait is longer than theirs, so that theirs gives the name
-
-
-@dataclass(frozen=True, eq=False)
-class CanaryText:
-    """A fixed text, and the learner's own log-probs of its response, float32 [T], under the weights in question."""
-
-    prompt_ids: Ids
-    response_ids: Ids
-    expected: Floats
 
 
 class Fleet:
     """The engines of one run, by pool ("student", "teacher").
 
-    configs: the pools' settings. in_turn: engines start one after another, as on a GPU that they share, where vLLM
-    takes what other processes allocate while it starts for its own.
+    makers: of the engine of each place of a pool. configs: the pools' settings. taking: pools that take weights from
+    the learner. in_turn: engines start one after another, as on a GPU that they share, where vLLM takes what other
+    processes allocate while it starts for its own.
     """
 
     def __init__(
         self,
-        engines: Mapping[str, Sequence[EngineClient]],
+        makers: Mapping[str, Sequence[Maker]],
         configs: Mapping[str, EngineConfig],
+        faults: FaultsConfig,
+        taking: Sequence[str] = ("student",),
         in_turn: bool = False,
     ) -> None:
-        self.engines, self.configs, self._in_turn = {pool: tuple(engines[pool]) for pool in engines}, configs, in_turn
         self.activity = Activity()
-        self._schedulers = {
-            pool: Scheduler(engines[pool], configs[pool].max_num_seqs, self.activity) for pool in engines
-        }
+        self.roster, self._configs = Roster(makers, configs, faults, taking, in_turn, self.activity), configs
 
     def pool(self, name: str) -> EnginePool:
         """The engines of a pool as one; a pool without engines of its own is the student's, without their adapter."""
-        if self.engines[name]:
-            return EnginePool(self._schedulers[name])
-        return EnginePool(self._schedulers["student"], base=True)
-
-    async def start(self) -> dict[str, str]:
-        """The address of each engine's host, by the engine's name.
-
-        Raises:
-            TimeoutError, RuntimeError: name the engine that did not start.
-        """
-        turns = asyncio.Semaphore(1 if self._in_turn else len(self._everyone()))
-        starting = {
-            engine.name: _start(turns, self.configs[pool].start_deadline_s, engine)
-            for pool, engines in self.engines.items()
-            for engine in engines
-        }
-        hosts = await all_within(self.start_deadline_s() + GRACE_S, "start of the engines", starting)
-        return dict(zip(starting, hosts, strict=True))
-
-    def start_deadline_s(self) -> float:
-        """For all of them."""
-        each = [self.configs[pool].start_deadline_s for pool, engines in self.engines.items() for _ in engines]
-        return sum(each) if self._in_turn else max(each)
+        if self.roster.seats[name]:
+            return EnginePool(self.roster.schedulers[name])
+        return EnginePool(self.roster.schedulers["student"], base=True)
 
     async def states(self, seconds: float) -> dict[str, EngineState]:
-        """Each engine by its name; one that does not answer within `seconds`, or fails to, is not `up`."""
-        loads = [(pool, load) for pool, scheduler in self._schedulers.items() for load in scheduler.loads]
-        asked = [asyncio.create_task(load.engine.stats()) for _, load in loads]
+        """Each engine by its name; one that does not answer within `seconds`, fails to, or has not started, is not
+        `up`."""
+        seats = self.roster.everyone()
+        asked = [asyncio.create_task(seat.engine.stats()) for seat in seats]
         if asked:
             await asyncio.wait(asked, timeout=seconds)
         states = {}
-        for (pool, load), task in zip(loads, asked, strict=True):
-            is_up = task.done() and task.exception() is None
+        for seat, task in zip(seats, asked, strict=True):
+            is_up = seat.stands and task.done() and task.exception() is None
+            load = self.roster.schedulers[seat.pool].load_of(seat.engine)
             stats = task.result() if is_up else {}
-            states[load.engine.name] = EngineState(pool, is_up, load.tokens, load.sequences, stats)
+            states[seat.name] = EngineState(seat.pool, is_up, load.tokens, load.sequences, stats)
             task.cancel()
         return states
 
     def waiting(self) -> dict[str, int]:
         """Pieces of work without an engine, by pool."""
-        return {pool: scheduler.num_waiting for pool, scheduler in self._schedulers.items()}
+        return {pool: scheduler.num_waiting for pool, scheduler in self.roster.schedulers.items()}
 
     async def tell(self, pool: str, verb: str, arguments: Sequence[Any], seconds: float) -> None:
-        """A verb of the weight hand-off to every engine of a pool; see `EngineClient.tell`."""
-        size = self.configs[pool].tensor_parallel_size
+        """A verb of the weight hand-off to every engine that takes part; see `EngineClient.tell`."""
+        size = self._configs[pool].tensor_parallel_size
         told = {
-            engine.name: engine.tell(verb, *(_own(argument, place * size) for argument in arguments))
-            for place, engine in enumerate(self.engines[pool])
+            seat: seat.engine.tell(verb, *(_own(argument, place * size) for argument in arguments))
+            for place, seat in enumerate(self.roster.enlisted(pool))
         }
-        await all_within(seconds, verb, told)
+        await self.roster.each(verb, told, seconds)
 
     async def sleep(self, seconds: float) -> None:
         """Every engine gives back its GPU's memory."""
+        self.roster.fall_asleep()
         await self._all("engines that fall asleep", "sleep", seconds)
 
     async def wake_up(self, seconds: float) -> None:
         """Every engine takes its memory again."""
         await self._all("engines that wake up", "wake_up", seconds)
+        self.roster.wake_up()
+        if self.roster.reference is not None:
+            await self.prove_teacher(*self.roster.reference, seconds)
 
     async def _all(self, what: str, verb: str, seconds: float) -> None:
-        await all_within(seconds, what, {engine.name: engine.tell(verb) for engine in self._everyone()})
-
-    def _everyone(self) -> list[EngineClient]:
-        return [engine for engines in self.engines.values() for engine in engines]
+        standing = [seat for seat in self.roster.everyone() if seat.stands]
+        await self.roster.each(what, {seat: seat.engine.tell(verb) for seat in standing}, seconds)
 
     async def prove_weights(self, pool: str, version: int, digest: str, seconds: float) -> None:
         """RuntimeError names an engine of `pool` that does not hold `version` with the digest of what was sent."""
         what = f"weight push of version {version}"
-        asked = {engine.name: engine.weight_state() for engine in self.engines[pool]}
-        for name, found in zip(asked, await all_within(seconds, what, asked), strict=True):
+        asked = {seat: seat.engine.weight_state() for seat in self.roster.enlisted(pool)}
+        for seat, found in (await self.roster.each(what, asked, seconds)).items():
             if found != (version, digest):
                 raise RuntimeError(
-                    f"{what}: {name} holds version {found[0]} with digest {found[1]}, expected version {version} with "
-                    f"digest {digest}"
+                    f"{what}: {seat.name} holds version {found[0]} with digest {found[1]}, expected version {version} "
+                    f"with digest {digest}"
                 )
 
     async def prove_canary(self, pool: str, version: int, text: CanaryText, tolerance: float, seconds: float) -> float:
@@ -141,30 +115,42 @@ class Fleet:
             RuntimeError: names an engine that differs by more than `tolerance`.
         """
         what = f"canary at version {version}"
-        asked = {engine.name: _score(engine, text) for engine in self.engines[pool]}
-        differences = [float(np.abs(found - text.expected).mean()) for found in await all_within(seconds, what, asked)]
-        for name, difference in zip(asked, differences, strict=True):
-            if not difference <= tolerance:
-                raise RuntimeError(
-                    f"{what}: {name} differs from the learner by {difference:.3f} nats a token on average, expected "
-                    f"at most {tolerance:g}: its weights are not the learner's"
-                )
-        return max(differences)
+        asked = {seat: _score(seat.engine, text) for seat in self.roster.enlisted(pool)}
+        found = await self.roster.each(what, asked, seconds)
+        return max(
+            (text.require(what, seat.name, "the learner", one, tolerance) for seat, one in found.items()), default=0.0
+        )
+
+    async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        """What the frozen teacher says of a text, float32 [T]."""
+        (found,) = await self.pool("teacher").score([prompt_ids], [response_ids])
+        return found
+
+    async def prove_teacher(self, text: CanaryText, tolerance: float, seconds: float) -> None:
+        """Every engine of the frozen teacher scores `text` as it did at first; one that does not is replaced, and a
+        successor serves only then."""
+        what, by_teachers = "check of the frozen teacher", bool(self.roster.seats["teacher"])
+        self.roster.reference = text, tolerance
+        seats = [seat for seat in self.roster.seats["teacher" if by_teachers else "student"] if seat.stands]
+        engines = {seat: seat.engine for seat in seats}
+        asked = {seat: _score(engine, text, base=not by_teachers) for seat, engine in engines.items()}
+        for seat, found in (await self.roster.each(what, asked, seconds)).items():
+            try:
+                text.require(what, seat.name, "the first one", found, tolerance)
+            except RuntimeError as error:
+                self.roster.lose(seat, engines[seat], error)
+        self.roster.require_hope()
 
     async def stop(self) -> None:
         """Ends every engine. They first end their own children and give back the shared memory between them."""
-        everyone = self._everyone()
+        self.roster.stop()
+        everyone = [seat.engine for seat in self.roster.everyone()]
         ending = [asyncio.create_task(engine.stop()) for engine in everyone]
         if ending:
             await asyncio.wait(ending, timeout=STOP_DEADLINE_S)
         for engine, task in zip(everyone, ending, strict=True):
             task.cancel()
             engine.kill()
-
-
-async def _start(turns: asyncio.Semaphore, seconds: float, engine: EngineClient) -> str:
-    async with turns:
-        return await within(seconds, f"start of {engine.name}", engine.start())
 
 
 def _own(argument: Any, offset: int) -> Any:
@@ -175,6 +161,6 @@ def _own(argument: Any, offset: int) -> Any:
     return argument
 
 
-async def _score(engine: EngineClient, text: CanaryText) -> Floats:
-    (found,) = await engine.score([text.prompt_ids], [text.response_ids], False)
+async def _score(engine: EngineClient, text: CanaryText, base: bool = False) -> Floats:
+    (found,) = await engine.score([text.prompt_ids], [text.response_ids], base)
     return found

@@ -144,6 +144,9 @@ class HttpEngine:
     async def stats(self) -> dict[str, float]:
         return {}
 
+    async def ping(self) -> None:
+        """Nothing: a server that is no more answers no score, which has a deadline."""
+
     async def stop(self) -> None:
         if self._client is not None:
             await self._client.close()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.engine_actor import EngineActor
-from cluster.fleet.engines import EngineClient
+from cluster.fleet.engines import EngineClient, Maker
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
@@ -35,26 +36,28 @@ def placed(actor: Any, plan: Plan, reserved: PlacementGroup, pool: str, index: i
 
 def build_engines(
     recipe: Recipe, plan: Plan, reserved: PlacementGroup, models: dict[str, str]
-) -> dict[str, list[EngineClient]]:
-    """The engines of each pool, which are not started yet.
+) -> dict[str, list[Maker]]:
+    """What makes the engine of each place of each pool, which then is not started yet.
 
     models: of each pool, as every host can resolve it.
     """
     adapter = adapter_of(recipe, models["student"])
     backend = backend_of(plan.transport) if adapter is None else None
 
-    def build(pool: str, config: EngineConfig, *receives: Any) -> list[EngineClient]:
+    def build(pool: str, config: EngineConfig, *receives: Any) -> list[Maker]:
         arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)
-        names = [f"{pool} engine {index}" for index in range(len(plan.shares[pool]))]
-        options = [
-            placed(EngineActor, plan, reserved, pool, index, engine_environment(plan)) for index in range(len(names))
-        ]
-        return [RayEngine(name, one.remote(name, *arguments)) for name, one in zip(names, options, strict=True)]
+
+        def make(index: int) -> EngineClient:
+            name = f"{pool} engine {index}"
+            actor = placed(EngineActor, plan, reserved, pool, index, engine_environment(plan))
+            return RayEngine(name, actor.remote(name, *arguments))
+
+        return [partial(make, index) for index in range(len(plan.shares[pool]))]
 
     in_flight = recipe.weights.in_flight
     students = build("student", recipe.student, backend, in_flight, adapter)
     if recipe.teacher.url:
-        server = HttpEngine("teacher server", recipe.teacher.url, recipe.teacher, models["student"])
+        server = partial(HttpEngine, "teacher server", recipe.teacher.url, recipe.teacher, models["student"])
         return {"student": students, "teacher": [server]}
     teachers = build("teacher", recipe.teacher, backend if recipe.teacher.follows else None, in_flight, None)
     return {"student": students, "teacher": teachers}

@@ -13,6 +13,7 @@ import ray
 from cluster.config import Recipe
 from cluster.fleet.network import interface_towards
 from cluster.fleet.processes import free_port, log_to_file
+from cluster.fleet.ray_cluster import Footprint, own_footprint
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
 from evidence.records import Floats, Ids, ShardInfo
@@ -45,6 +46,10 @@ class LearnerActor:
     def place(self, run_file: str) -> Place:
         """Where this rank is, and whether it sees a file of the run's folder."""
         return Place(ray.util.get_node_ip_address(), free_port(), Path(run_file).is_file())
+
+    def footprint(self) -> Footprint:
+        """This rank's processes."""
+        return own_footprint()
 
     def start(self, rank: int, places: Sequence[Place]) -> None:
         """Joins the other ranks, where rank 0 is, and loads the models."""

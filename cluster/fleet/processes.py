@@ -6,11 +6,15 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 LAST_LINES = 12
 LOG_DAYS = 7
+Process = tuple[int, float]  # its number, and when it began: numbers are used again
 
 
 def log_to_file(name: str) -> str:
@@ -55,3 +59,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def own_processes() -> list[Process]:
+    """This process and what it started, the youngest first."""
+    own = psutil.Process()
+    return [(process.pid, process.create_time()) for process in (*reversed(own.children(recursive=True)), own)]
+
+
+def end_processes(processes: Sequence[Process]) -> None:
+    """Kills those that are still there, also one that was stopped and hears nothing else."""
+    for number, begun in processes:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            if process.create_time() == begun:
+                process.kill()

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
+from cluster.fleet.processes import Process, end_processes, own_processes
 
 
 def connect() -> None:
@@ -45,3 +48,25 @@ def reserved(plan: Plan, deadline_s: float) -> Iterator[PlacementGroup]:
         yield group
     finally:
         remove_placement_group(group)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The processes of an actor, and the Ray node that they are on."""
+
+    node: str
+    processes: tuple[Process, ...]
+
+    def end(self) -> None:
+        """Kills what Ray does not: a process that was stopped, and what a killed one had started. It is not waited
+        for on another node."""
+        if self.node == ray.get_runtime_context().get_node_id():
+            end_processes(self.processes)
+            return
+        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there).remote(self.processes)
+
+
+def own_footprint() -> Footprint:
+    """Of the actor that asks."""
+    return Footprint(str(ray.get_runtime_context().get_node_id()), tuple(own_processes()))

@@ -7,6 +7,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cluster.fleet.calls import ask
+from cluster.fleet.ray_cluster import Footprint
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
 
@@ -16,10 +17,13 @@ class RayEngine:
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name, self._handle = name, handle
+        self._footprint: Footprint | None = None
 
     async def start(self) -> str:
         try:
-            return str(await self._ask("start"))
+            host = str(await self._ask("start"))
+            self._footprint = await self._ask("footprint")
+            return host
         except RayTaskError as error:  # of whatever kind: vLLM's log says more than its errors
             said = f"{self.name} did not start: {one_line(error.cause)}\n{await self._ask('log_tail')}"
             raise RuntimeError(said) from None
@@ -47,11 +51,17 @@ class RayEngine:
     async def stats(self) -> dict[str, float]:
         return dict(await self._ask("stats"))
 
+    async def ping(self) -> None:
+        await self._ask("ping")
+
     async def stop(self) -> None:
         await self._ask("shutdown")
 
     def kill(self) -> None:
+        """Also the processes that it started: those of an engine that was stopped or killed outlive its actor."""
         ray.kill(self._handle)
+        if self._footprint is not None:
+            self._footprint.end()
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.name, self._handle, method, *arguments)

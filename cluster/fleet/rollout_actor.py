@@ -9,12 +9,14 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Recipe
-from cluster.fleet.fleet import CanaryText, Fleet
+from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
 from cluster.fleet.processes import collect_seldom, log_to_file
+from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.roster import CanaryText, News
 from cluster.models import resolve_model
-from evidence.records import EvidenceRecord, Ids, ShardInfo
+from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import write_shard
 from evidence.telemetry import Sample, Span
@@ -42,12 +44,14 @@ class RolloutActor:
         self._fleet = Fleet(
             build_engines(recipe, plan, reserved, models),
             {"student": recipe.student, "teacher": recipe.teacher},
+            recipe.faults,
+            ("student", "teacher") if recipe.teacher.follows else ("student",),
             in_turn=plan.starts_in_turn,
         )
 
     def start_deadline_s(self) -> float:
         """How long `start` may take."""
-        return self._fleet.start_deadline_s()
+        return self._fleet.roster.start_deadline_s()
 
     async def start(self) -> dict[str, str]:
         """The address of each engine's host, by the engine's name."""
@@ -56,7 +60,7 @@ class RolloutActor:
         from rollout.tasks import build_task
         from rollout.worker import RolloutWorker, rewarder
 
-        starting = asyncio.create_task(self._fleet.start())
+        starting = asyncio.create_task(self._fleet.roster.start())
         await asyncio.sleep(0)  # the engines load while this process does
         recipe, run, task = self._recipe, self._recipe.run, build_task(self._recipe.task)
         requests = step_requests(recipe, resolve_model(self._model), task)
@@ -71,6 +75,10 @@ class RolloutActor:
         )
         self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
         return await starting
+
+    async def footprint(self) -> Footprint:
+        """The service's processes, without its engines."""
+        return own_footprint()
 
     async def resume(self, learned: list[str]) -> None:
         self._stream.resume(learned)
@@ -92,6 +100,15 @@ class RolloutActor:
     async def resume_scoring(self, teacher_version: int) -> None:
         await self._stream.resume_scoring(teacher_version)
 
+    async def news(self, seconds: float) -> News:
+        return await self._fleet.roster.news(seconds)
+
+    async def enlist(self, pool: str, seconds: float) -> int:
+        return await self._fleet.roster.enlist(pool, seconds)
+
+    async def admit(self, pool: str) -> int:
+        return self._fleet.roster.admit(pool)
+
     async def tell(self, pool: str, verb: str, arguments: Sequence[Any], seconds: float) -> None:
         await self._fleet.tell(pool, verb, arguments, seconds)
 
@@ -107,6 +124,12 @@ class RolloutActor:
         engines = await self._fleet.states(seconds)
         waiting, version = self._fleet.waiting(), self._stream.version
         return Sample(time.time(), version, groups, oldest_s, waiting, engines), self._fleet.activity.take()
+
+    async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        return await self._fleet.teacher_scores(prompt_ids, response_ids)
+
+    async def prove_teacher(self, text: CanaryText, tolerance: float, seconds: float) -> None:
+        await self._fleet.prove_teacher(text, tolerance, seconds)
 
     async def sleep(self, seconds: float) -> None:
         await self._fleet.sleep(seconds)

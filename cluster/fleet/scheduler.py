@@ -4,10 +4,11 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from cluster.fleet.calls import Died
 from cluster.fleet.engines import EngineClient
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from evidence.telemetry import Activity
@@ -34,13 +35,19 @@ class Work:
     tokens: int
 
 
-@dataclass
+class _Lost(Exception):
+    """The engine of a call is no more, and another is to be asked."""
+
+
+@dataclass(eq=False)
 class Load:
     """What an engine has under way."""
 
     engine: EngineClient
     sequences: int = 0
     tokens: int = 0
+    _calls: "set[asyncio.Future[Any]]" = field(default_factory=set)
+    _is_lost: bool = False
 
     def add(self, work: Work) -> None:
         self.sequences += work.sequences
@@ -49,6 +56,26 @@ class Load:
     def remove(self, work: Work) -> None:
         self.sequences -= work.sequences
         self.tokens -= work.tokens
+
+    async def run(self, call: Callable[[EngineClient], Awaitable[T]]) -> T:
+        """What `call` makes of the engine; `_Lost` once `lose` is called, whether or not the engine answers."""
+        task = asyncio.ensure_future(call(self.engine))
+        self._calls.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            mine = asyncio.current_task()
+            if not self._is_lost or (mine is not None and mine.cancelling()):
+                raise
+            raise _Lost from None
+        finally:
+            self._calls.discard(task)
+
+    def lose(self) -> None:
+        """Gives up every call."""
+        self._is_lost = True
+        for task in self._calls:
+            task.cancel()
 
 
 # lane, order of arrival, and the load that it goes to
@@ -60,36 +87,89 @@ class Scheduler:
     engines' room waits here, and not in the queue of an engine that may be slow: such an engine delays what it has
     begun and nothing else. Within a lane: first come, first served.
 
+    An engine may be lost and another opened at any time: what the lost one had begun waits again, in its old place.
+    on_death: is called when an engine has died in a call; it calls `lose`, or raises to end the call. Without it deaths
+    are raised.
+
     max_num_seqs: sequences that one engine runs at a time. It holds `BATCHES` times as many, and no more, for
     rollouts, scores, probes and a LoRA base together; an engine that is not full takes a piece of any size.
     activity: when each engine did what.
     """
 
-    def __init__(self, engines: Sequence[EngineClient], max_num_seqs: int, activity: Activity | None = None) -> None:
+    def __init__(
+        self,
+        engines: Sequence[EngineClient],
+        max_num_seqs: int,
+        activity: Activity | None = None,
+        on_death: Callable[[EngineClient, Died], None] | None = None,
+    ) -> None:
         self._activity = activity or Activity()
         self.loads = [Load(engine) for engine in engines]
-        self._room = BATCHES * max_num_seqs
+        self._room, self._on_death = BATCHES * max_num_seqs, on_death
         self._waiting: list[Waiting] = []  # a heap
         self._numbers = itertools.count()
+        self._failure: Exception | None = None
 
     @property
     def num_waiting(self) -> int:
         """Pieces of work without an engine."""
         return sum(not place.cancelled() for *_, place in self._waiting)
 
+    def load_of(self, engine: EngineClient) -> Load:
+        """What the engine has under way: nothing where it takes no work."""
+        return next((load for load in self.loads if load.engine is engine), Load(engine))
+
+    def open(self, engine: EngineClient) -> None:
+        """The engine takes work from now on."""
+        self.loads.append(Load(engine))
+        self._give_out()
+
+    def lose(self, engine: EngineClient) -> None:
+        """The engine takes no more work, and what it has begun goes to others."""
+        for load in [load for load in self.loads if load.engine is engine]:
+            self.loads.remove(load)
+            load.lose()
+
+    def fail(self, failure: Exception) -> None:
+        """Whatever waits ends so, and whatever comes: no engine will take it."""
+        self._failure = failure
+        for *_, place in self._waiting:
+            if not place.done():
+                place.set_exception(failure)
+        self._waiting.clear()
+
     async def run(self, lane: Lane, work: Work, call: Callable[[EngineClient], Awaitable[T]]) -> T:
-        """What `call` makes of an engine, once one has room for `work`."""
+        """What `call` makes of an engine, once one has room for `work`; of another where the first is lost."""
+        number = next(self._numbers)
+        while True:
+            load = await self._place(lane, number, work)
+            try:
+                with self._activity.piece(load.engine.name, lane.name.lower()):
+                    return await load.run(call)
+            except _Lost:
+                continue
+            except Died as death:
+                if self._on_death is None:
+                    raise
+                self._on_death(load.engine, death)
+            finally:
+                load.remove(work)
+                self._give_out()
+
+    async def _place(self, lane: Lane, number: int, work: Work) -> Load:
+        """An engine's room, in the order of lanes and numbers."""
+        if self._failure is not None:
+            raise self._failure
         place: asyncio.Future[Load] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (lane, next(self._numbers), work, place))
+        heapq.heappush(self._waiting, (lane, number, work, place))
         self._give_out()
         try:
-            load = await place
-            with self._activity.piece(load.engine.name, lane.name.lower()):
-                return await call(load.engine)
-        finally:
-            if not place.cancelled():  # an engine was found
+            return await place
+        except asyncio.CancelledError:
+            if not place.cancelled() and place.exception() is None:  # an engine was found
                 place.result().remove(work)
                 self._give_out()
+            raise
 
     def _give_out(self) -> None:
         """Places what waits, as far as there is room."""

@@ -11,13 +11,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from cluster.config import Recipe
 from cluster.fleet.calls import all_within, ask, each_within, within
-from cluster.fleet.fleet import GRACE_S, STOP_DEADLINE_S, CanaryText
+from cluster.fleet.fleet import STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
-from cluster.fleet.placement import Plan
+from cluster.fleet.ray_cluster import Footprint
+from cluster.fleet.roster import GRACE_S, CanaryText, News
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
@@ -37,11 +39,13 @@ class RolloutService:
     def __init__(self, handle: Any, recipe: Recipe) -> None:
         self.handle, self._recipe = handle, recipe
         self.watch: Watch = nullcontext  # type: ignore[assignment]
+        self._footprint: Footprint | None = None
 
     async def start(self) -> dict[str, str]:
         """The address of each engine's host, by the engine's name."""
         own = self._recipe.student.start_deadline_s
         seconds = await self._ask(own, f"start of the {ROLLOUT}", "start_deadline_s")
+        self._footprint = await self._ask(own, f"processes of the {ROLLOUT}", "footprint")
         hosts = await self._ask(own + seconds + 2 * GRACE_S, "start of the engines", "start")
         return dict(hosts)
 
@@ -82,6 +86,23 @@ class RolloutService:
         """Every engine takes its memory again."""
         await self._engines("engines that wake up", "wake_up")
 
+    async def news(self, seconds: float) -> News:
+        """Of the engines, as soon as there is any, within `seconds`."""
+        asked = ask(ROLLOUT, self.handle, "news", seconds)  # beside another call, so that it is nothing to watch
+        news: News = await within(seconds + GRACE_S, f"{ROLLOUT}: news of the engines", asked)
+        return news
+
+    async def enlist(self, pool: str) -> int:
+        """Every engine of `pool` that has started takes part in the pushes that follow; at least one is waited for.
+        Returns the number of their workers where the transport has to be opened to them, otherwise 0."""
+        config = self._recipe.student if pool == "student" else self._recipe.teacher
+        seconds = config.start_deadline_s + self._recipe.faults.silent_s
+        return int(await self._ask(seconds + GRACE_S, f"{pool} engines for a weight push", "enlist", pool, seconds))
+
+    async def admit(self, pool: str) -> int:
+        """The engines of `pool` that the last push has proven get work. Returns how many there are."""
+        return int(await self._ask(self._recipe.weights.deadline_s, f"{ROLLOUT}: proven engines", "admit", pool))
+
     async def prove(self, pool: str, version: int, digest: str) -> None:
         """RuntimeError names an engine of `pool` that does not hold `version` with this digest."""
         await self._engines(f"weight push of version {version}", "prove_weights", pool, version, digest)
@@ -93,6 +114,17 @@ class RolloutService:
         return float(
             await self._engines(f"canary at version {version}", "prove_canary", pool, version, text, tolerance)
         )
+
+    async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
+        """What the frozen teacher says of a text, float32 [T]."""
+        what = "first score of the frozen teacher"
+        return np.asarray(
+            await self._ask(self._recipe.rollout.deadline_s, what, "teacher_scores", prompt_ids, response_ids)
+        )
+
+    async def prove_teacher(self, text: CanaryText, tolerance: float) -> None:
+        """Every engine of the frozen teacher scores `text` as expected, or is replaced by one that does."""
+        await self._engines("check of the frozen teacher", "prove_teacher", text, tolerance)
 
     async def _engines(self, what: str, method: str, *arguments: Any) -> Any:
         """What is asked of engines: the fleet has the deadline, and names the one that is late."""
@@ -112,6 +144,8 @@ class RolloutService:
         """Ends the engines, then the service."""
         ray.wait([self.handle.stop.remote()], timeout=STOP_DEADLINE_S + GRACE_S)
         ray.kill(self.handle)
+        if self._footprint is not None:
+            self._footprint.end()
 
 
 class LearnerService:
@@ -123,6 +157,7 @@ class LearnerService:
     def __init__(self, handles: Sequence[Any], recipe: Recipe, run_file: Path) -> None:
         self.handles, self._recipe, self._run_file = list(handles), recipe, run_file
         self.watch: Watch = nullcontext  # type: ignore[assignment]
+        self._footprints: list[Footprint] = []
 
     async def places(self) -> list[Place]:
         """Where each rank is, with a port that is free there now."""
@@ -137,15 +172,14 @@ class LearnerService:
             for rank, (name, handle) in enumerate(zip(self._names(), self.handles, strict=True))
         }
         await all_within(seconds, "start of the learner", answers)
+        self._footprints = await self._ask(seconds, "processes of the learner's ranks", "footprint")
 
-    async def open_transport(self, pool: str, plan: Plan, rollout: Any) -> None:
-        """Connects the ranks to the engines of `pool`, through the rollout service's handle."""
-        config = self._recipe.student if pool == "student" else self._recipe.teacher
-        workers = len(plan.shares[pool]) * config.tensor_parallel_size
+    async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
+        """Connects the ranks to the `workers` of the engines of `pool`, through the rollout service's handle."""
         seconds, what = self._recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"
         meeting = (await self.places())[0]
-        arguments = (pool, plan.transport, rollout, workers, meeting.host, meeting.port)
-        await self._ask(seconds + GRACE_S, what, "open_transport", *arguments)
+        arguments = (pool, transport, rollout, workers, meeting.host, meeting.port)
+        await self._ask(2 * seconds + GRACE_S, what, "open_transport", *arguments)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         """One step of all ranks over a shard."""
@@ -160,7 +194,7 @@ class LearnerService:
         if pool == "student" and recipe.run.max_policy_lag and has_others_first:
             seconds += recipe.rollout.deadline_s  # for the rollouts under way, which end first
         digests = await self._ask(
-            seconds + GRACE_S, f"weight push of version {version}", "push", pool, version, seconds
+            2 * seconds + GRACE_S, f"weight push of version {version}", "push", pool, version, seconds
         )
         return str(digests[0])
 
@@ -221,3 +255,5 @@ class LearnerService:
         """Ends every rank."""
         for handle in self.handles:
             ray.kill(handle)
+        for footprint in self._footprints:
+            footprint.end()

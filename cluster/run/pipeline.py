@@ -11,14 +11,21 @@
 The rollout service works on while the learner does, as far as the bound allows. Version v is the policy after v steps.
 """
 
+import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from cluster.config import Recipe
+from cluster.errors import Preempted
 from cluster.fleet.assembly import Services
+from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
 from cluster.run.handover import Handover, Pushed
-from cluster.run.record import Answer, probe_record, step_record, write_answers
+from cluster.run.record import Answer, probe_record, read_probes, step_record, write_answers
 from cluster.run.rundir import RunDir
+from cluster.run.stop import Stop
+from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
@@ -29,7 +36,9 @@ from rollout.stages import StageTime, Stopwatch
 from rollout.tasks.base import ProbePrompt, Task
 from rollout.worker import StepRollouts
 
+T = TypeVar("T")
 CANARY_TOKENS = 64
+NEWS_S = 5.0  # for which the rollout service is asked for news at a time
 
 
 class Pipeline:
@@ -46,35 +55,57 @@ class Pipeline:
         sink: MetricsSink,
         renderer: Renderer,
         task: Task,
+        stop: Stop,
         engines_sleep: bool = False,
     ) -> None:
         self.recipe, self.run_dir, self.sink, self.renderer, self.task = recipe, run_dir, sink, renderer, task
-        self.rollout, self.learner, self._engines_sleep = services.rollout, services.learner, engines_sleep
+        self.rollout, self.learner = services.rollout, services.learner
+        self._engines_sleep, self._stop = engines_sleep, stop
         self.manifest = Manifest(run_dir.manifest)
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
-        self._handover = Handover(services, self.renderer.prompt_ids(first.turns), text_ids)
+        self._text = self.renderer.prompt_ids(first.turns), text_ids
+        self._handover = Handover(services, *self._text)
+        self._teacher_check = TeacherCheck(recipe, run_dir, *self._text)
         self.pushed = Pushed("", 0.0)
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
     async def run(self, first_step: int) -> None:
-        """Steps `first_step` to the recipe's last, with a probe before, between and after."""
+        """Steps `first_step` to the recipe's last, with a probe before, between and after.
+
+        Raises:
+            Preempted: the run was asked to stop between two steps, and has a checkpoint.
+        """
         steps = self.recipe.run.steps
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
-        if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
+        await self._check_teacher(first_step)
+        # a resumed run may have ended between a step and the probe after it
+        missing = self._has_probe(first_step) and first_step not in read_probes(self.run_dir.probes)
+        if first_step in (0, steps) or missing:
             await self.probe(first_step)
-        for step in range(first_step, steps):
-            await self._step(step)
+        with self._stop.between_steps():
+            for step in range(first_step, steps):
+                await self._step(step)
+                if self._stop.asked:
+                    await self._save(step + 1)
+                    raise Preempted(
+                        f"stopped by {self._stop.asked} after step {step + 1}: --resume continues from there"
+                    )
+
+    async def _check_teacher(self, version: int) -> None:
+        await self._teacher_check.run(self.rollout, self.learner, version)
 
     async def _step(self, step: int) -> None:
         """From version `step` to the next."""
         run, begun = self.recipe.run, time.perf_counter()
+        if self._teacher_check.is_due(step):
+            await self._check_teacher(step)
         stages = await self._refresh_teacher(step)
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
-        produced = await self.rollout.take(step)
+        produced = await self._attended(step, self.rollout.take(step))
         self.manifest.append_written(produced.shard)
         clock = Stopwatch()
         if self._engines_sleep:
@@ -95,9 +126,53 @@ class Pipeline:
         stages["push"] = clock.stage(0)
         self._record(step, produced, learned, stages, time.perf_counter() - begun)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
-            await self.learner.save(self.run_dir.checkpoints, version)
-        if version == run.steps or (run.probe_every and version % run.probe_every == 0):
+            await self._save(version)
+        if self._has_probe(version):
             await self.probe(version)
+
+    async def _save(self, version: int) -> None:
+        await self.learner.save(self.run_dir.checkpoints, version)
+        if keep := self.recipe.run.keep_checkpoints:
+            self.run_dir.remove_old_checkpoints(keep)
+
+    def _has_probe(self, version: int) -> bool:
+        every = self.recipe.run.probe_every
+        return version == self.recipe.run.steps or bool(every and version % every == 0)
+
+    async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
+        """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
+        meanwhile."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                news = asyncio.create_task(self.rollout.news(NEWS_S))
+                await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    await self._attend(version, await news)
+                news.cancel()
+            return await task
+        finally:
+            task.cancel()
+
+    async def _attend(self, version: int, news: News) -> None:
+        for line in news.lost:
+            self.sink.say(line)
+        if "student" in news.pools:
+            pushed = await self._handover.push("student", version)
+            assert pushed.digest == self.pushed.digest, f"weights of version {version} changed: {pushed} {self.pushed}"
+        if "teacher" in news.pools:
+            await self._hand_teacher(version)
+
+    async def _hand_teacher(self, version: int) -> None:
+        """A successor takes what the others hold; RuntimeError when the learner has them no more."""
+        held = self._teacher_version
+        if held != version:
+            raise RuntimeError(
+                f"a teacher engine was lost: its successor is to hold version {held}, found the learner at {version}; "
+                "--resume continues from the newest checkpoint"
+            )
+        # The learner does not run the average, so it cannot say what it scores.
+        await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
 
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
         """The stage, if the teacher takes the weights of `version`."""
@@ -105,11 +180,10 @@ class Pipeline:
             return {}
         clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
-        await self.rollout.pause_scoring()  # between one group's scores and the next's
-        # The learner does not run the average, so it cannot say what it scores.
-        await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
-        await self.rollout.resume_scoring(version)
+        await self._attended(version, self.rollout.pause_scoring())  # between one group's scores and the next's
         self._teacher_version = version
+        await self._hand_teacher(version)
+        await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
 
     async def probe(self, step: int) -> None:
@@ -121,7 +195,8 @@ class Pipeline:
             step_seed(self.recipe.run.seed, step),
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
-        answers = await self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
+        asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
+        answers = await self._attended(step, asked)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         self.sink.write_probe(probe_record(summarise(rated, self.task), step, self.task.name))

@@ -2,13 +2,19 @@
 
 import asyncio
 import importlib.metadata
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ray.exceptions import RayTaskError
+
 from cluster.config import Recipe
-from cluster.errors import cause_of, explained
+from cluster.errors import cause_of, explained, leaves
+from cluster.faults import Restarts
 from cluster.fleet.assembly import running, start
+from cluster.fleet.calls import Died
 from cluster.fleet.launch import adapter_of
+from cluster.fleet.placement import Plan
 from cluster.fleet.ray_cluster import connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
@@ -18,10 +24,10 @@ from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
+from cluster.run.replay import catch_up, learned_groups
 from cluster.run.rundir import RunDir, dated, run_folder
+from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
-from evidence.manifest import Manifest
-from evidence.shards import read_shard
 from rollout.tasks import Task, build_task
 
 
@@ -44,8 +50,16 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
 
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
-    connect()
-    plan, storage = plan_for(recipe), recipe.run.storage or str(folder.shards)
+    connect()  # which has a handler of its own for SIGTERM
+    with heeding(recipe.faults.grace_s) as stop:
+        await _survive(recipe, folder, sink, resume, model, task, stop)
+
+
+async def _survive(
+    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task, stop: Stop
+) -> None:
+    """The services, started again with what stands where one of them or a rank dies."""
+    plan = plan_for(recipe)
     sink.say(
         f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
         f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
@@ -54,6 +68,22 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
     if adapter := adapter_of(recipe, model):
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
     sink.stage("starting engines and learner")
+    restarts = Restarts(recipe.faults)
+    while True:
+        try:
+            return await _serve(recipe, folder, sink, resume, model, task, stop, plan)
+        except Died as death:
+            if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
+                raise
+            sink.say(f"{death}; the services start again")
+            resume = True
+
+
+async def _serve(
+    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task, stop: Stop, plan: Plan
+) -> None:
+    """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
+    storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
         activity = watch(services)
@@ -61,11 +91,11 @@ async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, 
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         await services.learner.rehearse_export(folder.export)
-        first = await services.learner.load(folder.checkpoints) if resume else 0
-        supersede_after(folder, first)
+        first = await catch_up(services.learner, folder, sink, recipe) if resume else 0
         if first and recipe.run.max_policy_lag:
             await services.rollout.resume(learned_groups(folder))
-        pipeline = Pipeline(recipe, services, folder, sink, renderer_of(recipe, model), task, plan.engines_sleep)
+        renderer = renderer_of(recipe, model)
+        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, plan.engines_sleep)
         with while_running(sink):
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(first)
@@ -92,6 +122,12 @@ async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
         ) from error
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether it says that a service or a rank is no more, or does not answer; of what hangs behind them they say so
+    themselves."""
+    return isinstance(error, Died) or (isinstance(error, TimeoutError) and not isinstance(error, RayTaskError))
+
+
 @contextmanager
 def while_running(sink: MetricsSink) -> Iterator[None]:
     """What fails within it is a failure at run time, also where it would be bad input before: one line a cause, with
@@ -100,24 +136,8 @@ def while_running(sink: MetricsSink) -> Iterator[None]:
         yield
     except* (RuntimeError, ValueError, OSError) as errors:
         lines, _ = explained(errors)
-        raise RuntimeError(f"{sink.doing}: {'; '.join(lines)}") from None
-
-
-def supersede_after(folder: RunDir, step: int) -> None:
-    """Shards of steps that a resume repeats: sampled from weights that will not come back bit for bit."""
-    manifest = Manifest(folder.manifest)
-    for uri, info in manifest.written().items():
-        if info.step >= step:
-            manifest.append_superseded(uri)
-
-
-def learned_groups(folder: RunDir) -> list[str]:
-    """Names of the groups in the shards that stand."""
-    return [
-        name
-        for uri, info in Manifest(folder.manifest).written().items()
-        for name in read_shard(uri, expected=info)["group_id"].unique().to_pylist()
-    ]
+        kind = Died if any(is_lost(error) for error in leaves(errors)) else RuntimeError
+        raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
 
 
 def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ A digest compares what was sent with what was received; it cannot see what an en
 behind a tied lm_head), so after each push the canary of `cluster.run.pipeline` compares log-probs as well.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,17 +35,18 @@ class FleetClient:
     version = 0
 
     def __init__(self, rollout: Any, pool: str) -> None:
-        self._rollout, self._pool, self._end = rollout, pool, float("-inf")
+        self._rollout, self._pool, self._seconds = rollout, pool, 0.0
 
     @contextmanager
     def until(self, seconds: float) -> Iterator[None]:
-        """Within it engines may be told things, for that long; the service names the one that does not answer."""
-        self._end = time.monotonic() + seconds
+        """Within it engines may be told things, each for that long: one that does not answer leaves the others theirs.
+        The service names it."""
+        self._seconds = seconds
         yield
+        self._seconds = 0.0
 
     def tell(self, verb: str, *arguments: Any) -> None:
-        left = max(self._end - time.monotonic(), 0.0)
-        ray.get(self._rollout.tell.remote(self._pool, verb, arguments, left))
+        ray.get(self._rollout.tell.remote(self._pool, verb, arguments, self._seconds))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self.tell("init_weight_transfer_engine", init_info)

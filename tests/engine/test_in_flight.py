@@ -16,7 +16,8 @@ from tests.runs import lines, small_run
 STEPS, TOKENS = 4, 100
 # One rollout after another takes several times as long as the learner's step, so that a push falls into one of them.
 SETTINGS = (
-    "run.max_policy_lag=1", f"run.steps={STEPS}", "run.checkpoint_every=1", "student.max_num_seqs=1",
+    "run.max_policy_lag=1", f"run.steps={STEPS}", "run.checkpoint_every=1", "run.keep_checkpoints=0",
+    "student.max_num_seqs=1",
     f"rollout.max_response_tokens={TOKENS}", "student.window=320", "teacher.window=320", "student.dtype=float32",
     "learner.dtype=float32", "learner.zero_stage=0", "learner.lr=1e-2", "evidence.region=all",
 )  # fmt: skip

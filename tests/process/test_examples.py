@@ -58,6 +58,7 @@ STANDINS = {
             list) for node in "$STATE"/alive-*; do [ ! -e "$node" ] || printf '{"node_id": "%s"}, ' "$node"; done ;;
             job)
                 [ "$2" != status ] || { echo "Job '${!#}' $JOB_ENDS"; exit 0; }
+                [ "$2" != stop ] || exit 0
                 [[ $* == *" -- true" ]] || { eval "$DURING"; exit "$SUBMIT_STATUS"; }
                 [ -e "$STATE/asked" ] || { touch "$STATE/asked"; exit 1; }
                 [ "$NEVER" != jobs ]
@@ -306,6 +307,7 @@ def test_on_slurm_the_job_requeues_itself_before_its_time_is_up(stage: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "job 7 goes back into the queue" in done.stdout
     assert [call.words for call in calls_of(calls, "scontrol", "requeue")] == [["scontrol", "requeue", "7"]]
+    assert calls_of(calls, "ray", "job", "stop"), "the run is to end its step first"
     assert len(calls_of(calls, "ended")) == 3 and not calls_of(calls, "ray", "job", "status")
 
 

@@ -87,7 +87,7 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     services = Services(nobody, nobody)
     sink = MetricsSink(tmp_path, steps=3)
     pipeline = Pipeline(
-        Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"), build_task(Recipe().task)
+        Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"), build_task(Recipe().task), nobody
     )
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
-from cluster.fleet.fleet import CanaryText, Fleet
+from cluster.faults import FaultsConfig
+from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.ray_engine import RayEngine
+from cluster.fleet.roster import CanaryText
 from evidence.records import Floats, Ids
 from rollout.config import EngineConfig
 from tests.fakes import FakeEngine, fake_logprobs
@@ -23,8 +26,18 @@ CONFIGS = {"student": EngineConfig(), "teacher": EngineConfig()}
 IDS = np.arange(4, dtype=np.int32)
 
 
-def fleet_of(students: Sequence[Any], teachers: Sequence[Any] = (), **options: Any) -> Fleet:
-    return Fleet({"student": students, "teacher": teachers}, CONFIGS, **options)
+def fleet_of(
+    students: Sequence[Any], teachers: Sequence[Any] = (), configs: Any = CONFIGS, faults: Any = None, **options: Any
+) -> Fleet:
+    """Of engines that have started, take part in pushes and serve."""
+    pools = {"student": students, "teacher": teachers}
+    makers = {pool: [partial(lambda engine: engine, engine) for engine in engines] for pool, engines in pools.items()}
+    fleet = Fleet(makers, configs, faults or FaultsConfig(max_restarts=0), **options)
+    for seat in fleet.roster.everyone():
+        seat.stands = seat.enlisted = True
+    for pool in pools:
+        fleet.roster.admit(pool)
+    return fleet
 
 
 def named(count: int, pool: str = "student") -> list[FakeEngine]:
@@ -60,7 +73,7 @@ def test_engines_start_side_by_side_or_in_turn(in_turn: bool, most: int) -> None
     running = [0]
     students = [Starting(f"student engine {index}", running) for index in range(2)]
     fleet = fleet_of(students, [Starting("teacher engine 0", running)], in_turn=in_turn)
-    hosts = asyncio.run(fleet.start())
+    hosts = asyncio.run(fleet.roster.start())
     assert hosts == dict.fromkeys(["student engine 0", "student engine 1", "teacher engine 0"], "10.0.0.1")
     assert max(running) == most and len(running) == 7
 
@@ -69,7 +82,7 @@ def test_engines_start_side_by_side_or_in_turn(in_turn: bool, most: int) -> None
 def test_an_engine_that_does_not_start_is_named(in_turn: bool) -> None:
     fleet = fleet_of([Starting("student engine 0", [0], never)], named(1, "teacher"), in_turn=in_turn)
     with pytest.raises(TimeoutError, match=r"^start of student engine 0: no answer within 300 s$"):
-        run_virtual(fleet.start())
+        run_virtual(fleet.roster.start())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_every_engine_is_told_its_own_ranks() -> None:
     """Two engines of two workers each, as vLLM's NCCL and this project's gloo number them."""
     students, others = named(2), named(1, "teacher")
     configs = {"student": EngineConfig(tensor_parallel_size=2), "teacher": EngineConfig()}
-    fleet = Fleet({"student": students, "teacher": others}, configs)
+    fleet = fleet_of(students, others, configs)
     verb, info = "init_weight_transfer_engine", {"rank_offset": 1, "world_size": 5}
     asyncio.run(fleet.tell("student", verb, (info,), 1.0))
     asyncio.run(fleet.tell("student", "start_weight_update", (), 1.0))
@@ -210,6 +223,33 @@ def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() ->
     silent = Scoring("student engine 1", before=never)
     with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 \(of 2\) within"):
         canary(Scoring("student engine 0", -1.0, -2.0), silent)
+
+
+# The frozen teacher. Of what it does to a run: tests/process/test_teacher_check.py.
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["engines of its own", "the student's, without their adapter"])
+def test_a_teacher_that_scores_otherwise_is_named(without: bool) -> None:
+    good, lost = FakeEngine(name="engine 0", model="base"), FakeEngine(name="engine 1", model="other")
+    for engines, wrong in (([good], ""), ([good, lost], "engine 1"), ([lost, good], "engine 1")):
+        fleet = fleet_of(engines) if without else fleet_of(named(1), engines)
+        text = CanaryText(IDS, IDS, asyncio.run(fleet_of([good]).teacher_scores(IDS, IDS)))
+        proof = fleet.prove_teacher(text, 0.1, 1.0)
+        if not wrong:
+            asyncio.run(proof)
+            continue
+        with pytest.raises(RuntimeError, match=f"check of the frozen teacher: {wrong} differs from the first one by"):
+            asyncio.run(proof)
+
+
+def test_after_a_wake_up_the_teacher_is_checked_once_it_has_a_reference() -> None:
+    teacher = FakeEngine(name="teacher engine 0", model="base")
+    fleet = fleet_of(named(1), [teacher])
+    asyncio.run(fleet.prove_teacher(CanaryText(IDS, IDS, fake_logprobs(IDS, IDS, "base")), 0.1, 1.0))
+    asyncio.run(fleet.sleep(1.0))
+    teacher.model = "uniform"
+    with pytest.raises(RuntimeError, match="check of the frozen teacher: teacher engine 0 differs"):
+        asyncio.run(fleet.wake_up(1.0))
 
 
 # End

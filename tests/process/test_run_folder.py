@@ -165,3 +165,15 @@ def test_records_open_where_only_numpy_and_pyarrow_are() -> None:
     process = python(ALONE, str(ROOT / "docs" / "reproduction" / "runs" / "N3-seed0"))
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "24 4\n"), error
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [8, 12]), (2, [4, 8, 12]), (9, [0, 4, 8, 12])])
+def test_the_newest_complete_checkpoints_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
+    """One that was begun after the newest complete one counts for nothing."""
+    folder = RunDir(tmp_path)
+    for step in (0, 4, 8, 12):
+        (folder.checkpoints / f"step-{step:06d}").mkdir(parents=True)
+    folder.latest.write_text("step-000008\n")
+    folder.remove_old_checkpoints(keep)
+    names = sorted(path.name for path in folder.checkpoints.glob("step-*"))
+    assert names == [f"step-{step:06d}" for step in left]

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from cluster import errors
@@ -19,7 +22,7 @@ from cluster.fleet import assembly, learner_actor
 from cluster.fleet.assembly import Services, require_common_folder
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
-from cluster.fleet.processes import LOG_DAYS, remove_old_logs
+from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.handover import Handover
 from tests.runs import RECIPE
@@ -111,8 +114,13 @@ def test_services_start_in_turn_on_a_shared_gpu_and_side_by_side_elsewhere(gpus:
         running.append(running[-1] - 1)
         return {"student engine 0": "10.0.0.1"}
 
-    rollout = handle(start=begin, start_deadline_s=lambda: 1.0)
-    rank = handle(place=lambda _: Place("10.0.0.2", 7, True), start=begin, open_transport=lambda *a: opened.append(a))
+    rollout = handle(start=begin, start_deadline_s=lambda: 1.0, enlist=lambda *_: 1, footprint=lambda: None)
+    rank = handle(
+        place=lambda _: Place("10.0.0.2", 7, True),
+        start=begin,
+        footprint=lambda: None,
+        open_transport=lambda *a: opened.append(a),
+    )
     assert started(rollout, rank, gpus) == {"student engine 0": "10.0.0.1", "learner rank 0": "10.0.0.2"}
     assert max(running) == most
     ((pool, _, handed, workers, host, port),) = opened
@@ -160,7 +168,7 @@ class TwoServices:
     def __getattr__(self, name: str) -> Any:
         async def method(*arguments: Any) -> Any:
             self.asked.append(" ".join([name, *(str(a) for a in arguments[:2] if isinstance(a, (str, int)))]))
-            return {"push": "ab", "score": np.zeros(2, np.float32), "canary": 0.5}.get(name)
+            return {"push": "ab", "score": np.zeros(2, np.float32), "canary": 0.5, "admit": 1, "enlist": 0}.get(name)
 
         return method
 
@@ -170,14 +178,21 @@ def test_a_push_is_proved_by_version_digest_and_canary() -> None:
     handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
     pushed = asyncio.run(handover.push("student", 4))
     assert (pushed.digest, pushed.canary) == ("ab", 0.5)
-    assert both.asked == ["push student 4", "prove student 4", "score canary at version 4: learner", "canary student 4"]
+    assert both.asked == [
+        "enlist student",
+        "push student 4",
+        "prove student 4",
+        "score canary at version 4: learner",
+        "canary student 4",
+        "admit student",
+    ]
 
 
 def test_an_average_of_the_weights_is_proved_by_version_and_digest() -> None:
     both: Any = TwoServices()
     handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
     assert asyncio.run(handover.push("teacher", 4, canary=False)).digest == "ab"
-    assert both.asked == ["push teacher 4", "prove teacher 4"]
+    assert both.asked == ["enlist teacher", "push teacher 4", "prove teacher 4", "admit teacher"]
 
 
 # What a user reads
@@ -201,6 +216,29 @@ def test_old_logs_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None
         os.utime(tmp_path / name, (when, when))
     remove_old_logs(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"running-{os.getpid()}.log", "new-999999998.log"}
+
+
+def test_a_process_that_was_stopped_is_ended_and_no_other_that_got_its_number() -> None:
+    stopped, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        begun = [psutil.Process(process.pid).create_time() for process in (stopped, other)]
+        end_processes([(stopped.pid, begun[0]), (other.pid, begun[1] - 1), (999_999_999, 0.0)])
+        assert stopped.wait(timeout=30) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        stopped.kill(), other.kill()
+        stopped.wait(), other.wait()
+
+
+def test_own_processes_are_those_that_this_one_started_and_itself() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        numbers = [number for number, _ in own_processes()]
+        assert child.pid in numbers and numbers[-1] == os.getpid()
+    finally:
+        child.kill()
+        child.wait()
 
 
 # The folder of a run over several hosts

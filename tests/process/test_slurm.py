@@ -78,6 +78,7 @@ case "$1 $2" in
         sleep 600 & wait ;;
     "list nodes") for node in "$state"/node-*; do [ ! -e "$node" ] || echo '"node_id"'; done ;;
     "job status") echo "Job '${!#}' $(cat "$state/ended")" ;;
+    "job stop") echo "stand-in: asked to stop ${!#}" ;;
     "job submit")
         while [ "$1" != -- ]; do shift; done; shift
         rm -f "$state/ended"
@@ -228,6 +229,7 @@ def test_a_job_whose_time_is_nearly_up_continues_after_its_requeue(slurm: Slurm)
     (slurm.project / "then").write_text("exit 0")
     slurm.ask("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@120 does
     slurm.wait(job, "the requeue", lambda: slurm.state(job).startswith("PENDING"))
+    assert f"stand-in: asked to stop edge-opd-{job}-0" in slurm.log(job)
     slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # a requeued job waits two minutes otherwise
     slurm.wait(job, "the end", lambda: slurm.state(job) == "COMPLETED 0:0")
     log = slurm.log(job)

@@ -107,3 +107,50 @@ def test_a_malformed_line_is_named(manifest: Manifest, line: str) -> None:
         with pytest.raises(ValueError, match=r"manifest\.jsonl: line 2: found .*, expected a manifest event$"):
             act()
     assert Path(manifest.path).read_bytes() == content
+
+
+def three_events(path: Path) -> tuple[bytes, list[tuple[list[str], set[str]]]]:
+    """A manifest's bytes, and what stands and what is trained after none, one, two and three of its events."""
+    manifest, seen = Manifest(path), [(list[str](), set[str]())]
+    info = ShardInfo(uri="shards/step-000003.arrow", step=3, rows=8, tokens=64, sha256="0123456789abcdef" * 4)
+    for append in (
+        lambda: manifest.append_written(info),
+        lambda: manifest.append_trained(info.uri, 3),
+        lambda: manifest.append_superseded(info.uri),
+    ):
+        append()
+        seen.append((list(manifest.written()), manifest.trained()))
+    return path.read_bytes(), seen
+
+
+def test_a_manifest_with_any_bit_turned_round_is_refused_by_name(tmp_path: Path) -> None:
+    """But for the newest line's end: that line then never happened, as if it had been torn off."""
+    path = tmp_path / "manifest.jsonl"
+    content, seen = three_events(path)
+    for place in range(len(content)):
+        for bit in {place % 8, 7 - place % 8}:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            if place == len(content) - 1:
+                assert (list(Manifest(path).written()), Manifest(path).trained()) == seen[2]
+                continue
+            with pytest.raises(ValueError, match=r"manifest\.jsonl: line \d: found .* expected a manifest event"):
+                Manifest(path).written()
+
+
+def test_a_manifest_cut_anywhere_holds_the_events_before_the_cut(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    content, seen = three_events(path)
+    for place in range(len(content)):
+        path.write_bytes(content[:place])
+        found = list(Manifest(path).written()), Manifest(path).trained()
+        assert found == seen[content[:place].count(b"\n")]
+
+
+def test_lines_of_older_runs_have_no_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    content, seen = three_events(path)
+    older = [{key: value for key, value in json.loads(line).items() if key != "crc32"} for line in content.splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older[:2]))
+    assert (list(Manifest(path).written()), Manifest(path).trained()) == seen[2]

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.faults import FaultsConfig
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.observe.files import SAMPLES, TRACE, FileSink
@@ -245,18 +247,26 @@ class Broken(FakeEngine):
         raise RuntimeError("student engine 2 died")
 
 
+def fleet_of(*students: FakeEngine) -> Fleet:
+    """Of engines that have started."""
+    makers = {"student": [partial(lambda engine: engine, engine) for engine in students], "teacher": []}
+    fleet = Fleet(makers, {"student": EngineConfig(), "teacher": EngineConfig()}, FaultsConfig())
+    for seat in fleet.roster.everyone():
+        seat.stands = True
+    return fleet
+
+
 def test_an_engine_that_never_answers_or_fails_is_not_up_and_the_others_are() -> None:
     async def ask() -> dict[str, EngineState]:
-        engines = [FakeEngine(name="e0"), Mute(name="e1"), Broken(name="e2")]
-        fleet = Fleet({"student": engines, "teacher": []}, {"student": EngineConfig(), "teacher": EngineConfig()})
+        fleet = fleet_of(FakeEngine(name="e0"), Mute(name="e1"), Broken(name="e2"), FakeEngine(name="e3"))
+        fleet.roster.seats["student"][3].stands = False  # one that starts
         assert fleet.waiting() == {"student": 0, "teacher": 0}
         return await fleet.states(0.05)
 
     states = asyncio.run(ask())
-    assert {name: state.up for name, state in states.items()} == {"e0": True, "e1": False, "e2": False}
+    assert {name: state.up for name, state in states.items()} == {"e0": True, "e1": False, "e2": False, "e3": False}
     assert states["e0"].stats["generated_tokens"] == 100.0 and states["e1"].stats == {}
-    none = Fleet({"student": [], "teacher": []}, {"student": EngineConfig(), "teacher": EngineConfig()})
-    assert asyncio.run(none.states(0.05)) == {}
+    assert asyncio.run(fleet_of().states(0.05)) == {}
 
 
 def test_an_engines_work_is_its_span() -> None:

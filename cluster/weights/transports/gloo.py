@@ -84,16 +84,19 @@ class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
             joined.result()
 
     def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
-        self.client.start_weight_update()
-        beside = ThreadPoolExecutor(1)
-        try:
-            received = beside.submit(self.client.update_weights, described(metas))
-            for meta, (name, tensor) in zip(metas, source, strict=True):
-                assert (name, tensor.dtype) == (meta.name, meta.dtype), f"{name} {tensor.dtype}: expected {meta}"
-                broadcast(self._group, tensor.contiguous())
-            received.result()
-        finally:
-            beside.shutdown(wait=False)  # after a failure the engines may wait for what will not come
+        tensors = iter(source)
+        with ThreadPoolExecutor(1) as beside:
+            try:
+                self.client.start_weight_update()
+                received = beside.submit(self.client.update_weights, described(metas))
+                for meta, (name, tensor) in zip(metas, tensors, strict=True):
+                    assert (name, tensor.dtype) == (meta.name, meta.dtype), f"{name} {tensor.dtype}: expected {meta}"
+                    broadcast(self._group, tensor.contiguous())
+                received.result()
+            except RuntimeError:
+                for _ in tensors:  # which the other ranks gather with this one
+                    pass
+                raise
         self.client.finish_weight_update()
 
 

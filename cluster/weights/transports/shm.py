@@ -31,9 +31,10 @@ class ShmTrainerEngine(CpuTrainerEngine[ShmTrainerInitInfo]):
     _path: str
 
     def _meet(self, init_info: ShmTrainerInitInfo) -> None:
-        # Kept from push to push, since new pages take longer than what is written to them; it goes with this process,
-        # however that ends.
-        self._path = f"/proc/{os.getpid()}/fd/{os.memfd_create('edge-opd-weights')}"
+        # Kept from push to push, since new pages take longer than what is written to them; it goes with this object,
+        # and with this process, however that ends.
+        self._file = open(os.memfd_create("edge-opd-weights"), "r+b")  # noqa: SIM115
+        self._path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self.client.init_weight_transfer_engine({})
 
     def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:

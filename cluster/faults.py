@@ -1,0 +1,42 @@
+"""The keys of [faults]."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from evidence.require import require
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """What a run survives by itself."""
+
+    # of one engine, or of all services, within restart_window_s; 0: what dies or hangs ends the run
+    max_restarts: int = 3
+    restart_window_s: float = 3600.0  # seconds in which restarts are counted
+    silent_s: float = 60.0  # seconds after which an engine that does not answer is hung, and replaced
+    teacher_check_every: int = 10  # steps between checks that a frozen teacher scores as at first; 0: at starts only
+    grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
+
+    def __post_init__(self) -> None:
+        require(self.max_restarts >= 0, "faults.max_restarts", self.max_restarts, "0 or more")
+        require(self.restart_window_s > 0, "faults.restart_window_s", self.restart_window_s, "more than 0 seconds")
+        require(self.silent_s > 0, "faults.silent_s", self.silent_s, "more than 0 seconds")
+        every = self.teacher_check_every
+        require(every >= 0, "faults.teacher_check_every", every, "0 or more")
+        require(self.grace_s >= 0, "faults.grace_s", self.grace_s, "0 seconds or more")
+
+
+class Restarts:
+    """How often one thing was started again."""
+
+    def __init__(self, faults: FaultsConfig) -> None:
+        self._faults, self._times = faults, deque[float]()
+
+    def allow(self, now: float) -> bool:
+        """Counts one at `now`, in seconds; whether it is within the bound."""
+        while self._times and self._times[0] < now - self._faults.restart_window_s:
+            self._times.popleft()
+        if len(self._times) >= self._faults.max_restarts:
+            return False
+        self._times.append(now)
+        return True

@@ -1,0 +1,299 @@
+"""Who has which place: engines are started, watched, and replaced when they die or hang."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cluster.errors import cause_of
+from cluster.faults import FaultsConfig, Restarts
+from cluster.fleet.calls import Died, all_within, within
+from cluster.fleet.engines import EngineClient, Maker
+from cluster.fleet.scheduler import Scheduler
+from cluster.fleet.seats import Seat
+from evidence.records import Floats, Ids
+from evidence.telemetry import Activity
+from rollout.config import EngineConfig
+
+T = TypeVar("T")
+GRACE_S = 10.0  # by which a wait for others that wait is longer than theirs, so that theirs gives the name
+PING_S = 2.0  # between two questions to an engine whether it still answers
+
+
+@dataclass(frozen=True, eq=False)
+class CanaryText:
+    """A fixed text, and the log-probs of its response that an engine is to give, float32 [T]: the learner's own under
+    the weights in question, or a frozen teacher's first ones."""
+
+    prompt_ids: Ids
+    response_ids: Ids
+    expected: Floats
+
+    def require(self, what: str, name: str, whose: str, found: Floats, tolerance: float) -> float:
+        """The mean difference in nats a token; RuntimeError names the engine when it is more than `tolerance`."""
+        difference = float(np.abs(found - self.expected).mean())
+        if not difference <= tolerance:
+            raise RuntimeError(
+                f"{what}: {name} differs from {whose} by {difference:.3f} nats a token on average, expected at most "
+                f"{tolerance:g}: its weights are not {whose}'s"
+            )
+        return difference
+
+
+@dataclass(frozen=True)
+class News:
+    """What the driver hears of the fleet. pools: with an engine that waits for weights. lost: a line for each engine
+    that was lost since the last time."""
+
+    pools: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class Roster:
+    """The seats of every pool, and the schedulers that give the engines in them work.
+
+    configs: the pools' settings. taking: pools that take weights from the learner. in_turn: engines start one after
+    another. activity: when each engine did what.
+    """
+
+    def __init__(
+        self,
+        makers: Mapping[str, Sequence[Maker]],
+        configs: Mapping[str, EngineConfig],
+        faults: FaultsConfig,
+        taking: Sequence[str],
+        in_turn: bool,
+        activity: Activity,
+    ) -> None:
+        self._configs, self._faults, self._taking, self._in_turn = configs, faults, taking, in_turn
+        self.seats = {pool: [Seat(pool, make, Restarts(faults)) for make in makers[pool]] for pool in makers}
+        self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
+        self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
+        self._opened: dict[str, list[EngineClient]] = {}  # by pool: those that the learner's transport is open to
+        self._lost: list[str] = []
+        self._failure: Exception | None = None
+        self._changed, self._awake = asyncio.Event(), asyncio.Event()
+        self._awake.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def everyone(self) -> list[Seat]:
+        return [seat for seats in self.seats.values() for seat in seats]
+
+    def enlisted(self, pool: str) -> list[Seat]:
+        """Those that take part in pushes."""
+        return [seat for seat in self.seats[pool] if seat.enlisted]
+
+    # Start
+
+    async def start(self) -> dict[str, str]:
+        """The address of each engine's host, by the engine's name.
+
+        Raises:
+            TimeoutError, RuntimeError: name the engine that did not start.
+        """
+        turns = asyncio.Semaphore(1 if self._in_turn else len(self.everyone()))
+        starting = {seat.name: self._start(seat, turns) for seat in self.everyone()}
+        hosts = await all_within(self.start_deadline_s() + GRACE_S, "start of the engines", starting)
+        for seat in self.everyone():
+            seat.stands = True
+            if seat.pool != "student":  # teachers begin with the weights that they are to have
+                self._admit(seat)
+        self._keep(self._watch())
+        return dict(zip(starting, hosts, strict=True))
+
+    async def _start(self, seat: Seat, turns: asyncio.Semaphore) -> str:
+        async with turns:
+            return await within(self._configs[seat.pool].start_deadline_s, f"start of {seat.name}", seat.engine.start())
+
+    def start_deadline_s(self) -> float:
+        """For all of them."""
+        each = [self._configs[seat.pool].start_deadline_s for seat in self.everyone()]
+        return sum(each) if self._in_turn else max(each)
+
+    # Loss
+
+    async def _watch(self) -> None:
+        """Finds the engines that die or hang while nobody waits for them. What has a deadline of its own is left."""
+        while True:
+            await asyncio.sleep(PING_S)
+            for seat in self.everyone():
+                if seat.stands and not seat.asked:
+                    self._keep(self._ping(seat, seat.engine))
+
+    async def _ping(self, seat: Seat, engine: EngineClient) -> None:
+        try:
+            await within(self._faults.silent_s, seat.name, seat.call(engine.ping()))
+        except (Died, TimeoutError) as error:
+            self.lose(seat, engine, error)
+
+    def _on_death(self, engine: EngineClient, death: Died) -> None:
+        for seat in self.everyone():
+            self.lose(seat, engine, death)
+        self.require_hope()
+
+    def lose(self, seat: Seat, engine: EngineClient, error: Exception) -> None:
+        """Replaces the engine of a seat, unless it was; where it was replaced too often, all ends with `error`."""
+        if seat.engine is not engine or seat.is_lost or self._failure is not None:
+            return
+        self.schedulers[seat.pool].lose(engine)
+        if not seat.restarts.allow(asyncio.get_running_loop().time()):
+            self._fail(error)
+            return
+        said = str(cause_of(error))
+        print(said, flush=True)
+        self._lost.append(f"{said.splitlines()[0]}; it is replaced")
+        seat.lose()
+        self._keep(self._replace(seat))
+        self._changed.set()
+
+    def _fail(self, error: Exception) -> None:
+        head, newline, rest = str(cause_of(error)).partition("\n")
+        faults = self._faults
+        if faults.max_restarts:
+            head += f" (after {faults.max_restarts} restarts within {faults.restart_window_s:g} s)"
+        kind = TimeoutError if isinstance(error, TimeoutError) else RuntimeError
+        self._failure = kind(f"{head}{newline}{rest}")
+        for scheduler in self.schedulers.values():
+            scheduler.fail(self._failure)
+        self._changed.set()
+
+    def require_hope(self) -> None:
+        """Raises what ended the fleet, if anything did."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def _replace(self, seat: Seat) -> None:
+        """Puts a successor in the engine's place, which serves at once only where it takes no weights."""
+        await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
+        engine = seat.renew()
+        try:
+            await self._start(seat, asyncio.Semaphore())
+            if seat.pool not in self._taking:
+                await self._require_reference(seat)
+        except (RuntimeError, TimeoutError) as error:
+            self.lose(seat, engine, error)
+            return
+        seat.stands = True
+        if seat.pool not in self._taking:
+            self._admit(seat)
+        self._changed.set()
+
+    async def _require_reference(self, seat: Seat) -> None:
+        if self.reference is not None:
+            text, tolerance = self.reference
+            seconds, what = self._configs[seat.pool].start_deadline_s, f"start of {seat.name}"
+            found = await within(
+                seconds, what, seat.call(seat.engine.score([text.prompt_ids], [text.response_ids], False))
+            )
+            text.require(what, seat.name, "the one before it", found[0], tolerance)
+
+    def _admit(self, seat: Seat) -> None:
+        seat.serves = True
+        self.schedulers[seat.pool].open(seat.engine)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._settle)
+
+    def _settle(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):  # no fault of an engine's
+            self._fail(error)
+
+    # What the learner's next push finds
+
+    async def news(self, seconds: float) -> News:
+        """As soon as there is any, within `seconds`."""
+
+        def found() -> News | None:
+            waiting = {seat.pool for seat in self.everyone() if seat.stands and not seat.serves}
+            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lost))
+            return news if news.pools or news.lost else None
+
+        news = await self._until(found, seconds) or News()
+        self._lost.clear()
+        return news
+
+    async def enlist(self, pool: str, seconds: float) -> int:
+        """Who stands takes part in the pushes that follow; waits for one.
+
+        Returns:
+            the number of their workers where the learner's transport is not open to just them, otherwise 0.
+        """
+        standing = await self._until(lambda: [seat for seat in self.seats[pool] if seat.stands], seconds)
+        if not standing:
+            raise TimeoutError(f"weight push: found no {pool} engine that has started within {seconds:g} s")
+        for seat in standing:
+            seat.enlisted = True
+        engines = [seat.engine for seat in standing]
+        if engines == self._opened.get(pool):
+            return 0
+        self._opened[pool] = engines
+        return len(engines) * self._configs[pool].tensor_parallel_size
+
+    def admit(self, pool: str) -> int:
+        """Who took part in the last push serves: it is proven. Returns how many do."""
+        for seat in self.enlisted(pool):
+            if not seat.serves:
+                self._admit(seat)
+        return len(self.enlisted(pool))
+
+    async def _until(self, found: Callable[[], T], seconds: float) -> T | None:
+        """What is found as soon as there is something, within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._failure is None and not found():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
+        self.require_hope()
+        return found()
+
+    # Questions to several at once
+
+    def fall_asleep(self) -> None:
+        """No engine starts until `wake_up`."""
+        self._awake.clear()
+
+    def wake_up(self) -> None:
+        self._awake.set()
+
+    async def each(self, what: str, asked: Mapping[Seat, Coroutine[Any, Any, T]], seconds: float) -> dict[Seat, T]:
+        """The answers of those that are not lost: who dies or is late is, and beside one that is also who fails, since
+        what connected them is broken. Who fails alone raises."""
+        engines = {seat: seat.engine for seat in asked}
+        tasks = {seat: seat.call(work) for seat, work in asked.items()}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=seconds)
+        late = ", ".join(seat.name for seat, task in tasks.items() if not task.done())
+        silent = TimeoutError(f"{what}: no answer from {late} (of {len(tasks)}) within {seconds:g} s")
+        failures = {seat: _failure(task, silent) for seat, task in tasks.items()}
+        others = [error for error in failures.values() if not isinstance(error, (Died, TimeoutError, type(None)))]
+        if others and len(others) == sum(error is not None for error in failures.values()):
+            raise others[0]
+        for seat, error in failures.items():
+            if error is not None:
+                self.lose(seat, engines[seat], error)
+        self.require_hope()
+        return {seat: task.result() for seat, task in tasks.items() if failures[seat] is None}
+
+    def stop(self) -> None:
+        """Nothing is watched or replaced any more."""
+        for task in self._tasks:
+            task.cancel()
+
+
+def _failure(task: "asyncio.Task[Any]", silent: TimeoutError) -> Exception | None:
+    """Of a call that was waited for; one that was given up is of an engine that was lost meanwhile."""
+    if not task.done():
+        return silent
+    if task.cancelled():
+        return Died("was lost meanwhile")
+    error = task.exception()
+    assert error is None or isinstance(error, Exception), error
+    return error

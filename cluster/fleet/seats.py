@@ -1,0 +1,70 @@
+"""The places of a placement, each with an engine, and after that died or hung with its successor.
+
+    starting --start--> standing --enlist--> enlisted --admit--> serving
+        ^                                                          |
+        |____________ lose: it died, or does not answer ___________|   (from each of them)
+
+Who takes weights from the learner is enlisted by the learner's next push, and serves once version, digest and canary
+are the learner's. A frozen teacher serves once it scores as the one before it did.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cluster.faults import Restarts
+from cluster.fleet.engines import EngineClient, Maker
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Seat:
+    """One place: its engine, how far that is, and how often it was replaced.
+
+    pool: "student" or "teacher". stands: it has started. enlisted: it takes part in pushes. serves: it gets work.
+    """
+
+    pool: str
+    make: Maker
+    restarts: Restarts
+    engine: EngineClient = field(init=False)
+    stands: bool = False
+    enlisted: bool = False
+    serves: bool = False
+    is_lost: bool = False
+    asked: int = 0  # calls under way which have a deadline of their own
+    _calls: "set[asyncio.Task[Any]]" = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.engine = self.make()
+
+    def renew(self) -> EngineClient:
+        """A new engine in this place, which has not started."""
+        self.engine, self.is_lost = self.make(), False
+        return self.engine
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    def call(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """`work` of the engine, which is given up when the engine is lost."""
+        task = asyncio.create_task(work)
+        self.asked += 1
+        self._calls.add(task)
+        task.add_done_callback(self._settle)
+        return task
+
+    def _settle(self, task: "asyncio.Task[Any]") -> None:
+        self.asked -= 1
+        self._calls.discard(task)
+
+    def lose(self) -> None:
+        """Ends the engine, whatever it is doing, and what waits for it."""
+        self.stands = self.enlisted = self.serves = False
+        self.is_lost = True
+        for task in self._calls:
+            task.cancel()
+        self.engine.kill()

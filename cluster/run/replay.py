@@ -1,0 +1,109 @@
+"""Shards are the write-ahead log: weights are the newest checkpoint and what was learned from the shards after it.
+
+A shard that stands costs no rollout: after a checkpoint was loaded, the learner takes the same steps from the same
+shards, to the same weights.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cluster.config import Recipe
+from cluster.fleet.services import LearnerService
+from cluster.observe.sinks import MetricsSink
+from cluster.run.record import StepRecord, read_steps
+from cluster.run.rundir import RunDir
+from evidence.advantage import reward_sums
+from evidence.diagnostics import split_stats
+from evidence.manifest import Manifest
+from evidence.records import ShardInfo
+from evidence.shards import find_shard, read_shard
+from evidence.sidecar import write_student
+from learner.report import LearnedStep
+from rollout.stages import StageTime
+
+
+async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe) -> int:
+    """Brings the learner to the newest version that the folder can give; returns it. Shards beyond it are superseded.
+
+    Raises:
+        OSError: the store of the shards does not answer.
+    """
+    manifest, recorded = Manifest(folder.manifest), read_steps(folder.metrics)
+    version = await learner.load(folder.checkpoints) if folder.latest.exists() else 0
+    trained = manifest.trained()
+    for info in standing(folder, version, recipe, sink.say):
+        sink.stage(f"step {info.step + 1}: learning again from its shard")
+        begun = time.perf_counter()
+        learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
+        if info.uri not in trained:
+            write_student(learned.logprobs, str(folder.student), info.step)
+            manifest.append_trained(info.uri, info.step)
+        if info.step not in recorded:
+            sink.write_step(_record(info, learned, time.perf_counter() - begun, folder, recipe))
+        version = info.step + 1
+    if version:
+        sink.say(f"resumed at step {version}")
+    supersede_after(folder, version)
+    return version
+
+
+def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], None]) -> list[ShardInfo]:
+    """The shards to learn from, from step `version` on, without a gap. One that is damaged or gone ends them, and is
+    named."""
+    written = {info.step: info for info in Manifest(folder.manifest).written().values()}
+    found: list[ShardInfo] = []
+    while (info := written.get(version + len(found))) is not None:
+        try:
+            read_shard(find_shard(folder.root, info), expected=info)
+        except (ValueError, FileNotFoundError) as error:
+            say(f"step {info.step + 1} is sampled again: {error}")
+            break
+        found.append(info)
+    if recipe.teacher.kind == "snapshot":  # the weights that it took are only there where it takes them
+        end = version + len(found)
+        return found[: max(end - end % recipe.teacher.snapshot_every - version, 0)]
+    return found
+
+
+def supersede_after(folder: RunDir, step: int) -> None:
+    """The shards of steps that are sampled again."""
+    manifest = Manifest(folder.manifest)
+    for uri, info in manifest.written().items():
+        if info.step >= step:
+            manifest.append_superseded(uri)
+
+
+def learned_groups(folder: RunDir) -> list[str]:
+    """Names of the groups in the shards that stand."""
+    return [
+        name
+        for info in Manifest(folder.manifest).written().values()
+        for name in read_shard(find_shard(folder.root, info), expected=info)["group_id"].unique().to_pylist()
+    ]
+
+
+def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir, recipe: Recipe) -> StepRecord:
+    """Of a step whose line the end of the run before came before: what its shard and the learner say."""
+    table = read_shard(find_shard(folder.root, info))
+    return StepRecord(
+        step=info.step,
+        time=time.time(),
+        wall_s=wall_s,
+        busy_s=wall_s,
+        stages={"learn": StageTime(wall_s, learned.row_tokens)},
+        stats=split_stats(learned.stats),
+        loss=learned.loss,
+        metrics=learned.metrics,
+        grad_norm=learned.grad_norm,
+        rows=info.rows,
+        refused=None,
+        dropped=None,
+        skipped_rows=learned.skipped_rows,
+        rewards=reward_sums(table["reward"].to_pylist(), table["group_id"].to_pylist()),
+        policy_version_min=min(table["policy_version_min"].to_pylist()),
+        policy_version_max=max(table["policy_version_max"].to_pylist()),
+        weights_digest=None,
+        canary=None,
+        mismatch=learned.mismatch if recipe.rollout.sampler == "student" else None,
+    )

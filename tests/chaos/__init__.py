@@ -1,0 +1,1 @@
+"""Small real runs whose processes are killed and stopped at random moments (`make chaos`)."""

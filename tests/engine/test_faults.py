@@ -1,0 +1,57 @@
+"""What a real run survives: its own processes are killed and stopped while it works."""
+
+import re
+import signal
+from pathlib import Path
+
+from cluster.errors import PREEMPTED
+from cluster.run.replay import learned_groups
+from cluster.run.rundir import RunDir
+from tests.faults import UnderWay, under_way
+from tests.runs import lines, small_arguments
+
+STEPS = 24
+MANY = (f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=4.0")
+ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")
+
+
+def after_steps(run_dir: Path, run: UnderWay, more: int) -> None:
+    """Waits for this many more steps."""
+    metrics = run_dir / "metrics.jsonl"
+    before = len(lines(metrics)) if metrics.exists() else 0
+    run.wait_until(f"step {before + more}", lambda: metrics.exists() and len(lines(metrics)) >= before + more)
+
+
+def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
+    """One engine of two is killed and the core of the other stopped; then the core of the only teacher is killed."""
+    run_dir = tmp_path / "run"
+    with under_way(small_arguments(run_dir, f"model.path={small_model}", "student.num_engines=2", *MANY)) as run:
+        after_steps(run_dir, run, 2)
+        run.send("student engine 0", signal.SIGKILL)
+        run.send("student engine 1 core", signal.SIGSTOP)
+        after_steps(run_dir, run, 3)
+        run.send("teacher engine 0 core", signal.SIGKILL)
+        status, said, errors = run.end()
+    assert status == 0, said[-3000:] + errors[-3000:]
+    for lost in (r"student engine 0 died: ", r"student engine 1: .*no answer", r"teacher engine 0 died: "):
+        assert re.search(f"{lost}.*; it is replaced", said), said
+    groups = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
+    assert sorted(learned_groups(RunDir(run_dir))) == groups
+    assert not run.left_behind()
+
+
+def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(tmp_path: Path, small_model: Path) -> None:
+    run_dir = tmp_path / "run"
+    with under_way(small_arguments(run_dir, f"model.path={small_model}", *ONE_ENGINE, *MANY)) as run:
+        after_steps(run_dir, run, 2)
+        run.send("learner", signal.SIGKILL)
+        after_steps(run_dir, run, 2)
+        run.process.terminate()
+        status, said, errors = run.end()
+    assert status == PREEMPTED, said[-3000:] + errors[-3000:]
+    stopped = re.fullmatch(r"edge-opd: stopped by SIGTERM after step (\d+): --resume .*", errors.strip())
+    assert stopped, errors
+    assert re.search(r"learner rank 0 died: .*; the services start again", said) and "resumed at step" in said, said
+    assert [record["step"] for record in lines(run_dir / "metrics.jsonl")] == list(range(int(stopped[1])))
+    assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{int(stopped[1]):06d}"
+    assert not run.left_behind()

@@ -1,0 +1,99 @@
+"""A real run under way, and what can be done to its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.runs import ROOT
+
+POLL_S = 0.1
+
+
+class UnderWay:
+    """`edge-opd` with these arguments, as a process.
+
+    lines: of its output, each with the moment at which it came (`time.monotonic`).
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "cluster", *arguments]
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONUNBUFFERED": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=env, **pipes)  # type: ignore[call-overload]
+        self.seen: set[psutil.Process] = set()
+        self.lines: list[tuple[float, str]] = []
+        self._errors: list[str] = []
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        self.lines.extend((time.monotonic(), line) for line in self.process.stdout)
+
+    def _read_errors(self) -> None:
+        self._errors.extend(self.process.stderr)
+
+    def said(self) -> str:
+        """Its output so far."""
+        return "".join(line for _, line in self.lines)
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Its actors that are alive by the names of their logs, and the core of each engine as "NAME core"."""
+        folder, found = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}", {}
+        everyone = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.seen.update(everyone)
+        for process in everyone:
+            for log in folder.glob(f"*-{process.pid}.log"):
+                name = log.stem.rpartition("-")[0]
+                found[name] = process
+                if children := process.children():  # the other is Python's tracker of resources
+                    found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
+        return found
+
+    def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 400.0) -> None:
+        """AssertionError with what it said when it ends before, or within `seconds`."""
+        end = time.monotonic() + seconds
+        while not is_so():
+            assert self.process.poll() is None, (what, self.end())
+            assert time.monotonic() < end, (f"{what}: not within {seconds:g} s", self.said(), self.processes())
+            time.sleep(POLL_S)
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        self.processes()[name].send_signal(number)
+
+    def end(self, seconds: float = 400.0) -> tuple[int, str, str]:
+        """Exit status, output and errors."""
+        status = self.process.wait(timeout=seconds)
+        for reader in self._readers:
+            reader.join(timeout=10)
+        return status, self.said(), "".join(self._errors)
+
+    def left_behind(self) -> list[psutil.Process]:
+        """Processes that outlive it."""
+        _, alive = psutil.wait_procs(list(self.seen), timeout=60)
+        return alive
+
+
+@contextmanager
+def under_way(arguments: list[str]) -> Iterator[UnderWay]:
+    """Within it the run goes on; nothing of it is left afterwards."""
+    run = UnderWay(arguments)
+    try:
+        yield run
+    finally:
+        run.processes()
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+        for process in run.seen:
+            if process.is_running():
+                process.kill()

@@ -1,0 +1,103 @@
+"""A run that is asked to stop, by real signals to this process."""
+
+import asyncio
+import os
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.errors import Preempted
+from cluster.run.pipeline import Pipeline
+from cluster.run.stop import heeding
+
+STEP_S = 0.2
+
+
+class Stepping(Pipeline):
+    """Steps that take `STEP_S` and signal this process at given ones."""
+
+    def __init__(self, signals: dict[int, list[signal.Signals]], stop: Any) -> None:
+        self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
+        self.signals, self._stop = signals, stop
+        self._handover: Any = self
+        self.steps: list[int] = []
+        self.saved: list[int] = []
+
+    async def push(self, pool: str, version: int) -> Any:
+        return None
+
+    async def _check_teacher(self, version: int) -> None:
+        pass
+
+    async def probe(self, step: int) -> None:
+        pass
+
+    async def _step(self, step: int) -> None:
+        for number in self.signals.get(step, []):
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0)
+        await asyncio.sleep(STEP_S)
+        self.steps.append(step)
+
+    async def _save(self, version: int) -> None:
+        self.saved.append(version)
+
+
+def stepped(signals: dict[int, list[signal.Signals]], grace_s: float) -> tuple[Stepping, str]:
+    """What was done, and what the run ended with."""
+
+    async def drive() -> tuple[Stepping, str]:
+        pipeline = Stepping(signals, None)
+        try:
+            with heeding(grace_s) as stop:
+                pipeline._stop = stop
+                await pipeline.run(0)
+        except Preempted as ended:
+            return pipeline, str(ended)
+        return pipeline, ""
+
+    return asyncio.run(drive())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
+    pipeline, said = stepped({2: [number]}, grace_s=30.0)
+    assert said == f"stopped by {number.name} after step 3: --resume continues from there"
+    assert (pipeline.steps, pipeline.saved) == ([0, 1, 2], [3])
+
+
+@pytest.mark.parametrize(
+    ("signals", "grace_s"),
+    [([signal.SIGTERM], STEP_S / 2), ([signal.SIGTERM], 0.0), ([signal.SIGINT, signal.SIGINT], 30.0)],
+    ids=["a step beyond the grace", "no grace", "asked twice"],
+)
+def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], grace_s: float) -> None:
+    begun = time.monotonic()
+    pipeline, said = stepped({1: signals}, grace_s)
+    assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
+    assert (pipeline.steps, pipeline.saved) == ([0], [])
+    assert time.monotonic() - begun < 2 * STEP_S + 2
+
+
+def test_before_the_first_step_nothing_is_waited_for() -> None:
+    async def drive() -> None:
+        with heeding(30.0):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+        asyncio.run(drive())
+
+
+def test_a_cancellation_of_somebody_elses_stays_one() -> None:
+    async def drive() -> None:
+        with heeding(30.0):
+            asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(drive())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,151 @@
+"""Resuming after a crash at any moment and damage to any shard: the learner has learned from each step's standing shard
+once, in order, and nothing that stands is sampled again."""
+
+import asyncio
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from rich.console import Console
+
+from cluster.config import Recipe
+from cluster.observe.sinks import MetricsSink
+from cluster.run.record import read_steps
+from cluster.run.replay import catch_up
+from cluster.run.rundir import RunDir
+from evidence.manifest import Manifest
+from evidence.records import ShardInfo
+from evidence.rule import EvidenceConfig, judge_all
+from evidence.schema import to_table
+from evidence.shards import write_shard
+from evidence.sidecar import write_student
+from learner.report import LearnedStep
+from tests.fakes import scored_step
+
+MOMENTS = ("shard", "written", "learned", "sidecar", "trained", "recorded", "checkpoint", "never")
+RULE = EvidenceConfig()
+METADATA = {
+    "run_id": "run", "mask_rule": RULE.to_json(), "model_id": "model", "code_version": "1", "machine": "here",
+    "weights_digest": "ab",
+}  # fmt: skip
+
+
+class Chain:
+    """A learner whose weights are the checksums that it has learned from, in order."""
+
+    def __init__(self) -> None:
+        self.weights: list[str] = []
+
+    async def load(self, folder: Path) -> int:
+        self.weights = json.loads((folder / (folder / "latest").read_text()).read_text())
+        return len(self.weights)
+
+    async def learn(self, shard: ShardInfo) -> LearnedStep:
+        self.weights.append(shard.sha256)
+        return LearnedStep(0.5, {}, 1.0, shard.tokens, 0, [], {})
+
+    def save(self, folder: Path) -> None:
+        name = f"step-{len(self.weights):06d}"
+        (folder / name).write_text(json.dumps(self.weights))
+        (folder / "latest").write_text(name)
+
+
+class ReplayMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = RunDir(Path(self.temporary.name))
+        for part in (self.folder.shards, self.folder.student, self.folder.checkpoints):
+            part.mkdir()
+        self.manifest = Manifest(self.folder.manifest)
+        self.said = io.StringIO()
+        self.sink = MetricsSink(self.folder.root, 99, Console(file=self.said, width=500))
+        self.sampled = 0
+        self.learner: Any = Chain()
+        self.version: int | None = 0  # None: crashed
+        self.damaged: set[int] = set()
+        self.stands = self.checkpoint = 0  # steps with a shard in the manifest; of the newest checkpoint
+
+    def sample(self, step: int) -> ShardInfo:
+        self.sampled += 1
+        records = judge_all(scored_step([2, 3], seed=self.sampled), [None, None], RULE, step)
+        table = to_table(records, METADATA | {"step": str(step)})
+        return write_shard(table, str(self.folder.shards), f"step-{step:06d}.arrow")
+
+    @precondition(lambda self: self.version is not None)
+    @rule(crash=st.sampled_from(MOMENTS), saves=st.booleans())
+    def step(self, crash: str, saves: bool) -> None:
+        assert self.version is not None
+        step, version = self.version, self.version
+        self.version = None
+        shard = self.sample(step)
+        if crash == "shard":
+            return
+        self.manifest.append_written(shard)
+        self.damaged.discard(step)
+        self.stands = step + 1
+        if crash == "written":
+            return
+        learned = asyncio.run(self.learner.learn(shard))
+        if crash == "learned":
+            return
+        write_student(learned.logprobs, str(self.folder.student), step)
+        if crash == "sidecar":
+            return
+        self.manifest.append_trained(shard.uri, step)
+        if crash == "trained":
+            return
+        self.folder.metrics.open("a").write(json.dumps({"step": step, "wall_s": 1.0, "diagnostics": {}}) + "\n")
+        if crash == "recorded":
+            return
+        if saves:
+            self.learner.save(self.folder.checkpoints)
+            self.checkpoint = version + 1
+        if crash != "checkpoint":
+            self.version = version + 1
+
+    @precondition(lambda self: self.stands > 0)
+    @rule(data=st.data(), cuts=st.booleans())
+    def damage(self, data: st.DataObject, cuts: bool) -> None:
+        step = data.draw(st.integers(0, self.stands - 1))
+        path = self.folder.shards / f"step-{step:06d}.arrow"
+        content = bytearray(path.read_bytes())
+        at = data.draw(st.integers(0, max(len(content) - 1, 0)))
+        if cuts:
+            del content[at:]
+        elif content:
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        self.damaged.add(step)
+
+    @rule()
+    def resume(self) -> None:
+        """By the same process or another: what is on the disk is all that there is."""
+        self.learner, self.manifest = Chain(), Manifest(self.folder.manifest)
+        self.said.truncate(0)
+        found = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe()))
+        broken = [step for step in range(self.checkpoint, self.stands) if step in self.damaged]
+        assert found == min([self.stands, *broken])
+        if broken:
+            assert f"step {broken[0] + 1} is sampled again: " in self.said.getvalue()
+            assert f"step-{broken[0]:06d}.arrow" in self.said.getvalue()
+        standing = {info.step: info for info in self.manifest.written().values()}
+        assert sorted(standing) == list(range(found))
+        assert self.learner.weights == [standing[step].sha256 for step in range(found)]
+        assert self.manifest.trained() == {info.uri for info in standing.values()}
+        assert set(read_steps(self.folder.metrics)) >= set(range(found))
+        self.version = self.stands = found
+        self.damaged = {step for step in self.damaged if step < found}
+
+    def teardown(self) -> None:
+        self.resume()
+        self.temporary.cleanup()
+
+
+TestReplay = ReplayMachine.TestCase
+TestReplay.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
