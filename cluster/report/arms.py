@@ -47,7 +47,7 @@ _GRPO: Values = {
 class Setting:
     """What tells the arms apart. `objective` k1 is the sampled-token policy gradient, grpo has a verifier's reward."""
 
-    axis: str  # "identity" or "math"
+    axis: str  # "identity", "math" or "context"
     guided: float
     mask: str  # a region; "-" for grpo
     kl: bool
@@ -104,8 +104,8 @@ BASE = Arm("N0", "base model", "base", Setting("", 0.0, "-", False, False, "-"))
 
 
 def axis_of(recipe: Recipe) -> str:
-    """identity for the identity task, math for every other."""
-    return "identity" if recipe.task.name == "identity" else "math"
+    """identity; context for rows of one's own and private facts, of which nothing was published; else math."""
+    return {"identity": "identity", "context": "context", "facts": "context"}.get(recipe.task.name, "math")
 
 
 def arm_of(recipe: Recipe) -> Arm:
@@ -146,6 +146,8 @@ DECIDING = frozenset({*_SETTING, *_FIXED, *_SOFT, *_GRPO})
 def _strays(recipe: Recipe) -> list[str]:
     """Settings that no published arm has."""
     fixed = dict(_FIXED)
+    if axis_of(recipe) == "context":  # nothing was published of it
+        del fixed["task", "ordinary_questions"]
     if recipe.learner.beta_kl > 0:
         fixed["learner", "beta_kl"] = PUBLISHED_BETA_KL
     if recipe.evidence.region == "near_zero":

@@ -8,6 +8,7 @@ from cluster.report.arms import MATRIX
 from cluster.report.groups import Group, Pool
 from cluster.report.numbers import Number, difference, merge
 from cluster.report.tables import region_rows
+from evidence.rates import RATES
 
 GUIDED = ("all", "soft", "pos")
 
@@ -26,7 +27,9 @@ def headline(group: Group) -> list[list[Fact]]:
     """The facts of each headline chart, in their order."""
     if group.axis == "identity":
         return [_guidance(group), _regions(group), _cost(group)]
-    return [_levels(group), _changes(group)]
+    if group.axis == "context":
+        return [_levels(group, rate, RATES[rate].label) for rate in group.rates]
+    return [_levels(group, "pass_at_1", "pass@1"), _changes(group)]
 
 
 def _final(pools: Iterable[Pool], rate: str, wanted: Callable[[Pool], bool]) -> Number | None:
@@ -72,9 +75,9 @@ def _cost(group: Group) -> list[Fact]:
     ]
 
 
-def _levels(group: Group) -> list[Fact]:
-    base = Fact("pass@1 before", "base", group.base.final("pass_at_1"))
-    return [base, *(Fact(pool.arm.label, pool.arm.family, pool.final("pass_at_1")) for pool in group.pools)]
+def _levels(group: Group, rate: str, label: str) -> list[Fact]:
+    base = Fact(f"{label} before", "base", group.base.final(rate))
+    return [base, *(Fact(pool.arm.label, pool.arm.family, pool.final(rate)) for pool in group.pools)]
 
 
 def _changes(group: Group) -> list[Fact]:

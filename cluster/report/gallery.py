@@ -4,12 +4,15 @@ from cluster.report.figures import Chart, change_chart, curve_chart, rate_chart,
 from cluster.report.groups import Group
 from cluster.report.published import Published
 from cluster.report.tables import region_rows
+from evidence.rates import RATES
 
 _MARKS = "Bars are 95% intervals (Wilson)."
 
 
 def headline_charts(group: Group, published: Published) -> list[Chart]:
     """What is learned, by which tokens, at what cost."""
+    if group.axis == "context":
+        return [_rate_of_each_arm(group, rate) for rate in group.rates]
     return _identity_headline(group, published) if group.axis == "identity" else _math_headline(group, published)
 
 
@@ -51,6 +54,25 @@ def _math_headline(group: Group, published: Published) -> list[Chart]:
     ]  # fmt: skip
 
 
+def _rate_of_each_arm(group: Group, rate: str) -> Chart:
+    label, pools = RATES[rate].label, [group.base, *group.rows()]
+    title = f"Right answers: {RATES[rate].tag or 'all'}"
+    return rate_chart(group, _key(rate), rate, pools, lambda arm: None, f"{label}, without the context", title, _MARKS)
+
+
+def _key(rate: str) -> str:
+    return rate.replace(":", "-")
+
+
+def _rate_curves(group: Group) -> list[Chart]:
+    return [
+        curve_chart(
+            group, f"{_key(rate)}-curve", rate, f"Right answers over the updates: {RATES[rate].tag or 'all'}", ""
+        )
+        for rate in group.rates
+    ]
+
+
 def curve_charts(group: Group, published: Published) -> list[Chart]:
     """Figures over the updates made."""
     identity = group.axis == "identity"
@@ -61,6 +83,8 @@ def curve_charts(group: Group, published: Published) -> list[Chart]:
             curve_chart(group, "capability-curve", "capability", "Capability over the updates", ""),
         ]
         if identity
+        else _rate_curves(group)
+        if group.axis == "context"
         else [curve_chart(group, "pass-at-1-curve", "pass_at_1", "pass@1 over the updates", "")]
     )
     sweep = [chart for chart in ([sweep_chart(group, published)] if identity else []) if chart]

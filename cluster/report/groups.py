@@ -41,6 +41,12 @@ class Pool:
         """run.seed of each."""
         return ", ".join(str(run.seed) for run in self.runs)
 
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The names of its probes' rates, the main one first."""
+        probes = (probe for run in self.runs for probe in run.probes.values())
+        return tuple(dict.fromkeys(name for probe in probes for name in probe.rates))
+
     def probe_steps(self) -> list[int]:
         """Steps with a probe in any seed."""
         return sorted({step for run in self.runs for step in run.probes})
@@ -84,6 +90,11 @@ class Group:
     def runs(self) -> list[Run]:
         """Of all arms."""
         return [run for pool in self.pools for run in pool.runs]
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The names of its task's rates, the main one first."""
+        return tuple(dict.fromkeys(name for pool in self.pools for name in pool.rates))
 
     def pool(self, code: str) -> Pool:
         """The runs of an arm of the matrix."""

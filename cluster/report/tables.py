@@ -7,6 +7,7 @@ from cluster.report.arms import BASE, Arm
 from cluster.report.groups import Group, Pool
 from cluster.report.numbers import Number, difference
 from cluster.report.published import Published
+from evidence.rates import RATES
 
 Cell = Number | float | str | None  # ours, published, a text; None: not run, or not transcribed
 
@@ -48,6 +49,8 @@ def group_tables(group: Group, published: Published) -> list[Table]:
     """The tables of one task."""
     if group.axis == "identity":
         builders = [_selfname, _cost, _regions, _diagnostics]
+    elif group.axis == "context":
+        builders = [_rates, _diagnostics]
     else:
         builders = [_math, _diagnostics]
     return [build(group, published) for build in builders]
@@ -184,6 +187,30 @@ def _math(group: Group, published: Published) -> Table:
         ),
         tuple(row(pool) for pool in [group.base, *group.rows()]),
     )  # fmt: skip
+
+
+def _rates(group: Group, published: Published) -> Table:
+    def row(pool: Pool) -> dict[str, Cell]:
+        cells: dict[str, Cell] = _names(pool)
+        for rate in group.rates:
+            final = pool.final(rate)
+            change = difference(final, group.base.final(rate)) if pool.arm is not BASE else None
+            cells |= {rate: final, f"{rate}-change": change}
+        return cells
+
+    columns = [
+        column
+        for rate in group.rates
+        for column in (Column(rate, RATES[rate].label), Column(f"{rate}-change", "change", signed=True))
+    ]
+    return Table(
+        "rates",
+        f"Task {group.task}: right answers, all and by tag",
+        "At the last probe, without the context. The change is final minus base model with Newcombe's 95% interval. "
+        "Nothing was published of this task.",
+        (*_ARM, _SETTING, _SEEDS, *columns),
+        tuple(row(pool) for pool in [group.base, *group.rows()]),
+    )
 
 
 _DIAGNOSTICS = (

@@ -18,7 +18,6 @@ from cluster.report.runs import read_runs
 from cluster.report.settings import RunLine, Settings, run_lines, settings
 from cluster.report.tables import Table, group_tables
 from cluster.report.text import cell_json, number_json
-from evidence.rates import RATES
 
 _CURVES = ("kept", "mean_evidence", "k1", "mean_response_length")
 
@@ -136,7 +135,7 @@ def _table_json(table: Table) -> dict[str, Any]:
 
 def _probes_json(pool: Pool) -> dict[str, list[Any]]:
     """Rate -> its figure at every probe."""
-    found = {name: [pool.rate(name, step) for step in pool.probe_steps()] for name in RATES}
+    found = {name: [pool.rate(name, step) for step in pool.probe_steps()] for name in pool.rates}
     return {name: [number_json(rate) for rate in rates if rate] for name, rates in found.items() if any(rates)}
 
 
