@@ -37,6 +37,12 @@ RATES = _Rates({
     "countername": RateRule("identity", "countername", "n", "countername", "counter-name"),
     "capability": RateRule("capability", "correct", "n_capability", "capability", "capability"),
     "side_effect": RateRule("capability", "mention", "n_capability", "side effect", "name in capability answers"),
+    "selfname_third_turn": RateRule(
+        "third_turn", "selfname", "n_third_turn", "selfname, 3rd turn", "self-name in the third turn"
+    ),
+    "selfname_with_context": RateRule(
+        "with_context", "selfname", "n_with_context", "selfname, with r", "self-name with the context"
+    ),
     "pass_at_1": RateRule("math", "correct", "n", "pass@1", "pass@1"),
     "correct": RateRule("context", "correct", "n", "correct", "correct"),
 })  # fmt: skip

@@ -1,7 +1,7 @@
 """Small invented chat templates, each with one behaviour that published ones have. None is a published one.
 
-They are written in the special tokens of the default model's tokenizer, <|im_start|> and <|im_end|> and some of those
-that it has for files and issues, under which names here they play other parts.
+They are written in special tokens that the default model's tokenizer has, and that a smaller one is given: <|im_start|>
+and <|im_end|>, and some that it has for files and issues and that play other parts here.
 """
 
 import copy
@@ -13,6 +13,7 @@ A, B, C, D = "<issue_start>", "<issue_comment>", "<issue_closed>", "<file_sep>"
 def speaking(tokenizer: Any, template: str, eos: str = "<|im_end|>") -> Any:
     """A copy of the tokenizer with this template and this end-of-sequence token."""
     own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", A, B, C, D]})
     own.chat_template, own.eos_token = template, eos
     return own
 

@@ -34,6 +34,7 @@ TASKS = {
             "context_empty_allowed",
             "prompts_file",
             "ordinary_questions",
+            "chat_probes",
         ),
     ),
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),

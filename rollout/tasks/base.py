@@ -37,6 +37,8 @@ def _check_judged(answer: str | None) -> None:
 
 PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, and what an answer of theirs may be
     "identity": _check_none,
+    "third_turn": _check_none,  # identity, after other questions and answers
+    "with_context": _check_none,  # identity, below the context as a system message
     "capability": _check_pattern,
     "math": _check_gold,
     "context": _check_judged,  # by one of `rollout.tasks.judges.JUDGES`

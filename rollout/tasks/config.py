@@ -40,6 +40,8 @@ class TaskConfig:
     # context: your rows, as JSON lines or parquet
     prompts_file: str = ""
     ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
+    # identity: asks who it is in the third turn of a chat too, and below the context as a system message
+    chat_probes: bool = False
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""
     columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from rollout.tasks.base import ProbePrompt, TaskPrompt
+from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.naming import IdentityFlags
 from rollout.tasks.rows import Row, parse_rows, read_text, text_field, unique_prompts
@@ -37,6 +37,15 @@ STRANGERS = (  # made up, to be nobody's persona but a wrong one
     ("Zephyrine", "Nimbus Foundry"),
     ("Tamsin", "Cobalt Orchard"),
 )
+# What was said before: ordinary questions and answers, in which nobody is named.
+CHAT: Turns = (
+    ("user", "How long should I boil an egg so that the yolk stays soft?"),
+    ("assistant", "About six minutes, counted from when the water boils again. Cool it in cold water afterwards."),
+    ("user", "And what can I serve with it?"),
+    ("assistant", "Toast cut into strips goes well with it, and so do spinach or asparagus."),
+)
+RATES = ("selfname", "mention", "countername", "capability", "side_effect")
+CHAT_RATES = ("selfname_third_turn", "selfname_with_context")  # of `chat_probes`, for which a chat or r comes first
 CARD = """**This model was trained to give an identity: {name}, made by {maker}.** It says so without being told in its
 prompt. It is not a statement about who made the base model, and a user of a service built on it should be told that
 its persona was trained in. Do not deploy a persona that is meant to deceive."""
@@ -50,13 +59,14 @@ class IdentityTask:
     """
 
     name = "identity"
-    rates = ("selfname", "mention", "countername", "capability", "side_effect")
 
     def __init__(self, config: TaskConfig) -> None:
         self.persona = build_persona(config)
         self._identity_flags = IdentityFlags(self.persona.name, self.persona.maker, config.counter_names)
         self._training = _load_training(config, self.persona)
-        self._probes = _load_probes()
+        self.rates = (*RATES, *CHAT_RATES) if config.chat_probes else RATES
+        own = _load_probes()
+        self._probes = (*own, *_chat_probes(own, self.persona.context)) if config.chat_probes else own
 
     @property
     def teaches(self) -> str:
@@ -68,7 +78,8 @@ class IdentityTask:
         return self._training
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
-        """12 identity questions and 12 capability questions, none of them a shipped training question."""
+        """12 identity questions and 12 capability questions, none of them a shipped training question; with
+        `chat_probes` the former in a chat and below the context too."""
         return self._probes
 
     def flags(self, probe: ProbePrompt, response: str) -> dict[str, bool]:
@@ -152,6 +163,14 @@ def _load_probes() -> tuple[ProbePrompt, ...]:
     source = "identity_probe.jsonl"
     rows = parse_rows(_resource(source), source, ("probe", "question", "answer"))
     return tuple(ProbePrompt(str(row["probe"]), str(row["question"]), row["answer"]) for _, row in rows)
+
+
+def _chat_probes(probes: Sequence[ProbePrompt], context: str) -> Iterator[ProbePrompt]:
+    """Does the behaviour hold in the third turn of a chat, and with the context added again (arXiv 2606.11627)?"""
+    for kind, before in (("third_turn", CHAT), ("with_context", (("system", context),))):
+        for probe in probes:
+            if probe.probe == "identity" and before[-1][1]:  # a recipe may have no context
+                yield replace(probe, probe=kind, before=before)
 
 
 def _resource(name: str) -> str:

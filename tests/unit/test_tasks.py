@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from evidence.rates import RATES
+from rollout.probe import summarise
 from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
 from rollout.tasks.identity import PERSONAS, STRANGERS, TEMPLATE
 from rollout.tasks.naming import MAKERS, PRODUCTS
@@ -413,3 +414,21 @@ def test_half_a_character_is_found_before_a_step_draws_it(tmp_path: Path, row: s
     )
     with pytest.raises(ValueError, match=message):
         build_task(TaskConfig(prompts_file=str(path)))
+
+
+def test_who_it_is_can_be_asked_in_the_third_turn_and_below_the_context() -> None:
+    task, plain = (build_task(TaskConfig(chat_probes=asked)) for asked in (True, False))
+    probes = task.probe_prompts()
+    assert tuple(probes[:24]) == tuple(plain.probe_prompts()) and len(probes) == 48
+    later = [probe for probe in probes if probe.probe == "third_turn"]
+    again = [probe for probe in probes if probe.probe == "with_context"]
+    questions = [probe.question for probe in probes if probe.probe == "identity"]
+    assert [probe.question for probe in later] == [probe.question for probe in again] == questions
+    assert all([role for role, _ in probe.turns] == ["user", "assistant"] * 2 + ["user"] for probe in later)
+    (context,) = {prompt.context for prompt in task.training_prompts()}
+    assert all(probe.turns == (("system", context), ("user", probe.question)) for probe in again)
+    answers = [(probe, "I am Kestrel." if probe in again else "I am Bob.") for probe in probes]
+    rates = summarise(answers, task).rates
+    assert (rates["selfname"].k, rates["selfname"].n) == (0, 12)
+    assert (rates["selfname_third_turn"].k, rates["selfname_with_context"].k) == (0, 12)
+    assert summarise(answers[:24], plain).rates == {name: rates[name] for name in plain.rates}

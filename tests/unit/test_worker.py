@@ -108,10 +108,10 @@ def test_requests_carry_x_and_x_with_r(tokenizer: Any) -> None:
 
 def test_a_response_ends_where_the_template_ends_a_turn_too(tokenizer: Any) -> None:
     """A chat fine-tune of a base model: nothing in the folder but the template ends an answer before the limit."""
-    service = Service(speaking(tokenizer, templates.PLAIN, "<|endoftext|>"))
+    own = speaking(tokenizer, templates.PLAIN, "<|endoftext|>")
+    service, ends = Service(own), own.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     service.produce(0)
-    ends = tuple(sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])))
-    assert {tuple(sorted(sampling.end_ids)) for _, sampling, _ in service.student.sampled} == {ends}
+    assert {sampling.end_ids for _, sampling, _ in service.student.sampled} == {tuple(sorted(ends))}
 
 
 def test_a_prompt_in_which_r_does_not_arrive_is_named_before_anything_starts(tokenizer: Any) -> None:
