@@ -17,6 +17,7 @@ from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import to_table
 from evidence.shards import write_shard
 from tests.fakes import fake_run, scored_step
+from tests.observed import observed_run
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("numpy", "pyarrow", "jinja2")
@@ -120,3 +121,11 @@ def test_view_shows_text_with_the_package_tokenizers(laptop: Laptop, run: Path, 
     assert (done.returncode, done.stderr) == (0, "")
     here = view_run(run, None, Asked(), tmp_path / "here.html").read_text()
     assert (tmp_path / "text.html").read_text() == here
+
+
+def test_the_page_of_a_run_its_timeline_and_its_figures_are_made_there(laptop: Laptop, tmp_path: Path) -> None:
+    run = observed_run(tmp_path / "observed", steps=3)
+    for command, name in (("dashboard", "out.html"), ("trace", "out.json"), ("export-metrics", "out.txt")):
+        done = laptop.run("edge-opd", command, str(run), "--out", name, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+    assert (tmp_path / "out.html").read_text().count("</script>") == 1
