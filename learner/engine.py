@@ -24,11 +24,13 @@ from learner.logits import head_of
 from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
+from learner.schedule import rate_factor
 
 
-def warmup(steps: int) -> quirks.Schedule:
-    """lr times (k + 1) / steps in optimizer step k, from `steps` on lr itself."""
-    return lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
+def schedule(config: LearnerConfig, num_updates: int) -> quirks.Schedule:
+    """lr times `rate_factor` in each optimizer step."""
+    factor = rate_factor(config.lr_schedule, config.lr_end, config.warmup_steps, num_updates)
+    return lambda optimizer: LambdaLR(optimizer, factor)
 
 
 def checkpoint_tag(step: int) -> str:
@@ -52,9 +54,12 @@ def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
 
 
 class ZeroEngine:
-    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
+    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW.
 
-    def __init__(self, model_path: str, config: LearnerConfig) -> None:
+    num_updates: the optimizer steps of the whole run, over which a schedule falls.
+    """
+
+    def __init__(self, model_path: str, config: LearnerConfig, num_updates: int = 1) -> None:
         self.config = config
         quirks.join(config.start_deadline_s)
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
@@ -70,7 +75,7 @@ class ZeroEngine:
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.engine = quirks.initialize(student, optimizer, warmup(config.warmup_steps), config)
+        self.engine = quirks.initialize(student, optimizer, schedule(config, num_updates), config)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property

@@ -63,7 +63,7 @@ class LearnerActor:
 
         config, scoring = self._recipe.learner, self._recipe.teacher
         self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
-        self._engine = ZeroEngine(self._model, config)
+        self._engine = ZeroEngine(self._model, config, self._recipe.run.steps * config.updates_per_batch)
         device = self._engine.device
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(

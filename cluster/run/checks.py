@@ -40,10 +40,12 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[str, list[str]]:
 
 
 def check_task(recipe: Recipe, task: Task) -> None:
-    """Too few wrong contexts, a prompt without an answer to verify, or a figure that the task's probe does not have."""
+    """Too few wrong contexts, a prompt without an answer to verify, a scale of the evidence that means nothing,
+    or a figure that the task's probe does not have."""
     prompts = task.training_prompts()
     check_wrong_contexts(prompts, recipe.evidence)
     check_answers(prompts, recipe)
+    check_scale(recipe)
     if recipe.run.require_selfname and "selfname" not in task.rates:
         raise ValueError(
             f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
@@ -64,6 +66,21 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
             f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
             f"for every prompt with {asked[0]}"
         )
+
+
+def check_scale(recipe: Recipe) -> None:
+    """A scale of evidence that is the advantage itself: AdamW takes the same steps, whatever it is."""
+    scale = recipe.learner.evidence_scale
+    same = {
+        "evidence.kind": recipe.evidence.kind == "teacher_student" and recipe.evidence.kind,
+        "teacher.kind": recipe.teacher.kind == "live" and recipe.teacher.kind,
+    }
+    for key, value in same.items():
+        if value and scale != 1:
+            raise ValueError(
+                f"learner.evidence_scale: found {scale}, expected 1.0 with {key} = {value!r}, whose evidence is the "
+                "advantage itself: a scale would only be another learning rate"
+            )
 
 
 def check_models(recipe: Recipe) -> str:

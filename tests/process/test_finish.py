@@ -61,6 +61,14 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
             '[run]\nrequire_selfname = 0.2\n[task]\nname = "arithmetic"',
             "run.require_selfname: found 0.2, expected 0.0 with the task arithmetic, whose probe has pass_at_1",
         ),
+        (
+            '[learner]\nevidence_scale = 2.0\n[evidence]\nkind = "teacher_student"',
+            "learner.evidence_scale: found 2.0, expected 1.0 with evidence.kind = 'teacher_student', whose evidence is",
+        ),
+        (
+            '[learner]\nevidence_scale = 2.0\n[teacher]\nkind = "live"',
+            "learner.evidence_scale: found 2.0, expected 1.0 with teacher.kind = 'live', whose evidence is the advant",
+        ),
         ('[task]\nname = "math"\nprobe_file = "P"', "task.prompts_file: found none"),
     ],
 )

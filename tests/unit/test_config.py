@@ -49,7 +49,7 @@ def refusal(path: Path, *overrides: str) -> str:
     ("text", "key", "found", "expected"),
     [
         ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "learner, model, observe, probe, rollout, run, student"),
-        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, micro_batch_tokens"),
+        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, lr_end, lr_schedule"),
         ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
         ("lr = 1.0", "lr", "an unknown key", "learner"),
         ("learner = 3", "learner", "3", "a table"),
