@@ -19,7 +19,7 @@ from cluster.weights.transports import TRANSPORTS
 from evidence.require import require
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
-from learner.config import LearnerConfig
+from learner.config import ExportConfig, LearnerConfig
 from rollout.config import EngineConfig, RolloutConfig, TemplateVariables
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
@@ -27,7 +27,8 @@ from rollout.tasks.rows import LONE_SURROGATE
 
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
-PATHS = (("task", "prompts_file"), ("task", "probe_file"), ("run", "storage"), ("model", "path"), ("teacher", "path"))
+TASK_PATHS = (("task", "prompts_file"), ("task", "ordinary_file"), ("task", "probe_file"))
+PATHS = (*TASK_PATHS, ("run", "storage"), ("model", "path"), ("teacher", "path"))
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,13 @@ class RunConfig:
     max_policy_lag: int = 0
     checkpoint_every: int = 0  # steps between checkpoints; 0: none
     probe_every: int = 8  # steps between probes; 0: only before and after
-    require_selfname: float = 0.0  # the run exits 1 when self-name of the last probe is lower
     storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
     date: str = ""  # what a chat template's clock shows, such as 2026-11-28; empty: the day on which the run starts
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "run.steps", self.steps, "at least 1")
-        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
-        require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
-        require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
-        require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
-        require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+        for key in ("seed", "max_policy_lag", "checkpoint_every", "probe_every"):
+            require(getattr(self, key) >= 0, f"run.{key}", getattr(self, key), "0 or more")
         require(not self.date or _is_day(self.date), "run.date", self.date, "a day, such as '2026-11-28'")
         try:
             refuse_credentials(self.storage)
@@ -140,6 +137,7 @@ class Recipe:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         require(

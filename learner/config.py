@@ -104,3 +104,20 @@ class LearnerConfig:
         alone = f"1.0 with learner.objective = {self.objective!r}, which does not read the evidence of sampled tokens"
         scales = OBJECTIVES[self.objective].scales_evidence
         require(scale == 1 or scales, "learner.evidence_scale", scale, alone)
+
+
+CHOICES = ("last", "average", "best")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Which weights a run ends with: those of its last probe, and of its export."""
+
+    # last: the last step's; average: the mean of the last `average` steps'; best: those with the best main rate of the
+    # probes on the way, which are then probed again with another seed: the rate that chose them is too high
+    choose: str = "last"
+    average: int = 8  # how many steps' weights the mean is of: 4 bytes a parameter on the learner's hosts
+
+    def __post_init__(self) -> None:
+        require(self.choose in CHOICES, "export.choose", self.choose, f"one of {CHOICES}")
+        require(self.average >= 2, "export.average", self.average, "at least 2: the mean of one is 'last'")

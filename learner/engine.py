@@ -19,6 +19,7 @@ from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.export import TEXT, Exporter
 from learner.head import Distribution
+from learner.kept import KeptWeights
 from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of
 from learner.model import Student, checkpoint_layers
@@ -140,26 +141,30 @@ class ZeroEngine:
                         parts = self._names.split(at, held[at].detach()) if owner else {at: held[at].detach()}
                     yield name, parts[name]
 
+    def keeper(self) -> KeptWeights:
+        """Nothing yet, of what this rank trains."""
+        return KeptWeights([param for _, param in self._parameters() if param.requires_grad], self.rank)
+
     def _held(self) -> dict[str, Tensor]:
         return held_tensors(self.engine.module.causal_lm)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.engine.module.causal_lm.named_parameters()
 
-    def save(self, folder: str, client_state: dict[str, Any], ema: Ema | None = None) -> None:
-        """ZeRO checkpoint `folder/step` with the optimizer, and the average beside it; every rank calls it."""
+    def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> None:
+        """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it."""
         tag = checkpoint_tag(client_state["step"])
-        if ema is not None:  # first, since a checkpoint is the newest once it is whole
-            ema.save(Path(folder) / tag)
+        for weights in beside:  # first, since a checkpoint is the newest once it is whole
+            weights.save(Path(folder) / tag)
         quirks.save_checkpoint(self.engine, folder, tag, client_state)
 
-    def load(self, folder: str, ema: Ema | None = None) -> dict[str, Any]:
+    def load(self, folder: str, *beside: Ema | KeptWeights) -> dict[str, Any]:
         """The newest checkpoint's client state; ValueError when there is none."""
         path, client_state = self.engine.load_checkpoint(folder)
         if path is None:
             raise ValueError(f"{folder}: found no checkpoint, expected one that --resume can continue from")
-        if ema is not None:
-            ema.load(Path(folder) / checkpoint_tag(client_state["step"]))
+        for weights in beside:
+            weights.load(Path(folder) / checkpoint_tag(client_state["step"]))
         return {key: client_state[key] for key in ("step",)}
 
     def rehearse_export(self, folder: str) -> None:

@@ -1,5 +1,7 @@
 """The loop. Strictly on-policy is this loop with a staleness bound of 0.
 
+    before step 1: the probe, and the gap (what the teacher says with r); after the last: `export.choose`, the probe
+
     rollout service (owns the engines)                     learner service
     ----------------------------------                     ---------------
     the groups of every step <= version + lag:
@@ -16,10 +18,13 @@ import time
 from cluster.config import Recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
+from cluster.run.choice import Choice
+from cluster.run.gap import measured, teaches_itself, write_gap
 from cluster.run.handover import Handover, Pushed
-from cluster.run.record import Answer, probe_record, step_record, write_answers
+from cluster.run.record import Answer, ProbeRecord, probe_record, read_probes, step_record, write_answers
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
+from evidence.records import Ids
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
 from rollout.probe import summarise
@@ -56,6 +61,7 @@ class Pipeline:
         text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
         self._handover = Handover(services, self.renderer.prompt_ids(first.turns), text_ids)
         self.pushed = Pushed("", 0.0)
+        self._choice = Choice(recipe, services.learner, read_probes(run_dir.probes))
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
     async def run(self, first_step: int) -> None:
@@ -63,10 +69,34 @@ class Pipeline:
         steps = self.recipe.run.steps
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
-        if first_step in (0, steps):  # a resumed run may have ended between its last step and its last probe
-            await self.probe(first_step)
+        if first_step == 0:
+            await self._measure_gap(await self.probe(0))
+        elif await self._choice.resume(first_step):
+            await self._choice.see(await self.probe(first_step))
         for step in range(first_step, steps):
             await self._step(step)
+        await self._end()
+
+    async def _measure_gap(self, base: ProbeRecord) -> None:
+        """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
+        config = self.recipe.probe
+        if not config.gap or not teaches_itself(self.recipe):
+            return
+        self.sink.stage("asking the teacher what there is to learn")
+
+        async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
+            sampling = config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special)
+            return await self.rollout.texts(what, prompts, sampling, config.samples, seed)
+
+        gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates)
+        if gap is None:
+            return
+        write_gap(self.run_dir.gap, gap)
+        self.sink.say(gap.line())
+        if gap.is_zero and (config.require or config.require_of_teacher):
+            raise RuntimeError(gap.warning())
+        if gap.is_zero:
+            self.sink.say(gap.warning())
 
     async def _step(self, step: int) -> None:
         """From version `step` to the next."""
@@ -96,8 +126,17 @@ class Pipeline:
         self._record(step, produced, learned, stages, time.perf_counter() - begun)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self.learner.save(self.run_dir.checkpoints, version)
-        if version == run.steps or (run.probe_every and version % run.probe_every == 0):
-            await self.probe(version)
+        if self._choice.probes(version):
+            await self._choice.see(await self.probe(version))
+
+    async def _end(self) -> None:
+        """The weights to end with, and their probe."""
+        steps = self.recipe.run.steps
+        if await self._choice.put():
+            self.sink.stage("pushing the weights to end with")
+            self.pushed = await self._handover.push("student", steps + 1)  # not those of version `steps`
+        # Other answers than those that chose the best weights.
+        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps)
 
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
         """The stage, if the teacher takes the weights of `version`."""
@@ -112,22 +151,24 @@ class Pipeline:
         self._teacher_version = version
         return {"refresh": clock.stage(0)}
 
-    async def probe(self, step: int) -> None:
-        """The task's probe on the student engines, without r; appended to probes.jsonl."""
+    async def probe(self, step: int, seed: int | None = None) -> ProbeRecord:
+        """The task's probe on the student engines, without r; appended to probes.jsonl. `seed`: another than `step`."""
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
         seed, sampling = (
-            step_seed(self.recipe.run.seed, step),
+            step_seed(self.recipe.run.seed, step if seed is None else seed),
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         answers = await self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
-        self.sink.write_probe(probe_record(summarise(rated, self.task), step, self.task.name))
+        record = probe_record(summarise(rated, self.task), step, self.task.name)
+        self.sink.write_probe(record)
         self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
         write_answers(self.run_dir.answers_of(step), told)
+        return record
 
     def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
         unanswered = sum(1 for _, answer in rated if not answer)

@@ -21,6 +21,7 @@ class RunDir:
         self.checkpoints = root / "checkpoints"
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
+        self.gap = root / "gap.json"
         self.answers = root / "answers"
         self.export = root / "export"
         self._lock = FolderLock(root)

@@ -34,6 +34,8 @@ TASKS = {
             "context_empty_allowed",
             "prompts_file",
             "ordinary_questions",
+            "ordinary_file",
+            "ordinary_context",
         ),
     ),
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),

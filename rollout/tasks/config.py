@@ -40,6 +40,10 @@ class TaskConfig:
     # context: your rows, as JSON lines or parquet
     prompts_file: str = ""
     ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
+    ordinary_file: str = ""  # identity: JSON lines of other ordinary questions, as prompts_file; empty: the dozen
+    # identity: whether ordinary questions have the context too; without it their evidence is 0, so that only the KL
+    # penalty (learner.beta_kl) acts on them
+    ordinary_context: bool = True
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""
     columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others
