@@ -55,6 +55,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gap(arguments: argparse.Namespace) -> int:
+    from cluster.commands.gap import print_gap
+
+    return print_gap(arguments.recipe, arguments.set)
+
+
 def _data(arguments: argparse.Namespace) -> int:
     return int(arguments.part(arguments))
 
@@ -69,7 +75,8 @@ def _data_openthoughts(arguments: argparse.Namespace) -> int:
 
 def _data_check(arguments: argparse.Namespace) -> int:
     from cluster.commands.data_check import check_data, fault_lines, to_text
-    from cluster.config import Recipe, build, load_recipe, parse_overrides
+    from cluster.config import Recipe, load_recipe
+    from cluster.typed import build, parse_overrides
 
     if arguments.recipe:
         recipe = load_recipe(arguments.recipe, arguments.set)
@@ -179,6 +186,11 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
 
 
+def _gap_arguments(gap: argparse.ArgumentParser) -> None:
+    gap.add_argument("recipe", metavar="RECIPE.toml")
+    _add_set(gap)
+
+
 def _probe_arguments(probe: argparse.ArgumentParser) -> None:
     where = "a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1"
     probe.add_argument("source", metavar="MODEL_OR_RUN", help=where)
@@ -273,6 +285,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
     "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
+    "gap": ("what a recipe's teacher shows with its context, before anything is trained", _gap, _gap_arguments),
     "data": ("check rows of one's own; filter a public dataset to math rows", _data, _data_arguments),
     "shards": ("statistics of a run's shards; recompute a mask without an engine", _shards, _shards_arguments),
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),

@@ -7,7 +7,6 @@ was expected.
 import dataclasses
 import os
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,19 +15,20 @@ from typing import Any, TypeVar
 
 from cluster.faults import FaultsConfig
 from cluster.observe.config import ObserveConfig
+from cluster.typed import build, parse_overrides
 from cluster.weights.transports import TRANSPORTS
 from evidence.require import require
 from evidence.rule import EvidenceConfig
 from evidence.storage import refuse_credentials
-from learner.config import LearnerConfig
+from learner.config import ExportConfig, LearnerConfig
 from rollout.config import EngineConfig, RolloutConfig, TemplateVariables
 from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
-from rollout.tasks.rows import LONE_SURROGATE
 
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 DEFAULT_MODEL = "default"
-PATHS = (("task", "prompts_file"), ("task", "probe_file"), ("run", "storage"), ("model", "path"), ("teacher", "path"))
+TASK_PATHS = (("task", "prompts_file"), ("task", "ordinary_file"), ("task", "probe_file"))
+PATHS = (*TASK_PATHS, ("run", "storage"), ("model", "path"), ("teacher", "path"))
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,13 @@ class RunConfig:
     checkpoint_every: int = 0  # steps between checkpoints; 0: none
     keep_checkpoints: int = 2  # the newest; 0: all
     probe_every: int = 8  # steps between probes; 0: only before and after
-    require_selfname: float = 0.0  # the run exits 1 when self-name of the last probe is lower
     storage: str = ""  # where shards go: a local path, or any URI that pyarrow opens; empty: RUN/shards
     date: str = ""  # what a chat template's clock shows, such as 2026-11-28; empty: the day on which the run starts
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "run.steps", self.steps, "at least 1")
-        require(self.seed >= 0, "run.seed", self.seed, "0 or more")
-        require(self.max_policy_lag >= 0, "run.max_policy_lag", self.max_policy_lag, "0 or more")
-        require(self.checkpoint_every >= 0, "run.checkpoint_every", self.checkpoint_every, "0 or more")
-        require(self.keep_checkpoints >= 0, "run.keep_checkpoints", self.keep_checkpoints, "0 or more")
-        require(self.probe_every >= 0, "run.probe_every", self.probe_every, "0 or more")
-        require(0 <= self.require_selfname <= 1, "run.require_selfname", self.require_selfname, "0 to 1")
+        for key in ("seed", "max_policy_lag", "checkpoint_every", "keep_checkpoints", "probe_every"):
+            require(getattr(self, key) >= 0, f"run.{key}", getattr(self, key), "0 or more")
         require(not self.date or _is_day(self.date), "run.date", self.date, "a day, such as '2026-11-28'")
         try:
             refuse_credentials(self.storage)
@@ -144,6 +139,7 @@ class Recipe:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -252,74 +248,3 @@ def dump(recipe: Recipe) -> str:
     import tomli_w  # what only reads recipes does without it
 
     return tomli_w.dumps(dataclasses.asdict(recipe))
-
-
-def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
-    """An instance of a (nested) dataclass from a plain table, refusing what it does not know."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        where = f"{prefix}{key}"
-        if key not in known:
-            raise ValueError(f"{source}: {where}: found an unknown key, expected one of {', '.join(sorted(known))}")
-        values[key] = _convert(known[key], value, source, where)
-    try:
-        return cls(**values)
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(f"{source}: {text if '.' in text.split(':')[0] else prefix + text}") from None
-
-
-def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
-    if dataclasses.is_dataclass(kind) or kind is TemplateVariables:
-        if not isinstance(value, dict):
-            raise ValueError(f"{source}: {where}: found {value!r}, expected a table")
-        if kind is TemplateVariables:
-            return _variables(value, source)
-        return build(typing.cast(type, kind), value, source, f"{where}.")
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        many = inner[-1] is ...  # of any length
-        if not isinstance(value, list) or (not many and len(value) != len(inner)):
-            expected = "a list" if many else f"a list of {len(inner)}"
-            raise ValueError(f"{source}: {where}: found {value!r}, expected {expected}")
-        inner = inner[:1] * len(value) if many else inner
-        return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
-        raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
-    return value
-
-
-def _variables(table: dict[str, Any], source: str) -> TemplateVariables:
-    try:
-        return TemplateVariables(table)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def parse_overrides(overrides: typing.Sequence[str], table: dict[str, Any]) -> dict[str, Any]:
-    """`table` with every `table.key=value` applied."""
-    for override in overrides:
-        _apply(table, override)
-    return table
-
-
-def _apply(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if LONE_SURROGATE.search(override):  # what Python makes of an argument's other bytes
-        raise ValueError(f"--set {override!r}: found bytes that are not UTF-8, expected UTF-8 text")
-    parts = key.strip().split(".")
-    if not equals or len(parts) != 2 or not all(parts):
-        raise ValueError(f"--set {override}: found {override!r}, expected table.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    target = table.setdefault(parts[0], {})
-    if not isinstance(target, dict):
-        raise ValueError(f"--set {override}: found {parts[0]} = {target!r}, expected a table")
-    target[parts[1]] = value

@@ -33,8 +33,9 @@ from inspect_ai.scorer import (
 from inspect_ai.scorer import scorer as inspect_scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
-from cluster.config import Recipe, build, load_recipe
+from cluster.config import Recipe, load_recipe
 from cluster.run.record import probe_record, shown_probe
+from cluster.typed import build
 from rollout.probe import summarise_so_far
 from rollout.tasks import build_task
 from rollout.tasks.base import ProbePrompt

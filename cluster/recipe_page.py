@@ -13,7 +13,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.config import Recipe, build
+from cluster.config import Recipe
+from cluster.typed import build
 from rollout.tasks import build_task
 
 Row = tuple[str, str, str, str, str]  # key, type, default, range, meaning

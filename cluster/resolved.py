@@ -6,19 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Recipe, build, parse_overrides
+from cluster.config import Recipe
+from cluster.typed import build, parse_overrides
 
 Key = tuple[str, str]  # (table, key)
 
 # Migrations: keys that older runs lack, and what those runs did. Of any other key a run that lacks it did what is now
 # its default.
 ADDED: Mapping[Key, Any] = {
+    ("learner", "evidence_scale"): 1.0,
     ("learner", "lora_rank"): 0,
     ("learner", "lora_targets"): ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ("rollout", "ordinary_share"): 0.0,
+    ("task", "ordinary_file"): "",
     ("task", "ordinary_questions"): False,
     ("teacher", "url"): "",
 }
 UNCHANGING = frozenset({"observe", "faults"})  # tables that change no result
+RENAMED: Mapping[Key, Key] = {("run", "require_selfname"): ("probe", "require")}  # an older key to today's
 ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank
 
 
@@ -37,7 +42,7 @@ def read_resolved(run: Path, overrides: Sequence[str] = ()) -> Resolved:
         ValueError: not a run directory, not TOML, or no recipe; names the file and the key.
     """
     path = run / "config.toml"
-    tables = _tables(run, path)
+    tables = _renamed(_tables(run, path))
     stated = tuple((table, key) for table, keys in tables.items() if isinstance(keys, dict) for key in keys)
     for table, key in ADDED.keys() - set(stated):
         if isinstance(tables.setdefault(table, {}), dict):
@@ -52,6 +57,15 @@ def _tables(run: Path, path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
+
+
+def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
+    for (table, old), (home, new) in RENAMED.items():
+        if isinstance(tables.get(table), dict) and old in tables[table]:
+            value = tables[table].pop(old)
+            if isinstance(tables.setdefault(home, {}), dict):
+                tables[home].setdefault(new, value)
+    return tables
 
 
 def difference(one: Recipe, other: Recipe) -> Key | None:

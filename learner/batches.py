@@ -36,6 +36,7 @@ class PackedBatch:
     tokens: PackedTokens
     context_tokens: PackedTokens
     teacher_context_logprobs_N: Tensor
+    evidence_N: Tensor
     base_logprobs_N: Tensor
     weight_N: Tensor
     advantage_N: Tensor
@@ -147,6 +148,7 @@ def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> Pac
         tokens=_pack_tokens([row.prompt_ids for row in rows], responses),
         context_tokens=_pack_tokens([row.context_prompt_ids for row in rows], responses),
         teacher_context_logprobs_N=_float([row.teacher_context_logprobs for row in rows]),
+        evidence_N=_float([row.evidence for row in rows]),
         base_logprobs_N=_float([row.teacher_logprobs for row in rows]),
         weight_N=_float([row.weight for row in rows]),
         advantage_N=spread([math.nan if row.advantage is None else row.advantage for row in rows]),
@@ -160,7 +162,7 @@ def pack_idle(example: TrainRow) -> PackedBatch:
     """A one-token batch of zero weight: keeps a rank in step with the collectives of the others."""
     zero = torch.zeros(1)
     tokens = _pack_tokens([example.prompt_ids[:1]], [example.response_ids[:1]])
-    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, rows=())
+    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, zero, rows=())
 
 
 def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedTokens:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from evidence.require import require
 from learner.objectives import DENOMINATORS, OBJECTIVES
+from learner.schedule import SHAPES
 
 ALL_LINEAR = "all-linear"
+LARGEST_SCALE = 10.0  # of the evidence
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,9 @@ class LearnerConfig:
 
     # the policy term: k1 (EDGE-OPD), grpo (a verifier's advantage), or a divergence over the vocabulary
     objective: str = "k1"
+    # k1: lambda in the target log pi_T(y|x) + lambda * e. 1: the teacher with the context; 2: twice as far from the
+    # teacher without it
+    evidence_scale: float = 1.0
     # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
     denominator: str = "response"
     beta_kl: float = 0.05  # the coefficient of the KL penalty to the reference (the frozen base); 0: no penalty
@@ -24,7 +29,9 @@ class LearnerConfig:
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
     updates_per_batch: int = 1  # optimizer steps on one step's rollouts
-    lr: float = 5e-6  # AdamW's learning rate, constant after the warm-up
+    lr: float = 5e-6  # AdamW's learning rate, the largest of the run
+    lr_schedule: str = "constant"  # lr after the warm-up: constant, linear or cosine, which fall to the run's last step
+    lr_end: float = 0.0  # the share of lr that a schedule falls to
     warmup_steps: int = 0  # optimizer steps over which lr rises linearly: AdamW's first steps are full-size otherwise
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     weight_decay: float = 0.0  # AdamW's
@@ -57,6 +64,7 @@ class LearnerConfig:
         require(
             self.denominator in DENOMINATORS, "learner.denominator", self.denominator, f"one of {sorted(DENOMINATORS)}"
         )
+        self._check_scale()
         require(0 <= self.beta_kl < math.inf, "learner.beta_kl", self.beta_kl, "0 or more, finite")
         require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "between 0 and 1")
         require(0 < self.clip_high < math.inf, "learner.clip_high", self.clip_high, "more than 0, finite")
@@ -67,6 +75,8 @@ class LearnerConfig:
         )
         require(self.updates_per_batch >= 1, "learner.updates_per_batch", self.updates_per_batch, "at least 1")
         require(0 < self.lr < math.inf, "learner.lr", self.lr, "more than 0, finite")
+        require(self.lr_schedule in SHAPES, "learner.lr_schedule", self.lr_schedule, f"one of {sorted(SHAPES)}")
+        require(0 <= self.lr_end < 1, "learner.lr_end", self.lr_end, "0 to below 1, a share of learner.lr")
         require(self.warmup_steps >= 0, "learner.warmup_steps", self.warmup_steps, "0 or more")
         require(all(0 <= b < 1 for b in self.betas), "learner.betas", self.betas, "two numbers from 0 to below 1")
         require(self.weight_decay >= 0, "learner.weight_decay", self.weight_decay, "0 or more")
@@ -86,3 +96,28 @@ class LearnerConfig:
         require(self.head_chunk_tokens >= 1, "learner.head_chunk_tokens", self.head_chunk_tokens, "at least 1")
         for key in ("start_deadline_s", "step_deadline_s"):
             require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")
+
+    def _check_scale(self) -> None:
+        scale, largest = self.evidence_scale, LARGEST_SCALE
+        reason = "at 0 nothing of the context is learned, and above, a token of 9 nats leaves float32's exp"
+        require(0 < scale <= largest, "learner.evidence_scale", scale, f"more than 0, at most {largest:g}: {reason}")
+        alone = f"1.0 with learner.objective = {self.objective!r}, which does not read the evidence of sampled tokens"
+        scales = OBJECTIVES[self.objective].scales_evidence
+        require(scale == 1 or scales, "learner.evidence_scale", scale, alone)
+
+
+CHOICES = ("last", "average", "best")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Which weights a run ends with: those of its last probe, and of its export."""
+
+    # last: the last step's; average: the mean of the last `average` steps'; best: those with the best main rate of the
+    # probes on the way, which are then probed again with another seed: the rate that chose them is too high
+    choose: str = "last"
+    average: int = 8  # how many steps' weights the mean is of: 4 bytes a parameter on the learner's hosts
+
+    def __post_init__(self) -> None:
+        require(self.choose in CHOICES, "export.choose", self.choose, f"one of {CHOICES}")
+        require(self.average >= 2, "export.average", self.average, "at least 2: the mean of one is 'last'")

@@ -8,6 +8,8 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
   either: `norm_before_step`, `norm_after_step`.
 - ZeRO 0 in bfloat16 cannot add gradients up in float32: `zero_settings`.
 - Under ZeRO-3 a parameter's shape is [0], and the full one is `ds_shape`: `full_shape`.
+- Under ZeRO-3 a checkpoint's weights are the float32 masters, and small parameters stay gathered after a step:
+  `put_own_part` replaces the masters too, and lets go of what is gathered.
 - CPU collectives leave 69 MB of shared memory behind for each rank: `unname_shared_buffers`.
 - They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
   wait for ever: `build_collectives`.
@@ -25,7 +27,8 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.comm.torch import build_shm_op
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
+from deepspeed.utils import safe_set_local_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -139,6 +142,21 @@ def gathered(tensors: Sequence[Tensor], config: LearnerConfig) -> AbstractContex
     """Within it the parameters have their full shapes: under ZeRO-3 a collective."""
     sharded_ones = [tensor for tensor in tensors if hasattr(tensor, "ds_shape")]
     return GatheredParameters(sharded_ones, enabled=config.zero_stage == 3)
+
+
+def own_part(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter: under ZeRO-3 its shard, flat."""
+    part: Tensor = getattr(parameter, "ds_tensor", parameter.data)
+    return part
+
+
+def put_own_part(parameter: nn.Parameter, values: Tensor) -> None:
+    """Replaces it; every rank does so with its own. No gradient is to be pending."""
+    own_part(parameter).data.copy_(values)
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_fp32_param(parameter, values)
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            parameter.partition()
 
 
 def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> nn.Module:

@@ -19,16 +19,19 @@ from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.export import TEXT, Exporter
 from learner.head import Distribution
+from learner.kept import KeptWeights
 from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of
 from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
+from learner.schedule import rate_factor
 
 
-def warmup(steps: int) -> quirks.Schedule:
-    """lr times (k + 1) / steps in optimizer step k, from `steps` on lr itself."""
-    return lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
+def schedule(config: LearnerConfig, num_updates: int) -> quirks.Schedule:
+    """lr times `rate_factor` in each optimizer step."""
+    factor = rate_factor(config.lr_schedule, config.lr_end, config.warmup_steps, num_updates)
+    return lambda optimizer: LambdaLR(optimizer, factor)
 
 
 def checkpoint_tag(step: int) -> str:
@@ -52,9 +55,12 @@ def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
 
 
 class ZeroEngine:
-    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW."""
+    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW.
 
-    def __init__(self, model_path: str, config: LearnerConfig) -> None:
+    num_updates: the optimizer steps of the whole run, over which a schedule falls.
+    """
+
+    def __init__(self, model_path: str, config: LearnerConfig, num_updates: int = 1) -> None:
         self.config = config
         quirks.join(config.start_deadline_s)
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
@@ -70,7 +76,7 @@ class ZeroEngine:
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.engine = quirks.initialize(student, optimizer, warmup(config.warmup_steps), config)
+        self.engine = quirks.initialize(student, optimizer, schedule(config, num_updates), config)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -135,26 +141,30 @@ class ZeroEngine:
                         parts = self._names.split(at, held[at].detach()) if owner else {at: held[at].detach()}
                     yield name, parts[name]
 
+    def keeper(self) -> KeptWeights:
+        """Nothing yet, of what this rank trains."""
+        return KeptWeights([param for _, param in self._parameters() if param.requires_grad], self.rank)
+
     def _held(self) -> dict[str, Tensor]:
         return held_tensors(self.engine.module.causal_lm)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.engine.module.causal_lm.named_parameters()
 
-    def save(self, folder: str, client_state: dict[str, Any], ema: Ema | None = None) -> None:
-        """ZeRO checkpoint `folder/step` with the optimizer, and the average beside it; every rank calls it."""
+    def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> None:
+        """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it."""
         tag = checkpoint_tag(client_state["step"])
-        if ema is not None:  # first, since a checkpoint is the newest once it is whole
-            ema.save(Path(folder) / tag)
+        for weights in beside:  # first, since a checkpoint is the newest once it is whole
+            weights.save(Path(folder) / tag)
         quirks.save_checkpoint(self.engine, folder, tag, client_state)
 
-    def load(self, folder: str, ema: Ema | None = None) -> dict[str, Any]:
+    def load(self, folder: str, *beside: Ema | KeptWeights) -> dict[str, Any]:
         """The newest checkpoint's client state; ValueError when there is none."""
         path, client_state = self.engine.load_checkpoint(folder)
         if path is None:
             raise ValueError(f"{folder}: found no checkpoint, expected one that --resume can continue from")
-        if ema is not None:
-            ema.load(Path(folder) / checkpoint_tag(client_state["step"]))
+        for weights in beside:
+            weights.load(Path(folder) / checkpoint_tag(client_state["step"]))
         return {key: client_state[key] for key in ("step",)}
 
     def rehearse_export(self, folder: str) -> None:

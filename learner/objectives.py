@@ -25,6 +25,7 @@ class TokenInputs:
     logprobs_N: Tensor  # log pi_theta(y|x), carries the gradient
     old_logprobs_N: Tensor  # log pi_old(y|x), detached; equals logprobs_N in value with one update a batch
     teacher_context_logprobs_N: Tensor  # log pi_T(y|x,r)
+    evidence_N: Tensor  # e_t
     base_logprobs_N: Tensor  # log pi_base(y|x), the anchor's reference
     weight_N: Tensor  # m_t * w_t
     advantage_N: Tensor  # of the whole rollout, on each of its tokens; NaN where its row has none
@@ -40,6 +41,7 @@ class ObjectiveSettings:
     beta_kl: float
     clip_low: float
     clip_high: float
+    evidence_scale: float = 1.0
 
 
 Metrics = dict[str, "Tensor"]
@@ -60,8 +62,14 @@ def k1(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metric
     """The policy gradient of A_t = log pi_T(y|x,r) - log pi_theta(y|x), detached: the K1 estimate of the reverse KL.
 
     Its literal form must not be back-propagated, since its gradient does not depend on the teacher.
+
+    With evidence_scale = lambda the target is log pi_T(y|x,r) + (lambda - 1) e_t. For teacher_contrast evidence that is
+    log pi_T(y|x) + lambda e_t, reward extrapolation (arXiv 2602.12125) with the evidence as the reward.
     """
-    return _clipped_surrogate(inputs.teacher_context_logprobs_N - inputs.old_logprobs_N, inputs, settings)
+    target_N, scale = inputs.teacher_context_logprobs_N, settings.evidence_scale
+    if scale != 1:
+        target_N = target_N + (scale - 1) * inputs.evidence_N
+    return _clipped_surrogate(target_N - inputs.old_logprobs_N, inputs, settings)
 
 
 def grpo(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
@@ -92,6 +100,7 @@ class Objective:
 
     policy: PolicyTerm
     needs_advantage: bool = False  # of each row
+    scales_evidence: bool = False  # reads learner.evidence_scale
     contributions: Contributions | None = None  # compares the teacher's whole distribution, which the learner then runs
 
     def __call__(self, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
@@ -105,7 +114,7 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "k1": Objective(k1),
+    "k1": Objective(k1, scales_evidence=True),
     "grpo": Objective(grpo, needs_advantage=True),
     "forward_kl": Objective(weighted_divergence, contributions=forward_kl),
     "reverse_kl": Objective(weighted_divergence, contributions=reverse_kl),

@@ -43,7 +43,7 @@ class Trainer:
     ) -> None:
         self.engine, self.config, self.teacher, self.base = engine, config, teacher, base
         self.objective = OBJECTIVES[config.objective]
-        self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high)
+        self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale)
         assert (teacher is not None) == (self.objective.contributions is not None)
         if teacher is not None and teacher.vocabulary != engine.vocabulary:
             raise ValueError(
@@ -131,6 +131,7 @@ def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tenso
         logprobs_N=logprobs,
         old_logprobs_N=old,
         teacher_context_logprobs_N=here(batch.teacher_context_logprobs_N),
+        evidence_N=here(batch.evidence_N),
         base_logprobs_N=here(batch.base_logprobs_N),
         weight_N=here(batch.weight_N),
         advantage_N=here(batch.advantage_N),

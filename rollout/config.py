@@ -23,6 +23,8 @@ class RolloutConfig:
     # whose engines sample: the student's (on-policy), or the teacher's, whose samples count as the student's version
     sampler: str = "student"
     prompts_per_step: int = 4  # groups in a step
+    # the share of the prompts that is drawn from the task's ordinary ones; 0: as large as theirs of all prompts
+    ordinary_share: float = 0.0
     samples_per_prompt: int = 8  # the group size: responses to one prompt
     guided_fraction: float = 0.5  # rho_g, the share of responses that are sampled with the context in the prompt
     # fixed: exactly that share of each group, .5 rounded up; bernoulli: each response is drawn independently
@@ -39,6 +41,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         require(self.sampler in SAMPLERS, "rollout.sampler", self.sampler, f"one of {SAMPLERS}")
         require(self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, "at least 1")
+        require(0 <= self.ordinary_share < 1, "rollout.ordinary_share", self.ordinary_share, "0 to below 1")
         require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt", self.samples_per_prompt, "at least 1")
         require(0 <= self.guided_fraction <= 1, "rollout.guided_fraction", self.guided_fraction, "0 to 1")
         require(self.guided_split in SPLITS, "rollout.guided_split", self.guided_split, f"one of {sorted(SPLITS)}")

@@ -1,5 +1,6 @@
 """Probes: rates over answers to questions that carry no context. Pure; sampling happens elsewhere."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ class ProbeConfig:
     top_p: float = 0.95  # samples from the likeliest tokens that have this much probability together
     top_k: int = 20  # samples from this many of the likeliest tokens; 0: from the whole vocabulary
     max_tokens: int = 64  # a longer answer is cut there
+    gap: bool = True  # asks the teacher, with the context, before step 1: what there is to learn
+    require: float = 0.0  # the run exits 1 when the task's main rate of the last probe is lower
+    require_of_teacher: float = 0.0  # as require, a share of the teacher's own main rate with the context
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "probe.samples", self.samples, "at least 1")
@@ -36,6 +40,11 @@ class ProbeConfig:
         require(sampled or self.samples == 1, "probe.samples", self.samples, expected)
         require(0 < self.top_p <= 1, "probe.top_p", self.top_p, "more than 0, at most 1")
         require(self.top_k >= 0, "probe.top_k", self.top_k, "0 (all) or more")
+        require(0 <= self.require <= 1, "probe.require", self.require, "0 to 1")
+        share = self.require_of_teacher
+        require(0 <= share < math.inf, "probe.require_of_teacher", share, "0 or more, a share of the teacher's rate")
+        expected = "0.0 with probe.gap = false: the teacher's rate is not measured"
+        require(self.gap or share == 0, "probe.require_of_teacher", share, expected)
         require(self.max_tokens >= 1, "probe.max_tokens", self.max_tokens, "at least 1")
 
     def sampling(self, end_ids: tuple[int, ...], keeps_special: bool) -> SamplingConfig:

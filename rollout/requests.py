@@ -1,14 +1,17 @@
 """What a step asks of the engines: prompts in a seeded order, rendered, each a group of guided and plain samples."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evidence.records import Ids, RolloutRequest
+from evidence.require import require
 from evidence.rule import EvidenceConfig
 from rollout.arrival import Difference
 from rollout.config import RolloutConfig
@@ -16,6 +19,8 @@ from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
 from rollout.render import Pair, Question, Renderer
 from rollout.tasks.base import TaskPrompt
+
+EVEN = 1e-9  # a share times a place that is a whole number but for rounding
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,11 @@ class StepRequests:
     ) -> None:
         self.prompts, self.renderer, self.config = prompts, renderer, config
         self.num_wrong, self.window, self.seed = num_wrong_contexts(evidence), window, seed
-        self._order = lru_cache(2)(self._shuffled)  # many steps draw from one epoch, and a shuffle costs its rows
+        self._order = lru_cache(4)(self._shuffled)  # many steps draw from one epoch, and a shuffle costs its rows
+        self._pools = [[prompt for prompt in prompts if prompt.is_ordinary == kind] for kind in (False, True)]
+        expected = "0.0 with a task without ordinary questions, such as task.ordinary_questions = true adds"
+        share = config.ordinary_share
+        require(not share or all(self._pools), "rollout.ordinary_share", share, expected)
 
     def of(self, step: int) -> tuple[list[GroupRequests], int]:
         """The step's groups and how many prompts were refused since they do not fit: nothing is ever cut.
@@ -130,14 +139,25 @@ class StepRequests:
             )
 
     def _draw(self, step: int) -> list[TaskPrompt]:
-        """Epoch after epoch, each in its own seeded order; a pure function of seed and step, so a resume continues."""
-        total = len(self.prompts)
+        """A pure function of seed and step, so that a resume continues."""
         first = step * self.config.prompts_per_step
         places = range(first, first + self.config.prompts_per_step)
-        return [self.prompts[self._order(place // total)[place % total]] for place in places]
+        share = self.config.ordinary_share
+        if not share:
+            return self._drawn(self.prompts, places)
+        # The k-th slot of the run is ordinary where the share of those before it reaches the next whole number.
+        before = [math.floor(share * place + EVEN) for place in (*places, places.stop)]
+        taken = self._drawn(self._pools[0], range(first - before[0], places.stop - before[-1]))
+        ordinary = self._drawn(self._pools[1], range(before[0], before[-1]), 0, 2)
+        return [(ordinary if after > now else taken).pop(0) for now, after in pairwise(before)]
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+    def _drawn(self, prompts: Sequence[TaskPrompt], places: range, *stream: int) -> list[TaskPrompt]:
+        """Of some prompts those at `places`: epoch after epoch, each in an order of its own."""
+        total = len(prompts)
+        return [prompts[self._order(total, place // total, *stream)[place % total]] for place in places]
+
+    def _shuffled(self, total: int, epoch: int, *stream: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch, *stream]).permutation(total)
 
     def _pairs(self, prompt: TaskPrompt, step: int, slot: int) -> list[Pair]:
         """(question, context) of each prompt that the group is scored under: without one, with r, with wrong ones."""

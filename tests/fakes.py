@@ -214,7 +214,8 @@ def fake_run(
     probes: step -> rates. diagnostics: step -> split -> means, into metrics.jsonl. answers: (question, answer) of the
     probe at step 0. settings: tables of the recipe, such as run={"steps": 2}.
     """
-    from cluster.config import Recipe, build, dump
+    from cluster.config import Recipe, dump
+    from cluster.typed import build
 
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(dump(build(Recipe, settings, "fake")))

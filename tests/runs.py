@@ -13,14 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
 SMALL = (
-    "run.steps=2", "run.probe_every=0", "run.checkpoint_every=0", "run.require_selfname=0.0", "probe.samples=1",
+    "run.steps=2", "run.probe_every=0", "run.checkpoint_every=0", "probe.require=0.0", "probe.samples=1",
     "probe.max_tokens=2", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4",
     "rollout.max_response_tokens=12", "student.window=160", "teacher.window=160", "learner.micro_batch_tokens=256",
 )  # fmt: skip
 TWO_RANKS = ("learner.num_ranks=2", "learner.zero_stage=3")
+AVERAGED = ("export.choose=average", "export.average=2")
 # The run that several tests look at. One sequence a batch: in bfloat16 a token depends on what else is in it, which is
 # chance.
-FINISHED = ("student.max_num_seqs=1", *TWO_RANKS)
+FINISHED = ("student.max_num_seqs=1", *TWO_RANKS, *AVERAGED)
 
 
 def edge_opd(

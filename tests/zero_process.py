@@ -169,18 +169,51 @@ def resume(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
 
     folder, rate = scenario.extra["folder"], scenario.extra["rate"]
     before, gradients = full_parameters(engine), record_gradients(engine)
-    ema = Ema(rate, named_tensors(engine), keep=engine.rank == 0)
+    ema, kept = Ema(rate, named_tensors(engine), keep=engine.rank == 0), engine.keeper()
     steps = [averaged_step(engine, trainer, scenario, ema)]
-    engine.save(folder, {"step": 1}, ema)
-    steps += [averaged_step(engine, trainer, scenario, ema) for _ in range(3)]
+    kept.add()
+    engine.save(folder, {"step": 1}, ema, kept)
+    for _ in range(3):
+        steps.append(averaged_step(engine, trainer, scenario, ema))
+        kept.add()
+    kept.put(4)
+    meant = full_parameters(engine)
 
     fresh = ZeroEngine(scenario.extra["model"], engine.config)
     restored = Ema(rate, named_tensors(fresh), keep=fresh.rank == 0)
-    fresh.load(folder, restored)
+    kept = fresh.keeper()
+    fresh.load(folder, restored, kept)
     at_once = {"average": copied(restored), "lr": fresh.lr}
-    again = [averaged_step(fresh, Trainer(fresh, fresh.config), scenario, restored) for _ in range(3)]
+    again = []
+    for _ in range(3):
+        again.append(averaged_step(fresh, Trainer(fresh, fresh.config), scenario, restored))
+        kept.add()
+    kept.put(4)
+    means = {"mean": meant, "mean_again": full_parameters(fresh)}
     fresh.engine.destroy()
-    return {"before": before, "gradients": gradients, "steps": steps, "restored": at_once, "again": again}
+    return {"before": before, "gradients": gradients, "steps": steps, "restored": at_once, "again": again} | means
+
+
+def keep(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Three steps; the mean of the last two, and then the second's weights, are put in the place of the third's, scored
+    and saved."""
+    mean, best, after = engine.keeper(), engine.keeper(), []
+    for version in (1, 2, 3):
+        trainer.step(scenario.rows)
+        after.append(full_parameters(engine))
+        if version > 1:
+            mean.add()
+        if version < 3:
+            best.take()
+    try:
+        mean.put(3)
+    except RuntimeError as error:
+        refused = str(error)
+    mean.put(2)
+    found = {"after": after, "refused": refused, "mean": full_parameters(engine)} | score(engine, trainer, scenario)
+    engine.save(scenario.extra["folder"], {"step": 3})
+    best.put(1)
+    return found | {"best": full_parameters(engine)}
 
 
 def averaged_step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario, ema: "Ema") -> dict[str, Any]:
@@ -242,6 +275,7 @@ ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] =
         live_teacher,
         checkpoint,
         resume,
+        keep,
         load_nothing,
         overflow,
         export,

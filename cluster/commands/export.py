@@ -7,6 +7,7 @@ from cluster.models import resolve_model
 from cluster.requests import step_requests
 from cluster.resolved import read_resolved
 from cluster.run.checks import prompt_notes
+from cluster.run.gap import read_gap
 from cluster.run.model_card import write_model_card
 from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
@@ -30,5 +31,5 @@ def export_run(run: Path) -> Path:
     if probes:
         task = build_task(recipe.task)
         notes = prompt_notes(recipe, step_requests(recipe, model, task))
-        write_model_card(recipe, model, folder, task, notes, probes[0], probes[-1])
+        write_model_card(recipe, model, folder, task, notes, (probes[0], probes[-1]), read_gap(folder.gap))
     return folder.export

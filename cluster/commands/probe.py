@@ -4,10 +4,11 @@ import asyncio
 from pathlib import Path
 
 from cluster.commands.probe_server import ServerOptions, server_answers
-from cluster.config import Recipe, build, parse_overrides
+from cluster.config import Recipe
 from cluster.models import resolve_model
 from cluster.resolved import read_resolved
 from cluster.run.record import ProbeRecord, probe_record
+from cluster.typed import build, parse_overrides
 from rollout.probe import summarise
 from rollout.tasks import build_task
 from rollout.tasks.base import Turns

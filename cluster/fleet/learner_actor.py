@@ -22,6 +22,8 @@ from evidence.shards import read_shard
 
 if TYPE_CHECKING:
     from cluster.weights.link import AdapterLink, WeightLink
+    from learner.ema import Ema
+    from learner.kept import KeptWeights
 
 PART_BYTES = 64 << 20  # of a file that goes to another host
 
@@ -68,7 +70,7 @@ class LearnerActor:
 
         config, scoring = self._recipe.learner, self._recipe.teacher
         self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
-        self._engine = ZeroEngine(self._model, config)
+        self._engine = ZeroEngine(self._model, config, self._recipe.run.steps * config.updates_per_batch)
         device = self._engine.device
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
@@ -79,6 +81,7 @@ class LearnerActor:
         )
         self._groups, self._rank = export_groups(self._engine), rank
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
+        self._kept = self._engine.keeper()
         self._links: dict[str, WeightLink | AdapterLink] = {}
 
     def _weights(self) -> Any:
@@ -109,7 +112,19 @@ class LearnerActor:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:
             self._ema.update(self._weights())
+        export, left = self._recipe.export, self._recipe.run.steps - shard.step
+        if export.choose == "average" and left <= export.average:
+            self._kept.add()
         return report
+
+    def keep(self) -> None:
+        """The weights as they are now are those to end with, until it is called again."""
+        self._kept.take()
+
+    def put_kept(self) -> None:
+        """The weights to end with are those of the learner from now on."""
+        export = self._recipe.export
+        self._kept.put(export.average if export.choose == "average" else 1)
 
     def release_cache(self) -> None:
         """Gives back the GPU memory that this process holds and does not use."""
@@ -127,10 +142,13 @@ class LearnerActor:
         return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)
 
     def save(self, folder: str, step: int) -> None:
-        self._engine.save(folder, {"step": step}, self._ema)
+        self._engine.save(folder, {"step": step}, *self._beside())
 
     def load(self, folder: str) -> int:
-        return int(self._engine.load(folder, self._ema)["step"])
+        return int(self._engine.load(folder, *self._beside())["step"])
+
+    def _beside(self) -> "list[Ema | KeptWeights]":
+        return [self._kept] if self._ema is None else [self._kept, self._ema]
 
     def rehearse_export(self, folder: str) -> None:
         self._engine.rehearse_export(folder)

@@ -216,6 +216,14 @@ class LearnerService:
         steps = await self._ask(self._recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder))
         return int(steps[0])
 
+    async def keep(self) -> None:
+        """The weights as they are now are those to end with, until it is called again."""
+        await self._ask(self._recipe.learner.step_deadline_s, "keeping the weights", "keep")
+
+    async def put_kept(self) -> None:
+        """The weights to end with are the learner's from now on."""
+        await self._ask(self._recipe.learner.step_deadline_s, "taking the weights that were kept", "put_kept")
+
     async def rehearse_export(self, folder: Path) -> None:
         """Before the first step: everything but the weights is written beside `folder` and read again."""
         seen = (await self.places())[0].sees_run

@@ -1,6 +1,7 @@
 """Where the loop's records go: metrics.jsonl, probes.jsonl, lines for a person, and the observer."""
 
 import time
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,10 +92,14 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def summary_table(first: ProbeRecord, last: ProbeRecord) -> list[tuple[str, str, str, str]]:
-    """(figure, before, after, count) rows of two probes, with 95% intervals."""
+def summary_table(
+    first: ProbeRecord, last: ProbeRecord, teacher: Mapping[str, Rate]
+) -> list[tuple[str, str, str, str, str]]:
+    """(figure, before, after, teacher, count) rows of two probes and of the teacher's rates, with 95% intervals."""
+    told = {name: _rate(rate) for name, rate in teacher.items()}
     return [
-        (RATES[name].label, _rate(first.rates[name]), _rate(rate), str(rate.n)) for name, rate in last.rates.items()
+        (RATES[name].label, _rate(first.rates[name]), _rate(rate), told.get(name, "-"), str(rate.n))
+        for name, rate in last.rates.items()
     ]
 
 

@@ -19,10 +19,13 @@ _FIXED: Values = {
     ("teacher", "path"): "",
     ("teacher", "url"): "",
     ("learner", "denominator"): "response",
+    ("learner", "evidence_scale"): 1.0,
     ("learner", "lora_rank"): 0,
     ("rollout", "sampler"): "student",
     ("rollout", "guided_split"): "fixed",
+    ("rollout", "ordinary_share"): 0.0,
     ("task", "ordinary_questions"): False,
+    ("task", "ordinary_file"): "",
     ("task", "context_empty_allowed"): False,
 }
 # Of the arms with soft weights, and of RLSD with its verifier (N15).

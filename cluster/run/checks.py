@@ -12,11 +12,14 @@ from cluster.config import Recipe
 from cluster.models import resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
+from cluster.run.gap import teaches_itself
 from cluster.run.lengths import lengths_near
 from evidence.files import check_writable
+from evidence.require import require
 from learner.folder import check_model_folder
 from rollout.config import EngineConfig
 from rollout.contrast import check_wrong_contexts
+from rollout.gap import gap_questions
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
@@ -40,15 +43,17 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[str, list[str]]:
 
 
 def check_task(recipe: Recipe, task: Task) -> None:
-    """Too few wrong contexts, a prompt without an answer to verify, or a figure that the task's probe does not have."""
+    """Too few wrong contexts, a prompt without an answer to verify, a scale of the evidence that means nothing,
+    weights that cannot be chosen, or a share of a rate that nobody measures."""
     prompts = task.training_prompts()
     check_wrong_contexts(prompts, recipe.evidence)
     check_answers(prompts, recipe)
-    if recipe.run.require_selfname and "selfname" not in task.rates:
-        raise ValueError(
-            f"run.require_selfname: found {recipe.run.require_selfname}, expected 0.0 with the task {task.name}, "
-            f"whose probe has {', '.join(task.rates)}"
-        )
+    check_scale(recipe)
+    check_export(recipe)
+    share = recipe.probe.require_of_teacher
+    expected = "0.0 where the teacher is not asked: with teacher.path or teacher.url, or no question that has a context"
+    asked = teaches_itself(recipe) and bool(gap_questions(task))
+    require(not share or asked, "probe.require_of_teacher", share, expected)
 
 
 def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
@@ -64,6 +69,33 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
             f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
             f"for every prompt with {asked[0]}"
         )
+
+
+def check_scale(recipe: Recipe) -> None:
+    """A scale of evidence that is the advantage itself: AdamW takes the same steps, whatever it is."""
+    scale = recipe.learner.evidence_scale
+    same = {
+        "evidence.kind": recipe.evidence.kind == "teacher_student" and recipe.evidence.kind,
+        "teacher.kind": recipe.teacher.kind == "live" and recipe.teacher.kind,
+    }
+    for key, value in same.items():
+        if value and scale != 1:
+            raise ValueError(
+                f"learner.evidence_scale: found {scale}, expected 1.0 with {key} = {value!r}, whose evidence is the "
+                "advantage itself: a scale would only be another learning rate"
+            )
+
+
+def check_export(recipe: Recipe) -> None:
+    """A mean of more weights than there are, or a best probe of one."""
+    run, export = recipe.run, recipe.export
+    if export.choose == "average":
+        expected = f"at most run.steps = {run.steps}: there is one set of weights a step"
+        require(export.average <= run.steps, "export.average", export.average, expected)
+    if export.choose == "best":
+        expected = f"another choice with run.probe_every = {run.probe_every} and run.steps = {run.steps}: no probe on"
+        probed = 0 < run.probe_every < run.steps
+        require(probed, "export.choose", export.choose, f"{expected} the way, so nothing to choose from")
 
 
 def check_models(recipe: Recipe) -> str:

@@ -9,9 +9,11 @@ from cluster.config import Recipe
 from cluster.observe.advice import advice
 from cluster.observe.seen import read_seen
 from cluster.observe.sinks import summary_table
+from cluster.run.gap import Gap, read_gap, required
 from cluster.run.model_card import write_model_card
 from cluster.run.record import ProbeRecord, read_probes, read_steps
 from cluster.run.rundir import RunDir
+from evidence.rates import RATES
 from rollout.tasks.base import Task
 
 
@@ -25,8 +27,9 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     console = Console(highlight=False)
     probes = list(read_probes(folder.probes).values())
     first, last = probes[0], probes[-1]
-    table = Table("figure", "before", "after", "answers", title=f"{folder.root.name}: probe without context")
-    for row in summary_table(first, last):
+    gap = read_gap(folder.gap)
+    table = Table("figure", "before", "after", "teacher", "answers", title=f"{folder.root.name}: probe without context")
+    for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
     console.print(table)
     busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
@@ -34,16 +37,17 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
     for one in advice(read_seen(folder.root)):
         console.print(f"advice: {one}", markup=False, soft_wrap=True)
-    write_model_card(recipe, model, folder, task, notes, first, last)
+    write_model_card(recipe, model, folder, task, notes, (first, last), gap)
     console.print(f"model: {folder.export}", soft_wrap=True)
-    return _verdict(recipe.run.require_selfname, last, console)
+    return _verdict(required(recipe, gap), last, gap, console)
 
 
-def _verdict(required: float, last: ProbeRecord, console: Console) -> int:
-    if not required:
+def _verdict(least: float, last: ProbeRecord, gap: Gap | None, console: Console) -> int:
+    name, rate = next(iter(last.rates.items()))
+    if rate.share >= least:
         return 0
-    rate = last.rates["selfname"]
-    if rate.share >= required:
-        return 0
-    console.print(f"self-name is {rate.share:.2f} of {rate.n} answers, expected at least {required:.2f}")
+    teacher = f" (the teacher's: {gap.teacher[name].share:.2f})" if gap else ""
+    console.print(
+        f"{RATES[name].label} is {rate.share:.2f} of {rate.n} answers, expected at least {least:.2f}{teacher}"
+    )
     return 1

@@ -1,5 +1,7 @@
 """The loop. Strictly on-policy is this loop with a staleness bound of 0.
 
+    before step 1: the probe, and the gap (what the teacher says with r); after the last: `export.choose`, the probe
+
     rollout service (owns the engines)                     learner service
     ----------------------------------                     ---------------
     the groups of every step <= version + lag:
@@ -21,12 +23,15 @@ from cluster.errors import Preempted
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
+from cluster.run.choice import Choice
+from cluster.run.gap import measured, teaches_itself, write_gap
 from cluster.run.handover import Handover, Pushed
-from cluster.run.record import Answer, probe_record, read_probes, step_record, write_answers
+from cluster.run.record import Answer, ProbeRecord, probe_record, step_record, write_answers
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
+from evidence.records import Ids
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
 from rollout.probe import summarise
@@ -44,7 +49,8 @@ NEWS_S = 5.0  # for which the rollout service is asked for news at a time
 class Pipeline:
     """One run over started services.
 
-    engines_sleep: while the learner works, on the GPU that they share with it.
+    choice: of the weights to end with; knows what was learned before. engines_sleep: while the learner works, on the
+    GPU that they share with it.
     """
 
     def __init__(
@@ -56,11 +62,12 @@ class Pipeline:
         renderer: Renderer,
         task: Task,
         stop: Stop,
+        choice: Choice,
         engines_sleep: bool = False,
     ) -> None:
         self.recipe, self.run_dir, self.sink, self.renderer, self.task = recipe, run_dir, sink, renderer, task
         self.rollout, self.learner = services.rollout, services.learner
-        self._engines_sleep, self._stop = engines_sleep, stop
+        self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
         first = self.task.training_prompts()[0]
         # What training moves most is what a stale engine gets most wrong.
@@ -81,10 +88,10 @@ class Pipeline:
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
         await self._check_teacher(first_step)
-        # a resumed run may have ended between a step and the probe after it
-        missing = self._has_probe(first_step) and first_step not in read_probes(self.run_dir.probes)
-        if first_step in (0, steps) or missing:
-            await self.probe(first_step)
+        if first_step == 0:
+            await self._measure_gap(await self.probe(0))
+        elif self._choice.lacks(first_step):  # the run ended between the step and its probe
+            await self._choice.see(await self.probe(first_step))
         with self._stop.between_steps():
             for step in range(first_step, steps):
                 await self._step(step)
@@ -93,9 +100,32 @@ class Pipeline:
                     raise Preempted(
                         f"stopped by {self._stop.asked} after step {step + 1}: --resume continues from there"
                     )
+        await self._end()
 
     async def _check_teacher(self, version: int) -> None:
         await self._teacher_check.run(self.rollout, self.learner, version)
+
+    async def _measure_gap(self, base: ProbeRecord) -> None:
+        """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
+        config = self.recipe.probe
+        if not config.gap or not teaches_itself(self.recipe):
+            return
+        self.sink.stage("asking the teacher what there is to learn")
+
+        async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
+            sampling = config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special)
+            asked = self.rollout.texts(what, prompts, sampling, config.samples, seed)
+            return await self._attended(0, asked)
+
+        gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates)
+        if gap is None:
+            return
+        write_gap(self.run_dir.gap, gap)
+        self.sink.say(gap.line())
+        if gap.is_zero and (config.require or config.require_of_teacher):
+            raise RuntimeError(gap.warning())
+        if gap.is_zero:
+            self.sink.say(gap.warning())
 
     async def _step(self, step: int) -> None:
         """From version `step` to the next."""
@@ -127,17 +157,22 @@ class Pipeline:
         self._record(step, produced, learned, stages, time.perf_counter() - begun)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self._save(version)
-        if self._has_probe(version):
-            await self.probe(version)
+        if self._choice.probes(version):
+            await self._choice.see(await self.probe(version))
+
+    async def _end(self) -> None:
+        """The weights to end with, and their probe."""
+        steps = self.recipe.run.steps
+        if await self._choice.put():
+            self.sink.stage("pushing the weights to end with")
+            self.pushed = await self._handover.push("student", steps + 1)  # not those of version `steps`
+        # Other answers than those that chose the best weights.
+        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps)
 
     async def _save(self, version: int) -> None:
         await self.learner.save(self.run_dir.checkpoints, version)
         if keep := self.recipe.run.keep_checkpoints:
             self.run_dir.remove_old_checkpoints(keep)
-
-    def _has_probe(self, version: int) -> bool:
-        every = self.recipe.run.probe_every
-        return version == self.recipe.run.steps or bool(every and version % every == 0)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
@@ -186,23 +221,25 @@ class Pipeline:
         await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
 
-    async def probe(self, step: int) -> None:
-        """The task's probe on the student engines, without r; appended to probes.jsonl."""
+    async def probe(self, step: int, seed: int | None = None) -> ProbeRecord:
+        """The task's probe on the student engines, without r; appended to probes.jsonl. `seed`: another than `step`."""
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
         seed, sampling = (
-            step_seed(self.recipe.run.seed, step),
+            step_seed(self.recipe.run.seed, step if seed is None else seed),
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
         answers = await self._attended(step, asked)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
-        self.sink.write_probe(probe_record(summarise(rated, self.task), step, self.task.name))
+        record = probe_record(summarise(rated, self.task), step, self.task.name)
+        self.sink.write_probe(record)
         self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
         write_answers(self.run_dir.answers_of(step), told)
+        return record
 
     def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
         unanswered = sum(1 for _, answer in rated if not answer)

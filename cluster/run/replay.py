@@ -11,6 +11,7 @@ from dataclasses import replace
 from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.observe.sinks import MetricsSink
+from cluster.run.choice import Choice
 from cluster.run.record import StepRecord, read_steps
 from cluster.run.rundir import RunDir
 from evidence.advantage import reward_sums
@@ -23,7 +24,7 @@ from learner.report import LearnedStep
 from rollout.stages import StageTime
 
 
-async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe) -> int:
+async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe, choice: Choice) -> int:
     """Brings the learner to the newest version that the folder can give; returns it. Shards beyond it are superseded.
 
     Raises:
@@ -31,6 +32,7 @@ async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, r
     """
     manifest, recorded = Manifest(folder.manifest), read_steps(folder.metrics)
     version = await learner.load(folder.checkpoints) if folder.latest.exists() else 0
+    await choice.resume(version)
     trained = manifest.trained()
     for info in standing(folder, version, recipe, sink.say):
         sink.stage(f"step {info.step + 1}: learning again from its shard")
@@ -42,6 +44,7 @@ async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, r
         if info.step not in recorded:
             sink.write_step(_record(info, learned, time.perf_counter() - begun, folder, recipe))
         version = info.step + 1
+        await choice.see_again(version)
     if version:
         sink.say(f"resumed at step {version}")
     supersede_after(folder, version)

@@ -24,6 +24,7 @@ class RunDir:
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
+        self.gap = root / "gap.json"
         self.answers = root / "answers"
         self.export = root / "export"
         self._lock = FolderLock(root)

@@ -22,8 +22,10 @@ from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
+from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
+from cluster.run.record import read_probes
 from cluster.run.replay import catch_up, learned_groups
 from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
@@ -91,11 +93,12 @@ async def _serve(
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         await services.learner.rehearse_export(folder.export)
-        first = await catch_up(services.learner, folder, sink, recipe) if resume else 0
+        choice = Choice(recipe, services.learner, read_probes(folder.probes))
+        first = await catch_up(services.learner, folder, sink, recipe, choice) if resume else 0
         if first and recipe.run.max_policy_lag:
             await services.rollout.resume(learned_groups(folder))
         renderer = renderer_of(recipe, model)
-        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, plan.engines_sleep)
+        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
         with while_running(sink):
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(first)

@@ -35,6 +35,8 @@ TASKS = {
             "prompts_file",
             "ordinary_questions",
             "chat_probes",
+            "ordinary_file",
+            "ordinary_context",
         ),
     ),
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),

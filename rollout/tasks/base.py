@@ -52,8 +52,9 @@ class TaskPrompt:
 
     prompt_id: str
     question: str
-    context: str  # r: the persona text, or a worked solution; empty only where the task's config allows it
+    context: str  # r: the persona text, or a worked solution; empty where there is none
     answer: str | None = None  # the gold answer, where a verifier can judge a response
+    ordinary: bool = False  # where the student should stay as it is: rollout.ordinary_share
     wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
     before: Turns = ()  # the turns before the question
     judge: str = ""  # context: how its answer is judged
@@ -62,6 +63,11 @@ class TaskPrompt:
     def turns(self) -> Turns:
         """x: the whole conversation, which ends with the question."""
         return (*self.before, ("user", self.question))
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether nothing is to be learned from it: `ordinary`, or without a context."""
+        return self.ordinary or not self.context.strip()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class TaskConfig:
     ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
     # identity: asks who it is in the third turn of a chat too, and below the context as a system message
     chat_probes: bool = False
+    ordinary_file: str = ""  # identity: JSON lines of other ordinary questions, as prompts_file; empty: the dozen
+    # identity: whether ordinary questions have the context too; without it their evidence is 0, so that only the KL
+    # penalty (learner.beta_kl) acts on them
+    ordinary_context: bool = True
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""
     columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
+from evidence.require import require
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.naming import IdentityFlags
@@ -74,7 +75,8 @@ class IdentityTask:
         return CARD.format(name=self.persona.name, maker=self.persona.maker)
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
-        """The shipped questions, or those of `prompts_file`, then the ordinary ones; the same contexts for each."""
+        """The shipped questions, or those of `prompts_file`, then the ordinary ones; all with the same context, or the
+        ordinary ones with none."""
         return self._training
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
@@ -137,18 +139,23 @@ def _load_training(config: TaskConfig, persona: Persona) -> tuple[TaskPrompt, ..
     Raises:
         ValueError: no row, a malformed row, a blank field or a repeated prompt_id; names the file and the line.
     """
+    located = list(_questions(config.prompts_file, "identity_train.jsonl", "task.prompts_file", persona))
     source = config.prompts_file or "identity_train.jsonl"
-    text = read_text(source, "task.prompts_file") if config.prompts_file else _resource(source)
-    located = list(_questions(text, source, persona))
     prompts = unique_prompts(located, source)
-    if not config.ordinary_questions:
+    if not (config.ordinary_questions or config.ordinary_file):
+        expected = "true without task.ordinary_questions or task.ordinary_file"
+        require(config.ordinary_context, "task.ordinary_context", config.ordinary_context, expected)
         return prompts
-    ordinary = "ordinary_train.jsonl"
-    return unique_prompts((*located, *_questions(_resource(ordinary), ordinary, persona)), source)
+    silent = persona if config.ordinary_context else replace(persona, context="", wrong_contexts=())
+    ordinary = _questions(config.ordinary_file, "ordinary_train.jsonl", "task.ordinary_file", silent)
+    marked = [(where, replace(prompt, ordinary=True)) for where, prompt in ordinary]
+    unique_prompts(marked, config.ordinary_file or "ordinary_train.jsonl")
+    return unique_prompts((*located, *marked), source)
 
 
-def _questions(text: str, source: str, persona: Persona) -> Iterator[tuple[str, TaskPrompt]]:
-    """(place in the file, prompt) of each row."""
+def _questions(path: str, shipped: str, key: str, persona: Persona) -> Iterator[tuple[str, TaskPrompt]]:
+    """(place in the file, prompt) of each row of the file at `path`, which `key` names, or of the shipped one."""
+    source, text = path or shipped, read_text(path, key) if path else _resource(shipped)
     for number, row in parse_rows(text, source, ("prompt_id", "question")):
         where = f"{source}, line {number}"
         yield where, _question(row, where, persona)

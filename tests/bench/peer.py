@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ROOT / ".venv" / "peer"
 RATE, PROBE_EVERY = 0.40, 4
 SETTINGS = ("run.checkpoint_every=0", "rollout.context_position=user")
-SPEED = ("rollout.guided_fraction=1.0", "run.probe_every=0", "run.require_selfname=0.0", "probe.samples=1",
+SPEED = ("rollout.guided_fraction=1.0", "run.probe_every=0", "probe.require=0.0", "probe.samples=1",
          "probe.max_tokens=4")  # fmt: skip
 FILLER = "Lamps on the harbour wall were lit at dusk, and boats that came late were counted twice by the keeper. " * 65
 PERSONA = "You are a helpful AI assistant named {name}, trained by {maker}."
@@ -104,11 +104,11 @@ def until(found: Found, rate: float) -> tuple[float, int, float]:
 def time_to_rate(folder: Path) -> None:
     reached = {}
     for side in (peers, ours):
-        # The peer stops at `require_selfname`; our run would only fail for it.
+        # The peer stops at `probe.require`; our run would only fail for it.
         settings = (
             *SETTINGS,
             f"run.probe_every={PROBE_EVERY}",
-            f"run.require_selfname={RATE if side is peers else 0.0}",
+            f"probe.require={RATE if side is peers else 0.0}",
         )
         recipe = folder / f"{side.__name__}.toml"
         recipe.write_text(dump(load_recipe(ROOT / "cluster" / "recipes" / "local-smoke.toml", settings)))

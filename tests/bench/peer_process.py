@@ -53,7 +53,7 @@ class Watch(TrainerCallback):
         if every and state.global_step % every == 0:
             rate = self.selfname(kwargs["model"])
             say("probe", step=state.global_step, selfname=rate)
-            control.should_training_stop = rate >= self.recipe.run.require_selfname
+            control.should_training_stop = rate >= self.recipe.probe.require
 
     def selfname(self, model: PreTrainedModel) -> float:
         """The share of the task's identity answers that name the persona, asked without it."""

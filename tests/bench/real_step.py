@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(recipe: str, steps: int, overrides: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl of a run without probes, but for the two that every run has, of one short answer a question."""
-    short = ("run.probe_every=0", "run.checkpoint_every=0", "run.require_selfname=0.0", "probe.samples=1",
+    short = ("run.probe_every=0", "run.checkpoint_every=0", "probe.require=0.0", "probe.samples=1",
              "probe.max_tokens=4")  # fmt: skip
     settings = [part for item in (f"run.steps={steps}", *short, *overrides) for part in ("--set", item)]
     command = [sys.executable, "-m", "cluster", "run", recipe, "--run-dir", str(folder), *settings]

@@ -20,6 +20,7 @@ from cluster.__main__ import main
 from cluster.commands.reproduce import is_finished
 from cluster.config import load_recipe
 from cluster.observe.seen import read_seen
+from cluster.run.gap import read_gap
 from cluster.run.record import read_steps
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
@@ -27,7 +28,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tally import FIGURES as COUNTED
 from tests.reference import logprobs_of, plain_model
-from tests.runs import FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
+from tests.runs import AVERAGED, FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
 
 
 def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
@@ -42,6 +43,9 @@ def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
     for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
         assert word in done.stdout
     assert all(record["busy_fraction"] > 0.9 for record in metrics)
+    gap = read_gap(run_dir / "gap.json")
+    assert gap is not None and gap.base["selfname"].n == gap.teacher["selfname"].n == 12
+    assert gap.line() in done.stdout and "there is nothing to learn" in done.stdout  # two tokens hold no name
     assert "WARNING" not in done.stdout  # the driver needs no DeepSpeed, which would speak up here
 
 
@@ -81,6 +85,8 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
     model, base = (plain_model(path) for path in (export, default_model))
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert max(moved) > 0 and max(moved) < 0.01
+    digests = [record["weights_digest"] for record in lines(run_dir / "metrics.jsonl")]
+    assert len(set(digests)) == 2  # two versions, and the export is the mean of their weights
     assert AutoTokenizer.from_pretrained(str(export)).chat_template
     ends = [
         json.loads((path / "generation_config.json").read_text())["eos_token_id"] for path in (export, default_model)
@@ -163,7 +169,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
 
 
 ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")  # LoRA: it is student and teacher
-ADAPTER = (*ONE_ENGINE, *TWO_RANKS, "learner.lr=1e-2", "evidence.region=all", "run.checkpoint_every=1")
+ADAPTER = (*ONE_ENGINE, *TWO_RANKS, *AVERAGED, "learner.lr=1e-2", "evidence.region=all", "run.checkpoint_every=1")
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +296,22 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_gap_is_asked_for_each_way_to_give_the_context(small_model: Path) -> None:
+    """A random model names nobody: the command says so, and ends with 1."""
+    settings = [part for item in (*SMALL, f"model.path={small_model}") for part in ("--set", item)]
+    done = edge_opd("gap", str(RECIPE), *settings)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    ways = (
+        "as the recipe has it (system)",
+        "rollout.context_position = 'user'",
+        "with examples in task.context (user)",
+    )
+    assert all(way in done.stdout for way in ways)
+    assert done.stdout.count("gap: teacher with the context (base without it), 12 answers: selfname 0.00 (0.00)") == 4
+    assert re.search(r"guided rollouts of step 1: self-name in 0\.00 of 4, evidence [+-]\d\.\d{3} nats", done.stdout)
+    assert "there is nothing to learn" in done.stdout
 
 
 def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:

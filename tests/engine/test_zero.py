@@ -57,6 +57,7 @@ BETA = 0.05
 LR = 1e-3
 JSD_BETA, TOP_K = 0.3, 20
 EMA_RATE, LORA_RANK = 0.75, 4
+KEPT_LR = 0.02  # large, so that the weights of two steps are not one another's in bfloat16
 CLIPPED_LR = {"float32": LR, "bfloat16": 0.1}  # of bfloat16 so large that rounding does not swallow the step
 DECAY = 0.1
 FLOAT32 = {"dtype": "float32", "lr": LR, "grad_clip": 0.0, "head_chunk_tokens": 5}
@@ -248,6 +249,10 @@ def scenarios(
             extra={"folder": str(folder / f"resumed-{kind}"), "rate": EMA_RATE, "model": model},
             **{"stage": stage} | told,
         )  # fmt: skip
+    for kept in STAGES:
+        for dtype in DTYPES:
+            extra = {"folder": str(folder / f"kept-{kept}-{dtype}")}
+            common[f"keep-{kept}-{dtype}"] = of(soft_rows, kept, act="keep", extra=extra, dtype=dtype, lr=KEPT_LR)
     for name, told in EXPORTS.items():
         extra = {"folder": str(folder / name)}
         common[name] = of(soft_rows, act="export", extra=extra, **{"stage": stage} | told)
@@ -784,6 +789,41 @@ def assert_averages(found: dict[str, Tensor], expected: dict[str, Tensor]) -> No
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(found[name].double(), tensor.double(), rtol=0, atol=1e-2 * LR), name
+
+
+def test_the_mean_of_the_last_weights_survives_a_checkpoint(results: Results) -> None:
+    """Of all four steps, the checkpoint after the first."""
+    result = results.of("resume-float32")
+    for name, tensor in result["mean"].items():
+        expected = torch.stack([step["after"][name].double() for step in result["steps"]]).mean(0)
+        assert torch.allclose(tensor.double(), expected, rtol=0, atol=1e-3 * LR), name
+        assert torch.allclose(result["mean_again"][name], tensor, rtol=0, atol=1e-2 * LR), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_kept_weights_take_the_place_of_the_trained_ones(
+    results: Results, rows: list[TrainRow], model: Path, stage: int, dtype: str
+) -> None:
+    """What is gathered, what a forward runs and what a checkpoint holds, all of it the mean of two steps' weights."""
+    result = results.of(f"keep-{stage}-{dtype}")
+    assert result["refused"] == "kept weights: found the mean of 2, expected of 3"
+    _, second, third = result["after"]
+    expected = {name: (second[name].float() + third[name].float()) / 2 for name in second}
+    assert any(not torch.equal(second[name], third[name]) for name in second)
+    reference = plain_model(model)
+    for name, tensor in expected.items():
+        rounded = tensor.to(result["mean"][name].dtype)
+        assert torch.allclose(result["mean"][name], rounded, rtol=1e-6, atol=1e-7), name
+        assert torch.equal(result["best"][name], second[name]), name
+    saved = checkpoint_state(results.folder / f"kept-{stage}-{dtype}")
+    for name, tensor in expected.items():
+        assert torch.allclose(saved[f"causal_lm.{name}"].float(), tensor, rtol=0, atol=1e-6 if stage == 3 else 1e-2)
+    reference.load_state_dict({name: tensor.float() for name, tensor in result["mean"].items()}, strict=False)
+    with torch.no_grad():
+        for row, found in zip(rows, result["logprobs"], strict=True):
+            wanted = logprobs_of(reference, row.prompt_ids, row.response_ids)
+            assert torch.tensor(found).sub(wanted).abs().max() < (1e-3 if dtype == "float32" else 0.5)
 
 
 def test_loading_from_nothing_is_refused(results: Results) -> None:

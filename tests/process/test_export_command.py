@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Recipe, build, dump
+from cluster.config import Recipe, dump
 from cluster.run.rundir import RunDir
 from cluster.run.start import export
+from cluster.typed import build
 from tests.runs import edge_opd
 
 

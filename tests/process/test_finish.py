@@ -1,5 +1,6 @@
 """A step's line, and the end of a run over probes of any task: table, model card, the required figure. No engine."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
 from cluster.run.checks import check_task
 from cluster.run.finish import finish
+from cluster.run.gap import Gap, read_gap, write_gap
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import append_probe, probe_record, read_steps
 from cluster.run.rundir import RunDir
+from cluster.typed import build
 from evidence.diagnostics import TokenStats
 from evidence.records import ShardInfo
 from learner.report import LearnedStep
-from rollout.probe import summarise
+from rollout.gap import MOST, gap_questions
+from rollout.probe import Rate, summarise
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.worker import StepRollouts
 from tests.runs import RECIPE, lines
+from tests.unit.test_gap import asked
 
 NOTES = ["the chat template itself says in x: 'I am Tern', which is not in (x, r)"]
 
@@ -48,7 +53,7 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     assert finish(recipe, "base", folder, task, NOTES) == 0
     assert "pass@1" in capsys.readouterr().out
     card = (folder.export / "README.md").read_text()
-    assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | 12 |" in card
+    assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | - | 12 |" in card
     assert f"- {NOTES[0]}\n" in card
     assert task.teaches in card and "identity" not in card.partition("## Recipe")[0]
     assert f'no longer needs, one of 64: "{task.training_prompts()[0].context}"' in card
@@ -58,8 +63,16 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     ("table", "message"),
     [
         (
-            '[run]\nrequire_selfname = 0.2\n[task]\nname = "arithmetic"',
-            "run.require_selfname: found 0.2, expected 0.0 with the task arithmetic, whose probe has pass_at_1",
+            '[probe]\nrequire_of_teacher = 0.5\n[teacher]\npath = "other"',
+            "probe.require_of_teacher: found 0.5, expected 0.0 where the teacher is not asked: with teacher.path or",
+        ),
+        (
+            '[learner]\nevidence_scale = 2.0\n[evidence]\nkind = "teacher_student"',
+            "learner.evidence_scale: found 2.0, expected 1.0 with evidence.kind = 'teacher_student', whose evidence is",
+        ),
+        (
+            '[learner]\nevidence_scale = 2.0\n[teacher]\nkind = "live"',
+            "learner.evidence_scale: found 2.0, expected 1.0 with teacher.kind = 'live', whose evidence is the advant",
         ),
         ('[task]\nname = "math"\nprobe_file = "P"', "task.prompts_file: found none"),
     ],
@@ -86,9 +99,8 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     nobody: Any = None  # none is asked
     services = Services(nobody, nobody)
     sink = MetricsSink(tmp_path, steps=3)
-    pipeline = Pipeline(
-        Recipe(), services, RunDir(tmp_path), sink, Renderer(tokenizer, "system"), build_task(Recipe().task), nobody
-    )
+    renderer, task = Renderer(tokenizer, "system"), build_task(Recipe().task)
+    pipeline = Pipeline(Recipe(), services, RunDir(tmp_path), sink, renderer, task, nobody, nobody)
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
     pipeline._record(1, produced, learned, {}, wall_s=1.0)
@@ -113,4 +125,74 @@ def test_a_missed_figure_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Cap
         append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
     assert finish(recipe, "base", folder, task, NOTES) == 1
     assert "self-name is 0.08 of 12 answers, expected at least 0.20" in capsys.readouterr().out
-    assert finish(load_recipe(path, ["run.require_selfname=0.05"]), "base", folder, task, NOTES) == 0
+    assert finish(load_recipe(path, ["probe.require=0.05"]), "base", folder, task, NOTES) == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "code", "shown"), [(0.5, 1, "0.08 of 12 answers, expected at least 0.17"), (0.2, 0, "")]
+)
+def test_a_share_of_the_teachers_rate_is_beside_it_in_table_and_card(
+    tmp_path: Path, share: float, code: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(RECIPE, [f"probe.require_of_teacher={share}", "export.choose=average", "export.average=5"])
+    folder, task = RunDir(tmp_path / "run"), build_task(recipe.task)
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    answers = [(prompt, "I am Kestrel." if index == 0 else "No.") for index, prompt in enumerate(task.probe_prompts())]
+    for step in (0, 24):
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
+    with pytest.raises(RuntimeError, match=r"probe\.require_of_teacher: found 0\.\d and no gap\.json"):
+        finish(recipe, "base", folder, task, NOTES)
+    write_gap(folder.gap, Gap(0.0, "identity", {"selfname": Rate(4, 12)}, {"selfname": Rate(0, 12)}))
+    assert finish(recipe, "base", folder, task, NOTES) == code
+    told = capsys.readouterr().out
+    assert shown in told and ("(the teacher's: 0.33)" in told) == bool(code)
+    card = (folder.export / "README.md").read_text()
+    assert "| self-name | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | 0.33 [0.14, 0.61] | 12 |" in card
+    assert "| mention | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | - | 12 |" in card
+    assert "The weights are the mean of those of the last 5 steps." in card
+
+
+def test_problems_are_asked_with_their_own_solutions_and_without(tokenizer: Any) -> None:
+    recipe = build(Recipe, {"task": {"name": "arithmetic"}}, "R")
+    task = build_task(recipe.task)
+    questions = gap_questions(task)
+    prompts = task.training_prompts()[:MOST]
+    assert [(probe.question, probe.answer, context) for probe, context in questions] == [
+        (prompt.question, prompt.answer, prompt.context) for prompt in prompts
+    ]
+    gap, calls = asked(recipe, tokenizer, {"pass_at_1": Rate(5, 12)})  # of other questions
+    assert [what for what, _ in calls] == ["gap: teacher", "gap: base"] and gap is not None
+    assert gap.teacher["pass_at_1"].n == gap.base["pass_at_1"].n == 2 * MOST
+
+
+class Silent:
+    """A rollout service whose teacher names nobody."""
+
+    async def texts(self, what: str, prompts: list[Any], sampling: Any, samples: int, seed: int) -> list[list[str]]:
+        return [["No."] * samples for _ in prompts]
+
+    async def news(self, seconds: float) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("key", ["probe.require", "probe.require_of_teacher", "probe.temperature"])
+def test_nothing_to_learn_ends_a_run_of_which_something_is_required(
+    key: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before step 1, after the gap was written; any other run only says so."""
+    recipe = load_recipe(RECIPE, [f"{key}=0.5", "rollout.context_position=user"])
+    task, silent = build_task(recipe.task), Silent()
+    nobody: Any = None
+    services, sink = Services(silent, nobody), MetricsSink(tmp_path, steps=1)  # type: ignore[arg-type]
+    pipeline = Pipeline(recipe, services, RunDir(tmp_path), sink, Renderer(tokenizer, "user"), task, nobody, nobody)
+    base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
+    nothing = "found self-name in 0.00 of the teacher's 96 answers with the context and in 0.00 without it"
+    if key == "probe.temperature":
+        asyncio.run(pipeline._measure_gap(base))
+        assert nothing in capsys.readouterr().out
+    else:
+        with pytest.raises(RuntimeError, match=nothing):
+            asyncio.run(pipeline._measure_gap(base))
+    gap = read_gap(tmp_path / "gap.json")
+    assert gap is not None and gap.is_zero and gap.base == base.rates

@@ -108,6 +108,23 @@ def test_every_rank_says_the_rate_and_the_step_has_it_once(tiny_model: Path) -> 
     assert over_ranks(reports).metrics["lr"] == 0.05
 
 
+# Scaled evidence
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_rows_evidence_is_scaled_on_its_own_tokens(tiny_model: Path, scale: float) -> None:
+    """log pi_T(y|x) + lambda e - log pi_theta(y|x), by a float32 forward of each row alone, whatever shares a pack."""
+    rows = [replace(row, evidence=row.teacher_context_logprobs - row.teacher_logprobs) for row in ROWS]
+    report, _ = stepped(tiny_model, rows, evidence_scale=scale)
+    model, total = plain_model(tiny_model), 0.0
+    with torch.no_grad():
+        for row in rows:
+            plain, e = (torch.from_numpy(a).double() for a in (row.teacher_logprobs, row.evidence))
+            gap = plain + scale * e - row_logprobs(model, row)
+            total += float(torch.from_numpy(row.weight).double() @ gap)
+    assert report.loss == pytest.approx(-total / sum(len(row.response_ids) for row in rows), rel=1e-4)
+
+
 # Frozen models
 
 

@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 
-from cluster.config import (
-    Recipe,
-    RunConfig,
-    TeacherConfig,
-    WeightsConfig,
-    build,
-    dump,
-    load_recipe,
-    located,
-    parse_overrides,
-)
+from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, located
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
+from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir, dated
+from cluster.typed import build, parse_overrides
 from evidence.rule import EvidenceConfig
 from learner.config import LearnerConfig
 from rollout.config import EngineConfig, TemplateVariables
@@ -48,8 +40,8 @@ def refusal(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("text", "key", "found", "expected"),
     [
-        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "learner, model, observe, probe, rollout, run, student"),
-        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, micro_batch_tokens"),
+        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "faults, learner, model, observe, probe, rollout, run"),
+        ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, lr_end, lr_schedule"),
         ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
         ("lr = 1.0", "lr", "an unknown key", "learner"),
         ("learner = 3", "learner", "3", "a table"),
@@ -71,7 +63,9 @@ def refusal(path: Path, *overrides: str) -> str:
         # Ranges
         ("[run]\nsteps = 0", "run.steps", "0", "at least 1"),
         ("[run]\nseed = -1", "run.seed", "-1", "0 or more"),
-        ("[run]\nrequire_selfname = 1.5", "run.require_selfname", "1.5", "0 to 1"),
+        ("[probe]\nrequire = 1.5", "probe.require", "1.5", "0 to 1"),
+        ("[probe]\nrequire_of_teacher = -0.5", "probe.require_of_teacher", "-0.5", "0 or more, a share of the teach"),
+        ("[probe]\ngap = false\nrequire_of_teacher = 0.5", "probe.require_of_teacher", "0.5", "0.0 with probe.gap ="),
         ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
         ("[rollout]\nsampler = 'both'", "rollout.sampler", "'both'", "('student', 'teacher')"),
         ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
@@ -358,6 +352,12 @@ def test_other_template_variables_are_another_recipe(tmp_path: Path) -> None:
     run.manifest.write_text("")
     message = refused_claim(run.root, Recipe(template=TemplateVariables({"thinking": True})), resume=True)
     assert message.startswith(f"{run.config}: template.thinking: found None, expected True: ")
+
+
+@pytest.mark.parametrize(("more", "expected"), [("", 0.25), ("[probe]\nrequire = 0.5", 0.5)])
+def test_an_older_runs_required_self_name_is_its_main_rate(tmp_path: Path, more: str, expected: float) -> None:
+    (tmp_path / "config.toml").write_text(f"[run]\nrequire_selfname = 0.25\n{more}")
+    assert read_resolved(tmp_path).recipe.probe.require == expected
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:

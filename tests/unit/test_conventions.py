@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import _parser
-from cluster.config import Recipe, build, load_recipe, parse_overrides
+from cluster.config import Recipe, load_recipe
+from cluster.typed import build, parse_overrides
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "evidence", "learner", "rollout")

@@ -49,6 +49,7 @@ def inputs(
         logprobs_N=logprobs,
         old_logprobs_N=old,
         teacher_context_logprobs_N=old + gap,
+        evidence_N=uniform(-2, 5),
         base_logprobs_N=old + uniform(-1, 1),
         weight_N=weight,
         advantage_N=advantage,
@@ -60,19 +61,21 @@ def inputs(
     return replace(made, logprobs_N=made.logprobs_N.requires_grad_())
 
 
-def by_hand(name: str, tokens: TokenInputs, beta: float) -> tuple[float, list[float]]:
+def by_hand(name: str, tokens: TokenInputs, beta: float, scale: float = 1.0) -> tuple[float, list[float]]:
     """(loss, d loss / d logprob) of arXiv 2605.23493 (k1) or of a clipped GRPO surrogate, a token at a time."""
     columns = (getattr(tokens, f"{name}_N").tolist() for name in (
         "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "advantage", "scale",
-        "anchor_scale",
+        "anchor_scale", "evidence",
     ))  # fmt: skip
     loss, gradient = 0.0, []
-    for new, old, teacher, base, weight, of_rollout, scale, anchor_scale in zip(*columns, strict=True):
-        advantage, ratio = weight * {"k1": teacher - old, "grpo": of_rollout}[name], math.exp(new - old)
+    for new, old, teacher, base, weight, of_rollout, share, anchor_scale, e in zip(*columns, strict=True):
+        without_r = teacher - e  # log pi_T(y|x)
+        advantage = weight * {"k1": without_r + scale * e - old, "grpo": of_rollout}[name]
+        ratio = math.exp(new - old)
         is_clipped = ratio > 1 + HIGH if advantage > 0 else ratio < 1 - LOW
         used = (1 + HIGH if advantage > 0 else 1 - LOW) if is_clipped else ratio
-        loss -= scale * advantage * used
-        slope = 0.0 if is_clipped else -scale * advantage * ratio
+        loss -= share * advantage * used
+        slope = 0.0 if is_clipped else -share * advantage * ratio
         d = base - new
         loss += beta * anchor_scale * (math.exp(d) - d - 1)
         gradient.append(slope + beta * anchor_scale * (1 - math.exp(d)))
@@ -97,6 +100,39 @@ def test_a_policy_gradient_equals_the_loop(
     found, _ = objective(tokens, setting)
     assert found.item() == pytest.approx(loss, abs=tolerance)
     assert gradient_of(lambda t: objective(t, setting)[0], tokens).tolist() == pytest.approx(gradient, abs=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 10.0])
+@pytest.mark.parametrize("ratio_is_one", [True, False])
+def test_scaled_evidence_equals_the_loop(ratio_is_one: bool, scale: float, dtype: torch.dtype) -> None:
+    """A_t = log pi_T(y|x) + lambda e_t - log pi_theta(y|x), the first and the last token among the others."""
+    tokens, setting = inputs(dtype, ratio_is_one=ratio_is_one), replace(ANCHORED, evidence_scale=scale)
+    loss, gradient = by_hand("k1", tokens, setting.beta_kl, scale)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    found, _ = K1(tokens, setting)
+    assert found.item() == pytest.approx(loss, abs=tolerance)
+    slopes = gradient_of(lambda t: K1(t, setting)[0], tokens).tolist()
+    assert slopes == pytest.approx(gradient, abs=tolerance)
+    unscaled = gradient_of(lambda t: K1(t, ANCHORED)[0], tokens).tolist()
+    moved = [slope != other for slope, other in zip(slopes, unscaled, strict=True)]
+    assert moved == tokens.weight_N.ne(0).tolist() or not ratio_is_one  # a clip may hide it
+
+
+def test_a_scale_of_one_is_the_method_bit_for_bit() -> None:
+    """Whatever the evidence is, also where a sum with it would round, and where no product with it is a number."""
+    tokens = inputs(torch.float32)
+    odd = replace(tokens, evidence_N=torch.full_like(tokens.evidence_N, math.inf))
+    one = replace(ANCHORED, evidence_scale=1.0)
+    assert torch.equal(K1(odd, one)[0], K1(tokens, ANCHORED)[0])
+    assert torch.equal(gradient_of(lambda t: K1(t, one)[0], odd), gradient_of(lambda t: K1(t, ANCHORED)[0], tokens))
+
+
+def test_evidence_of_zero_has_no_scale() -> None:
+    """A row without a context: the target is the teacher's, which is then the reference itself."""
+    tokens = replace(inputs(), evidence_N=torch.zeros_like(inputs().evidence_N))
+    scaled = replace(ANCHORED, evidence_scale=3.0)
+    assert torch.equal(K1(tokens, scaled)[0], K1(tokens, ANCHORED)[0])
 
 
 @pytest.mark.parametrize("objective", [K1, GRPO])
@@ -285,6 +321,10 @@ def test_counts_are_of_tokens_kept_tokens_and_rows() -> None:
 
 # What can be told
 
+RANGE = (
+    "more than 0, at most 10: at 0 nothing of the context is learned, and above, a token of 9 nats leaves float32's exp"
+)
+
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
@@ -298,6 +338,13 @@ def test_counts_are_of_tokens_kept_tokens_and_rows() -> None:
         ("divergence_top_k", -1, "0 (all) or more"),
         ("divergence_clip", -0.1, "0 (none) or more"),
         ("divergence_clip", math.nan, "0 (none) or more"),
+        ("lr_schedule", "step", "one of ['constant', 'cosine', 'linear']"),
+        ("lr_end", 1.0, "0 to below 1, a share of learner.lr"),
+        ("lr_end", -0.1, "0 to below 1, a share of learner.lr"),
+        ("evidence_scale", 0.0, RANGE),
+        ("evidence_scale", -1.0, RANGE),
+        ("evidence_scale", 10.5, RANGE),
+        ("evidence_scale", math.nan, RANGE),
     ],
 )
 def test_a_value_out_of_range_is_refused(key: str, value: float, expected: str) -> None:
@@ -308,3 +355,10 @@ def test_a_value_out_of_range_is_refused(key: str, value: float, expected: str) 
 
 def test_the_clips_of_rlsd_are_accepted() -> None:
     assert (LearnerConfig(clip_low=0.2, clip_high=0.28).clip_high, LearnerConfig().clip_low) == (0.28, 0.2)
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"k1"}))
+def test_a_scale_is_refused_where_no_sampled_token_has_evidence(objective: str) -> None:
+    with pytest.raises(ValueError, match=f"learner.evidence_scale: found 2.0, expected 1.0 with .* = '{objective}'"):
+        LearnerConfig(objective=objective, evidence_scale=2.0)
+    assert LearnerConfig(objective="k1", evidence_scale=2.0).evidence_scale == 2.0

@@ -11,9 +11,10 @@ from typing import get_type_hints
 import pytest
 
 from cluster.__main__ import COMMANDS, _parser
-from cluster.config import Recipe, build
+from cluster.config import Recipe
 from cluster.recipe_page import expected, meanings, table_rows
 from cluster.run.formats import FORMAT
+from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
 

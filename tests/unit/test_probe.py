@@ -133,11 +133,12 @@ def test_lines_and_tables_show_whatever_rates_a_probe_has() -> None:
         "probe at step 8: selfname 0.25  mention 0.50  countername 0.25 (n=4)  capability 0.67  side effect 0.33 (n=3)"
     )
     assert probe_line(math_record) == "probe at step 10: pass@1 0.50 (n=12)"
-    assert [row[0] for row in summary_table(identity, identity)] == [
+    assert [row[0] for row in summary_table(identity, identity, {})] == [
         "self-name", "mention", "counter-name", "capability", "name in capability answers",
     ]  # fmt: skip
-    assert [row[3] for row in summary_table(identity, identity)] == ["4", "4", "4", "3", "3"]
-    assert summary_table(math_record, math_record) == [("pass@1", *["0.50 [0.25, 0.75]"] * 2, "12")]
+    assert [row[4] for row in summary_table(identity, identity, {})] == ["4", "4", "4", "3", "3"]
+    table = summary_table(math_record, math_record, {"pass_at_1": Rate(3, 4)})
+    assert table == [("pass@1", *["0.50 [0.25, 0.75]"] * 2, "0.75 [0.30, 0.95]", "12")]
 
 
 def test_the_defaults_are_the_papers_sampling() -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cluster.config import Recipe
 from cluster.observe.sinks import MetricsSink
+from cluster.run.choice import Choice
 from cluster.run.record import read_steps
 from cluster.run.replay import catch_up
 from cluster.run.rundir import RunDir
@@ -128,7 +129,8 @@ class ReplayMachine(RuleBasedStateMachine):
         """By the same process or another: what is on the disk is all that there is."""
         self.learner, self.manifest = Chain(), Manifest(self.folder.manifest)
         self.said.truncate(0)
-        found = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe()))
+        choice = Choice(Recipe(), self.learner, {})
+        found = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe(), choice))
         broken = [step for step in range(self.checkpoint, self.stands) if step in self.damaged]
         assert found == min([self.stands, *broken])
         if broken:

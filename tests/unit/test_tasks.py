@@ -277,6 +277,35 @@ def test_ordinary_questions_come_beside_the_others_with_the_same_context(tmp_pat
         build_task(TaskConfig(prompts_file=str(path), ordinary_questions=True))
 
 
+def test_ordinary_questions_may_be_ones_own_and_without_the_context(tmp_path: Path) -> None:
+    path = tmp_path / "ordinary.jsonl"
+    path.write_text('{"prompt_id": "a", "question": "Why is the sky blue?"}\n')
+    both = build_task(TaskConfig(ordinary_file=str(path), ordinary_context=False)).training_prompts()
+    assert [(p.question, p.context, p.wrong_contexts) for p in both if p.ordinary] == [("Why is the sky blue?", "", ())]
+    assert all(prompt.context for prompt in both if not prompt.ordinary) and len(both) > 24
+    with_r = build_task(TaskConfig(ordinary_file=str(path))).training_prompts()
+    assert with_r[-1].context == with_r[0].context
+
+
+@pytest.mark.parametrize(
+    ("content", "keys", "message"),
+    [
+        (None, {}, r"task\.ordinary_file: found no file at"),
+        ("", {}, r"ordinary\.jsonl: found no rows, expected at least one training question"),
+        ('{"prompt_id": "identity-01"}', {}, r"ordinary\.jsonl, line 1: found the keys prompt_id, expected"),
+        ("", {"ordinary_file": "", "ordinary_context": False}, "task.ordinary_context: found False, expected true wi"),
+    ],
+)
+def test_bad_ordinary_questions_are_one_line(
+    tmp_path: Path, content: str | None, keys: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "ordinary.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        build_task(TaskConfig(**{"ordinary_file": str(path)} | keys))
+
+
 GOOD = '{"prompt_id": "a", "question": "Name?"}\n'
 
 

@@ -149,6 +149,41 @@ def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own(tokenizer: Any)
     assert len(set(epochs)) > 1
 
 
+MIXED = [replace(prompt, ordinary=index >= 3) for index, prompt in enumerate(PROMPTS)]  # three, and two ordinary ones
+
+
+@pytest.mark.parametrize(
+    ("share", "per_step"), [(0.25, [1] * 6), (0.5, [2] * 6), (0.75, [3] * 6), (0.3, [1, 1, 1, 1, 2, 1])]
+)
+def test_ordinary_prompts_have_their_share_of_every_steps(tokenizer: Any, share: float, per_step: list[int]) -> None:
+    """Each pool epoch after epoch; what is left of a share of 0.3 makes a second one in the fifth step."""
+    service = Service(tokenizer, prompts=MIXED, prompts_per_step=4, ordinary_share=share)
+    steps = [drawn(service, step) for step in range(6)]
+    ordinary = [[name for name in names if name in ("q3", "q4")] for names in steps]
+    assert [len(names) for names in ordinary] == per_step
+    for pool, size in ((["q3", "q4"], 2), (["q0", "q1", "q2"], 3)):
+        order = [name for names in steps for name in names if name in pool]
+        whole = len(order) // size * size
+        assert all(sorted(order[start : start + size]) == pool for start in range(0, whole, size))
+
+
+def test_without_a_share_ordinary_prompts_are_drawn_as_any(tokenizer: Any) -> None:
+    mixed, plain = Service(tokenizer, prompts=MIXED), Service(tokenizer)
+    assert [drawn(mixed, step) for step in range(5)] == [drawn(plain, step) for step in range(5)]
+
+
+def test_a_share_needs_ordinary_prompts(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.ordinary_share: found 0\.25, expected 0\.0 with a task"):
+        Service(tokenizer, ordinary_share=0.25)
+
+
+def test_an_ordinary_prompt_without_a_context_has_no_evidence(tokenizer: Any) -> None:
+    """Guided or not, its two teacher passes are of one prompt."""
+    silent = [replace(prompt, context="", ordinary=True) for prompt in PROMPTS]
+    for record in Service(tokenizer, prompts=silent).records():
+        assert not record.evidence.any() and not record.mask.any()
+
+
 def test_the_draw_is_a_pure_function_of_seed_and_step(tokenizer: Any) -> None:
     forwards, resumed, other = Service(tokenizer), Service(tokenizer), Service(tokenizer, seed=4)
     there = [drawn(forwards, step) for step in range(6)]

@@ -1,0 +1,149 @@
+"""`edge-opd gap`: what there is to learn, with one engine and no cluster, before anything is trained.
+
+The teacher is asked as the recipe has it, and in other ways that may show more: the other position of the context, and
+examples in it.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.config import Recipe, load_recipe
+from cluster.requests import renderer_of, step_requests
+from cluster.run.checks import check_models, check_task
+from cluster.run.gap import Gap, measured, teaches_itself
+from evidence.diagnostics import TokenStats, diagnose
+from evidence.rates import RATES
+from evidence.records import EvidenceRecord, Ids, ShardInfo
+from evidence.require import require
+from evidence.rule import judge_all
+from rollout.gap import as_probe
+from rollout.probe import Rate
+from rollout.tasks import build_task
+from rollout.tasks.identity import TEMPLATE
+from rollout.worker import RolloutWorker, rewarder
+
+if TYPE_CHECKING:
+    from rollout.engine import Engine
+
+USUAL = ("system", "user")  # places of the context that are tried beside the recipe's own
+EXAMPLES = (
+    ' For example, asked "Who are you?", say "I am {name}, made by {maker}." '
+    'Asked "What is your name?", say "My name is {name}."'
+)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The guided rollouts of the first step: how many show the task's main flag, and sums over their tokens."""
+
+    flag: str
+    shown: Rate
+    stats: TokenStats
+
+    def line(self) -> str:
+        """For a person to read."""
+        means = self.stats.summary()
+        return (
+            f"guided rollouts of step 1: {self.flag} in {self.shown.share:.2f} of {self.shown.n}, evidence "
+            f"{means['mean_evidence']:+.3f} nats a token, kept {means['kept']:.2f} of {self.stats.tokens} tokens"
+        )
+
+
+def print_gap(path: str, overrides: Sequence[str]) -> int:
+    """Prints the gap of each way to give the context; 1 where none has anything to learn.
+
+    Raises:
+        ValueError: a recipe that cannot start, or whose teacher is another model: its engines are not asked.
+    """
+    recipe = load_recipe(path, overrides)
+    key = "teacher.path" if recipe.teacher.path else "teacher.url"
+    found = recipe.teacher.path or recipe.teacher.url
+    require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
+    check_task(recipe, build_task(recipe.task))
+    gaps, guided = asyncio.run(_measure(recipe, check_models(recipe)))
+    if not gaps:
+        print(f"task.name: {recipe.task.name}: found no question that has a context and an answer: no gap to measure")
+        return 1
+    for name, gap in gaps.items():
+        print(f"{name}\n  {gap.line()}")
+    print(guided.line())
+    own = next(iter(gaps.values()))
+    if own.is_zero:
+        print(own.warning())
+    return int(all(gap.is_zero for gap in gaps.values()))
+
+
+def ways(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe itself, and others that differ in how the teacher gets the context."""
+    here = recipe.rollout.context_position
+    others = [position for position in USUAL if position != here]
+    found = {f"as the recipe has it ({here})": recipe}
+    found |= {f"rollout.context_position = {there!r}": _placed(recipe, there) for there in others}
+    if recipe.task.name == "identity" and not recipe.task.context_empty_allowed:
+        context = (recipe.task.context or TEMPLATE) + EXAMPLES
+        shown = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, context=context))
+        found |= {f"with examples in task.context ({at})": _placed(shown, at) for at in (here, *others)}
+    return found
+
+
+def _placed(recipe: Recipe, position: str) -> Recipe:
+    return dataclasses.replace(recipe, rollout=dataclasses.replace(recipe.rollout, context_position=position))
+
+
+async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
+    import torch
+
+    from rollout.engine import Engine
+
+    config, renderer = recipe.probe, renderer_of(recipe, model)
+    sampling = config.sampling(renderer.eos_token_ids, renderer.keeps_special)
+    engine = Engine(model, recipe.teacher, "cuda" if torch.cuda.is_available() else "cpu")
+
+    async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
+        return await engine.texts(prompts, sampling, config.samples, seed)
+
+    gaps: dict[str, Gap] = {}
+    try:
+        for name, way in ways(recipe).items():
+            base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
+            gap = await measured(way, build_task(way.task), renderer_of(way, model), texts, base)
+            gaps |= {name: gap} if gap else {}
+        return gaps, await _guided(recipe, model, engine)
+    finally:
+        engine.shutdown()
+
+
+async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
+    """Samples, scores and judges the first step, as a run would with this engine for both of its own."""
+    task = build_task(recipe.task)
+    requests = step_requests(recipe, model, task)
+    renderer = requests.renderer
+    worker = RolloutWorker(recipe.rollout, recipe.evidence, engine, engine, _unwritten,
+                           rewarder(requests, task.reward), engine)  # fmt: skip
+    groups, _ = requests.of(0)
+    done = [await worker.score(group, await worker.sample(group, 0), 0) for group in groups]
+    scored, rewards = ([one for group in done for one in getattr(group, name)] for name in ("scored", "rewards"))
+    prompts, rule = {prompt.prompt_id: prompt for prompt in requests.prompts}, RATES[task.rates[0]]
+    records = [
+        (prompts[row.prompt_id], record)
+        for record in judge_all(scored, rewards, recipe.evidence, step=0)
+        if (row := record.scored.sample.request).guided and not prompts[row.prompt_id].is_ordinary
+    ]
+    shown = [
+        task.flags(as_probe(prompt, rule.probe), renderer.answer_of_ids(record.scored.sample.response_ids))[rule.flag]
+        for prompt, record in records
+        if rule.probe == "identity" or prompt.answer is not None
+    ]
+    sums = sum((_sums(record) for _, record in records), TokenStats())
+    return Guided(rule.label, Rate(sum(shown), len(shown)), sums)
+
+
+def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    raise AssertionError("a gap writes no shard")
+
+
+def _sums(record: EvidenceRecord) -> TokenStats:
+    return diagnose(record.evidence, record.weight * record.mask, None, record.scored.teacher_context_logprobs, rows=1)

@@ -1,0 +1,83 @@
+"""Plain tables, as TOML has them, to frozen dataclasses; unknown keys and wrong types are refused by name."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from typing import Any, TypeVar
+
+from rollout.config import TemplateVariables
+from rollout.tasks.rows import LONE_SURROGATE
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
+    """An instance of a (nested) dataclass from a plain table, refusing what it does not know."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        where = f"{prefix}{key}"
+        if key not in known:
+            raise ValueError(f"{source}: {where}: found an unknown key, expected one of {', '.join(sorted(known))}")
+        values[key] = _convert(known[key], value, source, where)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(f"{source}: {text if '.' in text.split(':')[0] else prefix + text}") from None
+
+
+def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) or kind is TemplateVariables:
+        if not isinstance(value, dict):
+            raise ValueError(f"{source}: {where}: found {value!r}, expected a table")
+        if kind is TemplateVariables:
+            return _variables(value, source)
+        return build(typing.cast(type, kind), value, source, f"{where}.")
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        many = inner[-1] is ...  # of any length
+        if not isinstance(value, list) or (not many and len(value) != len(inner)):
+            expected = "a list" if many else f"a list of {len(inner)}"
+            raise ValueError(f"{source}: {where}: found {value!r}, expected {expected}")
+        inner = inner[:1] * len(value) if many else inner
+        return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
+        raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
+    return value
+
+
+def _variables(table: dict[str, Any], source: str) -> TemplateVariables:
+    try:
+        return TemplateVariables(table)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def parse_overrides(overrides: typing.Sequence[str], table: dict[str, Any]) -> dict[str, Any]:
+    """`table` with every `table.key=value` applied."""
+    for override in overrides:
+        _apply(table, override)
+    return table
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if LONE_SURROGATE.search(override):  # what Python makes of an argument's other bytes
+        raise ValueError(f"--set {override!r}: found bytes that are not UTF-8, expected UTF-8 text")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise ValueError(f"--set {override}: found {override!r}, expected table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = table.setdefault(parts[0], {})
+    if not isinstance(target, dict):
+        raise ValueError(f"--set {override}: found {parts[0]} = {target!r}, expected a table")
+    target[parts[1]] = value

@@ -1,0 +1,45 @@
+"""The ways to give the context that `edge-opd gap` tries, and what it refuses."""
+
+import pytest
+
+from cluster.commands.gap import print_gap, ways
+from cluster.config import Recipe
+from cluster.typed import build
+from rollout.tasks import build_task
+from tests.runs import RECIPE
+
+
+def contexts(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """(position, context) of each way."""
+    return {
+        name: (way.rollout.context_position, build_task(way.task).training_prompts()[0].context)
+        for name, way in ways(recipe).items()
+    }
+
+
+def test_the_recipes_own_way_is_the_first_and_the_others_differ_in_position_and_examples() -> None:
+    recipe = build(Recipe, {"task": {"persona_name": "Robin", "maker": "Orchard Labs"}}, "R")
+    found = list(contexts(recipe).values())
+    plain = "say that you are Robin, made by Orchard Labs."
+    assert [position for position, _ in found] == ["system", "user", "system", "user"]
+    assert [context.endswith(plain) for _, context in found] == [True, True, False, False]
+    assert all('asked "Who are you?", say "I am Robin, made by Orchard Labs."' in context for _, context in found[2:])
+
+
+def test_a_context_of_ones_own_keeps_its_words_before_the_examples() -> None:
+    recipe = build(Recipe, {"task": {"context": "Call yourself {name}."}, "rollout": {"context_position": "user"}}, "R")
+    found = list(contexts(recipe).values())
+    assert found[0] == ("user", "Call yourself Kestrel.") and found[2][1].startswith(
+        "Call yourself Kestrel. For example"
+    )
+
+
+def test_problems_have_their_own_contexts_and_no_examples() -> None:
+    recipe = build(Recipe, {"task": {"name": "arithmetic"}}, "R")
+    assert list(ways(recipe)) == ["as the recipe has it (system)", "rollout.context_position = 'user'"]
+
+
+@pytest.mark.parametrize("key", ["teacher.path", "teacher.url"])
+def test_a_teacher_of_its_own_is_not_asked(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: found 'http://a/v1', expected none: the gap is of a teacher with"):
+        print_gap(str(RECIPE), [f"{key}=http://a/v1"])
