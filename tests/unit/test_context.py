@@ -12,9 +12,11 @@ import pytest
 
 from cluster.config import load_recipe
 from evidence.rule import EvidenceConfig
+from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.probe import summarise
 from rollout.render import Renderer
+from rollout.requests import StepRequests
 from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.layouts import ANSWER
@@ -422,3 +424,18 @@ def test_the_guide_s_mapping_makes_the_last_answer_the_context(tmp_path: Path) -
     turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
     prompt = prompt_of(tmp_path, {"conversations": turns}, columns=columns)
     assert (prompt.question, prompt.context) == ("Who?", ANSWER.format(context="Ada."))
+
+
+def test_a_row_s_wrong_contexts_are_what_contrastive_evidence_is_scored_under(tmp_path: Path, tokenizer: Any) -> None:
+    messages = [USER, ASSISTANT, USER | {"content": "And today?"}]
+    row = {"messages": messages, "context": "Ada keeps it.", "wrong_contexts": ["Bo keeps it.", "Cy keeps it."]}
+    evidence = EvidenceConfig(kind="contrastive", num_wrong_contexts=2)
+    config = RolloutConfig(prompts_per_step=1, samples_per_prompt=2)
+    prompts = task_of(tmp_path, [row]).training_prompts()
+    (group,), refused = StepRequests(prompts, Renderer(tokenizer, "system"), config, evidence, 512, seed=0).of(0)
+    guided, plain = group.rows
+    assert (refused, guided.guided, plain.guided) == (0, True, False)
+    texts = [tokenizer.decode(ids) for ids in (plain.prompt_ids, plain.context_prompt_ids)]
+    texts += sorted(tokenizer.decode(ids) for ids in plain.wrong_context_prompt_ids)
+    assert [re.findall(r"(\w+) keeps it\.", text) for text in texts] == [[], ["Ada"], ["Bo"], ["Cy"]]
+    assert all("And today?" in text and "Ada does." in text for text in texts)
