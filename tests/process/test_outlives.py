@@ -1,0 +1,141 @@
+"""The whole loop over stand-ins for engines and learner, on a clock of its own: driver, rollout service, fleet, shards
+and manifest are the real ones. Its engines die and hang while it runs."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.config import Recipe, load_recipe
+from cluster.default_model import prepare_default_model
+from cluster.fleet.assembly import Services
+from cluster.fleet.fleet import Fleet
+from cluster.fleet.rollout_actor import RolloutActor
+from cluster.fleet.services import RolloutService
+from cluster.observe.sinks import MetricsSink
+from cluster.requests import renderer_of
+from cluster.run.pipeline import Pipeline
+from cluster.run.replay import learned_groups
+from cluster.run.rundir import RunDir
+from cluster.run.start import shard_metadata
+from cluster.run.stop import heeding
+from evidence.records import Floats, Ids, ShardInfo
+from learner.report import LearnedStep
+from rollout.tasks import build_task
+from tests.fakes import fake_logprobs
+from tests.runs import RECIPE, SMALL
+from tests.unit.test_fleet_machine import Mortal
+from tests.virtual_time import run_virtual
+
+STEPS = 8
+
+
+class Local:
+    """A handle of an object in this process, as Ray's of an actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: asyncio.ensure_future(getattr(self._actor, name)(*arguments)))
+
+
+class Learner:
+    """A learner whose weights are called after their version, and whose step takes 2 s."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor, self.opened = actor, list[int]()
+
+    async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
+        self.opened.append(workers)
+
+    async def push(self, pool: str, version: int) -> str:
+        verbs = {"start_weight_update": (), "update_weights": (f"weights {version}",), "finish_weight_update": ()}
+        for verb, arguments in {**verbs, "update_weight_version": (version,)}.items():
+            await self._actor.tell(pool, verb, arguments, 20.0)
+        return f"weights {version}"
+
+    async def score(self, what: str, prompt: Ids, text: Ids) -> Floats:
+        return fake_logprobs(prompt, text, "base")
+
+    async def learn(self, shard: ShardInfo) -> LearnedStep:
+        await asyncio.sleep(2.0)
+        return LearnedStep(0.5, {}, 1.0, shard.tokens, 0, [], {})
+
+
+def run(folder: Path, faults: dict[float, list[tuple[str, str]]], *overrides: str) -> tuple[list[str], Learner, str]:
+    """A run with faults at these seconds: ("died" or "hung", an engine's name). What it learned from, the learner, and
+    what was said."""
+    recipe = load_recipe(
+        RECIPE,
+        [
+            *SMALL,
+            f"run.steps={STEPS}",
+            "student.num_engines=2",
+            "faults.silent_s=5.0",
+            f"model.path={prepare_default_model()}",
+            *overrides,
+        ],
+    )
+    return run_virtual(drive(recipe, RunDir(folder), faults))
+
+
+async def drive(recipe: Recipe, folder: RunDir, faults: Any) -> Any:
+    for part in (folder.shards, folder.student, folder.answers):
+        part.mkdir(parents=True)
+    made: dict[str, Mortal] = {}
+
+    def make(pool: str, place: int) -> Mortal:
+        engine = Mortal(pool, place, "base")
+        made[engine.name] = engine
+        return engine
+
+    actor: Any = object.__new__(
+        RolloutActor.__ray_metadata__.modified_class
+    )  # its __init__ takes this process's output
+    actor._recipe, actor._model, actor._storage, actor._digests = recipe, recipe.model.path, str(folder.shards), {}
+    actor._metadata = shard_metadata(recipe, recipe.model.path, "run")
+    makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
+    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults)
+    await actor.start()
+    learner, sink = Learner(actor), MetricsSink(folder.root, STEPS)
+    said: list[str] = []
+    sink.say = said.append  # type: ignore[method-assign]
+    services = Services(RolloutService(Local(actor), recipe), learner)  # type: ignore[arg-type]
+    for seconds, hit in faults.items():
+        for fault, name in hit:
+            asyncio.get_running_loop().call_later(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
+    with heeding(0.0) as stop:
+        task = build_task(recipe.task)
+        pipeline = Pipeline(recipe, services, folder, sink, renderer_of(recipe, recipe.model.path), task, stop)
+        await pipeline.run(0)
+    await actor.stop()
+    return learned_groups(folder), learner, "\n".join(said)
+
+
+SIZES = {"student": 2, "teacher": 1}
+GROUPS = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
+EVERYONE = ("student engine 0", "student engine 1", "teacher engine 0")
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_undisturbed_run_opens_its_transport_once(tmp_path: Path, lag: int) -> None:
+    groups, learner, said = run(tmp_path, {}, f"run.max_policy_lag={lag}")
+    assert sorted(groups) == GROUPS and learner.opened == [2] and "replaced" not in said
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("fault", ["died", "hung"])
+@pytest.mark.parametrize("hit", [EVERYONE[:2], EVERYONE[2:], EVERYONE], ids=len)
+@pytest.mark.parametrize("seconds", [1.0, 8.5])
+def test_each_group_is_learned_once_whoever_is_lost(
+    tmp_path: Path, lag: int, fault: str, hit: tuple[str, ...], seconds: float
+) -> None:
+    groups, learner, said = run(tmp_path, {seconds: [(fault, name) for name in hit]}, f"run.max_policy_lag={lag}")
+    assert sorted(groups) == GROUPS
+    if lag == 0:  # otherwise the driver may not have waited since, and waiting it hears of it
+        assert all(name in said for name in hit) and said.count("; it is replaced") == len(hit)
+    assert len(learner.opened) > 1 or not any("student" in name for name in hit)
