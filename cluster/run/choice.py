@@ -39,8 +39,8 @@ class Choice:
         await self.see_again(version)
 
     async def see_again(self, version: int) -> None:
-        """The learner has the weights of `version` again; they may have had their probe."""
-        if version in self._probes:
+        """The learner has the weights of `version` again; they may have had their probe. The base is no candidate."""
+        if version and version in self._probes:
             await self.see(self._probes[version])
 
     def lacks(self, version: int) -> bool:

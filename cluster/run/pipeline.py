@@ -163,11 +163,13 @@ class Pipeline:
     async def _end(self) -> None:
         """The weights to end with, and their probe."""
         steps = self.recipe.run.steps
+        held = steps
         if await self._choice.put():
             self.sink.stage("pushing the weights to end with")
-            self.pushed = await self._handover.push("student", steps + 1)  # not those of version `steps`
+            held = steps + 1  # not those of version `steps`
+            self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
-        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps)
+        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
 
     async def _save(self, version: int) -> None:
         await self.learner.save(self.run_dir.checkpoints, version)
@@ -221,8 +223,11 @@ class Pipeline:
         await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
 
-    async def probe(self, step: int, seed: int | None = None) -> ProbeRecord:
-        """The task's probe on the student engines, without r; appended to probes.jsonl. `seed`: another than `step`."""
+    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> ProbeRecord:
+        """The task's probe on the student engines, without r; appended to probes.jsonl.
+
+        seed, held: where they are not `step`; held: the version that the engines hold.
+        """
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
@@ -231,7 +236,7 @@ class Pipeline:
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        answers = await self._attended(step, asked)
+        answers = await self._attended(step if held is None else held, asked)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         record = probe_record(summarise(rated, self.task), step, self.task.name)

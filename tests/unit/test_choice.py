@@ -94,6 +94,13 @@ def test_steps_learned_again_from_their_shards_keep_the_best_of_them(checkpoint:
     assert asyncio.run(go()) == 4
 
 
+def test_the_base_is_not_kept_where_a_run_starts_again_from_its_shards() -> None:
+    learner: Any = Learner()
+    learner.kept = 7
+    asyncio.run(Choice(recipe("best"), learner, {0: probed(0, 10)}).resume(0))
+    assert learner.kept == 7
+
+
 def test_the_last_step_has_a_probe_of_its_own_only_as_a_candidate() -> None:
     nobody: Any = None
     probes = {
