@@ -259,22 +259,16 @@ def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument("--out", metavar="FILE.html", help=where)
 
 
-def _trace_arguments(trace: argparse.ArgumentParser) -> None:
-    trace.add_argument("run", metavar="RUN")
-    trace.add_argument("--out", metavar="FILE.json", help="default: trace-RUN.json here")
+def _to_file(kind: str, suffix: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("run", metavar="RUN")
+        parser.add_argument("--out", metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
 
-
-def _export_metrics_arguments(export_metrics: argparse.ArgumentParser) -> None:
-    export_metrics.add_argument("run", metavar="RUN")
-    export_metrics.add_argument("--out", metavar="FILE.txt", help="default: metrics-RUN.txt here")
+    return add
 
 
 def _export_arguments(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", metavar="RUN")
-
-
-def _no_arguments(command: argparse.ArgumentParser) -> None:
-    pass
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -292,11 +286,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),
     "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
     "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
-    "trace": ("a run's timeline for Perfetto and Chrome", _trace, _trace_arguments),
-    "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _export_metrics_arguments),
+    "trace": ("a run's timeline for Perfetto and Chrome", _trace, _to_file("trace", "json")),
+    "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _to_file("metrics", "txt")),
     "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
-    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _no_arguments),
-    "model": ("prepare the default model and print its folder", _model, _no_arguments),
+    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, lambda parser: None),
+    "model": ("prepare the default model and print its folder", _model, lambda parser: None),
 }
 
 

@@ -27,7 +27,7 @@ from cluster.models import resolve_model
 from cluster.requests import step_requests
 from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
-from rollout.engine import engine_arguments
+from rollout.engine_arguments import engine_arguments
 from rollout.requests import GroupRequests
 from rollout.vllm_quirks import enter_cpu_environment
 from tests.bench.figures import Figure

@@ -214,7 +214,7 @@ def test_a_prompt_may_not_fill_the_window(found: dict[str, Any], model: Path) ->
 def test_a_window_beyond_the_models_positions_is_refused_by_the_number_that_was_asked_for(model: Path) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from rollout.engine import engine_arguments
+    from rollout.engine_arguments import engine_arguments
 
     with pytest.raises(ValueError, match=rf"\({WINDOW + 1}\) is greater than .*{WINDOW}"):
         EngineArgs(**engine_arguments(str(model), EngineConfig(window=WINDOW + 1), "cpu")).create_engine_config()

@@ -1,0 +1,43 @@
+"""What a pool's settings are in vLLM's own words."""
+
+from typing import Any
+
+from rollout import vllm_quirks as quirks
+from rollout.config import AdapterConfig, EngineConfig
+
+
+def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:
+    """The keyword arguments of vLLM's EngineArgs, and of its LLM, that a pool's settings decide."""
+    on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    return {
+        "model": model,
+        "dtype": config.dtype,
+        "max_model_len": config.window,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window),
+        **quirks.executor_arguments(config),
+        "enforce_eager": config.enforce_eager,
+        "generation_config": "auto",
+        **(quirks.cpu_arguments(config) if device == "cpu" else on_gpu),
+    }
+
+
+def optional_arguments(
+    weight_backend: str | None,
+    worker_extension: str | None,
+    adapter: AdapterConfig | None,
+    mends_adapter: bool,
+    sleeps: bool,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs for what `Engine` may do beside sampling and scoring."""
+    from vllm.config import WeightTransferConfig
+
+    assert not (adapter and worker_extension), "an adapter's weights come as files"
+    extension = "rollout.vllm_quirks.AdapterWorker" if mends_adapter else worker_extension
+    return {
+        **({"enable_sleep_mode": True} if sleeps else {}),
+        **({"weight_transfer_config": WeightTransferConfig(backend=weight_backend)} if weight_backend else {}),
+        **({"worker_extension_cls": extension} if extension else {}),
+        **(quirks.adapter_arguments(adapter) if adapter else {}),
+    }
