@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OF_THE_FINISHED_RUN = ("test_job_submit.py", "test_pipeline.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test's tier is its folder: those of engine and gpu get the marker of that name. Of several pytest processes one
     takes a file whole, and the files whose tests look at `finished` together."""
