@@ -7,9 +7,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEER := .venv/peer
 SMOKE := runs/local-smoke
-# On a CPU two at a time, since the start of an engine keeps one core busy; engines that share a GPU take turns.
-PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
-GPU_TESTS = $(if $(filter cuda,$(DEVICE)),-n 0,-n 2 -m "not gpu")
+# Engines have the machine to themselves, since each takes every core; the other tests go two files at a time.
+PYTEST := $(BIN)/python -m pytest
+PAIRS := -n 2 --dist loadgroup --no-loadscope-reorder
+GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
 # of every run compiles vLLM and torch again.
@@ -40,13 +41,14 @@ reproduce: setup ## the published matrix on the default model, arm by arm, and i
 quick: setup ## lint of the files changed since the last commit, and the unit tests
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py'; git ls-files --others --exclude-standard -- '*.py'); \
 	[ -z "$$changed" ] || { $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; }
-	$(PYTEST) -n 2 tests/unit
+	$(PYTEST) $(PAIRS) tests/unit
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) tests/engine tests/gpu
 
 coverage: setup ## lines and branches that the unit and process tests run; starts no engine
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n 2 tests/unit tests/process --cov --cov-report=term:skip-covered
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process --cov --cov-report=term:skip-covered
 
 mutants: setup ## changes to the mask, the batches and the losses that no unit test notices; an hour on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run
