@@ -206,17 +206,15 @@ class Roster:
 
     # What the learner's next push finds
 
-    async def news(self, seconds: float) -> News:
-        """As soon as there is any, within `seconds`."""
+    async def news(self, seconds: float, seen: int) -> News:
+        """As soon as there is any, within `seconds`; of the lines about engines those after the first `seen`."""
 
         def found() -> News | None:
             waiting = {seat.pool for seat in self.everyone() if seat.stands and not seat.serves}
-            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lost))
+            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lost[seen:]))
             return news if news.pools or news.lost else None
 
-        news = await self._until(found, seconds) or News()
-        self._lost.clear()
-        return news
+        return await self._until(found, seconds) or News()
 
     async def enlist(self, pool: str, seconds: float) -> int:
         """Who stands takes part in the pushes that follow; waits for one.

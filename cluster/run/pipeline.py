@@ -76,6 +76,7 @@ class Pipeline:
         self._handover = Handover(services, *self._text)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self._text)
         self.pushed = Pushed("", 0.0)
+        self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
     async def run(self, first_step: int) -> None:
@@ -101,6 +102,7 @@ class Pipeline:
                         f"stopped by {self._stop.asked} after step {step + 1}: --resume continues from there"
                     )
         await self._end()
+        self._say(await self.rollout.news(0.0, self._lines_seen))
 
     async def _check_teacher(self, version: int) -> None:
         await self._teacher_check.run(self.rollout, self.learner, version)
@@ -182,7 +184,7 @@ class Pipeline:
         task = asyncio.create_task(work)
         try:
             while not task.done():
-                news = asyncio.create_task(self.rollout.news(NEWS_S))
+                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen))
                 await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
                     await self._attend(version, await news)
@@ -191,9 +193,13 @@ class Pipeline:
         finally:
             task.cancel()
 
-    async def _attend(self, version: int, news: News) -> None:
+    def _say(self, news: News) -> None:
+        self._lines_seen += len(news.lost)
         for line in news.lost:
             self.sink.say(line)
+
+    async def _attend(self, version: int, news: News) -> None:
+        self._say(news)
         if "student" in news.pools:
             pushed = await self._handover.push("student", version)
             assert pushed.digest == self.pushed.digest, f"weights of version {version} changed: {pushed} {self.pushed}"
