@@ -320,6 +320,12 @@ def test_a_mix_decays_linearly_to_no_soft_weight_at_all(soft: str, mix: float, d
         assert weight.tolist() == [1.0] * 5
 
 
+def test_a_rollout_by_itself_is_judged_as_of_step_0() -> None:
+    """Its weight is soft in full: at step 1 of two it would be half-way between 1 and 1.2."""
+    record = judge(scored_sample([-1.0], [-1.5]), EvidenceConfig(soft="rlsd", soft_mix_decay_steps=2))
+    assert record.weight.tolist() == pytest.approx([1.2])
+
+
 def test_a_verifier_that_says_nothing_is_refused() -> None:
     message = r"^evidence\.soft: found 'rlsd_verifier', expected a reward for every rollout, from a task's verifier$"
     for rewards in ([None] * 2, [1.0, None]):
