@@ -4,6 +4,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from datetime import date
 from typing import Any, TypeVar
 
 from rollout.config import TemplateVariables
@@ -76,6 +77,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        value = text
+    if isinstance(value, date):  # no key is a date: run.date is text
         value = text
     target = table.setdefault(parts[0], {})
     if not isinstance(target, dict):

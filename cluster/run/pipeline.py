@@ -102,7 +102,6 @@ class Pipeline:
                         f"stopped by {self._stop.asked} after step {step + 1}: --resume continues from there"
                     )
         await self._end()
-        self._say(await self.rollout.news(0.0, self._lines_seen))
 
     async def _check_teacher(self, version: int) -> None:
         await self._teacher_check.run(self.rollout, self.learner, version)
@@ -172,6 +171,7 @@ class Pipeline:
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
         await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
+        self._say(await self.rollout.news(0.0, self._lines_seen))
 
     async def _save(self, version: int) -> None:
         await self.learner.save(self.run_dir.checkpoints, version)

@@ -75,8 +75,8 @@ class RunDir:
         return any(path.name not in (LOCK, OWNER) for path in self.root.iterdir())
 
     def check_same(self, recipe: Recipe) -> None:
-        """ValueError, naming the key, when the folder's recipe is not this one."""
-        theirs = located(read_resolved(self.root).recipe)  # older runs keep relative paths
+        """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
+        theirs, recipe = located(read_resolved(self.root).recipe), dated(recipe, self)  # older runs keep relative paths
         differs = difference(theirs, recipe)
         if differs is None:
             return

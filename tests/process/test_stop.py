@@ -32,7 +32,13 @@ class Stepping(Pipeline):
     async def _check_teacher(self, version: int) -> None:
         pass
 
-    async def probe(self, step: int) -> None:
+    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> Any:
+        return None
+
+    async def _measure_gap(self, base: Any) -> None:
+        pass
+
+    async def _end(self) -> None:
         pass
 
     async def _step(self, step: int) -> None:

@@ -621,3 +621,12 @@ def test_an_override_that_is_no_utf8_is_one_line() -> None:
         ValueError, match=r"^--set 'task.maker=\\udcff': found bytes that are not UTF-8, expected UTF-8"
     ):
         load_recipe(RECIPES[0], ["task.maker=\udcff"])
+
+
+def test_a_run_is_the_same_on_another_day_unless_a_recipe_names_one(tmp_path: Path) -> None:
+    """A recipe without a date is of the day on which its run started; `reproduce` asks with that recipe."""
+    folder = RunDir(tmp_path / "run")
+    folder.claim(load_recipe(RECIPES[0], ["run.date=2026-01-02"]), resume=False)
+    folder.check_same(load_recipe(RECIPES[0]))
+    with pytest.raises(ValueError, match=r"run\.date: found '2026-01-02', expected '2026-01-03'"):
+        folder.check_same(load_recipe(RECIPES[0], ["run.date=2026-01-03"]))
