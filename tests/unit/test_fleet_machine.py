@@ -235,4 +235,4 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 TestFleet = FleetMachine.TestCase
-TestFleet.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+TestFleet.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
