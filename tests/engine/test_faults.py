@@ -11,7 +11,10 @@ from tests.faults import UnderWay, under_way
 from tests.runs import lines, small_arguments
 
 STEPS = 24
-MANY = (f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=4.0")
+MANY = (
+    f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=4.0",
+    "weights.deadline_s=60.0",
+)  # fmt: skip
 ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")
 
 
@@ -33,7 +36,8 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
         run.send("teacher engine 0 core", signal.SIGKILL)
         status, said, errors = run.end()
     assert status == 0, said[-3000:] + errors[-3000:]
-    for lost in (r"student engine 0 died: ", r"student engine 1: .*no answer", r"teacher engine 0 died: "):
+    hung = r"(?:student engine 1: no answer|no answer from student engine 1 )"  # to a ping, or amid a push
+    for lost in (r"student engine 0 died: ", hung, r"teacher engine 0 died: "):
         assert re.search(f"{lost}.*; it is replaced", said), said
     groups = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
     assert sorted(learned_groups(RunDir(run_dir))) == groups
