@@ -210,7 +210,7 @@ def keep(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[s
     except RuntimeError as error:
         refused = str(error)
     mean.put(2)
-    found = {"after": after, "refused": refused, "mean": full_parameters(engine)} | score(engine, trainer, scenario)
+    found = {"afters": after, "refused": refused, "mean": full_parameters(engine)} | score(engine, trainer, scenario)
     engine.save(scenario.extra["folder"], {"step": 3})
     best.put(1)
     return found | {"best": full_parameters(engine)}

@@ -808,7 +808,7 @@ def test_kept_weights_take_the_place_of_the_trained_ones(
     """What is gathered, what a forward runs and what a checkpoint holds, all of it the mean of two steps' weights."""
     result = results.of(f"keep-{stage}-{dtype}")
     assert result["refused"] == "kept weights: found the mean of 2, expected of 3"
-    _, second, third = result["after"]
+    _, second, third = result["afters"]
     expected = {name: (second[name].float() + third[name].float()) / 2 for name in second}
     assert any(not torch.equal(second[name], third[name]) for name in second)
     reference = plain_model(model)
