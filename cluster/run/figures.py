@@ -132,8 +132,8 @@ def step_record(
     learned: LearnedStep,
     own: Mapping[str, StageTime],
     wall_s: float,
-    weights_digest: str,
-    canary: float,
+    weights_digest: str | None,
+    canary: float | None,
     sampler: str = "student",
 ) -> StepRecord:
     """What the two services say of a step, and the driver's `own` stages. `sampler` is the recipe's rollout.sampler:

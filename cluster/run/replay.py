@@ -12,16 +12,16 @@ from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.observe.sinks import MetricsSink
 from cluster.run.choice import Choice
-from cluster.run.record import StepRecord, read_steps
+from cluster.run.record import StepRecord, read_steps, step_record
 from cluster.run.rundir import RunDir
 from evidence.advantage import reward_sums
-from evidence.diagnostics import split_stats
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
 from evidence.shards import find_shard, read_shard
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
 from rollout.stages import StageTime
+from rollout.worker import StepRollouts
 
 
 async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe, choice: Choice) -> int:
@@ -89,24 +89,9 @@ def learned_groups(folder: RunDir) -> list[str]:
 def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir, recipe: Recipe) -> StepRecord:
     """Of a step whose line the end of the run before came before: what its shard and the learner say."""
     table = read_shard(find_shard(folder.root, info))
-    return StepRecord(
-        step=info.step,
-        time=time.time(),
-        wall_s=wall_s,
-        busy_s=wall_s,
-        stages={"learn": StageTime(wall_s, learned.row_tokens)},
-        stats=split_stats(learned.stats),
-        loss=learned.loss,
-        metrics=learned.metrics,
-        grad_norm=learned.grad_norm,
-        rows=info.rows,
-        refused=None,
-        dropped=None,
-        skipped_rows=learned.skipped_rows,
-        rewards=reward_sums(table["reward"].to_pylist(), table["group_id"].to_pylist()),
-        policy_version_min=min(table["policy_version_min"].to_pylist()),
-        policy_version_max=max(table["policy_version_max"].to_pylist()),
-        weights_digest=None,
-        canary=None,
-        mismatch=learned.mismatch if recipe.rollout.sampler == "student" else None,
-    )
+    rewards = reward_sums(table["reward"].to_pylist(), table["group_id"].to_pylist())
+    oldest, newest = min(table["policy_version_min"].to_pylist()), max(table["policy_version_max"].to_pylist())
+    produced = StepRollouts(info.step, info, 0, 0, oldest, newest, {}, 0.0, rewards)
+    own = {"learn": StageTime(wall_s, learned.row_tokens)}
+    record = step_record(info.step, produced, learned, own, wall_s, None, None, recipe.rollout.sampler)
+    return replace(record, refused=None, dropped=None, truncated=None)  # nobody knows any more
