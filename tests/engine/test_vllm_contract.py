@@ -305,6 +305,14 @@ def test_a_reload_leaves_a_shared_heads_packed_copy_stale(layers: torch.nn.Modul
     assert error() < 1e-3
 
 
+def test_a_reload_leaves_experts_unpacked() -> None:
+    """What it does to outputs: tests/engine/test_experts.py."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    once = inspect.getsource(UnquantizedFusedMoEMethod._setup_kernel).partition("if not is_weight_update:")[2]
+    assert "fused_experts.process_weights_after_loading(layer)" in once, changed("experts are packed by each reload")
+
+
 OPERANDS = {"float32": 1e-4, "bfloat16": 0.2}
 
 
