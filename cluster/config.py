@@ -112,7 +112,7 @@ class WeightsConfig:
     # rollouts under way continue after the engine has recomputed its KV cache with the new weights; false: each ends
     # with the weights it began with
     in_flight: bool = True
-    canary_tolerance: float = 0.1  # the most that engine and learner may differ on a fixed text, nats a token
+    canary_tolerance: float = 0.1  # the most that engine and learner may ever differ on a text, nats a token
     deadline_s: float = 120.0  # seconds for a push
 
     def __post_init__(self) -> None:

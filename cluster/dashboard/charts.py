@@ -99,7 +99,8 @@ class RunCharts:
         dropped = sum(step.dropped or 0 for step in self._steps[-20:])
         yield str(dropped), "dropped, 20 steps", dropped > 0
         if last.canary is not None:
-            yield f"{last.canary:.3f}", "canary", last.canary > NEAR * self.recipe.weights.canary_tolerance
+            bound = last.canary_bound or self.recipe.weights.canary_tolerance
+            yield f"{last.canary:.3f}", "canary", last.canary > NEAR * bound
         if self._probes and (name := next(iter(self._probes[-1].rates), "")):
             yield f"{self._probes[-1].rates[name].share:.2f}", name, False
         if self._samples:

@@ -137,7 +137,9 @@ PANELS = (
     Panel("Staleness", "Version that the engines hold", "steps", "sample", lambda sample, _: {"held": sample.version}),
     Panel("Weights", "A push by part", "s", "push", _push, stacked=True),
     Panel("Weights", "Canary", "nats", "step",
-          lambda step, recipe: {"canary": step.canary, "tolerance": recipe.weights.canary_tolerance},
+          lambda step, recipe: {
+              "canary": step.canary, "tolerance": step.canary_bound or recipe.weights.canary_tolerance,
+          },
           note="largest mean |engine - learner| on a fixed text; the run stops at the tolerance"),
     Panel("Weights", "Engine and learner on what was sampled", "nats", "step", _mismatch),
     Panel("Learning", "Probe without context", "share", "probe", _probe, note="bands: 95% Wilson intervals"),

@@ -104,22 +104,16 @@ class Fleet:
                     f"with digest {digest}"
                 )
 
-    async def prove_canary(self, pool: str, version: int, text: CanaryText, tolerance: float, seconds: float) -> float:
+    async def canary(self, pool: str, version: int, text: CanaryText, seconds: float) -> dict[str, float]:
         """Scores a text on every engine of `pool`, which a digest cannot replace: it does not see what an engine made
         of the weights that it received.
 
         Returns:
-            the largest mean |engine - learner| over the engines, nats a token.
-
-        Raises:
-            RuntimeError: names an engine that differs by more than `tolerance`.
+            the mean |engine - learner| of each engine by its name, nats a token.
         """
-        what = f"canary at version {version}"
         asked = {seat: _score(seat.engine, text) for seat in self.roster.enlisted(pool)}
-        found = await self.roster.each(what, asked, seconds)
-        return max(
-            (text.require(what, seat.name, "the learner", one, tolerance) for seat, one in found.items()), default=0.0
-        )
+        found = await self.roster.each(f"canary at version {version}", asked, seconds)
+        return {seat.name: text.difference(one) for seat, one in found.items()}
 
     async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
         """What the frozen teacher says of a text, float32 [T]."""

@@ -115,8 +115,8 @@ class RolloutActor:
     async def prove_weights(self, pool: str, version: int, digest: str, seconds: float) -> None:
         await self._fleet.prove_weights(pool, version, digest, seconds)
 
-    async def prove_canary(self, pool: str, version: int, text: CanaryText, tolerance: float, seconds: float) -> float:
-        return await self._fleet.prove_canary(pool, version, text, tolerance, seconds)
+    async def canary(self, pool: str, version: int, text: CanaryText, seconds: float) -> dict[str, float]:
+        return await self._fleet.canary(pool, version, text, seconds)
 
     async def observe(self, seconds: float) -> tuple[Sample, list[Span]]:
         """The service now, and what its engines did since the last call."""

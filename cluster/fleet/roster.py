@@ -31,15 +31,22 @@ class CanaryText:
     response_ids: Ids
     expected: Floats
 
-    def require(self, what: str, name: str, whose: str, found: Floats, tolerance: float) -> float:
-        """The mean difference in nats a token; RuntimeError names the engine when it is more than `tolerance`."""
-        difference = float(np.abs(found - self.expected).mean())
-        if not difference <= tolerance:
-            raise RuntimeError(
-                f"{what}: {name} differs from {whose} by {difference:.3f} nats a token on average, expected at most "
-                f"{tolerance:g}: its weights are not {whose}'s"
-            )
-        return difference
+    def difference(self, found: Floats) -> float:
+        """The mean |difference| in nats a token."""
+        return float(np.abs(found - self.expected).mean())
+
+    def require(self, what: str, name: str, whose: str, found: Floats, bound: float) -> None:
+        """RuntimeError names the engine when the difference is more than `bound`."""
+        difference = self.difference(found)
+        if not difference <= bound:
+            raise RuntimeError(f"{what}: {self.line(name, whose, difference, bound)}")
+
+    @staticmethod
+    def line(name: str, whose: str, difference: float, bound: float) -> str:
+        return (
+            f"{name} differs from {whose} by {difference:.3f} nats a token on average, expected at most {bound:.3g}: "
+            f"its weights are not {whose}'s"
+        )
 
 
 @dataclass(frozen=True)

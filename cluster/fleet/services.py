@@ -107,13 +107,9 @@ class RolloutService:
         """RuntimeError names an engine of `pool` that does not hold `version` with this digest."""
         await self._engines(f"weight push of version {version}", "prove_weights", pool, version, digest)
 
-    async def canary(self, pool: str, version: int, text: CanaryText) -> float:
-        """The largest difference from the learner over the engines of `pool`, in nats a token; RuntimeError names an
-        engine beyond `weights.canary_tolerance`."""
-        tolerance = self._recipe.weights.canary_tolerance
-        return float(
-            await self._engines(f"canary at version {version}", "prove_canary", pool, version, text, tolerance)
-        )
+    async def canary(self, pool: str, version: int, text: CanaryText) -> dict[str, float]:
+        """The mean |engine - learner| of each engine of `pool` by its name, in nats a token."""
+        return dict(await self._engines(f"canary at version {version}", "canary", pool, version, text))
 
     async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
         """What the frozen teacher says of a text, float32 [T]."""

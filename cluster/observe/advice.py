@@ -11,7 +11,7 @@ TRUNCATED = 0.2  # share of responses cut at the limit, from which it is said
 KEPT = (0.02, 0.98)
 FIRST = 5  # steps at either end, whose lengths are compared
 COLLAPSED = 0.5  # of the first steps' mean length
-CANARY = 0.8  # of the tolerance
+CANARY = 0.8  # of its bound
 MOSTLY = 0.9  # of the samples
 FEW = 20  # samples, below which nothing is said of them
 
@@ -129,10 +129,11 @@ def _probe(seen: Seen) -> Iterator[Advice]:
 
 
 def _canary(seen: Seen) -> Iterator[Advice]:
-    canary, tolerance = seen.steps[-1].canary, seen.recipe.weights.canary_tolerance
-    if canary is not None and canary > CANARY * tolerance:
-        act = "The run stops beyond it: student.dtype = 'float32', or a larger weights.canary_tolerance."
-        yield Advice(f"the canary is at {canary:.3f} of its tolerance of {tolerance:g} nats", act)
+    canary = seen.steps[-1].canary
+    bound = seen.steps[-1].canary_bound or seen.recipe.weights.canary_tolerance
+    if canary is not None and canary > CANARY * bound:
+        act = "The run stops beyond it: student.dtype = 'float32' has engine and learner agree."
+        yield Advice(f"the canary is at {canary:.3f} of its bound of {bound:.3g} nats", act)
 
 
 def _queue(seen: Seen) -> Iterator[Advice]:

@@ -45,9 +45,9 @@ def _reading(name: str, value: float | None, **labels: str) -> Iterator[Reading]
 
 
 def of_recipe(recipe: Recipe) -> Iterator[Reading]:
-    """What does not change while a run lasts."""
+    """What is known before the first step."""
     yield from _reading("steps_planned", recipe.run.steps)
-    yield from _reading("canary_tolerance_nats", recipe.weights.canary_tolerance)
+    yield from _reading("canary_tolerance_nats", recipe.weights.canary_tolerance)  # the first push has no other bound
 
 
 def of_step(record: StepRecord, planned: int) -> Iterator[Reading]:
@@ -96,6 +96,7 @@ def _learning(record: StepRecord) -> Iterator[Reading]:
     if record.mismatch is not None:
         yield from _reading("mismatch_nats", record.mismatch.means()["mismatch_abs"])
     yield from _reading("canary_nats", record.canary)
+    yield from _reading("canary_tolerance_nats", record.canary_bound)
 
 
 def _mean(record: StepRecord, name: str, split: str = "all") -> float | None:

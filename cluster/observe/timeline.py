@@ -14,7 +14,7 @@ CALLS = {
     ("rollout", "sleep"): ("driver", "sleep"),
     ("rollout", "wake_up"): ("driver", "wake"),
     ("rollout", "prove_weights"): ("driver", "check"),
-    ("rollout", "prove_canary"): ("driver", "canary"),
+    ("rollout", "canary"): ("driver", "canary"),
     ("learner", "start"): ("learner", "start"),
     ("learner", "load"): ("learner", "load"),
     ("learner", "step"): ("learner", "learn"),

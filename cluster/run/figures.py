@@ -20,6 +20,15 @@ if TYPE_CHECKING:  # a record opens where nothing runs
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """The weights that the engines hold."""
+
+    digest: str
+    canary: float  # the largest difference from the learner over the engines, in nats a token
+    bound: float | None = None  # beyond which the run stops
+
+
+@dataclass(frozen=True)
 class Mean:
     """A mean and what it is a mean of."""
 
@@ -62,11 +71,12 @@ class StepRecord:
     policy_version_min: Annotated[int | None, "steps", "the oldest version that a token was sampled from"]
     policy_version_max: Annotated[int | None, "steps", "the newest version that a token was sampled from"]
     weights_digest: Annotated[str | None, "", "of the weights that were pushed after the step"]
-    canary: Annotated[float | None, "nats", "largest mean |engine - learner| on the fixed text, a token"]
+    canary: Annotated[float | None, "nats", "largest mean |engine - learner| on a fixed text, a token"]
     mismatch: Annotated[
         Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
     ]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
+    canary_bound: Annotated[float | None, "nats", "the canary beyond which the run stops"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -132,8 +142,7 @@ def step_record(
     learned: LearnedStep,
     own: Mapping[str, StageTime],
     wall_s: float,
-    weights_digest: str | None,
-    canary: float | None,
+    pushed: Pushed | None,
     sampler: str = "student",
 ) -> StepRecord:
     """What the two services say of a step, and the driver's `own` stages. `sampler` is the recipe's rollout.sampler:
@@ -155,8 +164,9 @@ def step_record(
         rewards=produced.rewards,
         policy_version_min=produced.version_min,
         policy_version_max=produced.version_max,
-        weights_digest=weights_digest,
-        canary=canary,
+        weights_digest=pushed.digest if pushed else None,
+        canary=pushed.canary if pushed else None,
+        canary_bound=pushed.bound if pushed else None,
         mismatch=learned.mismatch if sampler == "student" else None,
         truncated=produced.truncated,
     )

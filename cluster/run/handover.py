@@ -1,26 +1,47 @@
 """Weights from the learner to engines, and the proof that they arrived: version, digest, canary."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from cluster.config import WeightsConfig
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import CanaryText
+from cluster.run.figures import Pushed
 from evidence.records import Ids
+from rollout.render import Renderer
+from rollout.tasks.base import TaskPrompt
+
+CANARY_TOKENS = 64
+HONEST = 2.0  # times what engine and learner differed by under a pool's first weights, that they may differ by later
+FLOOR = 0.02  # nats a token: within it, weights of different precision are not told apart
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """The weights that the engines hold."""
-
-    digest: str
-    canary: float  # the largest difference from the learner over the engines, in nats a token
+def canary_texts(prompts: Sequence[TaskPrompt], renderer: Renderer) -> list[tuple[Ids, Ids]]:
+    """(prompt, response) of two canaries: the context as the answer to a question without it. What training moves most
+    is what a stale engine gets most wrong."""
+    taught = [prompt for prompt in prompts if prompt.context] or prompts
+    return [
+        (renderer.prompt_ids(prompt.turns), renderer.text_ids(prompt.context or prompt.question)[:CANARY_TOKENS])
+        for prompt in (taught[0], taught[-1])
+    ]
 
 
 class Handover:
-    """prompt_ids, response_ids: the canary's text, which learner and engines score and compare."""
+    """
+    texts: (prompt, response) of each canary: learner and engines score the first and compare, and the next where they
+        differ too much on the one before. bound: what the student's engines may differ by, in a run that goes on; in a
+        new one it comes from the first push, whose weights nothing has changed yet.
+    """
 
-    def __init__(self, services: Services, prompt_ids: Ids, response_ids: Ids) -> None:
-        self._rollout, self._learner, self._text = services.rollout, services.learner, (prompt_ids, response_ids)
-        self._connect = services.connect
+    def __init__(
+        self,
+        services: Services,
+        texts: Sequence[tuple[Ids, Ids]],
+        config: WeightsConfig,
+        bound: float | None = None,
+    ) -> None:
+        self._rollout, self._learner, self._texts = services.rollout, services.learner, texts
+        self._connect, self._tolerance = services.connect, config.canary_tolerance
+        self._bounds = {} if bound is None else {"student": min(bound, self._tolerance)}
 
     async def push(self, pool: str, version: int, canary: bool = True) -> Pushed:
         """The engines of `pool` hold `version`, by its number, by a digest of what was sent and by the canary's
@@ -32,17 +53,24 @@ class Handover:
             RuntimeError: names the engine that does not hold it.
         """
         while True:
-            pushed = await self._proven(pool, version, canary)
+            digest = await self._sent(pool, version)
+            await self._rollout.prove(pool, version, digest)
+            found = await self._canary(pool, version) if canary else 0.0
             if await self._rollout.admit(pool):
-                return pushed
+                self._bounds.setdefault(pool, min(self._tolerance, max(FLOOR, HONEST * found)))
+                return Pushed(digest, found, self._bounds[pool])
 
-    async def _proven(self, pool: str, version: int, canary: bool) -> Pushed:
-        digest = await self._sent(pool, version)
-        await self._rollout.prove(pool, version, digest)
-        if not canary:
-            return Pushed(digest, 0.0)
-        expected = await self._learner.score(f"canary at version {version}: learner", *self._text)
-        return Pushed(digest, await self._rollout.canary(pool, version, CanaryText(*self._text, expected)))
+    async def _canary(self, pool: str, version: int) -> float:
+        """The largest mean difference over the engines, nats a token, on the first text whose differences are all
+        within the bound. One text may differ by chance; stale weights differ on each."""
+        what, bound = f"canary at version {version}", self._bounds.get(pool, self._tolerance)
+        for text in self._texts:
+            expected = CanaryText(*text, await self._learner.score(f"{what}: learner", *text))
+            found = await self._rollout.canary(pool, version, expected)
+            beyond = [name for name, difference in found.items() if not difference <= bound]
+            if not beyond:
+                return max(found.values(), default=0.0)
+        raise RuntimeError(f"{what}: {CanaryText.line(beyond[0], 'the learner', found[beyond[0]], bound)}")
 
     async def _sent(self, pool: str, version: int) -> str:
         """The digest. What connects several engines breaks where one is lost amid a push, which is then repeated."""

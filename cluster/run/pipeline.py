@@ -24,9 +24,10 @@ from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
 from cluster.run.choice import Choice
+from cluster.run.figures import Pushed
 from cluster.run.gap import measured, teaches_itself, write_gap
-from cluster.run.handover import Handover, Pushed
-from cluster.run.record import Answer, ProbeRecord, probe_record, step_record, write_answers
+from cluster.run.handover import Handover, canary_texts
+from cluster.run.record import Answer, ProbeRecord, probe_record, read_steps, step_record, write_answers
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
@@ -42,7 +43,6 @@ from rollout.tasks.base import ProbePrompt, Task
 from rollout.worker import StepRollouts
 
 T = TypeVar("T")
-CANARY_TOKENS = 64
 NEWS_S = 5.0  # for which the rollout service is asked for news at a time
 
 
@@ -69,12 +69,10 @@ class Pipeline:
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
-        first = self.task.training_prompts()[0]
-        # What training moves most is what a stale engine gets most wrong.
-        text_ids = self.renderer.text_ids(first.context or first.question)[:CANARY_TOKENS]
-        self._text = self.renderer.prompt_ids(first.turns), text_ids
-        self._handover = Handover(services, *self._text)
-        self._teacher_check = TeacherCheck(recipe, run_dir, *self._text)
+        texts = canary_texts(self.task.training_prompts(), self.renderer)
+        bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
+        self._handover = Handover(services, texts, recipe.weights, next(reversed(bounds), None))
+        self._teacher_check = TeacherCheck(recipe, run_dir, *texts[0])
         self.pushed = Pushed("", 0.0)
         self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
@@ -263,6 +261,5 @@ class Pipeline:
     def _record(
         self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
     ) -> None:
-        pushed, sampler = self.pushed, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, own, wall_s, pushed.digest, pushed.canary, sampler)
+        record = step_record(step, produced, learned, own, wall_s, self.pushed, self.recipe.rollout.sampler)
         self.sink.write_step(record)

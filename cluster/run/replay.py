@@ -93,5 +93,5 @@ def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir
     oldest, newest = min(table["policy_version_min"].to_pylist()), max(table["policy_version_max"].to_pylist())
     produced = StepRollouts(info.step, info, 0, 0, oldest, newest, {}, 0.0, rewards)
     own = {"learn": StageTime(wall_s, learned.row_tokens)}
-    record = step_record(info.step, produced, learned, own, wall_s, None, None, recipe.rollout.sampler)
+    record = step_record(info.step, produced, learned, own, wall_s, None, recipe.rollout.sampler)
     return replace(record, refused=None, dropped=None, truncated=None)  # nobody knows any more

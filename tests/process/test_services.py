@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -24,8 +24,14 @@ from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
 from cluster.fleet.services import LearnerService, RolloutService
-from cluster.run.handover import Handover
+from cluster.run.handover import Handover, canary_texts
+from rollout.render import Renderer
+from rollout.tasks import build_task
+from rollout.tasks.config import TaskConfig
 from tests.runs import RECIPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 QUICK = Recipe(weights=WeightsConfig(deadline_s=0.1))
 
@@ -162,22 +168,31 @@ def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.
 class TwoServices:
     """Both services as the loop uses them: remembers what was asked, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *canaries: float) -> None:
         self.asked: list[str] = []
+        self._canaries = list(canaries) or [0.03]
 
     def __getattr__(self, name: str) -> Any:
         async def method(*arguments: Any) -> Any:
             self.asked.append(" ".join([name, *(str(a) for a in arguments[:2] if isinstance(a, (str, int)))]))
-            return {"push": "ab", "score": np.zeros(2, np.float32), "canary": 0.5, "admit": 1, "enlist": 0}.get(name)
+            if name == "canary":
+                return {"engine a": 0.0, "engine b": self._canaries.pop(0)}
+            return {"push": "ab", "score": np.zeros(2, np.float32), "admit": 1, "enlist": 0}.get(name)
 
         return method
 
 
+TEXT = np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32)
+
+
+def handed(both: Any, bound: float | None = None) -> Handover:
+    return Handover(Services(both, both), [TEXT, TEXT], WeightsConfig(), bound)
+
+
 def test_a_push_is_proved_by_version_digest_and_canary() -> None:
     both: Any = TwoServices()
-    handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
-    pushed = asyncio.run(handover.push("student", 4))
-    assert (pushed.digest, pushed.canary) == ("ab", 0.5)
+    pushed = asyncio.run(handed(both).push("student", 4))
+    assert (pushed.digest, pushed.canary) == ("ab", 0.03)
     assert both.asked == [
         "enlist student",
         "push student 4",
@@ -190,9 +205,46 @@ def test_a_push_is_proved_by_version_digest_and_canary() -> None:
 
 def test_an_average_of_the_weights_is_proved_by_version_and_digest() -> None:
     both: Any = TwoServices()
-    handover = Handover(Services(both, both), np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32))
-    assert asyncio.run(handover.push("teacher", 4, canary=False)).digest == "ab"
+    assert asyncio.run(handed(both).push("teacher", 4, canary=False)).digest == "ab"
     assert both.asked == ["enlist teacher", "push teacher 4", "prove teacher 4", "admit teacher"]
+
+
+@pytest.mark.parametrize(
+    ("first", "bound"), [(0.03, 0.06), (0.0, 0.02), (0.011, 0.022), (0.08, 0.1)], ids=["", "floor", "own", "tolerance"]
+)
+def test_later_engines_may_differ_by_twice_what_they_did_under_the_first_weights(first: float, bound: float) -> None:
+    both: Any = TwoServices(first, bound * 0.99, bound * 1.01, bound * 1.01)
+    handover = handed(both)
+    assert asyncio.run(handover.push("student", 0)).bound == pytest.approx(bound)
+    assert asyncio.run(handover.push("student", 1)).canary == pytest.approx(bound * 0.99)
+    with pytest.raises(RuntimeError, match=rf"^canary at version 2: engine b differs .* at most {bound:.3g}: its w"):
+        asyncio.run(handover.push("student", 2))
+
+
+@pytest.mark.parametrize("beyond", [0.2, float("nan")])
+def test_an_engine_that_differs_on_one_text_is_asked_another(beyond: float) -> None:
+    both: Any = TwoServices(0.03, beyond, 0.04)
+    handover = handed(both)
+    asyncio.run(handover.push("student", 0))
+    assert asyncio.run(handover.push("student", 1)).canary == 0.04
+    assert both.asked.count("canary student 1") == 2
+    with pytest.raises(RuntimeError, match=r"engine b differs from the learner by"):
+        asyncio.run(handed(TwoServices(beyond, beyond)).push("student", 0))
+
+
+def test_a_run_that_goes_on_has_the_bound_it_had() -> None:
+    both: Any = TwoServices(0.05, 0.05)
+    with pytest.raises(RuntimeError, match=r"canary at version 8: engine b differs from .* expected at most 0.04: "):
+        asyncio.run(handed(both, bound=0.04).push("student", 8))
+
+
+def test_the_canary_is_the_context_as_the_answer_to_two_questions(tokenizer: "PreTrainedTokenizerBase") -> None:
+    task, renderer = build_task(TaskConfig()), Renderer(tokenizer, "user")
+    (prompt, text), (other, again) = canary_texts(task.training_prompts(), renderer)
+    first = task.training_prompts()[0]
+    assert first.context.startswith(tokenizer.decode(text)) and 20 < len(text) <= 64
+    assert prompt.tolist() == renderer.prompt_ids(first.turns).tolist()
+    assert prompt.tolist() != other.tolist() and text.tolist() == again.tolist()
 
 
 # What a user reads

@@ -59,9 +59,10 @@ def test_nothing_is_said_before_the_first_step_or_of_a_healthy_run() -> None:
         ({"truncated": 2}, {"truncated": 3}, "30% of the responses are cut at the limit. Raise rollout"),
         ({"stats": stats(100, 2)}, {"stats": stats(100, 1)}, "1.0% of the tokens are kept: there is almost nothing"),
         ({"stats": stats(100, 98)}, {"stats": stats(100, 99)}, "99.0% of the tokens are kept: the mask selects"),
-        ({"canary": 0.08}, {"canary": 0.09}, "the canary is at 0.090 of its tolerance of 0.1 nats"),
+        ({"canary": 0.08}, {"canary": 0.09}, "the canary is at 0.090 of its bound of 0.1 nats"),
+        ({"canary": 0.03, "canary_bound": 0.04}, {"canary": 0.035, "canary_bound": 0.04}, "the canary is at 0.035 of "),
     ],
-    ids=["truncation", "kept low", "kept high", "canary"],
+    ids=["truncation", "kept low", "kept high", "canary", "its bound"],
 )  # fmt: skip
 def test_a_rule_speaks_beyond_its_bound(at_bound: dict[str, Any], beyond: dict[str, Any], words: str) -> None:
     assert said(Seen("run", LAG, steps_of(**at_bound))) == []

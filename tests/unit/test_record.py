@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.observe.metrics_page import LEARNERS, probe_rows, step_rows, tables
+from cluster.run.figures import Pushed
 from cluster.run.formats import total_of
 from cluster.run.record import (
     Answer,
@@ -68,6 +69,7 @@ records = st.builds(
     weights_digest=st.text(),
     canary=number,
     mismatch=st.none() | st.builds(Mismatch, count, number, number),
+    canary_bound=number,
     older_means=st.just({}),
 )
 
@@ -159,7 +161,7 @@ def test_a_step_that_the_teacher_sampled_has_no_mismatch() -> None:
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [], {}, Mismatch(4, 0.1, 0.4))
     found = {
-        sampler: step_record(1, produced, learned, {}, 1.0, "d", 0.0, sampler).mismatch
+        sampler: step_record(1, produced, learned, {}, 1.0, Pushed("d", 0.0, 0.1), sampler).mismatch
         for sampler in ("student", "teacher")
     }
     assert found == {"student": Mismatch(4, 0.1, 0.4), "teacher": None}
