@@ -67,10 +67,20 @@ def own_processes() -> list[Process]:
     return [(process.pid, process.create_time()) for process in (*reversed(own.children(recursive=True)), own)]
 
 
-def end_processes(processes: Sequence[Process]) -> None:
-    """Kills those that are still there, also one that was stopped and hears nothing else."""
-    for number, begun in processes:
+def end_processes(processes: Sequence[Process], grace_s: float = 0.0) -> None:
+    """Kills those that are still there, also one that was stopped and hears nothing else.
+
+    grace_s: for those that were told to end, to do so by themselves.
+    """
+    _, there = psutil.wait_procs([process for process in map(_still, processes) if process], timeout=grace_s)
+    for process in there:
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(number)
-            if process.create_time() == begun:
-                process.kill()
+            process.kill()
+
+
+def _still(process: Process) -> psutil.Process | None:
+    number, begun = process
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(number)
+        return found if found.create_time() == begun else None
+    return None

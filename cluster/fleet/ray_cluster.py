@@ -57,14 +57,17 @@ class Footprint:
     node: str
     processes: tuple[Process, ...]
 
-    def end(self) -> None:
+    def end(self, grace_s: float = 0.0) -> None:
         """Kills what Ray does not: a process that was stopped, and what a killed one had started. It is not waited
-        for on another node."""
+        for on another node.
+
+        grace_s: for an actor that Ray was told to kill: Ray reports a worker that is gone before it is told.
+        """
         if self.node == ray.get_runtime_context().get_node_id():
-            end_processes(self.processes)
+            end_processes(self.processes, grace_s)
             return
         there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there).remote(self.processes)
+        ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there).remote(self.processes, grace_s)
 
 
 def own_footprint() -> Footprint:

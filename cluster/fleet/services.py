@@ -27,6 +27,7 @@ from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
 ROLLOUT = "rollout service"
+ENDING_S = 3.0  # for a process that was told to end
 Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
 
 
@@ -141,7 +142,7 @@ class RolloutService:
         ray.wait([self.handle.stop.remote()], timeout=STOP_DEADLINE_S + GRACE_S)
         ray.kill(self.handle)
         if self._footprint is not None:
-            self._footprint.end()
+            self._footprint.end(ENDING_S)
 
 
 class LearnerService:
@@ -260,4 +261,4 @@ class LearnerService:
         for handle in self.handles:
             ray.kill(handle)
         for footprint in self._footprints:
-            footprint.end()
+            footprint.end(ENDING_S)

@@ -103,6 +103,10 @@ def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path
         assert word in card
 
 
+def test_a_run_that_ends_well_reports_no_deaths(finished: tuple[Path, Any]) -> None:
+    assert "died" not in finished[1].stderr, finished[1].stderr
+
+
 def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
     run_dir, _ = finished
     done = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=2")

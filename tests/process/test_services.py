@@ -283,6 +283,13 @@ def test_a_process_that_was_stopped_is_ended_and_no_other_that_got_its_number() 
         stopped.wait(), other.wait()
 
 
+def test_a_process_that_was_told_to_end_has_its_time_to() -> None:
+    for seconds, status in (("0.2", 0), ("600", -signal.SIGKILL)):
+        ending = subprocess.Popen(["sleep", seconds])
+        end_processes([(ending.pid, psutil.Process(ending.pid).create_time())], grace_s=1.0)
+        assert ending.wait(timeout=30) == status
+
+
 def test_own_processes_are_those_that_this_one_started_and_itself() -> None:
     child = subprocess.Popen(["sleep", "600"])
     try:
