@@ -37,7 +37,7 @@ class FrozenModel:
     def distribution(self, tokens: PackedTokens) -> Distribution:
         """Its distributions of the targets; under ZeRO-3 a collective."""
         with torch.no_grad():
-            hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:-1]))
+            hidden_NH = self._trunk(*(part.to(self._device) for part in tokens[:-1]))
         return Distribution(hidden_NH, self._head.weight, self._head.form, self._whole)
 
     def logprobs(self, tokens: PackedTokens) -> Tensor:
