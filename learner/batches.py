@@ -252,9 +252,7 @@ def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedToke
         inputs.append(response[:-1])
         positions.append(np.arange(size, size + rest))
         offset += rest
-    return PackedTokens(
-        _long(inputs), _long(positions), _packed_rows(rows, offset), _long(needed), _long(responses)
-    )
+    return PackedTokens(_long(inputs), _long(positions), _packed_rows(rows, offset), _long(needed), _long(responses))
 
 
 def _packed_rows(rows: Sequence[np.ndarray], num_tokens: int) -> PackedRows:

@@ -141,7 +141,7 @@ class Exporter:
 def logprobs_of(causal_lm: PreTrainedModel, config: LearnerConfig) -> Tensor:
     """float32 log-probs of `TEXT`."""
     with torch.no_grad():
-        return Student(causal_lm, config.head_chunk_tokens)(*TEXT)[0]
+        return Student(causal_lm, len(TEXT.targets_N))(*TEXT)[0]
 
 
 def export_checkpoint(checkpoints: Path, base: str, config: LearnerConfig, folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learner.batches import PackedTokens
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, head_chunk
 from learner.deepspeed_quirks import gathered, sharded
 from learner.head import Distribution, LogprobHead
 from learner.load import DTYPES, load_causal_lm
@@ -31,7 +31,7 @@ class FrozenModel:
         weight, form = head_of(causal_lm).weight, logit_form(causal_lm)
         self.vocabulary = len(weight)
         self._device, self._whole = device, partial(gathered, [weight], config)
-        self._head = LogprobHead(weight, config.head_chunk_tokens, form=form)
+        self._head = LogprobHead(weight, head_chunk(config, len(weight), device.type == "cuda"), form=form)
         self._trunk = sharded(Trunk(causal_lm), config, device)
 
     def distribution(self, tokens: PackedTokens) -> Distribution:
