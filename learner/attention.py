@@ -73,9 +73,9 @@ def packed_rows(
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
     if odd or packed.longest > (sliding_window or packed.longest):
         raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected {PLAIN}")
-    streams = [packed_1ASD[0].transpose(0, 1) for packed_1ASD in (query_1ASD, key_1ASD, value_1ASD)]
-    attend = _by_kernel if takes_varlen(*streams) else _by_padding
-    return attend(*streams, packed, scaling)[None].to(query_1ASD.dtype), None
+    query_SAD, key_SAD, value_SAD = (stream[0].transpose(0, 1) for stream in (query_1ASD, key_1ASD, value_1ASD))
+    attend = _by_kernel if takes_varlen(query_SAD, key_SAD, value_SAD) else _by_padding
+    return attend(query_SAD, key_SAD, value_SAD, packed, scaling)[None].to(query_1ASD.dtype), None
 
 
 def takes_varlen(query_SAD: Tensor, key_SAD: Tensor, value_SAD: Tensor) -> bool:

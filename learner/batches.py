@@ -93,8 +93,12 @@ class Extent(NamedTuple):
 
     def beside(self, other: "Extent") -> "Extent":
         """In one pack with rows of other prompts."""
-        sums = (mine + theirs for mine, theirs in zip(self[:3], other[:3], strict=True))
-        return Extent(*sums, max(self.longest, other.longest))
+        return Extent(
+            self.tokens + other.tokens,
+            self.rows + other.rows,
+            self.unpacked + other.unpacked,
+            max(self.longest, other.longest),
+        )
 
     def fits(self, budget: int) -> bool:
         """Whether unpacked rows, and what pads them, are within the bounds of a pack of `budget` tokens."""
