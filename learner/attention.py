@@ -39,8 +39,7 @@ class PackedRows:
 
     def to(self, device: torch.device | str) -> "PackedRows":
         """The same on a device."""
-        tensors = (self.rows_U, self.starts_R1, self.place_S)
-        return PackedRows(*(tensor.to(device) for tensor in tensors), self.longest)
+        return PackedRows(self.rows_U.to(device), self.starts_R1.to(device), self.place_S.to(device), self.longest)
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:

@@ -14,15 +14,6 @@ from learner.logits import head_of, logit_form
 from learner.model import Trunk
 
 
-def needed_models(needs_distribution: bool, beta_kl: float, teacher_is_base: bool) -> tuple[bool, bool]:
-    """Which frozen models a learner runs: (the teacher, the base).
-
-    The teacher, where the objective compares whole distributions: a shard has only the sampled tokens' log-probs. The
-    base, where there is an anchor and the shard's log pi_T(y|x) is not the base's.
-    """
-    return needs_distribution, beta_kl > 0 and not teacher_is_base
-
-
 class FrozenModel:
     """A model folder as it is, in the learner's compute type, so that its numerics are the student's."""
 
