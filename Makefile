@@ -17,7 +17,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce quick test coverage mutants chaos bench lint clean FORCE
+.PHONY: help setup local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -46,6 +46,9 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) tests/engine tests/gpu
+
+test-gpu: setup ## what only a GPU can prove, in about 8 minutes on one card; what was found in runs/gpu.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -rs tests/gpu
 
 coverage: setup ## lines and branches that the unit and process tests run; starts no engine
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process --cov --cov-report=term:skip-covered
