@@ -7,12 +7,11 @@ from typing import Any
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
 from cluster.sizing.cards import Card
-from cluster.sizing.memory import GIB, EngineMemory, LearnerMemory, engine_memory, learner_memory
+from cluster.sizing.memory import GIB, SPARE, EngineMemory, LearnerMemory, engine_memory, learner_memory
 from cluster.sizing.shape import ModelShape
 from learner.config import needed_models
 from rollout.config import EngineConfig
 
-SPARE = 0.04  # the share of a card that is left for what is not planned: fragments, and what the driver keeps
 # What to change where a part is what asks for most.
 KEYS: Mapping[str, str] = {
     "weights": "a smaller model, learner.zero_stage = 3 or a larger tensor_parallel_size",

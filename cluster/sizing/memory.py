@@ -16,6 +16,8 @@ GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered: DeepSpeed 0.1
 CONTEXT = 0.6 * GIB  # what CUDA, its libraries and a process's kernels take, before the first tensor
 GRAPHS = 1.0 * GIB  # of an engine: graphs of up to 512 sequences, as vLLM 0.32 records them, and what compiling keeps
 
+SPARE = 0.04  # the share of a card that is left for what is not planned: fragments, and what the driver keeps
+
 Parts = Mapping[str, float]  # bytes by what they are
 
 

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from cluster.config import load_recipe
 from cluster.fleet.placement import Share, make_plan
-from cluster.sizing.budget import SPARE, asked, plan_memory
+from cluster.sizing.budget import asked, plan_memory
 from cluster.sizing.cards import Card, find_cards
+from cluster.sizing.memory import SPARE
 from cluster.sizing.shape import shape_of
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
