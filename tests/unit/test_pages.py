@@ -109,7 +109,9 @@ def templates() -> list[str]:
     """Every text in the code, docstrings aside, and in the scripts; what is formatted into it is `…`."""
     texts = [path.read_text() for path in (ROOT / "cluster" / "examples").iterdir() if path.is_file()]
     for path in (
-        path for name in ("cluster", "evidence", "learner", "rollout") for path in (ROOT / name).rglob("*.py")
+        path
+        for name in ("cluster", "evidence", "learner", "rollout", "requirements")
+        for path in (ROOT / name).rglob("*.py")
     ):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
