@@ -1,5 +1,6 @@
 # Every target makes what it needs: `make local-smoke` or `make test` is the only command after a clone.
-# PYTHON=python3.12 picks the interpreter; DEVICE=cpu or DEVICE=cuda overrides what is found.
+# PYTHON=python3.12 picks the interpreter; DEVICE=cpu or DEVICE=cuda overrides what is found; WHEELHOUSE=dir installs
+# from that folder, without a network.
 
 PYTHON ?= python3
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -17,7 +18,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-smoke reproduce quick test coverage mutants chaos bench lint clean FORCE
+.PHONY: help setup wheelhouse local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -29,7 +30,10 @@ ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(READY) 2>/dev/null),$(DE
 $(READY): FORCE
 endif
 $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/install.sh
-	@bash requirements/install.sh "$(PYTHON)" "$(DEVICE)"
+	@WHEELHOUSE="$(abspath $(WHEELHOUSE))" bash requirements/install.sh "$(PYTHON)" "$(DEVICE)"
+
+wheelhouse: ## every locked package and the default model in a folder, for `make setup WHEELHOUSE=...` without a network
+	@$(PYTHON) requirements/wheelhouse.py collect requirements/$(DEVICE).txt $(DEVICE) $(or $(WHEELHOUSE),wheelhouse-$(DEVICE))
 
 local-smoke: setup ## train the default persona on this machine and print before and after
 	@dir=$(SMOKE); [ ! -e $$dir ] || dir=$(SMOKE)-$$(date +%Y%m%d-%H%M%S); \
@@ -46,6 +50,9 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 test: setup lint ## lint, then every test; those marked gpu only where there is one
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) tests/engine tests/gpu
+
+test-gpu: setup ## what only a GPU can prove, in about 8 minutes on one card; what was found in runs/gpu.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -rs tests/gpu
 
 coverage: setup ## lines and branches that the unit and process tests run; starts no engine
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process --cov --cov-report=term:skip-covered

@@ -155,9 +155,13 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster.commands.doctor import print_report
+    from cluster.commands import doctor, doctor_gpu
 
-    return print_report()
+    return doctor.print_report(doctor_gpu.gpu_findings() if arguments.gpu else ())
+
+
+def _gpu_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", action="store_true", help="look at the GPUs, their driver and NCCL too")
 
 
 def _model(arguments: argparse.Namespace) -> int:
@@ -206,9 +210,7 @@ def _probe_arguments(probe: argparse.ArgumentParser) -> None:
 def _data_arguments(data: argparse.ArgumentParser) -> None:
     parts = data.add_subparsers(required=True, metavar="openthoughts|check")
     filtered = parts.add_parser("openthoughts", help="filter OpenThoughts-114K to the math task's training rows")
-    filtered.add_argument(
-        "source", metavar="IN.parquet", help="OpenThoughts-114K, either layout: a file or their folder"
-    )
+    filtered.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout; a file or a folder")
     filtered.add_argument("out", metavar="OUT.jsonl")
     filtered.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
     filtered.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
@@ -289,7 +291,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "trace": ("a run's timeline for Perfetto and Chrome", _trace, _to_file("trace", "json")),
     "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _to_file("metrics", "txt")),
     "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
-    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, lambda parser: None),
+    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _gpu_flag),
     "model": ("prepare the default model and print its folder", _model, lambda parser: None),
 }
 

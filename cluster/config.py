@@ -75,7 +75,9 @@ class TeacherConfig(EngineConfig):
     url: str = ""  # a vLLM server that is the frozen teacher, http://HOST:PORT/v1; empty: engines of our own
     snapshot_every: int = 10  # snapshot: steps
     ema_rate: float = 0.99  # ema: the average becomes ema_rate * average + (1 - ema_rate) * student
-    dtype: str = "float32"  # of weights and compute; bfloat16 noise flips mask bits of tokens with small evidence
+    # of weights and compute; auto: float32 on a CPU, bfloat16 on a GPU, whose noise flips mask bits where evidence is
+    # small
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +89,10 @@ class TeacherConfig(EngineConfig):
         require(is_url or not self.url, "url", self.url, "the base of a server's API, such as 'http://HOST:8000/v1'")
         require(not (self.url and self.follows), "url", self.url, f"none for a {self.kind} teacher")
         require(not (self.url and self.path), "url", self.url, "none beside teacher.path: the server has its model")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("auto", *super().dtypes)
 
     @property
     def follows(self) -> bool:
@@ -159,9 +165,8 @@ class Recipe:
             plain = self.teacher.is_base
             key = "kind" if self.teacher.follows else "path" if self.teacher.path else "url"
             require(plain, f"teacher.{key}", getattr(self.teacher, key), f"the frozen base {where}")
-            require(
-                self.teacher.dtype == self.student.dtype, "teacher.dtype", self.teacher.dtype, f"student.dtype {where}"
-            )
+            shared = self.teacher.dtype in ("auto", self.student.dtype)
+            require(shared, "teacher.dtype", self.teacher.dtype, f"'auto' or student.dtype {where}")
         every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
         require(
             self.teacher.kind != "snapshot" or saved % every == 0,

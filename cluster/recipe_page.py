@@ -19,8 +19,10 @@ from rollout.tasks import build_task
 
 Row = tuple[str, str, str, str, str]  # key, type, default, range, meaning
 
-_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-_WRONG: dict[Any, tuple[Any, ...]] = {int: (-1,), float: (-1.0, float("nan")), str: ("?",), bool: ()}
+_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", bool | str: "true, false or text"}
+_WRONG: dict[Any, tuple[Any, ...]] = {
+    int: (-1,), float: (-1.0, float("nan")), str: ("?",), bool: (), bool | str: ("?",),
+}  # fmt: skip
 
 
 def meanings(cls: type) -> dict[str, str]:

@@ -47,7 +47,7 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
         return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
+    if type(value) not in (typing.get_args(kind) or (kind,)):
         name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
         raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
     return value

@@ -28,6 +28,14 @@ def adapted_names(model: str, config: LearnerConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.rsplit(".", 1)[-1] for layer in target_layers(causal_lm, config)))
 
 
+def trained_parameters(model: str, config: LearnerConfig) -> int:
+    """How many numbers the adapter has, from the model's config.json alone: rank * (in + out) a layer."""
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    layers = (causal_lm.get_submodule(name) for name in target_layers(causal_lm, config))
+    return sum(config.lora_rank * sum(layer.weight.shape) for layer in layers)
+
+
 def target_layers(causal_lm: PreTrainedModel, config: LearnerConfig) -> list[str]:
     """Full names of the linear layers of `lora_targets`; "all-linear": all before the head. ValueError where one is
     not there: experts that are fused have none."""

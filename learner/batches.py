@@ -1,6 +1,6 @@
 """Shard rows to packed micro-batches, the same plan on every rank.
 
-Legend: S = tokens of one packed sequence, R = rows in it, L = tokens of the longest, N = response tokens.
+Legend: S = tokens of one packed sequence, N = response tokens; of its rows, R, U and L as in `learner.attention`.
 A row's input is prompt + response[:-1]; the positions that predict its response are the last len(response) of them.
 Rows with the same prompt, such as the samples of a group, share it: it is packed, and run, once.
 """
@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from evidence.records import Ids, TrainRow
+from learner.attention import PackedRows
 from learner.objectives import DENOMINATORS, BatchCounts, Objective
+
+# Where attention pads, all rows of a pack are as long as the longest for the time of a layer, which takes memory; and
+# time, the more the longer they are: attention to 16 * SPAN tokens takes a layer that is 700 wide as long as all else.
+UNPACKED = 4  # times the pack's budget: the most that they may be together; more than 1 where rows share a prompt
+SPAN = 512  # times the budget: the most that the tokens of padding times those of the longest row may be
+OF_A_TEACHER = 4  # times as much of each for what a frozen teacher reads: no backward pass keeps any of it
 
 
 class PackedTokens(NamedTuple):
@@ -23,8 +30,7 @@ class PackedTokens(NamedTuple):
 
     input_ids_S: Tensor
     position_ids_S: Tensor
-    rows_RL: Tensor  # which tokens a row consists of, and any of them after its end
-    place_S: Tensor  # where a token stands in the flattened rows
+    packed: PackedRows
     needed_N: Tensor
     targets_N: Tensor
 
@@ -77,59 +83,128 @@ def row_length(row: TrainRow) -> int:
     return len(row.prompt_ids) + len(row.response_ids) - 1
 
 
-def plan(rows: Sequence[TrainRow], num_ranks: int, budget: int) -> list[list[list[TrainRow]]]:
-    """Rows to [rank][micro-batch][row]: balanced by tokens, packs of at most `budget` tokens (or one longer row).
+class Extent(NamedTuple):
+    """What a pack of rows takes. tokens: S. unpacked: U."""
+
+    tokens: int = 0
+    rows: int = 0
+    unpacked: int = 0
+    longest: int = 0
+
+    def beside(self, other: "Extent") -> "Extent":
+        """In one pack with rows of other prompts."""
+        return Extent(
+            self.tokens + other.tokens,
+            self.rows + other.rows,
+            self.unpacked + other.unpacked,
+            max(self.longest, other.longest),
+        )
+
+    def fits(self, budget: int) -> bool:
+        """Whether unpacked rows, and what pads them, are within the bounds of a pack of `budget` tokens."""
+        padded = self.rows * self.longest
+        spent = (padded - self.unpacked) * self.longest
+        return self.rows == 1 or (padded <= UNPACKED * budget and spent <= SPAN * budget)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows with one prompt, which stay together: under x and, where a teacher runs it, under (x, r)."""
+
+    rows: tuple[TrainRow, ...]
+    student: Extent
+    teacher: Extent
+
+    @classmethod
+    def of(cls, rows: Sequence[TrainRow], is_compared: bool) -> "Part":
+        sizes = [len(row.response_ids) - 1 for row in rows]
+
+        def extent(prompt: int) -> Extent:
+            return Extent(prompt + sum(sizes), len(rows), len(rows) * prompt + sum(sizes), prompt + max(sizes))
+
+        return cls(tuple(rows), extent(len(rows[0].prompt_ids)), extent(_context(rows)) if is_compared else Extent())
+
+    def fits(self, tokens: int, budget: int) -> bool:
+        """Whether it is one row, or within `tokens` and the bounds of a pack of `budget`."""
+        bounded = self.student.fits(budget) and self.teacher.fits(OF_A_TEACHER * budget)
+        return len(self.rows) == 1 or (self.student.tokens <= tokens and bounded)
+
+
+def _context(rows: Sequence[TrainRow]) -> int:
+    return max(len(row.context_prompt_ids) for row in rows)
+
+
+def plan(
+    rows: Sequence[TrainRow], num_ranks: int, budget: int, is_compared: bool = False
+) -> list[list[list[TrainRow]]]:
+    """Rows to [rank][micro-batch][row]: balanced by tokens, packs of at most `budget` tokens (or one longer row), of
+    rows that are about as long as each other.
 
     Rows with the same prompt stay together as far as the budget and the balance let them. Every rank gets the same
     number of micro-batches, since ZeRO-2 and ZeRO-3 run collectives in each of them: a rank that runs out repeats as an
     empty list, which `pack_idle` turns into a batch with zero weight.
+
+    is_compared: whether a teacher reads the same responses under (x, r).
     """
     groups: dict[bytes, list[TrainRow]] = {}
     for row in rows:
         groups.setdefault(row.prompt_ids.tobytes(), []).append(row)
-    fair = sum(map(_num_tokens, groups.values())) // (2 * num_ranks)  # two parts a rank leave room to balance
+    whole = [Part.of(group, is_compared) for group in groups.values()]
+    fair = sum(part.student.tokens for part in whole) // (2 * num_ranks)  # two parts a rank leave room to balance
     limit = budget if num_ranks == 1 else min(budget, fair)
-    parts = [part for group in groups.values() for part in _split(group, limit)]
-    ranks: list[list[list[TrainRow]]] = [[] for _ in range(num_ranks)]
+    parts = [part for group in whole for part in _split(group, limit, budget, is_compared)]
+    ranks: list[list[Part]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for part in sorted(parts, key=_num_tokens, reverse=True):
+    for part in sorted(parts, key=lambda part: part.student.tokens, reverse=True):
         lightest = loads.index(min(loads))
         ranks[lightest].append(part)
-        loads[lightest] += _num_tokens(part)
+        loads[lightest] += part.student.tokens
     packs = [_first_fit(rank_parts, budget) for rank_parts in ranks]
     most = max(1, max(len(p) for p in packs))
     return [p + [[] for _ in range(most - len(p))] for p in packs]
 
 
-def _num_tokens(group: Sequence[TrainRow]) -> int:
-    """Tokens that are run for rows with one prompt."""
-    return len(group[0].prompt_ids) + sum(len(row.response_ids) - 1 for row in group)
-
-
-def _split(group: Sequence[TrainRow], limit: int) -> list[list[TrainRow]]:
-    """Parts of at most `limit` tokens, or one longer row."""
-    parts: list[list[TrainRow]] = []
-    for row in group:
-        if parts and _num_tokens([*parts[-1], row]) <= limit:
-            parts[-1].append(row)
+def _split(group: Part, limit: int, budget: int, is_compared: bool) -> list[Part]:
+    """Itself, where it fits `limit` tokens; otherwise parts that do, or one longer row, the longest first."""
+    if group.fits(limit, budget):
+        return [group]
+    parts: list[Part] = []
+    for row in sorted(group.rows, key=row_length, reverse=True):
+        longer = Part.of([*parts[-1].rows, row], is_compared) if parts else None
+        if longer is not None and longer.fits(limit, budget):
+            parts[-1] = longer
         else:
-            parts.append([row])
+            parts.append(Part.of([row], is_compared))
     return parts
 
 
-def _first_fit(parts: Sequence[list[TrainRow]], budget: int) -> list[list[TrainRow]]:
-    bins: list[list[TrainRow]] = []
-    room: list[int] = []
-    for part in parts:
-        need = _num_tokens(part)
-        fit = next((i for i, free in enumerate(room) if free >= need), None)
+class _Bin:
+    """A pack that is being filled."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self._student, self._teacher = Extent(), Extent()
+
+    def takes(self, part: Part, budget: int) -> bool:
+        """Whether the part fits beside what is there; an empty one takes any."""
+        student, teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
+        fits = student.tokens <= budget and student.fits(budget) and teacher.fits(OF_A_TEACHER * budget)
+        return fits or not self.places
+
+    def add(self, place: int, part: Part) -> None:
+        self.places.append(place)
+        self._student, self._teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
+
+
+def _first_fit(parts: Sequence[Part], budget: int) -> list[list[TrainRow]]:
+    """Packs, filled with the longest rows first; within one the parts keep their order."""
+    bins: list[_Bin] = []
+    for place in sorted(range(len(parts)), key=lambda place: parts[place].student.longest, reverse=True):
+        fit = next((one for one in bins if one.takes(parts[place], budget)), None)
         if fit is None:
-            bins.append([])
-            room.append(budget)
-            fit = len(bins) - 1
-        bins[fit].extend(part)
-        room[fit] -= need
-    return bins
+            bins.append(fit := _Bin())
+        fit.add(place, parts[place])
+    return [[row for place in sorted(one.places) for row in parts[place].rows] for one in bins]
 
 
 def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> PackedBatch:
@@ -181,20 +256,16 @@ def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedToke
         inputs.append(response[:-1])
         positions.append(np.arange(size, size + rest))
         offset += rest
-    rows_RL, place_S = _unpacking(rows, offset)
-    return PackedTokens(
-        _long(inputs), _long(positions), _long(rows_RL).view(len(rows), -1), _long([place_S]), _long(needed),
-        _long(responses),
-    )  # fmt: skip
+    return PackedTokens(_long(inputs), _long(positions), _packed_rows(rows, offset), _long(needed), _long(responses))
 
 
-def _unpacking(rows: Sequence[np.ndarray], num_tokens: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The rows, all as long as the longest, and where each token stands in them."""
-    longest = max(len(row) for row in rows)
+def _packed_rows(rows: Sequence[np.ndarray], num_tokens: int) -> PackedRows:
+    """Of which packed tokens each row consists."""
+    starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     place_S = np.empty(num_tokens, np.int64)
-    for index, row in enumerate(rows):
-        place_S[row] = index * longest + np.arange(len(row))
-    return [np.pad(row, (0, longest - len(row))) for row in rows], place_S
+    for row, start in zip(rows, starts[:-1], strict=True):
+        place_S[row] = start + np.arange(len(row))
+    return PackedRows(_long(rows), torch.from_numpy(starts), torch.from_numpy(place_S), max(map(len, rows)))
 
 
 def _long(parts: Sequence[np.ndarray]) -> Tensor:

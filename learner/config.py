@@ -9,6 +9,7 @@ from learner.schedule import SHAPES
 
 ALL_LINEAR = "all-linear"
 LARGEST_SCALE = 10.0  # of the evidence
+CPU_CHUNK, LOGIT_BYTES = 256, 1 << 30  # of the head: positions on a CPU, bytes on a GPU
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class LearnerConfig:
     zero_stage: int = 1  # DeepSpeed ZeRO: what is split over the ranks
     dtype: str = "bfloat16"  # of compute; master weights are float32
     micro_batch_tokens: int = 1024  # tokens of one packed sequence
-    head_chunk_tokens: int = 256  # response positions whose logits exist at one time
+    # response positions whose logits exist at one time; 0: 256 on a CPU, on a GPU as many as have 1 GiB of logits
+    head_chunk_tokens: int = 0
     gradient_checkpointing: bool = False  # runs each layer again in the backward pass: less memory, more time
     start_deadline_s: float = 300.0  # seconds for the start of the ranks
     step_deadline_s: float = 900.0  # seconds for a learner step, a checkpoint or the export
@@ -93,7 +95,9 @@ class LearnerConfig:
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.dtype in ("bfloat16", "float32"), "learner.dtype", self.dtype, "bfloat16 or float32")
         require(self.micro_batch_tokens >= 1, "learner.micro_batch_tokens", self.micro_batch_tokens, "at least 1")
-        require(self.head_chunk_tokens >= 1, "learner.head_chunk_tokens", self.head_chunk_tokens, "at least 1")
+        require(
+            self.head_chunk_tokens >= 0, "learner.head_chunk_tokens", self.head_chunk_tokens, "0 (by device) or more"
+        )
         for key in ("start_deadline_s", "step_deadline_s"):
             require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")
 
@@ -104,6 +108,21 @@ class LearnerConfig:
         alone = f"1.0 with learner.objective = {self.objective!r}, which does not read the evidence of sampled tokens"
         scales = OBJECTIVES[self.objective].scales_evidence
         require(scale == 1 or scales, "learner.evidence_scale", scale, alone)
+
+
+def head_chunk(config: LearnerConfig, vocabulary: int, on_gpu: bool) -> int:
+    """How many positions have float32 logits at one time; on a CPU a small chunk stays in its caches."""
+    on_device = max(CPU_CHUNK, LOGIT_BYTES // (4 * vocabulary)) if on_gpu else CPU_CHUNK
+    return config.head_chunk_tokens or on_device
+
+
+def needed_models(needs_distribution: bool, beta_kl: float, teacher_is_base: bool) -> tuple[bool, bool]:
+    """Which frozen models a learner runs: (the teacher, the base).
+
+    The teacher, where the objective compares whole distributions: a shard has only the sampled tokens' log-probs. The
+    base, where there is an anchor and the shard's log pi_T(y|x) is not the base's.
+    """
+    return needs_distribution, beta_kl > 0 and not teacher_is_base
 
 
 CHOICES = ("last", "average", "best")

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from learner import deepspeed_quirks as quirks
 from learner.adapter import add_adapter
 from learner.batches import PackedTokens
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, head_chunk
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.export import TEXT, Exporter
@@ -71,7 +71,8 @@ class ZeroEngine:
         if config.gradient_checkpointing:
             checkpoint_layers(causal_lm, config.zero_stage)
         self.vocabulary = len(head_of(causal_lm).weight)
-        student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
+        chunk = head_chunk(config, self.vocabulary, torch.cuda.is_available())
+        student = Student(causal_lm, chunk, divergence_of(config, self.vocabulary))
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -90,7 +91,7 @@ class ZeroEngine:
 
     def forward(self, tokens: PackedTokens, teacher: Distribution | None = None) -> tuple[Tensor, Tensor | None]:
         """`Student.forward` on this engine's device: [N] log-probs, and divergences from the teacher or None."""
-        readings_KN = self.engine(*(tensor.to(self.device) for tensor in tokens), teacher=teacher)
+        readings_KN = self.engine(*(part.to(self.device) for part in tokens), teacher=teacher)
         return readings_KN[0], readings_KN[1] if teacher is not None else None
 
     def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor]) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from learner.adapter import add_adapter, merged
+from learner.attention import PackedRows
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.deepspeed_quirks import checkpoint_state
@@ -34,7 +35,8 @@ SHARD_BYTES = 5 << 30
 # Nats, mean over a text: another order of sums in float32; in bfloat16 as much as another device may differ.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 # What the learner and its export are compared on.
-TEXT = PackedTokens(IDS[:-1], IDS[:-1], IDS[None, :-1], IDS[:-1], IDS[:-1], IDS[1:])
+ROW = PackedRows(IDS[:-1], torch.tensor([0, len(IDS) - 1], dtype=torch.int32), IDS[:-1], len(IDS) - 1)
+TEXT = PackedTokens(IDS[:-1], IDS[:-1], ROW, IDS[:-1], IDS[1:])
 
 
 def base_folder(model: str) -> Path:
@@ -139,7 +141,7 @@ class Exporter:
 def logprobs_of(causal_lm: PreTrainedModel, config: LearnerConfig) -> Tensor:
     """float32 log-probs of `TEXT`."""
     with torch.no_grad():
-        return Student(causal_lm, config.head_chunk_tokens)(*TEXT)[0]
+        return Student(causal_lm, len(TEXT.targets_N))(*TEXT)[0]
 
 
 def export_checkpoint(checkpoints: Path, base: str, config: LearnerConfig, folder: Path) -> None:

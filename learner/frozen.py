@@ -6,21 +6,12 @@ import torch
 from torch import Tensor
 
 from learner.batches import PackedTokens
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, head_chunk
 from learner.deepspeed_quirks import gathered, sharded
 from learner.head import Distribution, LogprobHead
 from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of, logit_form
 from learner.model import Trunk
-
-
-def needed_models(needs_distribution: bool, beta_kl: float, teacher_is_base: bool) -> tuple[bool, bool]:
-    """Which frozen models a learner runs: (the teacher, the base).
-
-    The teacher, where the objective compares whole distributions: a shard has only the sampled tokens' log-probs. The
-    base, where there is an anchor and the shard's log pi_T(y|x) is not the base's.
-    """
-    return needs_distribution, beta_kl > 0 and not teacher_is_base
 
 
 class FrozenModel:
@@ -31,13 +22,13 @@ class FrozenModel:
         weight, form = head_of(causal_lm).weight, logit_form(causal_lm)
         self.vocabulary = len(weight)
         self._device, self._whole = device, partial(gathered, [weight], config)
-        self._head = LogprobHead(weight, config.head_chunk_tokens, form=form)
+        self._head = LogprobHead(weight, head_chunk(config, len(weight), device.type == "cuda"), form=form)
         self._trunk = sharded(Trunk(causal_lm), config, device)
 
     def distribution(self, tokens: PackedTokens) -> Distribution:
         """Its distributions of the targets; under ZeRO-3 a collective."""
         with torch.no_grad():
-            hidden_NH = self._trunk(*(tensor.to(self._device) for tensor in tokens[:-1]))
+            hidden_NH = self._trunk(*(part.to(self._device) for part in tokens[:-1]))
         return Distribution(hidden_NH, self._head.weight, self._head.form, self._whole)
 
     def logprobs(self, tokens: PackedTokens) -> Tensor:

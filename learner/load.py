@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from learner import attention
-from learner.attention import own_attention
+from learner.attention import PackedRows, own_attention
 from learner.folder import check_model_folder, check_unquantised
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
@@ -29,6 +29,7 @@ from learner.model import hidden_states
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # as `LearnerConfig.dtype` names them
 TOLERANCE = 5e-3  # nats between two float32 forwards of one model, at the worst token of the vocabulary
 IDS = torch.arange(12)
+ONE_ROW = PackedRows(IDS, torch.tensor([0, len(IDS)], dtype=torch.int32), IDS, len(IDS))
 
 
 def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -77,15 +78,16 @@ def mixes_rows(causal_lm: PreTrainedModel) -> bool:
     answer needs no tolerance, in any dtype, and no list of layers.
     """
     prompt, first, second = IDS.split(4)
-    rows_RL = torch.stack([torch.cat([prompt, first]), torch.cat([prompt, second])])
+    rows_U = torch.cat([prompt, first, prompt, second])
     place_S = torch.cat([prompt + 8, first, second + 4])  # the prompt in the second row
+    packed = PackedRows(rows_U, torch.tensor([0, 8, 16], dtype=torch.int32), place_S, longest=8)
     position_ids_S = torch.cat([prompt, first, first])
     poisoned = causal_lm.get_input_embeddings().register_forward_hook(
         lambda module, arguments, embedded_1SH: embedded_1SH.index_fill(1, first, math.nan)
     )
     try:
         with torch.no_grad():
-            hidden_SH = hidden_states(causal_lm, IDS, position_ids_S, rows_RL, place_S)
+            hidden_SH = hidden_states(causal_lm, IDS, position_ids_S, packed)
     finally:
         poisoned.remove()
     assert hidden_SH[first].isnan().all()
@@ -97,7 +99,7 @@ def distance_from_own_forward(causal_lm: PreTrainedModel) -> float:
     every token of the vocabulary. Finds a layer between hidden states and logits, whatever it is called."""
     form = logit_form(causal_lm)
     with torch.no_grad(), in_float32(causal_lm):
-        hidden_SH = hidden_states(causal_lm, IDS, IDS, IDS[None], IDS)
+        hidden_SH = hidden_states(causal_lm, IDS, IDS, ONE_ROW)
         mine_SV = form.apply_(hidden_SH @ head_of(causal_lm).weight.float().T)
         with own_attention(causal_lm):
             own_SV = causal_lm(input_ids=IDS[None], use_cache=False).logits[0]

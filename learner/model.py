@@ -1,13 +1,14 @@
 """The student as the learner runs it: packed tokens in, log-probs (and divergences) at the needed positions out.
 
-Legend: S = tokens of one packed sequence, R = rows in it, L = tokens of the longest, N = response tokens, H = hidden
-size. The head works on the N needed positions only: logits of the whole sequence never exist.
+Legend: S = tokens of one packed sequence, N = response tokens, H = hidden size. The head works on the N needed
+positions only: logits of the whole sequence never exist.
 """
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from learner.attention import PackedRows
 from learner.divergence import Divergence
 from learner.head import Distribution, LogprobHead
 from learner.logits import head_of, logit_form
@@ -25,15 +26,11 @@ def checkpoint_layers(causal_lm: PreTrainedModel, zero_stage: int) -> None:
 
 
 def hidden_states(
-    causal_lm: PreTrainedModel, input_ids_S: Tensor, position_ids_S: Tensor, rows_RL: Tensor, place_S: Tensor
+    causal_lm: PreTrainedModel, input_ids_S: Tensor, position_ids_S: Tensor, packed: PackedRows
 ) -> Tensor:
     """[S, H] of packed rows, before the head."""
     return causal_lm.base_model(
-        input_ids=input_ids_S[None],
-        position_ids=position_ids_S[None],
-        use_cache=False,
-        rows_RL=rows_RL,
-        place_S=place_S,
+        input_ids=input_ids_S[None], position_ids=position_ids_S[None], use_cache=False, packed=packed
     ).last_hidden_state[0]
 
 
@@ -44,11 +41,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
 
-    def forward(
-        self, input_ids_S: Tensor, position_ids_S: Tensor, rows_RL: Tensor, place_S: Tensor, needed_N: Tensor
-    ) -> Tensor:
+    def forward(self, input_ids_S: Tensor, position_ids_S: Tensor, packed: PackedRows, needed_N: Tensor) -> Tensor:
         """Hidden states [N, H] at the needed positions; arguments as those of `Student.forward`."""
-        return hidden_states(self.causal_lm, input_ids_S, position_ids_S, rows_RL, place_S)[needed_N]
+        return hidden_states(self.causal_lm, input_ids_S, position_ids_S, packed)[needed_N]
 
 
 class Student(nn.Module):
@@ -68,8 +63,7 @@ class Student(nn.Module):
         self,
         input_ids_S: Tensor,
         position_ids_S: Tensor,
-        rows_RL: Tensor,
-        place_S: Tensor,
+        packed: PackedRows,
         needed_N: Tensor,
         targets_N: Tensor,
         teacher: Distribution | None = None,
@@ -79,10 +73,10 @@ class Student(nn.Module):
         Args:
             input_ids_S: packed rows, prompt then response without its last token; a prompt that rows share stands once.
             position_ids_S: each token's place in its row.
-            rows_RL, place_S: which tokens a row consists of, as in `learner.attention`; rows do not see each other.
+            packed: which tokens each row consists of; rows do not see each other.
             needed_N: indices into S whose next token is a response token.
             targets_N: those next tokens.
             teacher: its distributions of the same N tokens, whatever its own prompts were.
         """
-        hidden_SH = hidden_states(self.causal_lm, input_ids_S, position_ids_S, rows_RL, place_S)
+        hidden_SH = hidden_states(self.causal_lm, input_ids_S, position_ids_S, packed)
         return self.causal_lm.get_output_embeddings()(hidden_SH[needed_N], targets_N, teacher=teacher)

@@ -58,7 +58,8 @@ class Trainer:
         unseen = self._unseen_stats(rows, useful)
         if not useful:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
-        mine = plan(useful, self.engine.num_ranks, self.config.micro_batch_tokens)[self.engine.rank]
+        budget, is_compared = self.config.micro_batch_tokens, self.teacher is not None
+        mine = plan(useful, self.engine.num_ranks, budget, is_compared)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
         rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}

@@ -60,6 +60,10 @@ install() {
 }
 
 check_machine
+if [ "${WHEELHOUSE:-}" ]; then # everything from that folder, and nothing from a network
+    "$python" requirements/wheelhouse.py check "$lock" "$device" "$WHEELHOUSE" || exit 1
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS=$WHEELHOUSE
+fi
 say "$("$python" --version), $lock into .venv (minutes the first time)"
 make_venv
 install

@@ -74,18 +74,36 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences that one engine runs at a time
     max_num_batched_tokens: int = 2048  # tokens that one engine computes at a time
     kv_cache_gib: float = 1.0  # KV cache of one engine on a CPU, GiB
-    gpu_memory_utilization: float = 0.3  # the share of a GPU's memory that one engine takes
-    enforce_eager: bool = True  # runs without compiling and without CUDA graphs: a faster start, slower steps
+    # the share of a GPU's memory that one engine takes; 0: as planned from what the card has and all on it need
+    gpu_memory_utilization: float = 0.0
+    # whether it runs without compiling and without CUDA graphs, a faster start and slower steps; auto: on a CPU
+    enforce_eager: bool | str = "auto"
     cpu_threads: int = 0  # threads of one engine on a CPU; 0: every core that the job may use
     start_deadline_s: float = 300.0  # seconds for the start of one engine
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What `dtype` may be."""
+        return ENGINE_DTYPES
+
+    def is_eager(self, device: str) -> bool:
+        """Whether it runs without compiling on "cpu" or "cuda"."""
+        return device == "cpu" if self.enforce_eager == "auto" else bool(self.enforce_eager)
+
+    def dtype_on(self, device: str) -> str:
+        """Its dtype on "cpu" or "cuda": where that is left to the device, float32 on a CPU. Flash attention and a GPU's
+        matrix units are for 16 bits."""
+        return self.dtype if self.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
 
     def __post_init__(self) -> None:
         for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(self.dtype in ENGINE_DTYPES, "dtype", self.dtype, f"one of {ENGINE_DTYPES}")
+        require(self.dtype in self.dtypes, "dtype", self.dtype, f"one of {self.dtypes}")
+        known = self.enforce_eager == "auto" or isinstance(self.enforce_eager, bool)
+        require(known, "enforce_eager", self.enforce_eager, "true, false or 'auto'")
         require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
         share = self.gpu_memory_utilization
-        require(0 < share <= 1, "gpu_memory_utilization", share, "more than 0, at most 1")
+        require(0 <= share <= 1, "gpu_memory_utilization", share, "0 (as planned) to 1")
         require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")
         require(self.start_deadline_s > 0, "start_deadline_s", self.start_deadline_s, "more than 0 seconds")
 

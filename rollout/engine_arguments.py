@@ -5,19 +5,21 @@ from typing import Any
 from rollout import vllm_quirks as quirks
 from rollout.config import AdapterConfig, EngineConfig
 
+ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: what is left is CUDA's own
+
 
 def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:
     """The keyword arguments of vLLM's EngineArgs, and of its LLM, that a pool's settings decide."""
-    on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization or ALONE}
     return {
         "model": model,
-        "dtype": config.dtype,
+        "dtype": config.dtype_on(device),
         "max_model_len": config.window,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window),
         **quirks.executor_arguments(config),
-        "enforce_eager": config.enforce_eager,
+        "enforce_eager": config.is_eager(device),
         "generation_config": "auto",
         **(quirks.cpu_arguments(config) if device == "cpu" else on_gpu),
     }

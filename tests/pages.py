@@ -11,11 +11,16 @@ from pathlib import Path
 
 from cluster import recipe_page
 from cluster.observe import metrics_page, monitoring
+from cluster.sizing import scaling
 
 DOCS = Path(__file__).parents[1] / "docs"
 MONITORING = DOCS.parent / "cluster" / "examples" / "monitoring"
 MARK = "<!-- Made by `python -m tests.pages`: change the code, not what follows. -->\n\n"
-PAGES: dict[str, Callable[[], str]] = {"recipes.md": recipe_page.tables, "metrics.md": metrics_page.tables}
+PAGES: dict[str, Callable[[], str]] = {
+    "recipes.md": recipe_page.tables,
+    "metrics.md": metrics_page.tables,
+    "scaling.md": scaling.tables,
+}
 
 
 def made(page: str) -> str:

@@ -40,8 +40,8 @@ class Finding:
     is_problem: bool = False
 
 
-def report() -> tuple[list[str], list[str]]:
-    """(facts, problems) about this machine and environment, one plain line each."""
+def report(more: Sequence[Finding] = ()) -> tuple[list[str], list[str]]:
+    """(facts, problems) about this machine and environment, one plain line each; `more` stand last."""
     accelerators = find_accelerators()
     packages = installed_packages()
     findings = [
@@ -53,13 +53,14 @@ def report() -> tuple[list[str], list[str]]:
         *check_accelerators(accelerators),
         *describe_plan(accelerators, cpu_flags()),
         check_default_model(),
+        *more,
     ]
     return [f.text for f in findings if not f.is_problem], [f.text for f in findings if f.is_problem]
 
 
-def print_report() -> int:
+def print_report(more: Sequence[Finding] = ()) -> int:
     """Prints the report. Returns the exit status: 0 without a problem, otherwise 1."""
-    facts, problems = report()
+    facts, problems = report(more)
     for fact in facts:
         print(f"  {fact}")
     for problem in problems:

@@ -63,9 +63,10 @@ class LearnerActor:
         # gloo would otherwise speak from the address of the host's name, which may be its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
         from cluster.weights.source import export_groups
+        from learner.config import needed_models
         from learner.ema import Ema
         from learner.engine import ZeroEngine
-        from learner.frozen import FrozenModel, needed_models
+        from learner.frozen import FrozenModel
         from learner.train import Trainer
 
         config, scoring = self._recipe.learner, self._recipe.teacher

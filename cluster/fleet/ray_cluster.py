@@ -12,6 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, end_processes, own_processes
+from cluster.sizing.cards import Card, find_cards, visible
+
+CARDS_S = 60.0  # for a node's answer, with the start of a worker there
 
 
 def connect() -> None:
@@ -28,6 +31,18 @@ def plan_for(recipe: Recipe) -> Plan:
     """The placement of `recipe` on the connected cluster."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return make_plan(recipe, [Share(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in found])
+
+
+def cluster_cards() -> list[Card]:
+    """The GPUs of the connected cluster's nodes as their drivers know them; of this machine those that it may use."""
+    here = ray.get_runtime_context().get_node_id()
+    found = visible(find_cards(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("GPU") and node["NodeID"] != here:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked = ray.remote(find_cards).options(num_cpus=0, scheduling_strategy=there).remote()
+            found += ray.get(asked, timeout=CARDS_S)
+    return found
 
 
 @contextmanager

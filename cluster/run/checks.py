@@ -105,6 +105,8 @@ def check_models(recipe: Recipe) -> str:
     require_same_token_ids(model, teacher)
     check_parallel("student", recipe.student, model)
     check_parallel("teacher", recipe.teacher, teacher)
+    check_long_rope("student", recipe.student, model)
+    check_long_rope("teacher", recipe.teacher, teacher)
     if recipe.teacher.url:
         check_proxies()
     return model
@@ -141,6 +143,20 @@ def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
         raise ValueError(
             f"{pool}.tensor_parallel_size: found {workers}, expected a divisor of the {heads} attention heads of "
             f"{model}"
+        )
+
+
+def check_long_rope(pool: str, config: EngineConfig, model: str) -> None:
+    """A window in which an engine of `pool` turns positions otherwise than the learner: longrope has factors for short
+    and for long texts, and vLLM goes by the window, transformers by the longest row of a batch."""
+    text = AutoConfig.from_pretrained(model).get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    layers = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    lengths = [part["original_max_position_embeddings"] for part in layers if part.get("rope_type") == "longrope"]
+    if lengths and config.window > min(lengths):
+        raise ValueError(
+            f"{pool}.window: found {config.window}, expected at most {min(lengths)}, the original positions of {model}"
+            ": beyond them vLLM and transformers take its longrope factors by different rules"
         )
 
 

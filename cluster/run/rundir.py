@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from cluster.config import Recipe, dump, located
-from cluster.resolved import difference, read_resolved
+from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.lock import LOCK, OWNER, FolderLock
 
 
@@ -76,7 +76,10 @@ class RunDir:
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
-        theirs, recipe = located(read_resolved(self.root).recipe), dated(recipe, self)  # older runs keep relative paths
+        theirs, recipe = (
+            located(of_today(read_resolved(self.root).recipe)),
+            dated(recipe, self),
+        )  # older runs keep relative paths
         differs = difference(theirs, recipe)
         if differs is None:
             return

@@ -15,7 +15,7 @@ from cluster.fleet.assembly import running, start
 from cluster.fleet.calls import Died
 from cluster.fleet.launch import adapter_of
 from cluster.fleet.placement import Plan
-from cluster.fleet.ray_cluster import connect, plan_for
+from cluster.fleet.ray_cluster import cluster_cards, connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
@@ -24,6 +24,7 @@ from cluster.requests import renderer_of
 from cluster.run.checks import check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
+from cluster.run.memory import with_planned_memory
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_probes
 from cluster.run.replay import catch_up, learned_groups
@@ -69,6 +70,10 @@ async def _survive(
     )
     if adapter := adapter_of(recipe, model):
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
+    if plan.device != "cpu":
+        import torch  # the version of its CUDA
+
+        recipe = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
     sink.stage("starting engines and learner")
     restarts = Restarts(recipe.faults)
     while True:

@@ -25,12 +25,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.default_model import prepare_default_model
+from cluster.sizing.speed import device_of
 from evidence.records import TrainRow
 from tests.bench.figures import Figure
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, of NVIDIA's data sheets
 PROMPTS, SAMPLES, PROMPT_TOKENS, PLAIN_BATCH = 4, 8, 40, 8
 # what the learner is told, the share of rows with a kept token, and what our time may be of the plain loop's
 SETTINGS: dict[str, tuple[dict[str, Any], float, str]] = {
@@ -180,11 +180,9 @@ def main() -> None:
         if setting == "anchored":  # every row runs
             flops = model_flops(make_rows(1.0)) / seconds[0]
             Figure("model FLOP/s of the learner", flops, "", DEVICE).say()
-            peaks = [
-                peak for name, peak in PEAK_FLOPS.items() if DEVICE == "cuda" and name in torch.cuda.get_device_name()
-            ]
-            for peak in peaks:
-                Figure("model FLOP utilisation of the learner", flops / peak, "", torch.cuda.get_device_name()).say()
+            name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
+            if device := device_of(name):
+                Figure("model FLOP utilisation of the learner", flops / device.flops, "", name).say()
     return None
 
 

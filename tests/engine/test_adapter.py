@@ -18,12 +18,13 @@ PROMPT = np.arange(100, 170, dtype=np.int32)  # more than two blocks of a prefix
 RESPONSE = np.arange(40, 52, dtype=np.int32)
 
 
-async def _drive(model: str, folders: list[str]) -> dict[str, Any]:
+async def drive(model: str, folders: list[str], device: str = "cpu", **engine_settings: Any) -> dict[str, Any]:
     from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
     from rollout.engine import Engine
 
     adapter = AdapterConfig(CONFIG.lora_rank, adapted_names(model, CONFIG))
-    engine = Engine(model, EngineConfig(dtype="float32", window=160, max_num_seqs=2), "cpu", adapter=adapter)
+    config = EngineConfig(dtype="float32", window=160, max_num_seqs=2, **engine_settings)
+    engine = Engine(model, config, device, adapter=adapter)
 
     async def score(base: bool) -> list[float]:
         rows = await engine.score([PROMPT] * 4, [RESPONSE[:4], RESPONSE, RESPONSE[:9], RESPONSE[:1]], base)
@@ -101,4 +102,4 @@ def test_an_engine_is_the_student_with_the_adapter_and_the_base_without(default_
 
 if __name__ == "__main__":
     model, target, *folders = sys.argv[1:]
-    Path(target).write_text(json.dumps(asyncio.run(_drive(model, folders))))
+    Path(target).write_text(json.dumps(asyncio.run(drive(model, folders))))

@@ -85,14 +85,15 @@ async def _score_shared(engine: Any) -> dict[str, Any]:
     return {"reads": reads} | {way: [row.tolist() for row in rows] for way, rows in found.items()}
 
 
-async def _drive(model: str, dtype: str) -> list[dict[str, Any]]:
+async def drive(model: str, dtype: str, device: str = "cpu", **engine_settings: Any) -> list[dict[str, Any]]:
     from rollout.config import EngineConfig, SamplingConfig
     from rollout.engine import Engine
 
     made = requests(model)
     # Alone in its batch a bfloat16 sequence is the same each time: what is beside it moves its log-probs.
     alone = dtype == "bfloat16"
-    engine = Engine(model, EngineConfig(dtype=dtype, window=WINDOW, max_num_seqs=1 if alone else 64), "cpu")
+    config = EngineConfig(dtype=dtype, window=WINDOW, max_num_seqs=1 if alone else 64, **engine_settings)
+    engine = Engine(model, config, device)
     samples = await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     again = samples if alone else await engine.sample(made, SamplingConfig(1.0, MAX_TOKENS), seed=7)
     responses = [sample.response_ids for sample in samples]
@@ -252,4 +253,4 @@ def test_prompts_that_do_not_fit_one_batch_are_sampled_all_the_same(driven: Any)
 
 if __name__ == "__main__":
     model, dtype, target = sys.argv[1:]
-    Path(target).write_text(json.dumps(asyncio.run(_drive(model, dtype))))
+    Path(target).write_text(json.dumps(asyncio.run(drive(model, dtype))))

@@ -316,6 +316,42 @@ def test_a_reload_leaves_experts_unpacked() -> None:
 OPERANDS = {"float32": 1e-4, "bfloat16": 0.2}
 
 
+def test_longrope_agrees_with_transformers_up_to_the_original_length_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within it both take the short factors. Beyond, vLLM takes the long ones for every row of an engine with a larger
+    window, and transformers for a batch with such a row: `cluster.run.checks.check_long_rope` refuses the window."""
+    from types import SimpleNamespace
+
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+    from vllm.model_executor.layers.rotary_embedding import phi3_long_rope_scaled_rope as module
+
+    original, longest, base = 64, 256, 10_000.0
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [3.0, 6.0, 9.0, 12.0]}
+    rope = {"rope_type": "longrope", "rope_theta": base} | factors
+    config = Phi3Config(
+        hidden_size=32, num_attention_heads=4, max_position_embeddings=longest,
+        original_max_position_embeddings=original, rope_parameters=rope, pad_token_id=0,
+    )  # fmt: skip
+    query = torch.randn(original, 4, 8, generator=torch.Generator().manual_seed(0))
+
+    def by_transformers(longest_row: int) -> torch.Tensor:
+        positions = torch.cat([torch.arange(original), torch.tensor([longest_row - 1])])[None]
+        cos, sin = (part[0, :original, None] for part in Phi3RotaryEmbedding(config)(query, positions))
+        return query * cos + torch.cat([-query[..., 4:], query[..., :4]], -1) * sin
+
+    def by_vllm(window: int) -> torch.Tensor:
+        told = SimpleNamespace(model_config=SimpleNamespace(max_model_len=window))
+        monkeypatch.setattr(module, "get_current_vllm_config", lambda: told)
+        rotary = module.Phi3LongRoPEScaledRotaryEmbedding(8, 8, longest, original, base, True, torch.float32, **factors)
+        flat = query.reshape(original, 32)
+        return rotary(torch.arange(original), flat, flat)[0].view(original, 4, 8)
+
+    assert (by_vllm(original) - by_transformers(original)).abs().max() < 1e-5
+    apart = (by_vllm(original + 1) - by_transformers(original)).abs().max()
+    assert apart > 0.1, changed("a larger window leaves a short row's factors")
+    assert (by_vllm(original + 1) - by_transformers(original + 1)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", OPERANDS)
 @pytest.mark.parametrize("indices", [[0, 0, 0], [-1, 0, -1], [-1, -1, -1], [1, -1, 0]], ids=str)
 def test_the_cpus_adapter_operators_take_minus_one_for_an_adapter(indices: list[int], dtype: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from learner.adapter import adapted_names, adapter_files, add_adapter
 from learner.config import LearnerConfig
-from learner.load import load_causal_lm
+from learner.load import ONE_ROW, load_causal_lm
 from tests.families import tiny
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,9 +33,9 @@ def test_by_default_every_linear_layer_before_the_head_is_adapted(tmp_path: Path
     assert sorted(adapted_names(path, told)) == sorted(LINEAR[family])
     causal_lm = load_causal_lm(path, torch.float32)
     ids = torch.arange(3, 15)[None]
-    before = causal_lm.base_model(ids, rows_RL=torch.arange(12)[None], place_S=torch.arange(12)).last_hidden_state
+    before = causal_lm.base_model(ids, packed=ONE_ROW).last_hidden_state
     add_adapter(causal_lm, told)
-    after = causal_lm.base_model(ids, rows_RL=torch.arange(12)[None], place_S=torch.arange(12)).last_hidden_state
+    after = causal_lm.base_model(ids, packed=ONE_ROW).last_hidden_state
     assert torch.equal(before, after)
     trained = [(name, parameter) for name, parameter in causal_lm.named_parameters() if parameter.requires_grad]
     assert all(".lora_" in name and "lm_head" not in name and ".experts." not in name for name, _ in trained)

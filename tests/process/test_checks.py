@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, Phi3Config
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import step_requests
-from cluster.run.checks import check_family, check_probe, check_prompts
+from cluster.run.checks import check_family, check_long_rope, check_models, check_probe, check_prompts
 from cluster.run.lengths import MANY, lengths_near, remembered_lengths
+from rollout.config import EngineConfig
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from tests import fakes
@@ -311,3 +313,46 @@ def test_a_model_that_is_no_causal_language_model_is_refused_before_anything_sta
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ValueError, match=rf"^model.path: {tmp_path}: {said}"):
         check_family(str(tmp_path), "model.path")
+
+
+def phi(folder: Path, **told: Any) -> str:
+    """The config.json of a Phi-3 with longrope, whose original length is 4,096."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 4096} | factors
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "max_position_embeddings": 131_072}
+    Phi3Config(**sizes, original_max_position_embeddings=4096, rope_parameters=rope | told).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pool", ["student", "teacher"])
+def test_a_window_beyond_longropes_original_length_is_refused(pool: str, tmp_path: Path) -> None:
+    model = phi(tmp_path)
+    check_long_rope(pool, EngineConfig(window=4096), model)
+    with pytest.raises(ValueError) as refused:
+        check_long_rope(pool, EngineConfig(window=4097), model)
+    assert str(refused.value) == (
+        f"{pool}.window: found 4097, expected at most 4096, the original positions of {model}: beyond them vLLM and "
+        "transformers take its longrope factors by different rules"
+    )
+
+
+def test_other_models_have_any_window(tmp_path: Path, default_model: Path) -> None:
+    check_long_rope("student", EngineConfig(window=8192), str(default_model))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 4096}
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 16_384}
+    LlamaConfig(**sizes, rope_parameters=yarn).save_pretrained(tmp_path)
+    check_long_rope("student", EngineConfig(window=8192), str(tmp_path))
+
+
+def test_the_windows_of_both_pools_are_looked_at(tmp_path: Path, default_model: Path) -> None:
+    """Where a run starts, with a model of the default one's tokenizer."""
+    folder = fakes.tiny_model(tmp_path, tokenizer_from=default_model, vocab=49152)
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 128}
+    size = config["hidden_size"] // config["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * size, "long_factor": [4.0] * size}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope | factors}))
+    for pool, other in (("student", "teacher"), ("teacher", "student")):
+        recipe = load_recipe(RECIPE, [f"model.path={folder}", f"{pool}.window=160", f"{other}.window=128"])
+        with pytest.raises(ValueError, match=f"{pool}.window: found 160, expected at most 128"):
+            check_models(recipe)

@@ -11,7 +11,9 @@ from cluster.commands.doctor import (
     print_report,
     report,
 )
+from cluster.sizing.cards import find_cards
 from rollout.cores import num_cores
+from tests.runs import edge_opd
 
 
 def test_the_prepared_default_model_is_named(default_model: Path) -> None:
@@ -28,6 +30,14 @@ def test_this_machine(default_model: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert all(line in printed for line in facts + found)
     assert printed.rstrip().endswith(" found")
+
+
+def test_a_machine_without_a_gpu_says_so_when_it_is_asked(default_model: Path) -> None:
+    if find_cards():
+        pytest.skip("this machine has a GPU: tests/gpu looks at it")
+    done = edge_opd("doctor", "--gpu")
+    assert done.returncode == 1 and "PROBLEM  GPUs: found none" in done.stdout
+    assert "GPUs: found none" not in edge_opd("doctor").stdout
 
 
 def test_a_problem_makes_the_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

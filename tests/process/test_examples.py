@@ -245,6 +245,30 @@ def test_on_slurm_the_run_is_one_that_fits_the_allocation(stage: Path) -> None:
     assert status.words[3:] == ["--address", "http://192.0.2.1:8265", parsed["submission_id"]]
 
 
+def test_on_slurm_everything_runs_in_the_container_that_is_named(stage: Path) -> None:
+    """Also Ray's client: without an environment of its own the script's node has none."""
+    (stage / "bin" / "ray").rename(stage / "bin" / "the-images-ray")
+    srun = stage / "bin" / "srun"
+    inside = """
+        image=
+        for word in "$@"; do case $word in --container-image=*) image=$word ;; esac; done
+        record srun "$@"
+        [ "$image" = --container-image=/images/edge-opd.sqsh ] || exit 9
+        words=()
+        for word in "$@"; do [ "$word" != ray ] || word=the-images-ray; words+=("$word"); done
+        set -- "${words[@]}"
+    """
+    srun.write_text(RECORD + inside + STANDINS["srun"])
+    done, calls = sbatch(stage, CONTAINER="/images/edge-opd.sqsh")
+    assert done.returncode == 0, done.stderr
+    project = stage / "project"
+    started = [call.words for call in calls if call.words[0] == "srun"]
+    assert len(started) > 6 and all(f"--container-mounts={project}:{project}" in words for words in started)
+    assert len(calls_of(calls, "ray", "start")) == 3
+    (run,) = [call for call in calls_of(calls, "ray", "job", "submit") if "edge-opd" in call.words]
+    assert run.node == "n1"
+
+
 def test_on_slurm_a_run_that_fails_fails_the_job(stage: Path) -> None:
     done, calls = sbatch(stage, SUBMIT_STATUS="3")
     assert done.returncode == 3

@@ -12,9 +12,9 @@ from deepspeed.runtime.rollout import generalized_jsd_loss
 from torch import Tensor
 
 from evidence.records import Ids, TrainRow
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, needed_models
 from learner.engine import divergence_of
-from learner.frozen import FrozenModel, needed_models
+from learner.frozen import FrozenModel
 from learner.load import load_causal_lm
 from learner.model import Student
 from tests import fakes

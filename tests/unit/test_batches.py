@@ -1,13 +1,14 @@
 """How rows are dealt out to ranks and packed, by hand: each number here is what a person counts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from evidence.records import TrainRow
 from evidence.rule import TAU_KINDS, EvidenceConfig
-from learner.batches import pack_idle, plan, row_length
+from learner.batches import count, pack, pack_idle, plan, row_length
 from tests.unit.test_student import make_row
 
 
@@ -66,6 +67,64 @@ def test_a_part_is_a_quarter_of_the_step_where_two_ranks_share_it() -> None:
     six parts of 8, 8, 8, 8, 8 and 4 tokens go in turn."""
     ranks = plan([make_row(2, 3)] * 16, 2, 1000)
     assert [sum(len(pack) for pack in rank) for rank in ranks] == [9, 7]
+
+
+# Rows of unequal length: what attention pads is bounded. The budget of each is its tokens, so that they alone decide.
+
+
+def test_short_rows_are_not_packed_beside_a_long_one() -> None:
+    """11 rows as long as the longest are 33,000 tokens for 4,000; apart they are 4,000."""
+    rows = rows_of((500, 2501), *[(50, 51)] * 10)
+    assert lengths(plan(rows, 1, 4000)) == [[[3000], [100] * 10]]
+
+
+def test_padding_of_a_few_hundred_tokens_a_token_costs_less_than_another_pack() -> None:
+    """1,014 tokens of padding beside a row of 1,024: 512 * 2,028 of their products, and not one token more."""
+    rows = rows_of((10, 1015), (10, 1))
+    assert lengths(plan(rows, 1, 2028)) == [[[1024, 10]]]
+    assert lengths(plan(rows, 1, 2027)) == [[[1024], [10]]]
+
+
+def test_the_samples_of_a_prompt_are_parted_by_length_where_they_are_unequal() -> None:
+    prompt = make_row(10, 1).prompt_ids
+    group = [replace(make_row(10, size, seed=seed), prompt_ids=prompt) for seed, size in enumerate([2001, 11] * 2)]
+    assert lengths(plan(group, 1, 4100)) == [[[2010, 2010], [20, 20]]]
+
+
+def test_a_prompt_that_many_rows_share_unpacks_to_at_most_four_times_the_budget() -> None:
+    """Rows of 104 = 100 + 4: 12 of them are 1,248 unpacked tokens, and 148 packed ones."""
+    group = [make_row(100, 5)] * 12
+    assert [len(pack) for pack in plan(group, 1, 312)[0]] == [12]
+    assert [len(pack) for pack in plan(group, 1, 311)[0]] == [11, 1]
+
+
+def test_what_a_teacher_reads_is_bounded_too_where_it_reads() -> None:
+    """Under (x, r) rows of 404 = 400 + 4: 4 * 4 * 101 is 1,616, four of them."""
+    context = np.arange(400, dtype=np.int32)
+    group = [replace(make_row(10, 5), context_prompt_ids=context)] * 8
+    assert [len(pack) for pack in plan(group, 1, 101, is_compared=True)[0]] == [4, 4]
+    assert [len(pack) for pack in plan(group, 1, 101)[0]] == [8]
+    others = [replace(make_row(10, 5, seed=seed), context_prompt_ids=context) for seed in range(8)]
+    assert [len(pack) for pack in plan(others, 1, 112, is_compared=True)[0]] == [4, 4]
+    assert [len(pack) for pack in plan(others, 1, 112)[0]] == [8]
+
+
+def test_math_like_lengths_unpack_to_little_more_than_they_are() -> None:
+    """Sixteen prompts with eight responses each, of log-normal lengths up to 4,096. First fit by tokens pads them to
+    2.6 times the packed tokens, at worst 5.2."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(16):
+        sizes = np.minimum(rng.lognormal(6.5, 0.9, 8).astype(int) + 1, 4096)
+        group = [make_row(int(rng.integers(60, 200)), int(size), seed=seed) for size in sizes]
+        rows += [replace(row, prompt_ids=group[0].prompt_ids) for row in group]
+    packs = plan(rows, 1, 8192)[0]
+    streams = [pack(part, count(part), "response").tokens for part in packs]
+    padded = [tokens.packed.padded[0].numel() for tokens in streams]
+    packed = [len(tokens.input_ids_S) for tokens in streams]
+    assert sum(padded) < 1.6 * sum(packed)
+    assert max(many / few for many, few in zip(padded, packed, strict=True)) < 2.7
+    assert len(packs) < 2 * sum(packed) / 8192
 
 
 def test_an_idle_batch_is_one_token_that_weighs_nothing() -> None:

@@ -1,11 +1,13 @@
 """Recipes, run directories and placement: what is refused, in one line that says where, what and what instead."""
 
+import re
 from dataclasses import asdict, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, located
 from cluster.fleet.placement import Plan, Share, make_plan
@@ -14,7 +16,7 @@ from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir, dated
 from cluster.typed import build, parse_overrides
 from evidence.rule import EvidenceConfig
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, head_chunk
 from rollout.config import EngineConfig, TemplateVariables
 
 RECIPES = sorted((Path(__file__).parents[2] / "cluster" / "recipes").glob("*.toml"))
@@ -51,7 +53,9 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[run]\nsteps = '3'", "run.steps", "'3'", "int"),
         ("[run]\nsteps = 3.0", "run.steps", "3.0", "int"),
         ("[run]\nsteps = true", "run.steps", "True", "int"),
-        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "bool"),
+        ("[weights]\nin_flight = 1", "weights.in_flight", "1", "bool"),
+        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "bool | str"),
+        ("[student]\nenforce_eager = 'yes'", "student.enforce_eager", "'yes'", "true, false or 'auto'"),
         ("[learner]\nlr = true", "learner.lr", "True", "float"),
         ("[learner]\nlr = '1e-5'", "learner.lr", "'1e-5'", "float"),
         ("[learner]\nbetas = 0.9", "learner.betas", "0.9", "a list of 2"),
@@ -169,7 +173,9 @@ def test_the_window_is_what_both_engines_hold() -> None:
         ("learner.lr=0.25", 0.25),
         ("evidence.tau=-0.5", -0.5),
         ("evidence.tau=-inf", float("-inf")),
+        ("student.enforce_eager=auto", "auto"),
         ("student.enforce_eager=false", False),
+        ("weights.in_flight=false", False),
         ("learner.betas=[0.8, 0.9]", (0.8, 0.9)),
     ],
 )
@@ -396,6 +402,68 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+OLDER = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({}, ""),
+        ({"student": {"enforce_eager": False}}, "student.enforce_eager: found False, expected 'auto'"),
+        ({"teacher": {"dtype": "bfloat16"}}, "teacher.dtype: found 'bfloat16', expected 'auto'"),
+        ({"student": {"gpu_memory_utilization": 0.4}}, "student.gpu_memory_utilization: found 0.4, expected 0.0"),
+        ({"learner": {"head_chunk_tokens": 128}}, "learner.head_chunk_tokens: found 128, expected 0"),
+    ],
+    ids=str,
+)
+def test_a_run_of_before_defaults_were_a_devices_is_the_same_run(
+    tmp_path: Path, changed: dict[str, dict[str, Any]], refused: str
+) -> None:
+    """Its file states what was the default then, and on the CPUs of then does what today's does."""
+    folder, recipe = RunDir(tmp_path / "run"), Recipe()
+    tables = asdict(recipe)
+    tables["student"] |= OLDER
+    tables["teacher"] |= OLDER | {"dtype": "float32"}
+    tables["learner"]["head_chunk_tokens"] = 256
+    for table, values in changed.items():
+        tables[table] |= values
+    folder.root.mkdir()
+    folder.config.write_text(tomli_w.dumps(tables))
+    if refused:
+        with pytest.raises(ValueError, match=re.escape(refused)):
+            folder.check_same(recipe)
+    else:
+        folder.check_same(recipe)
+        stated = read_resolved(folder.root).recipe
+        assert stated.teacher.dtype == "float32" and stated.student.enforce_eager is True  # what a report shows
+
+
+def test_a_newer_run_that_states_an_older_default_means_it(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.root.mkdir()
+    folder.config.write_text(dump(replace(Recipe(), teacher=TeacherConfig(dtype="float32"))))
+    with pytest.raises(ValueError, match=re.escape("teacher.dtype: found 'float32', expected 'auto'")):
+        folder.check_same(Recipe())
+
+
+def test_what_a_device_decides() -> None:
+    teacher, student = TeacherConfig(), EngineConfig()
+    assert [teacher.dtype_on(device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
+    assert [student.dtype_on(device) for device in ("cpu", "cuda")] == ["bfloat16", "bfloat16"]
+    assert replace(teacher, dtype="float32").dtype_on("cuda") == "float32"
+    for eager, on in {"auto": [True, False], True: [True, True], False: [False, False]}.items():
+        assert [EngineConfig(enforce_eager=eager).is_eager(device) for device in ("cpu", "cuda")] == on
+    with pytest.raises(ValueError, match=r"dtype: found 'auto', expected one of \('bfloat16', 'float32', 'float16'\)"):
+        EngineConfig(dtype="auto")
+
+
+def test_the_heads_chunk_is_small_on_a_cpu_and_a_gib_of_logits_on_a_gpu() -> None:
+    assert [head_chunk(LearnerConfig(), 49152, on_gpu) for on_gpu in (False, True)] == [256, 5461]
+    assert head_chunk(LearnerConfig(), 151_936, on_gpu=True) == 1766
+    assert head_chunk(LearnerConfig(), 10_000_000, on_gpu=True) == 256
+    assert head_chunk(LearnerConfig(head_chunk_tokens=100), 49152, on_gpu=True) == 100
+
+
 def test_a_file_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
     assert "found something that is not a run" in refused_claim(tmp_path / "run", Recipe(), resume=False)
@@ -555,7 +623,10 @@ def test_beside_an_adapter_the_teacher_has_no_engines_and_its_pushes_are_rays() 
     [
         (["teacher.kind=live"], "teacher.kind: found 'live', expected the frozen base with learner.lora_rank"),
         (["teacher.path=/m"], "teacher.path: found '/m', expected the frozen base with learner.lora_rank"),
-        (["teacher.dtype=float32"], "teacher.dtype: found 'float32', expected student.dtype with learner.lora_rank"),
+        (
+            ["teacher.dtype=float32"],
+            "teacher.dtype: found 'float32', expected 'auto' or student.dtype with learner.lora_rank",
+        ),
         (["learner.lora_targets=['q_proj', 'lm_head']"], "lora_targets: found ('q_proj', 'lm_head'), expected layers"),
         (["learner.lora_targets=[]"], "lora_targets: found (), expected names of linear layers"),
         (["learner.lora_rank=513"], "lora_rank: found 513, expected 0 (no adapter) to 512, vLLM's largest"),

@@ -61,7 +61,8 @@ def test_every_key_is_on_the_page_with_its_default_and_a_meaning(table: str) -> 
         ("learner", "step_deadline_s", float, "more than 0 seconds"),
         ("task", "name", str, "one of arithmetic, context, facts, identity, math"),
         ("task", "probe_file", str, ""),  # read by another task than the default one, which says nothing of its range
-        ("student", "enforce_eager", bool, ""),
+        ("student", "enforce_eager", bool | str, "true, false or 'auto'"),
+        ("weights", "in_flight", bool, ""),
     ],
 )
 def test_a_range_is_what_the_check_expects(table: str, key: str, kind: type, words: str) -> None:
@@ -108,7 +109,9 @@ def templates() -> list[str]:
     """Every text in the code, docstrings aside, and in the scripts; what is formatted into it is `…`."""
     texts = [path.read_text() for path in (ROOT / "cluster" / "examples").iterdir() if path.is_file()]
     for path in (
-        path for name in ("cluster", "evidence", "learner", "rollout") for path in (ROOT / name).rglob("*.py")
+        path
+        for name in ("cluster", "evidence", "learner", "rollout", "requirements")
+        for path in (ROOT / name).rglob("*.py")
     ):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}

@@ -563,7 +563,7 @@ def test_a_learning_rate_of_its_own_is_no_seed(tmp_path: Path) -> None:
     ("change", "key"),
     [
         ({"teacher": {"kind": "ema", "ema_rate": 0.9}}, "teacher.ema_rate: found 0.99 and 0.9"),
-        ({"teacher": {"kind": "ema", "dtype": "bfloat16"}}, "teacher.dtype: found 'float32' and 'bfloat16'"),
+        ({"teacher": {"kind": "ema", "dtype": "bfloat16"}}, "teacher.dtype: found 'auto' and 'bfloat16'"),
         ({"student": {"dtype": "float32"}}, "student.dtype: found 'bfloat16' and 'float32'"),
         ({"run": {"steps": 2, "seed": 1, "max_policy_lag": 1}}, "run.max_policy_lag: found 2 and 1"),
         ({"weights": {"in_flight": False}}, "weights.in_flight: found True and False"),

@@ -431,7 +431,10 @@ def test_a_pack_concatenates_rows_and_points_at_what_predicts_them(sizes: list[t
 
 
 def assert_points_at_what_predicts(tokens: PackedTokens, prompts: Sequence[np.ndarray], rows: list[TrainRow]) -> None:
-    inputs, positions, table, place, needed, targets = (stream.tolist() for stream in tokens)
+    inputs, positions, needed, targets = (
+        stream.tolist() for stream in (tokens.input_ids_S, tokens.position_ids_S, tokens.needed_N, tokens.targets_N)
+    )
+    table, place = (part.tolist() for part in tokens.packed.padded)
     once = {prompt.tobytes(): len(prompt) for prompt in prompts}
     assert len(inputs) == sum(once.values()) + sum(len(row.response_ids) - 1 for row in rows)
     at = 0
@@ -448,6 +451,12 @@ def assert_points_at_what_predicts(tokens: PackedTokens, prompts: Sequence[np.nd
     assert at == len(needed) == len(targets)
     flat = [token for own in table for token in own]
     assert [flat[spot] for spot in place] == list(range(len(inputs)))
+    one_after_another, starts = tokens.packed.rows_U.tolist(), tokens.packed.starts_R1.tolist()
+    for own, begin, end in zip(table, starts, starts[1:], strict=False):
+        assert own[: end - begin] == one_after_another[begin:end]
+        assert set(own[end - begin :]) <= {own[end - begin - 1]}  # its own last token, of no other row
+    assert [one_after_another[spot] for spot in tokens.packed.place_S.tolist()] == list(range(len(inputs)))
+    assert tokens.packed.longest == max(map(len, table))
 
 
 def test_an_advantage_is_on_each_token_of_its_row_and_not_a_number_where_there_is_none() -> None:
@@ -488,6 +497,7 @@ def test_a_row_without_the_advantage_that_the_objective_needs_is_named(beta_kl: 
 def test_an_idle_batch_weighs_nothing() -> None:
     batch = pack_idle(ROWS[0])
     assert batch.rows == ()
-    assert all(len(stream) == 1 for tokens in (batch.tokens, batch.context_tokens) for stream in tokens)
+    for tokens in (batch.tokens, batch.context_tokens):
+        assert all(len(stream) == 1 for stream in tokens if isinstance(stream, Tensor)) and tokens.packed.longest == 1
     for name in ("weight_N", "scale_N", "anchor_scale_N", "advantage_N"):
         assert not getattr(batch, name).any()

@@ -1,0 +1,48 @@
+"""Memory of the GPUs, planned before anything starts on them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from cluster.config import Recipe
+from cluster.fleet.placement import Plan
+from cluster.models import resolve_model
+from cluster.sizing.budget import plan_memory, with_shares
+from cluster.sizing.cards import Card, driver_problem
+from cluster.sizing.shape import shape_of
+from learner.adapter import trained_parameters
+
+UNPLANNED = 0.3  # the share of a GPU that an engine takes where nobody can be asked what the card has
+
+
+def with_planned_memory(
+    recipe: Recipe, plan: Plan, model: str, cards: Sequence[Card], cuda: str | None, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe with a share of the GPU for each engine that shares one, on GPUs; `say` gets a line for each budget.
+
+    cuda: the version that torch was built with.
+
+    Raises:
+        ValueError: a driver is too old, a card too small, or held by others.
+    """
+    if not cards:
+        say(f"memory: found no nvidia-smi to ask, so an engine on a shared GPU takes {UNPLANNED:g} of it")
+        return _unplanned(recipe) if plan.colocated else recipe
+    for card in cards:
+        if problem := driver_problem(card.driver, cuda):
+            raise ValueError(problem)
+    student = shape_of(model)
+    teacher = shape_of(resolve_model(recipe.teacher.path)) if recipe.teacher.path else student
+    trained = trained_parameters(model, recipe.learner) if recipe.learner.lora_rank else student.parameters
+    budgets = plan_memory(recipe, plan, {"student": student, "teacher": teacher}, trained, cards)
+    for budget in budgets:
+        say(budget.line())
+    return with_shares(recipe, budgets)
+
+
+def _unplanned(recipe: Recipe) -> Recipe:
+    shares = {pool: getattr(recipe, pool).gpu_memory_utilization or UNPLANNED for pool in ("student", "teacher")}
+    return replace(
+        recipe,
+        student=replace(recipe.student, gpu_memory_utilization=shares["student"]),
+        teacher=replace(recipe.teacher, gpu_memory_utilization=shares["teacher"]),
+    )

@@ -1,0 +1,153 @@
+"""What everyone on a GPU takes of its memory, decided before anything starts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.config import Recipe
+from cluster.fleet.placement import Plan
+from cluster.sizing.cards import Card
+from cluster.sizing.memory import GIB, SPARE, EngineMemory, LearnerMemory, engine_memory, learner_memory
+from cluster.sizing.shape import ModelShape
+from learner.config import needed_models
+from rollout.config import EngineConfig
+
+# What to change where a part is what asks for most.
+KEYS: Mapping[str, str] = {
+    "weights": "a smaller model, learner.zero_stage = 3 or a larger tensor_parallel_size",
+    "masters and moments": "more learner.num_ranks, or learner.lora_rank",
+    "gradients": "learner.zero_stage = 2 with more learner.num_ranks, or learner.lora_rank",
+    "frozen models": "an objective that compares no distributions",
+    "activations": "learner.gradient_checkpointing = true, or fewer learner.micro_batch_tokens",
+    "logits": "fewer learner.head_chunk_tokens",
+    "buffers": "learner.zero_stage = 1",
+    "work": "fewer max_num_batched_tokens, or a smaller window",
+    "graphs": "enforce_eager = true",
+    "cache": "a smaller window",
+    "CUDA": "another card",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of one card. engines: by pool, the bytes and the sequences that its cache holds."""
+
+    card: Card
+    learner: LearnerMemory | None
+    engines: Mapping[str, tuple[EngineMemory, int]]
+    engines_sleep: bool
+
+    def share(self, pool: str) -> float:
+        """Of an engine, as vLLM takes it: a share of the whole card."""
+        memory, sequences = self.engines[pool]
+        return round(memory.bytes(sequences) / self.card.total, 4)
+
+    def line(self) -> str:
+        """One line, for the start of a run."""
+        parts = []
+        if self.learner is not None:
+            states = sum(self.learner.resident.values()) / GIB
+            parts.append(f"learner {states:.1f} GiB, {self.learner.peak / GIB:.1f} in a step")
+        for pool, (memory, sequences) in self.engines.items():
+            held = f"a cache for {sequences} of {memory.sequences} sequences"
+            parts.append(f"{pool} engine {memory.bytes(sequences) / GIB:.1f} GiB with {held}")
+        return f"memory of {self.card.name} ({self.card.total / GIB:.1f} GiB): {'; '.join(parts)}"
+
+
+def plan_memory(
+    recipe: Recipe, plan: Plan, shapes: Mapping[str, ModelShape], trained: int, cards: Sequence[Card]
+) -> list[Budget]:
+    """One budget for the card that all share, or one for each pool on cards of their own; the smallest card counts.
+
+    shapes: of each pool's model. trained: parameters that the learner trains.
+
+    Raises:
+        ValueError: a card is too small, or others hold it; names what was asked, what was found and what to change.
+    """
+    card = min(cards, key=lambda card: card.free)
+    engines = {"student": engine_memory(shapes["student"], recipe.student)}
+    if plan.shares["teacher"]:
+        engines["teacher"] = engine_memory(shapes["teacher"], recipe.teacher)
+    frozen = sum(needed_models(recipe.learner.compares_distributions, recipe.learner.beta_kl, recipe.teacher.is_base))
+    learner = learner_memory(shapes["student"], recipe.learner, trained, recipe.window, frozen)
+    if plan.colocated:
+        return [_fitted(card, learner, engines, plan.engines_sleep)]
+    apart = [_fitted(card, None, {pool: memory}, False) for pool, memory in engines.items()]
+    return [_fitted(card, learner, {}, False), *apart]
+
+
+def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
+    """The recipe with what is planned for its engines, where it does not say otherwise itself."""
+    changed: dict[str, Any] = {}
+    for budget in budgets:
+        for pool in budget.engines:
+            config: EngineConfig = getattr(recipe, pool)
+            if not config.gpu_memory_utilization and budget.learner is not None:
+                changed[pool] = replace(config, gpu_memory_utilization=budget.share(pool))
+    return replace(recipe, **changed)
+
+
+def _fitted(
+    card: Card, learner: LearnerMemory | None, engines: Mapping[str, EngineMemory], engines_sleep: bool
+) -> Budget:
+    """The largest cache, up to that for all of an engine's sequences at once, with which everyone fits."""
+    most = max((memory.sequences for memory in engines.values()), default=1)
+    room = (1 - SPARE) * card.total
+
+    def budget_of(sequences: int) -> Budget:
+        held = {pool: (memory, min(sequences, memory.sequences)) for pool, memory in engines.items()}
+        return Budget(card, learner, held, engines_sleep)
+
+    least = budget_of(1)
+    _require(least, room)
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if asked(budget_of(middle)) <= room else (low, middle - 1)
+    return budget_of(low)
+
+
+def asked(budget: Budget) -> float:
+    """Bytes at the worst moment: engines at work beside a learner that is not, or the other way round where they sleep,
+    and all at once where they do not."""
+    awake = sum(memory.bytes(sequences) for memory, sequences in budget.engines.values())
+    stays = sum(memory.fixed["CUDA"] + memory.fixed["graphs"] for memory, _ in budget.engines.values())
+    asleep = stays if budget.engines_sleep else awake
+    learner = budget.learner
+    return max(awake + (learner.idle if learner else 0.0), asleep + (learner.peak if learner else 0.0))
+
+
+def _require(least: Budget, room: float) -> None:
+    card, needs = least.card, asked(least)
+    if needs > room:
+        raise ValueError(
+            f"placement: asked {needs / GIB:.1f} GiB of a GPU ({_parts(least)}), found {room / GIB:.1f} GiB to plan "
+            f"with on {card.name}; expected a larger card, or {KEYS[_largest(least)]}"
+        )
+    if needs > card.free - SPARE * card.total:
+        held = f", held by process {', '.join(map(str, card.holders))}" if card.holders else ""
+        raise ValueError(
+            f"placement: asked {needs / GIB:.1f} GiB of GPU {card.index}, found {card.free / GIB:.1f} of "
+            f"{card.total / GIB:.1f} GiB free{held}; expected a card of its own: end the other run, or "
+            "choose a card with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _all_parts(budget: Budget) -> list[tuple[str, str, float]]:
+    """(whose, what, bytes)."""
+    learner = budget.learner
+    found = [("learner", *part) for part in [*learner.resident.items(), *learner.working.items()]] if learner else []
+    for pool, (memory, sequences) in budget.engines.items():
+        cache = ("cache", memory.token * memory.window * sequences)
+        found += [(f"{pool} engine", *part) for part in [*memory.fixed.items(), cache]]
+    return found
+
+
+def _parts(budget: Budget) -> str:
+    """The three largest."""
+    largest = sorted(_all_parts(budget), key=lambda part: -part[2])[:3]
+    return ", ".join(f"{whose}: {what} {size / GIB:.1f}" for whose, what, size in largest)
+
+
+def _largest(budget: Budget) -> str:
+    return max(_all_parts(budget), key=lambda part: part[2])[1]

@@ -1,0 +1,90 @@
+"""The GPUs of a machine as their driver knows them: asked of nvidia-smi, which comes with it."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+MIB = 1 << 20
+ASK_S = 20.0  # a driver that is in trouble may never answer
+FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap")
+# The oldest driver of each of CUDA's major versions (NVIDIA's table of minor version compatibility).
+OLDEST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+Ask = Callable[[Sequence[str]], str]  # nvidia-smi's arguments to what it prints; OSError where there is none
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU. total and free: bytes. holders: ids of the processes that use it."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    driver: str
+    capability: tuple[int, int]
+    holders: tuple[int, ...] = ()
+
+
+def nvidia_smi(arguments: Sequence[str]) -> str:
+    """What it prints.
+
+    Raises:
+        OSError: there is none, it failed, or it does not answer.
+    """
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=ASK_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"nvidia-smi did not answer within {ASK_S:g} s") from None
+    if done.returncode != 0:
+        said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [""]
+        raise OSError(f"nvidia-smi ended with {done.returncode}: {said[0]}")
+    return done.stdout
+
+
+def find_cards(ask: Ask = nvidia_smi) -> list[Card]:
+    """The machine's; none where there is no driver. OSError for a driver in trouble."""
+    try:
+        lines = ask([f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]).splitlines()
+    except FileNotFoundError:
+        return []
+    holders = _holders(ask)
+    return [_card(line, holders) for line in lines if line.strip()]
+
+
+def visible(cards: Sequence[Card], devices: str) -> list[Card]:
+    """Those that CUDA_VISIBLE_DEVICES leaves; all of them where it says nothing, or not by numbers."""
+    numbers = [part.strip() for part in devices.split(",") if part.strip()]
+    named = bool(numbers) and all(part.isdigit() for part in numbers)
+    return [card for card in cards if not named or str(card.index) in numbers]
+
+
+def _card(line: str, holders: dict[int, tuple[int, ...]]) -> Card:
+    index, name, total, free, driver, capability = (part.strip() for part in line.split(","))
+    major, _, minor = capability.partition(".")
+    memory = (int(total) * MIB, int(free) * MIB)
+    return Card(int(index), name, *memory, driver, (int(major), int(minor or 0)), holders.get(int(index), ()))
+
+
+def _holders(ask: Ask) -> dict[int, tuple[int, ...]]:
+    """Process ids by card; none where a container hides them."""
+    listed = ask(["--query-gpu=index,uuid", "--format=csv,noheader"]).splitlines()
+    numbered = {uuid.strip(): int(index) for index, _, uuid in (line.partition(",") for line in listed) if uuid}
+    found: dict[int, tuple[int, ...]] = {}
+    for line in ask(["--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader"]).splitlines():
+        uuid, _, pid = line.partition(", ")
+        if uuid in numbered and pid.strip().isdigit():
+            card = numbered[uuid]
+            found[card] = (*found.get(card, ()), int(pid))
+    return found
+
+
+def driver_problem(driver: str, cuda: str | None) -> str:
+    """What is wrong with a driver for a torch that was built with that CUDA; "" for nothing."""
+    oldest = OLDEST_DRIVER.get((cuda or "").partition(".")[0])
+    if oldest is None or _numbers(driver) >= _numbers(oldest):
+        return ""
+    return f"GPU driver: found {driver}, expected at least {oldest}, which CUDA {cuda} of this torch needs: update it"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

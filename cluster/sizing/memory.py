@@ -1,0 +1,140 @@
+"""Bytes of a learner rank and of an engine's worker, part by part.
+
+Legend: b = bytes of a number of the compute type. tests/unit/test_sizing.py compares formulas with what was measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.sizing.shape import BYTES, ModelShape
+from learner.config import LearnerConfig, head_chunk
+from rollout.config import EngineConfig
+
+GIB = 1 << 30
+BUCKET = 500_000_000  # numbers in a bucket of gradients, and
+GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered: DeepSpeed 0.19.8's defaults
+CONTEXT = 0.6 * GIB  # what CUDA, its libraries and a process's kernels take, before the first tensor
+GRAPHS = 1.0 * GIB  # of an engine: graphs of up to 512 sequences, as vLLM 0.32 records them, and what compiling keeps
+
+SPARE = 0.04  # the share of a card that is left for what is not planned: fragments, and what the driver keeps
+
+Parts = Mapping[str, float]  # bytes by what they are
+
+
+@dataclass(frozen=True)
+class LearnerMemory:
+    """Bytes of one rank. resident: between two steps. working: beside it, in a step."""
+
+    resident: Parts
+    working: Parts
+
+    @property
+    def idle(self) -> float:
+        """While others work."""
+        return sum(self.resident.values())
+
+    @property
+    def peak(self) -> float:
+        """In a step."""
+        return self.idle + sum(self.working.values())
+
+
+def learner_memory(
+    shape: ModelShape, config: LearnerConfig, trained: int, longest: int, frozen_models: int = 0
+) -> LearnerMemory:
+    """On a GPU.
+
+    trained: T, all parameters or an adapter's. longest: tokens of the longest row; a micro-batch is one such row where
+    that is longer than micro_batch_tokens. frozen_models: a teacher or a base that the learner runs.
+    """
+    b, ranks, stage = BYTES[config.dtype], config.num_ranks, config.zero_stage
+    sharded = ranks if stage == 3 else 1
+    tokens = max(config.micro_batch_tokens, longest)
+    buffers = BUCKET * b if stage >= 2 else 0
+    gathered = b * min(shape.parameters, GATHERED) if stage == 3 else 0
+    return LearnerMemory(
+        resident={
+            "weights": b * shape.parameters / sharded,
+            "masters and moments": 12 * trained / (ranks if stage else 1),  # float32: the weights and AdamW's two
+            "gradients": 4 * trained / (ranks if stage >= 2 else 1),  # added up in float32
+            "frozen models": b * shape.parameters * frozen_models / sharded,
+            "CUDA": CONTEXT,
+        },
+        working={
+            "activations": activation_bytes(shape, config, tokens),
+            "logits": logit_bytes(shape, config),
+            "buffers": buffers + gathered,
+        },
+    )
+
+
+def activation_bytes(shape: ModelShape, config: LearnerConfig, tokens: int) -> float:
+    """What the layers keep for the backward pass.
+
+    Of a token in a layer: each norm keeps its input in float32 and in b, and its output in b; attention what it reads
+    and, twice, what it gives; the product its two factors, what the first becomes and the whole. With
+    gradient_checkpointing a layer keeps its input, and one at a time all of this.
+    """
+    layer = layer_bytes(shape, BYTES[config.dtype])
+    inputs = BYTES[config.dtype] * shape.hidden
+    whole = shape.layers * layer if not config.gradient_checkpointing else shape.layers * inputs + layer
+    return tokens * whole
+
+
+def layer_bytes(shape: ModelShape, b: int) -> int:
+    """Of a token."""
+    norms = 2 * shape.hidden * (4 + 2 * b if b == 2 else 3 * b)
+    attention = b * (shape.queries + 2 * shape.values) + 2 * b * shape.queries
+    experts = 4 * b * shape.hidden * shape.experts_used  # each gets a copy, and what it gives is weighed and added
+    return norms + attention + 4 * b * shape.inner + experts
+
+
+def logit_bytes(shape: ModelShape, config: LearnerConfig) -> float:
+    """Of one chunk of positions: float32 logits and a copy in b for the backward pass, twice with a teacher's beside
+    them; and the gradient of the head's weight, in float32 and in b."""
+    b = BYTES[config.dtype]
+    chunk = head_chunk(config, shape.vocabulary, on_gpu=True)
+    copies = (4 + b) if not config.compares_distributions else 5 * 4 + b
+    return chunk * shape.vocabulary * copies + shape.largest_tensor * (4 + b)
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes of one of an engine's workers. token: of a token in its cache."""
+
+    fixed: Parts
+    token: float
+    sequences: int
+    window: int
+
+    def bytes(self, sequences: int) -> float:
+        """With a cache for that many sequences as long as the window."""
+        return sum(self.fixed.values()) + self.token * self.window * sequences
+
+
+def engine_memory(shape: ModelShape, config: EngineConfig) -> EngineMemory:
+    """On a GPU."""
+    dtype, workers = config.dtype_on("cuda"), config.tensor_parallel_size
+    b = BYTES[dtype]
+    return EngineMemory(
+        fixed={
+            "weights": b * shape.parameters / workers,
+            "work": work_bytes(shape, config, b),
+            "graphs": 0.0 if config.is_eager("cuda") else GRAPHS,
+            "CUDA": CONTEXT,
+        },
+        token=shape.cache_bytes(dtype) / workers,
+        sequences=config.max_num_seqs,
+        window=config.window,
+    )
+
+
+SCORED = 1024  # positions whose log-probs of a prompt vLLM 0.32 computes at one time
+
+
+def work_bytes(shape: ModelShape, config: EngineConfig, b: int) -> float:
+    """One layer's products of all tokens that an engine computes at a time, and the logits of what it samples or
+    scores, in float32 and as log-probs."""
+    tokens = max(config.max_num_batched_tokens, config.window)
+    layer = b * (4 * shape.hidden + 2 * shape.queries + 2 * shape.inner / config.tensor_parallel_size)
+    return tokens * layer + 2 * 4 * max(config.max_num_seqs, min(SCORED, tokens)) * shape.vocabulary

@@ -1,0 +1,198 @@
+"""Engines and learners on a GPU, each in a process of its own, for the tests of this folder.
+
+python -m tests.gpu.drive ACT TARGET.json [ARGUMENT...]
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHARE = 0.15  # of the card, for each engine: five of them run side by side
+RECEIVER = "cluster.weights.receiver.WeightReceiver"
+
+
+async def numerics(model: str, dtype: str, runner: str) -> Any:
+    """What tests/engine/test_engine_numerics.py asks of a CPU's engine. runner: "0" or "1", vLLM's second one."""
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = runner
+    from tests.engine.test_engine_numerics import drive
+
+    return await drive(model, dtype, "cuda", gpu_memory_utilization=SHARE, enforce_eager=True)
+
+
+class Weights:
+    """Mixed into an engine's workers."""
+
+    def weights_digest(self) -> str:
+        from cluster.weights.digest import WeightsDigest
+
+        digest = WeightsDigest()
+        for name, parameter in self.get_model().named_parameters():  # type: ignore[attr-defined]
+            digest.add(name, parameter.data)
+        return digest.hexdigest()
+
+
+async def sleeping(model: str) -> Any:
+    """An engine with CUDA graphs, as in a run: what it samples and how it scores that; then its weights, scores and the
+    card's free memory before sleep, in it and after."""
+    from cluster.sizing.cards import find_cards
+    from rollout.config import EngineConfig, SamplingConfig
+    from rollout.engine import Engine
+    from tests.engine.test_engine_numerics import WINDOW, requests
+
+    config = EngineConfig(window=WINDOW, gpu_memory_utilization=SHARE)
+    engine = Engine(model, config, "cuda", worker_extension="tests.gpu.drive.Weights", sleeps=True)
+    made = requests(model)
+    prompts = [one.sampler_ids for one in made]
+    samples = await engine.sample(made, SamplingConfig(1.0, 24), seed=7)
+    responses = [sample.response_ids for sample in samples]
+    naps: list[dict[str, Any]] = []
+
+    async def look(awake: bool) -> None:
+        seen: dict[str, Any] = {"free": find_cards()[0].free}
+        if awake:
+            seen["digest"] = (await engine._llm.collective_rpc("weights_digest"))[0]
+            seen["scores"] = [row.tolist() for row in await engine.score(prompts, responses)]
+        naps.append(seen)
+
+    await look(awake=True)
+    for _ in range(2):
+        await engine.sleep()
+        await look(awake=False)
+        await engine.wake_up()
+        await look(awake=True)
+    engine.shutdown()
+    sampled = [[sample.response_ids.tolist(), sample.sampler_logprobs.tolist()] for sample in samples]
+    return {"sampled": sampled, "naps": naps}
+
+
+async def push(model: str, transport: str, trainer: str) -> Any:
+    """Two pushes of a changed model from here, on GPU `trainer`, to an engine on GPU 0: what the engine makes of
+    it, and the seconds of the second."""
+    import torch
+    from vllm.distributed.weight_transfer.base import ModuleSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    from cluster.weights.digest import WeightsDigest
+    from cluster.weights.transports import Meeting, backend
+    from cluster.weights.transports import transport as transport_of
+    from rollout.config import EngineConfig
+    from rollout.engine import Engine
+    from rollout.vllm_quirks import IPC_ENVIRONMENT
+    from tests.engine.test_weight_handoff import PROMPT, RESPONSE, InProcessClient, changed_model
+    from tests.runs import free_port
+
+    os.environ |= IPC_ENVIRONMENT
+    config = EngineConfig(dtype="bfloat16", window=64, gpu_memory_utilization=0.4, enforce_eager=True)
+    engine = Engine(model, config, "cuda", backend(transport), RECEIVER)
+    before = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    changed, digest = changed_model(model).to(f"cuda:{trainer}"), WeightsDigest()
+    for name, parameter in changed.named_parameters():
+        digest.add(name, parameter.data)
+    sizes = [parameter.nbytes for parameter in changed.parameters()]
+    loop, seconds = asyncio.get_running_loop(), list[float]()
+
+    def send() -> None:
+        torch.cuda.set_device(int(trainer))  # each thread has its own
+        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, max(sizes)))
+        client = InProcessClient(engine, loop, 5)
+        sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed))
+        for _ in range(2):
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            sender.send_weights()
+            seconds.append(time.perf_counter() - begun)
+
+    await asyncio.to_thread(send)
+    found = {
+        "before": before,
+        "after": (await engine.score([PROMPT], [RESPONSE]))[0].tolist(),
+        "state": await engine.weight_state(),
+        "sent": digest.hexdigest(),
+        "bytes": sum(sizes),
+        "largest": max(sizes),
+        "seconds": seconds[-1],
+    }
+    engine.shutdown()
+    return found
+
+
+async def adapter(model: str, *folders: str) -> Any:
+    """What tests/engine/test_adapter.py asks of a CPU's engine."""
+    from tests.engine.test_adapter import drive
+
+    return await drive(model, list(folders), "cuda", gpu_memory_utilization=SHARE, enforce_eager=True)
+
+
+async def attention() -> Any:
+    """The kernel of packed rows beside padded ones, in bfloat16, with float32 as the judge: differences of what comes
+    out and of the gradients, by their norms."""
+    import torch
+
+    from learner import attention as module
+    from tests.unit.test_attention import PACKS, attend, packed_of, streams_of
+
+    found = {}
+    for kind in PACKS:
+        packed = packed_of(*PACKS[kind]).to("cuda")
+        results = {}
+        for way, dtype, takes in (("kernel", torch.bfloat16, True), ("padded", torch.bfloat16, False),
+                                  ("exact", torch.float32, False)):  # fmt: skip
+            module.takes_varlen = lambda *streams, takes=takes: takes  # type: ignore[assignment]
+            sources = streams_of(packed_of(*PACKS[kind]), (4, 2), torch.bfloat16)
+            streams = [stream.detach().to("cuda", dtype).requires_grad_() for stream in sources]
+            out = attend(streams, packed)
+            factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to("cuda")
+            (out.float() * factors).sum().backward()
+            results[way] = [out.detach().float(), *(stream.grad.float() for stream in streams)]
+        found[kind] = {
+            way: [
+                float((one - exact).norm() / exact.norm())
+                for one, exact in zip(results[way], results["exact"], strict=True)
+            ]
+            for way in ("kernel", "padded")
+        }
+    return found
+
+
+async def learner(model: str) -> Any:
+    """Seconds of a learner step over 16 rows of 1,024 tokens, after one that warms it up, and peak memory."""
+    import numpy as np
+    import torch
+
+    from evidence.records import TrainRow
+
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29613"
+    )
+    from learner.config import LearnerConfig
+    from learner.engine import ZeroEngine
+    from learner.train import Trainer
+
+    rng, rows = np.random.default_rng(0), list[TrainRow]()
+    for index in range(16):
+        prompt, response = (rng.integers(5, 40_000, size).astype(np.int32) for size in (64, 961))
+        streams = (-rng.random(961, np.float32), -rng.random(961, np.float32), np.zeros(961, np.float32))
+        rows.append(TrainRow(str(index), False, prompt, prompt, response, *streams, np.ones(961, np.float32)))
+    config = LearnerConfig(lr=1e-7, micro_batch_tokens=4096)
+    trainer, seconds = Trainer(ZeroEngine(model, config), config), list[float]()
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        trainer.step(rows)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return {"seconds": min(seconds[1:]), "tokens": 16 * 1024, "peak": torch.cuda.max_memory_allocated()}
+
+
+ACTS: dict[str, Callable[..., Any]] = {
+    act.__name__: act for act in (numerics, sleeping, push, adapter, attention, learner)
+}
+
+if __name__ == "__main__":
+    act, target, *arguments = sys.argv[1:]
+    Path(target).write_text(json.dumps(asyncio.run(ACTS[act](*arguments))))

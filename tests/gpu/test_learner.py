@@ -1,0 +1,43 @@
+"""The learner's kernels, its speed and its memory on a GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.sizing.cards import Card
+from cluster.sizing.memory import learner_memory
+from cluster.sizing.shape import shape_of
+from cluster.sizing.speed import device_of, train_flops
+from learner.config import LearnerConfig
+from tests.fakes import tiny_model
+from tests.gpu.conftest import TELL
+from tests.runs import side_by_side
+
+# 1.2 billion random parameters, laid out as Llama 3.2's 1B.
+ONE_B = {"vocab": 128_256, "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
+         "intermediate_size": 8192, "num_hidden_layers": 16, "dtype": "bfloat16"}  # fmt: skip
+
+
+def driven(act: str, target: Path, *arguments: str) -> Any:
+    side_by_side({act: ["-m", "tests.gpu.drive", act, str(target), *arguments]})
+    return json.loads(target.read_text())
+
+
+def test_attention_by_the_kernel_is_that_of_padded_rows(tmp_path: Path, tell: TELL) -> None:
+    """Forward, and the gradients of queries, keys and values: as close to float32 as padded bfloat16 rows are."""
+    for kind, found in driven("attention", tmp_path / "attention.json").items():
+        tell(f"attention's kernel from float32, {kind}: largest relative norm", max(found["kernel"]), "")
+        for kernel, padded in zip(found["kernel"], found["padded"], strict=True):
+            assert kernel < max(2 * padded, 0.01)
+
+
+def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_path: Path, tell: TELL) -> None:
+    model = tiny_model(tmp_path / "model", **ONE_B)  # type: ignore[arg-type]
+    found, shape = driven("learner", tmp_path / "learner.json", str(model)), shape_of(str(model))
+    flops = train_flops(shape, found["tokens"], 512) / found["seconds"]
+    tell("learner's FLOP/s on a model of 1.2 B", flops, "")
+    if device := device_of(cards[0].name):
+        tell("learner's model FLOP utilisation", flops / device.flops, ">= 0.4")
+    planned = learner_memory(shape, LearnerConfig(micro_batch_tokens=4096), shape.parameters, 1024)
+    tell("learner's peak memory over its plan", found["peak"] / planned.peak, "<= 1")
+    assert found["peak"] <= 1.1 * planned.peak

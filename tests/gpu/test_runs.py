@@ -1,0 +1,103 @@
+"""Whole runs on one GPU: student and teacher engine and the learner share it."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from cluster.config import load_recipe
+from cluster.fleet.placement import Share, make_plan
+from cluster.sizing.budget import asked, plan_memory
+from cluster.sizing.cards import Card, find_cards
+from cluster.sizing.memory import SPARE
+from cluster.sizing.shape import shape_of
+from evidence.manifest import Manifest
+from evidence.shards import read_shard
+from tests.bench.figures import figures_in
+from tests.gpu.conftest import TELL
+from tests.runs import ROOT, edge_opd, lines, small_run
+
+SMOKE = ROOT / "cluster" / "recipes" / "local-smoke.toml"
+
+
+@contextmanager
+def most_used() -> Iterator[list[int]]:
+    """A list whose last item is the most that was used of the first card meanwhile, beyond what was used before."""
+    before, most, ended = used(), [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.25):
+            most.append(max(most[-1], used() - before))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def used() -> int:
+    card = find_cards()[0]
+    return card.total - card.free
+
+
+def test_a_local_smoke_learns_within_its_plan_of_memory(
+    cards: list[Card], default_model: Path, tmp_path: Path, tell: TELL
+) -> None:
+    """ZeRO 1. The name is learned (probe.require), and versions, digests and the canary hold at each push."""
+    run_dir, begun = tmp_path / "smoke", time.monotonic()
+    with most_used() as most:
+        done = edge_opd("run", str(SMOKE), "--run-dir", str(run_dir), timeout=600, CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "on cuda, weights over ipc" in done.stdout and "memory of " in done.stdout
+    records = lines(run_dir / "metrics.jsonl")
+    assert [record["policy_version_max"] for record in records] == list(range(32))
+    assert all(record["canary"] < 0.1 for record in records)
+    tell("local-smoke from its first step: seconds", sum(record["wall_s"] for record in records), "<= 180")
+    tell("local-smoke in all: seconds", time.monotonic() - begun, "")
+    probed = edge_opd("probe", str(run_dir), "--json", "--set", "probe.max_tokens=8", "--set", "probe.samples=1")
+    assert probed.returncode == 0 and json.loads(probed.stdout.splitlines()[-1])["n"] > 0
+    busy = [record["busy_fraction"] for record in records[1:]]
+    tell("step over the sum of its stages, lag 0", len(busy) / sum(busy), "<= 1.1")
+    recipe, shape = load_recipe(SMOKE), shape_of(str(default_model))
+    plan = make_plan(recipe, [Share(16, 1)])
+    (budget,) = plan_memory(recipe, plan, dict.fromkeys(("student", "teacher"), shape), shape.parameters, cards[:1])
+    tell("memory of a colocated run over its plan", most[-1] / asked(budget), "<= 1")
+    assert most[-1] <= asked(budget) + SPARE * cards[0].total
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_other_zero_stages_run_whole(stage: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    eager = ("student.enforce_eager=true", "teacher.enforce_eager=true")  # a faster start
+    done = small_run(run_dir, f"learner.zero_stage={stage}", *eager)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    records = lines(run_dir / "metrics.jsonl")
+    assert [record["policy_version_max"] for record in records] == [0, 1]
+    assert all(record["stages"][name]["seconds"] > 0 for record in records for name in ("sleep", "wake", "push"))
+    assert sum(read_shard(uri).num_rows for uri in Manifest(run_dir / "manifest.jsonl").written()) == 16
+    assert AutoConfig.from_pretrained(str(run_dir / "export")).model_type == "llama"
+
+
+def test_the_doctor_finds_nothing_wrong_with_the_card() -> None:
+    done = edge_opd("doctor", "--gpu")
+    assert "GPUs: found none" not in done.stdout
+    problems = [line for line in done.stdout.splitlines() if "PROBLEM" in line]
+    assert not [line for line in problems if "GPU driver" in line or "flash attention" in line], problems
+
+
+def test_sampling_is_as_fast_as_bare_vllm(tell: TELL) -> None:
+    command = [sys.executable, "-m", "tests.bench.sampling", "--rounds", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (figure,) = figures_in(done.stdout.splitlines())
+    tell(figure.name, figure.value, figure.target)

@@ -1,0 +1,219 @@
+"""Bytes on paper, and what is planned from them; those of a forward pass are in tests/process/test_sizing.py."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
+from cluster.fleet.placement import Plan, Share, make_plan
+from cluster.run.memory import with_planned_memory
+from cluster.sizing.budget import KEYS, asked, plan_memory, with_shares
+from cluster.sizing.cards import Card, driver_problem, find_cards, visible
+from cluster.sizing.memory import (
+    CONTEXT,
+    GIB,
+    engine_memory,
+    learner_memory,
+    logit_bytes,
+)
+from cluster.sizing.shape import ModelShape, shape_of
+from learner.adapter import add_adapter, trained_parameters
+from learner.config import LearnerConfig
+from learner.load import load_causal_lm
+from rollout.config import EngineConfig
+from tests.cards import card, no_smi, smi
+
+EIGHT_B = ModelShape.decoder(layers=36, hidden=4096, heads=32, key_heads=8, head=128, inner=12288, vocabulary=151_936)
+BF16, FP32 = "bfloat16", "float32"
+
+# Shapes
+
+
+def test_published_sizes_come_out() -> None:
+    assert EIGHT_B.parameters == pytest.approx(8.19e9, rel=0.001)  # Qwen3-8B
+    assert EIGHT_B.cache_bytes(BF16) == 36 * 2 * 8 * 128 * 2 == 147_456
+
+
+# Learner and engines
+
+
+def test_weights_masters_moments_and_gradients_of_the_default_model(default_model: Path) -> None:
+    """2.4 GB, measured (docs/benchmarks): 18 bytes a parameter on one rank."""
+    shape = shape_of(str(default_model))
+    memory = learner_memory(shape, LearnerConfig(), shape.parameters, 512)
+    assert memory.idle - CONTEXT == 18 * shape.parameters == pytest.approx(2.4e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "expected"),
+    [(0, 4, 2 + 12 + 4), (1, 4, 2 + 3 + 4), (2, 4, 2 + 3 + 1), (3, 4, 0.5 + 3 + 1), (3, 1, 18)],
+)
+def test_zero_stages_share_out_what_they_say(stage: int, ranks: int, expected: float) -> None:
+    """Bytes a parameter (arXiv 1910.02054, with float32 sums of the gradient)."""
+    memory = learner_memory(EIGHT_B, LearnerConfig(zero_stage=stage, num_ranks=ranks), EIGHT_B.parameters, 512)
+    assert memory.idle - CONTEXT == pytest.approx(expected * EIGHT_B.parameters)
+
+
+def test_a_frozen_model_and_an_adapter_count(tiny_model: Path) -> None:
+    config = LearnerConfig(lora_rank=4)
+    trained = trained_parameters(str(tiny_model), config)
+    causal_lm = load_causal_lm(str(tiny_model), torch.float32)
+    add_adapter(causal_lm, config)
+    assert trained == sum(p.numel() for p in causal_lm.parameters() if p.requires_grad)
+    memory = learner_memory(EIGHT_B, LearnerConfig(), trained, 512, frozen_models=2)
+    assert memory.idle - CONTEXT == 3 * 2 * EIGHT_B.parameters + 16 * trained
+
+
+def test_a_longer_row_than_the_micro_batch_is_what_counts() -> None:
+    few, many = (learner_memory(EIGHT_B, LearnerConfig(), 1, longest).working["activations"] for longest in (100, 4096))
+    assert many == 4 * few
+
+
+def test_logits_are_a_gib_a_copy_and_the_heads_gradient() -> None:
+    expected = 1766 * 151_936 * 6 + 151_936 * 4096 * 6
+    assert logit_bytes(EIGHT_B, LearnerConfig()) == expected
+    assert logit_bytes(EIGHT_B, LearnerConfig(objective="jsd")) > expected + 3 * GIB
+
+
+def test_an_engines_cache_grows_by_the_window() -> None:
+    memory = engine_memory(EIGHT_B, EngineConfig(window=1000, max_num_seqs=7))
+    assert memory.bytes(3) - memory.bytes(2) == 1000 * 147_456
+    halves = engine_memory(EIGHT_B, EngineConfig(window=1000, tensor_parallel_size=2))
+    assert halves.token * 2 == memory.token and halves.fixed["weights"] * 2 == memory.fixed["weights"]
+    assert engine_memory(EIGHT_B, EngineConfig(enforce_eager=True)).fixed["graphs"] == 0
+    wide = engine_memory(EIGHT_B, TeacherConfig(dtype=FP32))
+    assert wide.fixed["weights"] == 2 * memory.fixed["weights"] and wide.token == 2 * memory.token
+
+
+# Cards
+
+
+def test_cards_are_read_as_the_driver_tells_them() -> None:
+    both = [card(80, 79.5, holders=(4321, 4400)), card(24, 1.5, index=1, name="NVIDIA A10", capability=(8, 6))]
+    assert find_cards(smi(*both)) == both
+    assert visible(both, "") == visible(both, "GPU-aa") == both
+    assert visible(both, "1") == [both[1]]
+    assert visible(both, "1, 0") == both
+    assert find_cards(no_smi) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "problem"),
+    [
+        ("580.95.05", "13.0", ""),
+        ("580.65.06", "13.0", ""),
+        ("535.104.05", "13.0", "found 535.104.05, expected at least 580.65.06, which CUDA 13.0 of this torch needs"),
+        ("580.65.05", "13.0", "found 580.65.05, expected at least 580.65.06"),
+        ("535.104.05", "12.8", ""),
+        ("470.1", "12.8", "found 470.1, expected at least 525.60.13"),
+        ("470.1", None, ""),
+        ("470.1", "14.0", ""),
+    ],
+)
+def test_a_driver_older_than_cuda_needs(driver: str, cuda: str | None, problem: str) -> None:
+    assert problem in driver_problem(driver, cuda)
+    assert bool(driver_problem(driver, cuda)) is bool(problem)
+
+
+# Plans
+
+ONE_GPU, FOUR = [Share(16, 1)], [Share(64, 4)]
+
+
+def recipe_of(lag: int = 0, **tables: Any) -> Recipe:
+    return Recipe(run=RunConfig(max_policy_lag=lag), **tables)
+
+
+def planned(recipe: Recipe, nodes: Sequence[Share], shape: ModelShape, *cards: Card) -> list[Any]:
+    plan = make_plan(recipe, nodes)
+    return plan_memory(recipe, plan, {"student": shape, "teacher": shape}, shape.parameters, cards)
+
+
+def test_on_one_card_everyone_has_a_share_that_fits(default_model: Path) -> None:
+    shape = shape_of(str(default_model))
+    (budget,) = planned(recipe_of(), ONE_GPU, shape, card(80))
+    assert asked(budget) < 0.96 * 80 * GIB
+    assert {pool: sequences for pool, (_, sequences) in budget.engines.items()} == {"student": 64, "teacher": 64}
+    told = with_shares(recipe_of(), [budget])
+    assert 0.02 < told.student.gpu_memory_utilization < 0.1
+    memory, sequences = budget.engines["student"]
+    assert told.student.gpu_memory_utilization == pytest.approx(memory.bytes(sequences) / (80 * GIB), abs=1e-4)
+    line = budget.line()
+    assert line.startswith("memory of NVIDIA H100 80GB HBM3 (80.0 GiB): learner ") and "\n" not in line
+    assert "student engine" in line and "a cache for 64 of 64 sequences" in line
+
+
+def test_a_share_that_the_recipe_has_stays() -> None:
+    recipe = recipe_of(student=EngineConfig(gpu_memory_utilization=0.4))
+    shape = replace(EIGHT_B, parameters=10**8)
+    told = with_shares(recipe, planned(recipe, ONE_GPU, shape, card(80)))
+    assert told.student.gpu_memory_utilization == 0.4 and 0 < told.teacher.gpu_memory_utilization < 0.4
+
+
+def test_a_cache_is_as_small_as_it_must_be() -> None:
+    """An 8B model's cache for 512 sequences of 8,192 tokens is 576 GiB; an engine of its own takes all of its card."""
+    recipe = recipe_of(student=EngineConfig(window=8192, max_num_seqs=512))
+    learner, student, teacher = planned(recipe_of_four(recipe), FOUR, EIGHT_B, *[card(180)] * 4)
+    memory, sequences = student.engines["student"]
+    assert 1 < sequences < 512
+    assert memory.bytes(sequences) <= 0.96 * 180 * GIB < memory.bytes(sequences + 1)
+    assert learner.learner is not None and not learner.engines and teacher.learner is None
+    assert with_shares(recipe, [learner, student, teacher]).student.gpu_memory_utilization == 0.0  # vLLM's own share
+
+
+def recipe_of_four(recipe: Recipe) -> Recipe:
+    return replace(recipe, learner=LearnerConfig(num_ranks=2, zero_stage=2))
+
+
+def test_engines_that_sleep_leave_the_learner_room() -> None:
+    shape = replace(EIGHT_B, parameters=10**9)
+    (asleep,), (awake,) = (planned(recipe_of(lag), ONE_GPU, shape, card(80)) for lag in (0, 1))
+    assert asked(asleep) < asked(awake)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({}, "more learner.num_ranks, or learner.lora_rank"),
+        ({"learner": LearnerConfig(micro_batch_tokens=131_072)}, KEYS["activations"]),
+        ({"learner": LearnerConfig(head_chunk_tokens=10**6)}, KEYS["logits"]),
+    ],
+    ids=["states", "activations", "logits"],
+)
+def test_a_card_that_is_too_small_is_refused_in_one_line(changed: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        planned(recipe_of(**changed), ONE_GPU, EIGHT_B, card(80))
+    found = str(refused.value)
+    assert re.match(r"placement: asked \d+\.\d GiB of a GPU \(learner: .+\), found 76\.8 GiB to plan with on", found)
+    assert found.endswith(f"expected a larger card, or {key}") and "\n" not in found
+
+
+def test_two_runs_on_one_card_are_refused_in_one_line() -> None:
+    shape = replace(EIGHT_B, parameters=10**8)
+    with pytest.raises(ValueError) as refused:
+        planned(recipe_of(), ONE_GPU, shape, card(80, 6, holders=(4321, 4400)))
+    assert re.fullmatch(
+        r"placement: asked \d+\.\d GiB of GPU 0, found 6\.0 of 80\.0 GiB free, held by process 4321, 4400; expected a "
+        "card of its own: end the other run, or choose a card with CUDA_VISIBLE_DEVICES",
+        str(refused.value),
+    )
+
+
+def test_a_run_plans_its_memory_before_it_starts(tiny_model: Path) -> None:
+    recipe, said = Recipe(model=ModelConfig(path=str(tiny_model))), list[str]()
+
+    def told(*cards: Card) -> Recipe:
+        plan: Plan = make_plan(recipe, ONE_GPU)
+        return with_planned_memory(recipe, plan, str(tiny_model), cards, "13.0", said.append)
+
+    assert told(card(80)).student.gpu_memory_utilization > 0
+    assert len(said) == 1 and said[0].startswith("memory of NVIDIA H100 80GB HBM3 (80.0 GiB): learner")
+    assert told().teacher.gpu_memory_utilization == 0.3
+    assert said[1].startswith("memory: found no nvidia-smi")
+    with pytest.raises(ValueError, match=r"GPU driver: found 535\.1, expected at least 580\.65\.06"):
+        told(card(80, driver="535.1"))
