@@ -75,6 +75,8 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
             yield from _reading("responses_total", cut, reason="length")
     yield from _reading("rollouts_total", skipped, outcome="skipped")
     yield from _reading("rollouts_total", record.dropped, outcome="dropped")
+    for outcome, count in (record.verdicts or {}).items():
+        yield from _reading("verdicts_total", count, outcome=outcome)
     yield from _reading("prompts_refused_total", record.refused)
     if record.policy_version_min is not None and record.policy_version_max is not None:
         yield from _reading("policy_lag_steps", record.step - record.policy_version_max, bound="min")

@@ -5,7 +5,7 @@ A field's annotation says its unit and its meaning: docs/metrics.md is made of t
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from evidence.advantage import RewardSums
@@ -67,6 +67,12 @@ class StepRecord:
         Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
     ]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
+    verdicts: Annotated[
+        Mapping[str, int] | None,
+        "answers",
+        "put to the verifier's processes: judged there; repeated, and its verdict remembered; costly or lost, and so "
+        "wrong: it took too much processor time, or two processes in turn gave no verdict",
+    ] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -159,6 +165,7 @@ def step_record(
         canary=canary,
         mismatch=learned.mismatch if sampler == "student" else None,
         truncated=produced.truncated,
+        verdicts=asdict(produced.verdicts) if produced.rewards else None,
     )
 
 

@@ -75,6 +75,7 @@ def line_of_step(record: StepRecord) -> Line:
         "rewards": record.rewards and asdict(record.rewards),
         "mismatch": record.mismatch and asdict(record.mismatch),
         "truncated": record.truncated,
+        "verdicts": record.verdicts,
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
 
@@ -104,6 +105,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
         truncated=line.get("truncated"),  # younger than its format
+        verdicts=line.get("verdicts"),  # and that
         older_means=line.get("older_means", {}),
     )
 

@@ -30,7 +30,7 @@ def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
 
 
 def test_everything_in_the_table_is_read_from_a_record() -> None:
-    step = a_step(2, truncated=1)
+    step = a_step(2, truncated=1, verdicts={"judged": 2})
     engine = replace(SAMPLE.engines["student engine 0"], stats=dict.fromkeys(COUNTED, 1.0))
     readings = [
         *of_recipe(Recipe()),

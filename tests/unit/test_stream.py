@@ -14,7 +14,7 @@ from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream
 from rollout.waits import Turnstile
-from rollout.worker import Group
+from rollout.worker import Group, Rewards
 from tests.fakes import FakeEngine
 from tests.virtual_time import run_virtual
 
@@ -55,10 +55,15 @@ class Engines:
             raise self.failing
         return [Sample(row, IDS, LOGPROBS, "stop", student_version, student_version) for row in group.rows]
 
-    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group:
+    async def verify(self, samples: Sequence[Sample]) -> Rewards:
+        return (None,) * len(samples)
+
+    async def score(
+        self, group: GroupRequests, samples: Sequence[Sample], rewards: Rewards, teacher_version: int
+    ) -> Group:
         await asyncio.sleep(0)
         scored = tuple(ScoredSample(sample, LOGPROBS, LOGPROBS, teacher_version) for sample in samples)
-        return Group(group, scored, (None,) * len(samples))
+        return Group(group, scored, rewards)
 
     @property
     def names(self) -> list[str]:
