@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from evidence.advantage import Rewards
 from evidence.records import Sample
 from rollout.requests import GroupRequests, StepRequests
 from rollout.waits import Turnstile, deadline
-from rollout.worker import Group, Rewards, Taken
+from rollout.worker import Group, Taken
 
 GROUP_STATES = ("sampling", "verifying", "scoring", "done")
 

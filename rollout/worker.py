@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
 
-from evidence.advantage import RewardSums, reward_sums
+from evidence.advantage import Rewards, RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
@@ -20,9 +20,6 @@ from rollout.tasks.boxed_pool import Verdicts
 
 VERIFYING = 8  # answers at once, in threads beside the loop
 Verifier = Callable[[], float | None]  # of one response: blocks for as long as it takes
-
-
-Rewards = tuple[float | None, ...]  # of a group's responses; None without a verifier
 
 
 class Sampler(Protocol):

@@ -5,7 +5,7 @@ A field's annotation says its unit and its meaning: docs/metrics.md is made of t
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from evidence.advantage import RewardSums
@@ -14,6 +14,7 @@ from evidence.mismatch import Mismatch
 from learner.report import LearnedStep
 from rollout.probe import ProbeResult, Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 
 if TYPE_CHECKING:  # a record opens where nothing runs
     from rollout.worker import StepRollouts
@@ -67,12 +68,7 @@ class StepRecord:
         Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
     ]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
-    verdicts: Annotated[
-        Mapping[str, int] | None,
-        "answers",
-        "put to the verifier's processes: judged there; repeated, and its verdict remembered; costly or lost, and so "
-        "wrong: it took too much processor time, or two processes in turn gave no verdict",
-    ] = None
+    verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -165,7 +161,7 @@ def step_record(
         canary=canary,
         mismatch=learned.mismatch if sampler == "student" else None,
         truncated=produced.truncated,
-        verdicts=asdict(produced.verdicts) if produced.rewards else None,
+        verdicts=produced.verdicts if produced.rewards else None,
     )
 
 

@@ -25,6 +25,7 @@ from evidence.mismatch import Mismatch
 from evidence.rates import RATES
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 
 __all__ = [
     "Answer", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe", "line_of_step",
@@ -75,7 +76,7 @@ def line_of_step(record: StepRecord) -> Line:
         "rewards": record.rewards and asdict(record.rewards),
         "mismatch": record.mismatch and asdict(record.mismatch),
         "truncated": record.truncated,
-        "verdicts": record.verdicts,
+        "verdicts": record.verdicts and asdict(record.verdicts),
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
 
@@ -105,7 +106,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
         truncated=line.get("truncated"),  # younger than its format
-        verdicts=line.get("verdicts"),  # and that
+        verdicts=Verdicts(**line["verdicts"]) if line.get("verdicts") else None,  # and that
         older_means=line.get("older_means", {}),
     )
 

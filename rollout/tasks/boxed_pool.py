@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from queue import LifoQueue
+from typing import Annotated
 
 DEADLINE_S = 60.0  # wall clock, for a process that gets no processor; its own bound is on processor time
 START_DEADLINE_S = 120.0  # it imports sympy
@@ -39,10 +40,10 @@ class NoAnswer(Exception):
 class Verdicts:
     """How many questions were answered how."""
 
-    judged: int = 0  # by a process
-    repeated: int = 0  # judged before, and remembered
-    costly: int = 0  # took more than their processor time: no
-    lost: int = 0  # two processes in turn had no answer: no
+    judged: Annotated[int, "answers", "that the verifier's processes judged"] = 0
+    repeated: Annotated[int, "answers", "whose verdict was known: the same answer was put to them before"] = 0
+    costly: Annotated[int, "answers", "wrong, since they took more than their processor time"] = 0
+    lost: Annotated[int, "answers", "wrong, since two of the verifier's processes in turn gave no verdict"] = 0
 
     def __sub__(self, other: "Verdicts") -> "Verdicts":
         return Verdicts(**{name: count - asdict(other)[name] for name, count in asdict(self).items()})

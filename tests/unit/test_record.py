@@ -4,7 +4,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, fields, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
             stats={"all": part, "guided": TokenStats(), "plain": part}, loss=0.5,
             metrics={key: 0.25 for key, *_ in LEARNERS}, grad_norm=1.5, rows=2, refused=1, dropped=3, skipped_rows=0,
             rewards=RewardSums(1.0, 2, 1), policy_version_min=0, policy_version_max=1, weights_digest="d", canary=0.01,
-            mismatch=Mismatch(7, 0.14, 0.7), verdicts=asdict(Verdicts(1, 0, 0, 1)),
+            mismatch=Mismatch(7, 0.14, 0.7), verdicts=Verdicts(1, 0, 0, 1),
         ),
         **changes,
     )  # fmt: skip

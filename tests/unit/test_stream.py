@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from cluster.fleet.scheduler import EnginePool, Scheduler
+from evidence.advantage import Rewards
 from evidence.records import RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream
 from rollout.waits import Turnstile
-from rollout.worker import Group, Rewards
+from rollout.worker import Group
 from tests.fakes import FakeEngine
 from tests.virtual_time import run_virtual
 

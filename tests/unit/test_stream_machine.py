@@ -8,10 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from evidence.advantage import Rewards
 from evidence.records import Sample, ScoredSample
 from rollout.requests import GroupRequests
 from rollout.stream import RolloutStream
-from rollout.worker import Group, Rewards, Taken
+from rollout.worker import Group, Taken
 from tests.unit.test_stream import IDS, LOGPROBS, Requests
 from tests.virtual_time import VirtualTimeLoop
 
