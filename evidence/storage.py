@@ -3,20 +3,32 @@
 import os
 import re
 from functools import partial
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from pyarrow import fs as pafs
 
 from evidence.patience import within
 
 _PASSWORD = re.compile(r"[^/?@]*:(?!\d+(/|$))[^?]*@")  # with a "/" in it too: a secret key has one, often unescaped
-_SECRET_OPTION = re.compile(r"[?&]([^=&]*(?:secret|password|token|access_key)[^=&]*|sig)=", re.IGNORECASE)
+_S3 = (
+    "region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open",
+    "tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates",
+)  # fmt: skip
+_GCS = ("scheme", "endpoint_override", "retry_limit_seconds", "project_id")
+_AZURE = (
+    "blob_storage_authority", "dfs_storage_authority", "enable_tls", "credential_kind", "tenant_id", "client_id",
+    "background_writes",
+)  # fmt: skip
+# The options of each scheme that pyarrow 26 knows and that hold no secret. Of other schemes none is taken.
+OPTIONS = {"s3": _S3, "gs": _GCS, "gcs": _GCS, "abfs": _AZURE, "abfss": _AZURE, "hdfs": ("replication", "buffer_size")}
+_PLAIN = re.compile(r"[\w.:/\[\]-]*")  # what an option may say: nothing in it is another option or a password
 _S3_ATTEMPTS = 3  # a store that is not there takes seconds with it; with the client of `from_uri`, minutes
 _GCS_RETRIES = "retry_limit_seconds=20"  # of each request; pyarrow's own limit is a quarter of an hour
 _OPEN_S = 60.0  # S3 is asked for the bucket's region
 _FSSPEC = ("fsspec+", "hf://")  # a URI whose path is the rest of it, as it is
 _PATH_CHARACTERS = "/%:@!$&'()*+,;="  # beside letters, digits, and "-._~": RFC 3986, 3.3
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_ELSEWHERE = "put credentials into the environment of every node (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -53,23 +65,38 @@ def standard(uri: str) -> str:
 
 
 def options_of(uri: str) -> dict[str, str]:
-    """What follows the `?`."""
-    return dict(parse_qsl(urlsplit(uri, allow_fragments=False).query, keep_blank_values=True))
+    """What follows the `?`. ValueError for what is no URI, which the message does not repeat."""
+    try:
+        return dict(parse_qsl(urlsplit(uri, allow_fragments=False).query, keep_blank_values=True))
+    except ValueError:
+        raise ValueError(f"{uri.partition('://')[0]}://...: found no URI, expected one that pyarrow can open") from None
 
 
 def refuse_credentials(uri: str) -> None:
-    """ValueError for a URI with a password, key or token in it, which the message does not repeat.
+    """ValueError for a URI with a password, key or token in it, or an option that may be one: neither is repeated.
 
-    A shard's URI is in the manifest, its root in config.toml and in the exported model's card.
+    A shard's URI is in the manifest, its root in config.toml.
     """
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return
+    scheme, rest = scheme.lower(), unquote(rest)
     has_user = scheme == "s3" and "@" in re.split("[/?]", rest)[0]
-    if has_user or _PASSWORD.match(rest) or _SECRET_OPTION.search(rest):
+    if has_user or _PASSWORD.match(rest):
         raise ValueError(
-            f"{scheme}://...: found credentials in the URI, expected none, since a run's files repeat it: put them "
-            "into the environment of every node (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            f"{scheme}://...: found credentials in the URI, expected none, since a run's files repeat it: {_ELSEWHERE}"
+        )
+    if is_opaque := uri.lower().startswith(_FSSPEC):
+        given = dict.fromkeys(re.findall(r"[?&;]([^/?&;]*)=", rest), "")
+    else:
+        given = options_of(uri)
+    taken = () if is_opaque else OPTIONS.get(scheme, ())
+    if bad := [name for name, value in given.items() if name not in taken or not _PLAIN.fullmatch(value)]:
+        which = f"the option {bad[0]}" if bad[0] in taken else f"option {list(given).index(bad[0]) + 1}"
+        expected = f"one of {', '.join(taken)} with a plain value" if taken else "none"
+        raise ValueError(
+            f"{scheme}://...: found {which} of the URI, which may hold a credential, expected {expected}, since a "
+            f"run's files repeat it: {_ELSEWHERE}"
         )
 
 

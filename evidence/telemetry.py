@@ -39,7 +39,9 @@ class Sample:
 
     time: Annotated[float, "s", "Unix time of the answer"]
     version: Annotated[int, "steps", "policy version that the student's engines hold"] = 0
-    groups: Annotated[Mapping[str, int], "groups", "by state: sampling, scoring, done"] = field(default_factory=dict)
+    groups: Annotated[Mapping[str, int], "groups", "by state: sampling, verifying, scoring, done"] = field(
+        default_factory=dict
+    )
     oldest_group_s: Annotated[float, "s", "age of the oldest group that is not done; 0 where there is none"] = 0.0
     waiting: Annotated[Mapping[str, int], "pieces", "of work, by pool, that no engine has room for"] = field(
         default_factory=dict

@@ -130,12 +130,14 @@ CHOICES = ("last", "average", "best")
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Which weights a run ends with: those of its last probe, and of its export."""
+    """Which weights a run ends with, those of its last probe and of its export, and what its model card shows."""
 
     # last: the last step's; average: the mean of the last `average` steps'; best: those with the best main rate of the
     # probes on the way, which are then probed again with another seed: the rate that chose them is too high
     choose: str = "last"
     average: int = 8  # how many steps' weights the mean is of: 4 bytes a parameter on the learner's hosts
+    # the model card shows a context r that the teacher saw: the persona, or for math a training problem's solution
+    card_context: bool = False
 
     def __post_init__(self) -> None:
         require(self.choose in CHOICES, "export.choose", self.choose, f"one of {CHOICES}")

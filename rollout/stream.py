@@ -10,18 +10,25 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from evidence.advantage import Rewards
 from evidence.records import Sample
 from rollout.requests import GroupRequests, StepRequests
 from rollout.waits import Turnstile, deadline
 from rollout.worker import Group, Taken
 
+GROUP_STATES = ("sampling", "verifying", "scoring", "done")
+
 
 class Roller(Protocol):
-    """Samples and scores one group of requests."""
+    """Samples, verifies and scores one group of requests."""
 
     async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]: ...
 
-    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group: ...
+    async def verify(self, samples: Sequence[Sample]) -> Rewards: ...
+
+    async def score(
+        self, group: GroupRequests, samples: Sequence[Sample], rewards: Rewards, teacher_version: int
+    ) -> Group: ...
 
 
 class RolloutStream:
@@ -110,11 +117,14 @@ class RolloutStream:
 
     async def _roll(self, group: GroupRequests) -> Group:
         async with deadline(self._deadline_s, f"rollouts of group {group.name}: not done"):
-            self._rolling[group.name] = "sampling", time.monotonic()
+            begun = time.monotonic()
+            self._rolling[group.name] = "sampling", begun
             samples = await self._roller.sample(group, self._student_version)
+            self._rolling[group.name] = "verifying", begun
+            rewards = await self._roller.verify(samples)
             async with self._scoring:
-                self._rolling[group.name] = "scoring", self._rolling[group.name][1]
-                return await self._roller.score(group, samples, self._teacher_version)
+                self._rolling[group.name] = "scoring", begun
+                return await self._roller.score(group, samples, rewards, self._teacher_version)
 
     def _settle(self, task: "asyncio.Task[Group]") -> None:
         self._under_way.discard(task)
@@ -131,10 +141,10 @@ class RolloutStream:
         return self._student_version
 
     def states(self) -> tuple[dict[str, int], float]:
-        """Groups by what is done to them (sampling, scoring, done), and the age of the oldest that is not done, s."""
+        """Groups by what is done to them (`GROUP_STATES`), and the age of the oldest that is not done, s."""
         counts = Counter(state for state, _ in self._rolling.values())
         begun = min((since for _, since in self._rolling.values()), default=time.monotonic())
-        groups = {"sampling": counts["sampling"], "scoring": counts["scoring"], "done": len(self._done)}
+        groups = {state: counts[state] for state in GROUP_STATES} | {"done": len(self._done)}
         return groups, time.monotonic() - begun
 
     async def pause_scoring(self) -> None:

@@ -1,11 +1,13 @@
 """The stages of the rollout service: sample, score, judge, write."""
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Protocol
 
-from evidence.advantage import RewardSums, reward_sums
+from evidence.advantage import Rewards, RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
@@ -14,6 +16,10 @@ from rollout.requests import GroupRequests, StepRequests
 from rollout.score import Scorer, score_all
 from rollout.stages import Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
+from rollout.tasks.boxed_pool import Verdicts
+
+VERIFYING = 8  # answers at once, in threads beside the loop
+Verifier = Callable[[], float | None]  # of one response: blocks for as long as it takes
 
 
 class Sampler(Protocol):
@@ -28,7 +34,7 @@ class Group:
 
     requests: GroupRequests
     scored: tuple[ScoredSample, ...]
-    rewards: tuple[float | None, ...]
+    rewards: Rewards
 
     @cached_property
     def version_min(self) -> int:
@@ -62,13 +68,14 @@ class StepRollouts:
     busy_s: float  # in which any of the stages was at work: they overlap
     rewards: RewardSums | None  # None without a verifier
     truncated: int = 0  # responses that the limit on their tokens ended
+    verdicts: Verdicts = field(default_factory=Verdicts)  # of the verifier's processes, since the shard before
 
 
 class RolloutWorker:
     """Turns groups of requests into a shard of judged rollouts.
 
-    reward: the task's verifier, see `rewarder`. student_scorer: the student's engines,
-    needed by `teacher_student` evidence only.
+    reward: the task's verifier, see `rewarder`. verdicts: what its processes have said so far. student_scorer: the
+    student's engines, needed by `teacher_student` evidence only.
     """
 
     def __init__(
@@ -78,13 +85,16 @@ class RolloutWorker:
         sampler: Sampler,
         scorer: Scorer,
         write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
-        reward: Callable[[Sample], float | None] = lambda sample: None,
+        reward: Callable[[Sample], Verifier] = lambda sample: lambda: None,
         student_scorer: Scorer | None = None,
+        verdicts: Callable[[], Verdicts] = Verdicts,
     ) -> None:
         self.config, self.evidence = config, evidence
         self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if reads(evidence.kind, "student_logprobs") else None
         self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
+        self._beside = ThreadPoolExecutor(VERIFYING, "verifying")
+        self._verdicts, self._told = verdicts, verdicts()
 
     async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
         """The group's responses.
@@ -103,13 +113,22 @@ class RolloutWorker:
             for sample in samples
         ]
 
-    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group:
-        """The group with every view that its evidence is made of, and its rewards."""
+    async def verify(self, samples: Sequence[Sample]) -> Rewards:
+        """The responses' rewards. The loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        verifiers = [self.reward(sample) for sample in samples]
+        with self._any.piece():
+            return tuple(await asyncio.gather(*(loop.run_in_executor(self._beside, ask) for ask in verifiers)))
+
+    async def score(
+        self, group: GroupRequests, samples: Sequence[Sample], rewards: Rewards, teacher_version: int
+    ) -> Group:
+        """The group with every view that its evidence is made of."""
         by_student = self.config.sampler == "student"
         with self._any.piece(), self._scoring.piece():
             scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
         self._scoring.count(tokens)
-        return Group(group, tuple(scored), tuple(self.reward(sample) for sample in samples))
+        return Group(group, tuple(scored), rewards)
 
     def write(self, taken: Taken, step: int) -> StepRollouts:
         """Judges the groups of one step together, since a threshold may be the step's own, and writes their shard."""
@@ -118,6 +137,7 @@ class RolloutWorker:
         clock = Stopwatch()
         with self._any.piece():
             shard = self._write(judge_all(scored, rewards, self.evidence, step), step)
+        self._told, before = self._verdicts(), self._told
         stages = {"sample": self._sampling.take(), "score": self._scoring.take(), "write": clock.stage(shard.tokens)}
         return StepRollouts(
             step=step,
@@ -130,15 +150,15 @@ class RolloutWorker:
             busy_s=self._any.take().seconds,
             rewards=reward_sums(rewards, [one.sample.request.group_id for one in scored]),
             truncated=sum(one.sample.finish_reason == "length" for one in scored),
+            verdicts=self._told - before,
         )
 
 
-def rewarder(
-    requests: StepRequests, reward: Callable[[TaskPrompt, str], float | None]
-) -> Callable[[Sample], float | None]:
-    """The task's verifier, of a prompt and a response's answer, as a function of a sample of `requests`."""
+def rewarder(requests: StepRequests, reward: Callable[[TaskPrompt, str], float | None]) -> Callable[[Sample], Verifier]:
+    """The task's verifier, of a prompt and a response's answer, for a sample of `requests`. The answer is read by who
+    asks: a tokenizer is no thing for two threads."""
     prompts = {prompt.prompt_id: prompt for prompt in requests.prompts}
     assert len(prompts) == len(requests.prompts), "a prompt_id twice"
-    return lambda sample: reward(
-        prompts[sample.request.prompt_id], requests.renderer.answer_of_ids(sample.response_ids)
+    return lambda sample: partial(
+        reward, prompts[sample.request.prompt_id], requests.renderer.answer_of_ids(sample.response_ids)
     )

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,13 @@ import pytest
 
 from cluster.default_model import prepare_default_model
 from tests import fakes
-from tests.runs import FINISHED, small_run
+from tests.listeners import family, watched
+from tests.runs import FINISHED, PLANTED, WatchedRun, small_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OF_THE_FINISHED_RUN = ("test_job_submit.py", "test_pipeline.py")
+OF_THE_FINISHED_RUN = ("test_guarded.py", "test_job_submit.py", "test_pipeline.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -59,13 +61,21 @@ def small_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
-    """(run directory, what it printed) of one small real run on a local Ray: two learner ranks under ZeRO-3, the same
-    tokens each time."""
+def watched_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun]:
+    """One small real run on a local Ray: two learner ranks under ZeRO-3, the same tokens each time. Its environment has
+    `PLANTED`."""
     run_dir = tmp_path_factory.mktemp("runs") / "small"
-    done = small_run(run_dir, *FINISHED)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return run_dir, done
+    with tempfile.TemporaryDirectory(prefix="edge-", dir="/tmp") as temporary:  # Ray's socket paths must be short
+        with watched(lambda: family(os.getpid())[1:]) as watch:
+            done = small_run(run_dir, *FINISHED, TMPDIR=temporary, **PLANTED)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        yield WatchedRun(run_dir, done, watch.found(), Path(temporary))
+
+
+@pytest.fixture(scope="session")
+def finished(watched_run: WatchedRun) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """(run directory, what it printed) of `watched_run`."""
+    return watched_run.run_dir, watched_run.done
 
 
 @pytest.fixture

@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.listeners import Listener
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "cluster" / "recipes" / "identity.toml"
@@ -24,6 +27,24 @@ AVERAGED = ("export.choose=average", "export.average=2")
 FINISHED = ("student.max_num_seqs=1", *TWO_RANKS, *AVERAGED)
 
 
+@dataclass(frozen=True)
+class WatchedRun:
+    """A real run that has ended, what it printed, where its processes listened, and its temporary folder."""
+
+    run_dir: Path
+    done: "subprocess.CompletedProcess[str]"
+    listeners: set[Listener]
+    temporary: Path
+
+
+# Values of a run's environment that nothing it writes may repeat.
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "planted-AKIA-4c1e", "AWS_SECRET_ACCESS_KEY": "planted-secret-77d0",
+    "AWS_SESSION_TOKEN": "planted-session-0b9a", "OPENAI_API_KEY": "planted-openai-5f32",
+    "HF_TOKEN": "planted-hub-e81d", "RAY_AUTH_TOKEN": "706c616e746564" * 4, "WANDB_API_KEY": "planted-wandb-2a6c",
+}  # fmt: skip
+
+
 def edge_opd(
     *arguments: str, timeout: int = 500, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -37,8 +58,10 @@ def small_arguments(run_dir: Path, *overrides: str, recipe: str = str(RECIPE)) -
     return ["run", recipe, "--run-dir", str(run_dir), *settings]
 
 
-def small_run(run_dir: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return edge_opd(*small_arguments(run_dir, *overrides), *flags)
+def small_run(
+    run_dir: Path, *overrides: str, flags: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return edge_opd(*small_arguments(run_dir, *overrides), *flags, **environment)
 
 
 def side_by_side(scripts: dict[str, list[str]], timeout: int = 400) -> None:

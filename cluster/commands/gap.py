@@ -21,9 +21,10 @@ from evidence.require import require
 from evidence.rule import judge_all
 from rollout.gap import as_probe
 from rollout.probe import Rate
+from rollout.requests import GroupRequests
 from rollout.tasks import build_task
 from rollout.tasks.identity import TEMPLATE
-from rollout.worker import RolloutWorker, rewarder
+from rollout.worker import Group, RolloutWorker, rewarder
 
 if TYPE_CHECKING:
     from rollout.engine import Engine
@@ -124,7 +125,7 @@ async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
     worker = RolloutWorker(recipe.rollout, recipe.evidence, engine, engine, _unwritten,
                            rewarder(requests, task.reward), engine)  # fmt: skip
     groups, _ = requests.of(0)
-    done = [await worker.score(group, await worker.sample(group, 0), 0) for group in groups]
+    done = [await _rolled(worker, group) for group in groups]
     scored, rewards = ([one for group in done for one in getattr(group, name)] for name in ("scored", "rewards"))
     prompts, rule = {prompt.prompt_id: prompt for prompt in requests.prompts}, RATES[task.rates[0]]
     records = [
@@ -139,6 +140,11 @@ async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
     ]
     sums = sum((_sums(record) for _, record in records), TokenStats())
     return Guided(rule.label, Rate(sum(shown), len(shown)), sums)
+
+
+async def _rolled(worker: RolloutWorker, group: GroupRequests) -> Group:
+    samples = await worker.sample(group, 0)
+    return await worker.score(group, samples, await worker.verify(samples), 0)
 
 
 def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:

@@ -5,14 +5,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
 from cluster.config import Recipe
-from cluster.fleet.network import interface_towards
-from cluster.fleet.processes import free_port, log_to_file
+from cluster.fleet.network import interface_towards, open_door
+from cluster.fleet.processes import log_to_file
 from cluster.fleet.ray_cluster import Footprint, own_footprint
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
@@ -30,7 +31,7 @@ PART_BYTES = 64 << 20  # of a file that goes to another host
 
 @dataclass(frozen=True)
 class Place:
-    """Where a learner rank is. `port` is free there."""
+    """Where a learner rank is. `port` is its own there."""
 
     host: str  # its address
     port: int
@@ -44,17 +45,22 @@ class LearnerActor:
     def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
         self.log = log_to_file("learner")
         self._recipe, self._model, self._teacher = recipe, model, teacher
+        self._door: socket | None = None
 
     def place(self, run_file: str) -> Place:
         """Where this rank is, and whether it sees a file of the run's folder."""
-        return Place(ray.util.get_node_ip_address(), free_port(), Path(run_file).is_file())
+        address = ray.util.get_node_ip_address()
+        if self._door is None:
+            self._door = open_door(address)
+            self._port = int(self._door.getsockname()[1])
+        return Place(address, self._port, Path(run_file).is_file())
 
     def footprint(self) -> Footprint:
         """This rank's processes."""
         return own_footprint()
 
-    def start(self, rank: int, places: Sequence[Place]) -> None:
-        """Joins the other ranks, where rank 0 is, and loads the models."""
+    def start(self, rank: int, places: Sequence[Place], secret: str) -> None:
+        """Joins the other ranks, where rank 0 is, and loads the models. secret: that only they have."""
         hosts = [place.host for place in places]
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
@@ -62,6 +68,7 @@ class LearnerActor:
         )  # fmt: skip
         # gloo would otherwise speak from the address of the host's name, which may be its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
+        self._join(rank, places, secret)
         from cluster.weights.source import export_groups
         from learner.config import needed_models
         from learner.ema import Ema
@@ -85,13 +92,27 @@ class LearnerActor:
         self._kept = self._engine.keeper()
         self._links: dict[str, WeightLink | AdapterLink] = {}
 
+    def _join(self, rank: int, places: Sequence[Place], secret: str) -> None:
+        import torch
+
+        from learner.rendezvous import join, store_at
+
+        assert self._door is not None
+        if rank != 0:
+            self._door.close()
+        local = int(os.environ["LOCAL_RANK"])
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        seconds = self._recipe.learner.start_deadline_s
+        store = store_at(places[0].host, places[0].port, seconds, self._door if rank == 0 else None)
+        join(rank, len(places), store, secret, device)
+
     def _weights(self) -> Any:
         """(name, full tensor) of every parameter; a collective under ZeRO-3."""
         return self._engine.full_tensors(self._groups)
 
-    def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str, port: int) -> None:
+    def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str) -> None:
         """Connects this rank to the `workers` of the engines of `pool`, "student" or "teacher", through the rollout
-        service, whose handle this is."""
+        service, whose handle this is. address: of rank 0."""
         from cluster.weights.link import AdapterLink, FleetClient, WeightLink
         from cluster.weights.source import TrainerSource
         from cluster.weights.transports import Meeting
@@ -102,7 +123,7 @@ class LearnerActor:
             return
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
         deadline_s = self._recipe.weights.deadline_s
-        meeting = Meeting(self._rank, address, port, workers, deadline_s, source.largest_bytes())
+        meeting = Meeting(self._rank, address, workers, deadline_s, source.largest_bytes())
         with client.until(deadline_s):
             self._links[pool] = WeightLink(transport, client, source, meeting)
 

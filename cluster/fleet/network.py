@@ -4,12 +4,19 @@ import socket
 
 import psutil
 
+LOOPBACK = "127.0.0.1"
+
 
 def own_address(address: str, port: int) -> str:
     """The address by which the host at `address` sees this one. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, port))
         return str(probe.getsockname()[0])
+
+
+def open_door(address: str) -> socket.socket:
+    """Takes connections at a free port of `address` from now on, and at no other address of this host."""
+    return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
 
 
 def interface_towards(address: str, port: int) -> str:

@@ -1,8 +1,8 @@
-"""What an actor's process does for itself: a log of its own, a free port, and little garbage collection."""
+"""What an actor's process does for itself: a log of its own, and little garbage collection."""
 
 import gc
 import os
-import socket
+import stat
 import sys
 import tempfile
 import time
@@ -18,16 +18,29 @@ Process = tuple[int, float]  # its number, and when it began: numbers are used a
 
 
 def log_to_file(name: str) -> str:
-    """Sends this process's output, and its children's, to a file of its own; returns the path."""
-    folder = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    """Sends this process's output, and its children's, to a file of its own that only this user reads; returns the
+    path."""
+    folder = private_folder(Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}")
     remove_old_logs(folder)
     path = folder / f"{name}-{os.getpid()}.log"
+    path.unlink(missing_ok=True)  # of an earlier process of that number
     sys.stdout.flush(), sys.stderr.flush()
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # which follows no link
     os.dup2(target, 1), os.dup2(target, 2)
     os.close(target)
     return str(path)
+
+
+def private_folder(path: Path) -> Path:
+    """The folder at `path`, which everyone may guess: this user's, and nobody else's to read or write. Where somebody
+    else was there first, one beside it that nobody can guess."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=path.parent))
+    path.chmod(0o700)  # an older version left it open
+    return path
 
 
 def remove_old_logs(folder: Path) -> None:
@@ -52,13 +65,6 @@ def collect_seldom() -> None:
     and have no cycles: by default each collection walks all of them, for a third of the controller's time."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
-
-
-def free_port() -> int:
-    """A port that is free on this host now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def own_processes() -> list[Process]:

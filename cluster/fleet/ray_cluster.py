@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -12,18 +13,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, end_processes, own_processes
+from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
 from cluster.sizing.cards import Card, find_cards, visible
 
 CARDS_S = 60.0  # for a node's answer, with the start of a worker there
 
 
 def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS (a submitted job has one) or starts a local Ray."""
+    """Joins the cluster of RAY_ADDRESS (a submitted job has one) or starts a local Ray, which only this host reaches,
+    and which asks for a token of this run's own."""
     if ray.is_initialized():
         return
+    keep_token_private(Path.home())
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:
+        stay_on_loopback()
+        ask_for_a_token(os.environ)
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 

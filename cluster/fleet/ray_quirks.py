@@ -10,10 +10,18 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
 - An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`.
 - Actors run at niceness 15, so that beside other work on their host they starve. RAY_worker_niceness=0, set before Ray
   starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
+- Every service listens on all interfaces, also of a local Ray, and 127.0.0.1 as the node's address is replaced by the
+  host's own. Where clusters are off, as by default on macOS, all of them listen on the loopback: `stay_on_loopback`.
+- A local Ray writes a token that is not there yet to ~/.ray/auth_token, which every user may read as the umask usually
+  is: `ask_for_a_token`, `keep_token_private`.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import secrets
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 
+from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
@@ -29,6 +37,24 @@ def reason(lost: Exception) -> str:
 def omp_threads(threads: int) -> dict[str, str]:
     """The environment variable with which an actor's process has as many OpenMP threads as it should."""
     return {"OMP_NUM_THREADS": str(threads)}
+
+
+def stay_on_loopback() -> None:
+    """A local Ray that this process starts from now on is not seen by other hosts."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def ask_for_a_token(environment: MutableMapping[str, str]) -> None:
+    """A local Ray asks for a token that nobody but this process and its children has, unless the user has chosen."""
+    if not any(name in environment for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # the mode follows: Ray reads that as it is imported
+
+
+def keep_token_private(home: Path) -> None:
+    """Nobody but its owner may read the token that Ray has written there."""
+    path = home / ".ray" / "auth_token"
+    if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -58,6 +58,7 @@ class RolloutActor:
         from cluster.requests import step_requests
         from rollout.stream import RolloutStream
         from rollout.tasks import build_task
+        from rollout.tasks.boxed import verdicts
         from rollout.worker import RolloutWorker, rewarder
 
         starting = asyncio.create_task(self._fleet.roster.start())
@@ -72,6 +73,7 @@ class RolloutActor:
             write=self._write,
             reward=rewarder(requests, task.reward),
             student_scorer=self._fleet.pool("student"),
+            verdicts=verdicts,
         )
         self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
         return await starting

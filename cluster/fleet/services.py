@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -164,8 +165,9 @@ class LearnerService:
     async def start(self, places: Sequence[Place]) -> None:
         """Every rank joins the others and loads its models."""
         seconds = self._recipe.learner.start_deadline_s
+        secret = secrets.token_hex()
         answers = {
-            name: ask(name, handle, "start", rank, places)
+            name: ask(name, handle, "start", rank, places, secret)
             for rank, (name, handle) in enumerate(zip(self._names(), self.handles, strict=True))
         }
         await all_within(seconds, "start of the learner", answers)
@@ -174,8 +176,7 @@ class LearnerService:
     async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
         """Connects the ranks to the `workers` of the engines of `pool`, through the rollout service's handle."""
         seconds, what = self._recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"
-        meeting = (await self.places())[0]
-        arguments = (pool, transport, rollout, workers, meeting.host, meeting.port)
+        arguments = (pool, transport, rollout, workers, (await self.places())[0].host)
         await self._ask(2 * seconds + GRACE_S, what, "open_transport", *arguments)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
@@ -242,7 +243,9 @@ class LearnerService:
                 with (arrived / file_name).open("ab") as file:
                     file.write(content)
             await within(seconds, what, asyncio.gather(*beside))
-            shutil.copytree(arrived, folder, dirs_exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            for path in arrived.iterdir():  # content alone: the folder that it arrived in is nobody else's to read
+                shutil.copyfile(path, folder / path.name)
 
     def _names(self) -> list[str]:
         return [f"learner rank {rank}" for rank in range(len(self.handles))]

@@ -36,12 +36,15 @@ FIGURES: dict[str, Figure] = {
     "stage_worked_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),
     "stage_busy_seconds_total": Figure(COUNTER, "s", ("stage",), "time in which a stage was at work"),
     "lane_busy_seconds_total": Figure(COUNTER, "s", ("lane", "what"), "time in which a lane of the timeline did what"),
-    "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, scoring, done"),
+    "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, verifying, scoring, done"),
     "oldest_group_seconds": Figure(GAUGE, "s", (), "age of the oldest group that is not done"),
     "rollouts_total": Figure(COUNTER, "", ("outcome",), "rollouts by outcome: trained, skipped, dropped"),
     "prompts_refused_total": Figure(COUNTER, "", (), "prompts that do not fit the window"),
     "policy_lag_steps": Figure(GAUGE, "", ("bound",), "versions that the last step's tokens were behind: min, max"),
     "responses_total": Figure(COUNTER, "", ("reason",), "responses by how they ended: stop, length"),
+    "verdicts_total": Figure(
+        COUNTER, "", ("outcome",), "answers put to the verifier's processes: judged, repeated, costly, lost"
+    ),
     "response_tokens_total": Figure(COUNTER, "", (), "tokens of those responses"),
     "service_up": Figure(GAUGE, "", (), "1 when the rollout service answered the last question"),
     "policy_version": Figure(GAUGE, "", (), "version of the weights that the student's engines hold"),

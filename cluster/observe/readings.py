@@ -4,7 +4,7 @@ A counter's value is what the record adds to it, but for an engine's own, which 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from cluster.config import Recipe
 from cluster.observe.figures import FIGURES
@@ -75,6 +75,8 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
             yield from _reading("responses_total", cut, reason="length")
     yield from _reading("rollouts_total", skipped, outcome="skipped")
     yield from _reading("rollouts_total", record.dropped, outcome="dropped")
+    for outcome, count in asdict(record.verdicts).items() if record.verdicts else ():
+        yield from _reading("verdicts_total", count, outcome=outcome)
     yield from _reading("prompts_refused_total", record.refused)
     if record.policy_version_min is not None and record.policy_version_max is not None:
         yield from _reading("policy_lag_steps", record.step - record.policy_version_max, bound="min")

@@ -14,6 +14,7 @@ from evidence.mismatch import Mismatch
 from learner.report import LearnedStep
 from rollout.probe import ProbeResult, Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 
 if TYPE_CHECKING:  # a record opens where nothing runs
     from rollout.worker import StepRollouts
@@ -77,6 +78,7 @@ class StepRecord:
     ]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
     canary_bound: Annotated[float | None, "nats", "the canary beyond which the run stops"] = None
+    verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -169,6 +171,7 @@ def step_record(
         canary_bound=pushed.bound if pushed else None,
         mismatch=learned.mismatch if sampler == "student" else None,
         truncated=produced.truncated,
+        verdicts=produced.verdicts if produced.rewards else None,
     )
 
 

@@ -1,5 +1,6 @@
 """RUN/gap.json: what there is to learn, as the teacher showed it before step 1."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -83,8 +84,8 @@ async def measured(
     told = await texts("gap: teacher", [renderer.context_prompt_ids(p.turns, r) for p, r in questions], seed)
     if base is None or not asks_the_probe(questions, task):
         alone = await texts("gap: base", [renderer.prompt_ids(p.turns) for p in prompts], seed)
-        base = _rates(prompts, alone, task, renderer)
-    return Gap(time.time(), task.name, _rates(prompts, told, task, renderer), base)
+        base = await _rates(prompts, alone, task, renderer)
+    return Gap(time.time(), task.name, await _rates(prompts, told, task, renderer), base)
 
 
 def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
@@ -92,14 +93,15 @@ def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
     return len(renderer.context_prompt_ids(asked[0].turns, asked[1])) < recipe.window
 
 
-def _rates(
+async def _rates(
     prompts: Sequence[ProbePrompt], responses: Sequence[Sequence[str]], task: Task, renderer: Renderer
 ) -> Mapping[str, Rate]:
     """Those over any answers: training prompts have no tags."""
     pairs = [
         (prompt, renderer.answer(text)) for prompt, texts in zip(prompts, responses, strict=True) for text in texts
     ]
-    return {name: rate for name, rate in summarise(pairs, task).rates.items() if rate.n}
+    rates = (await asyncio.to_thread(summarise, pairs, task)).rates  # a verifier may take its time
+    return {name: rate for name, rate in rates.items() if rate.n}
 
 
 def required(recipe: Recipe, gap: Gap | None) -> float:

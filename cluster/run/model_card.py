@@ -1,8 +1,13 @@
 """The exported model's card: what was trained in, how it was made, and what its probes say."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from cluster.config import Recipe, dump
+import tomli_w
+
+from cluster.config import PATHS, Recipe
 from cluster.observe.sinks import summary_table
 from cluster.run.gap import Gap
 from cluster.run.record import ProbeRecord
@@ -21,7 +26,7 @@ tags: [edge-opd, on-policy-distillation]
 
 - Base model: `{base}`
 - Method: EDGE-OPD (arXiv 2605.23493), task `{task}`, {steps} steps
-- Context that the teacher saw, and the student no longer needs{which}: "{context}"
+- {context}
 {prompts}
 
 | figure | before | after | teacher | answers |
@@ -33,10 +38,15 @@ are 95% Wilson intervals.{chosen}
 
 ## Recipe
 
-```toml
-{recipe}```
-"""
+What names a place, such as a local path, a bucket or a server, is left out.
 
+{recipe}
+"""
+_SHOWN = """Context that the teacher saw, and the student no longer needs{which}:
+
+{fenced}
+"""
+_UNSHOWN = "The teacher saw a context that the student no longer needs{which} (`export.card_context` shows it)"
 
 _CHOSEN = {
     "last": "",
@@ -60,18 +70,45 @@ def write_model_card(
     given = [f"the chat template was given {name} = {value!r}" for name, value in recipe.template.items()]
     ended = recipe.export.choose if probes[1].step == recipe.run.steps else "last"
     chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
-    contexts = list(dict.fromkeys(p.context for p in task.training_prompts() if not p.is_ordinary)) or [""]
     card = _CARD.format(
-        base=model.rstrip("/").rsplit("/", 1)[-1],
-        title=folder.root.name,
+        base=_plain(model.rstrip("/").rsplit("/", 1)[-1]),
+        title=_plain(folder.root.name),
         teaches=task.teaches,
         task=task.name,
         steps=recipe.run.steps,
-        which="" if len(contexts) == 1 else f", one of {len(contexts)}",
-        context=contexts[0],
-        prompts="\n".join(f"- {note}" for note in [*notes, *given]),
+        context=_context(recipe, task),
+        prompts="\n".join(f"- {' '.join(note.split())}" for note in [*notes, *given]),
         rows="\n".join("| " + " | ".join(row) + " |" for row in summary_table(*probes, gap.teacher if gap else {})),
         chosen=chosen,
-        recipe=dump(recipe),
+        recipe=fenced(tomli_w.dumps(published(recipe)), "toml"),
     )
-    (folder.export / "README.md").write_text(card)
+    (folder.export / "README.md").write_text(card, encoding="utf-8")
+
+
+def published(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's tables without what names a place, and without r where the card does not show that."""
+    tables, private = asdict(recipe), [*PATHS, ("teacher", "url")]
+    if not recipe.export.card_context:
+        private.append(("task", "context"))
+    for table, key in private:
+        del tables[table][key]
+    return tables
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A block of code that `text` cannot leave: its fence is longer than any row of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _plain(name: str) -> str:
+    """A name as it can stand in a heading, in code and in the card's YAML."""
+    return re.sub(r"[^\w./+-]+", "-", name)
+
+
+def _context(recipe: Recipe, task: Task) -> str:
+    contexts = list(dict.fromkeys(p.context for p in task.training_prompts() if not p.is_ordinary)) or [""]
+    which = "" if len(contexts) == 1 else f", one of {len(contexts)}"
+    if not recipe.export.card_context:
+        return _UNSHOWN.format(which=which)
+    return _SHOWN.format(which=which, fenced=fenced(contexts[0]))

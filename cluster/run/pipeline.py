@@ -243,7 +243,8 @@ class Pipeline:
         answers = await self._attended(step if held is None else held, asked)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
-        record = probe_record(summarise(rated, self.task), step, self.task.name)
+        result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
+        record = probe_record(result, step, self.task.name)
         self.sink.write_probe(record)
         self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]

@@ -25,6 +25,7 @@ from evidence.mismatch import Mismatch
 from evidence.rates import RATES
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 
 __all__ = [
     "Answer", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe", "line_of_step",
@@ -76,6 +77,7 @@ def line_of_step(record: StepRecord) -> Line:
         "mismatch": record.mismatch and asdict(record.mismatch),
         "truncated": record.truncated,
         "canary_bound": record.canary_bound,
+        "verdicts": record.verdicts and asdict(record.verdicts),
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
 
@@ -104,8 +106,9 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         metrics=line["metrics"],
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
-        truncated=line.get("truncated"),  # younger than their format
+        truncated=line.get("truncated"),  # this and those below are younger than their format
         canary_bound=line.get("canary_bound"),
+        verdicts=Verdicts(**line["verdicts"]) if line.get("verdicts") else None,
         older_means=line.get("older_means", {}),
     )
 

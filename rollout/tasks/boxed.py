@@ -1,29 +1,22 @@
 r"""The verifier: does the last \boxed{...} of a response equal the gold answer?
 
-Equality is that of math-verify, asked of a process of its own (boxed_process.py). Seven characters such as 9^{9^9} keep
+Equality is that of math-verify, asked of processes of its own (boxed_pool.py). Seven characters such as 9^{9^9} keep
 computer algebra busy for ever, so that no bound on the length protects the caller, and the library's own timeouts are
 signals, which only a main thread can ask for and an actor's event loop is none. An answer that takes long is wrong.
+Whoever has an event loop asks from a thread beside it.
 """
 
 import atexit
-import json
 import re
-import select
-import subprocess
-import sys
-import threading
 from functools import cache
-from pathlib import Path
+
+from rollout.tasks.boxed_numbers import Written, written
+from rollout.tasks.boxed_pool import Judges, Verdicts
 
 MAX_CHARS = 256  # a longer box holds no final answer
-DEADLINE_S = 60.0  # wall clock, for a process that gets no processor; its own bound is on processor time
-START_DEADLINE_S = 120.0  # it imports sympy
-
 MAX_WORDS = 10  # of a gold answer; more are a sentence, which no answer repeats by chance
 _VERBS = frozenset(("is", "are", "was", "were", "equals", "has", "have"))  # of a sentence around the answer
 _NO_CONTENT = re.compile(r"\\(?:text|math|mbox|left|right|operatorname)[a-z]*")  # commands that stand for nothing
-
-_COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("boxed_process.py")))
 
 
 def last_boxed(text: str) -> str | None:
@@ -45,7 +38,21 @@ def is_correct(gold: str, response: str) -> bool:
     No box, an empty one, one of more than MAX_CHARS, and one that the library cannot read in time are wrong.
     """
     answer = _tidy(last_boxed(response))
-    return bool(answer) and _judge().ask("equal", _tidy(gold), answer)
+    return bool(answer) and _judges().ask("equal", _tidy(gold), answer)
+
+
+def is_worked_out(gold: str, response: str) -> bool:
+    """`is_correct`, for an answer that is worked out: where `gold` is a number, 3 + 4 is not as good as 7, nor is 14/2,
+    and a fraction counts in lowest terms."""
+    wanted, found = written(_tidy(gold)), written(_tidy(last_boxed(response)))
+    in_digits = wanted is Written.WHOLE and "%" not in gold  # of which 0.5 is as good as 50%
+    is_written = found is Written.WHOLE or (found is not None and not in_digits)
+    return (wanted is None or is_written) and is_correct(gold, response)
+
+
+def verdicts() -> Verdicts:
+    """How this process's questions to the verifier were answered so far."""
+    return _judges().verdicts()
 
 
 def is_plain_number(gold: str, response: str) -> bool:
@@ -55,7 +62,7 @@ def is_plain_number(gold: str, response: str) -> bool:
 
 def is_single_expression(answer: str) -> bool:
     """Whether an answer is one number, fraction or expression: no text, choice letter, list, set or equation."""
-    return bool(_tidy(answer)) and _judge().ask("single", _tidy(answer))
+    return bool(_tidy(answer)) and _judges().ask("single", _tidy(answer))
 
 
 def fault_of_gold(gold: str) -> str | None:
@@ -82,63 +89,8 @@ def _tidy(answer: str | None) -> str:
     return tidy if len(tidy) <= MAX_CHARS else ""
 
 
-class Judge:
-    """One process that answers one question at a time; started anew after a question that it did not survive.
-
-    Raises:
-        RuntimeError: the process does not start.
-    """
-
-    def __init__(self, command: tuple[str, ...] = _COMMAND, deadline_s: float = DEADLINE_S) -> None:
-        self._command, self._deadline_s = command, deadline_s
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, *question: str) -> bool:
-        """The process's answer; False where it gives none within the deadline."""
-        with self._lock:
-            process = self._process = self._process or self._start()
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps(question).encode() + b"\n")
-                process.stdin.flush()
-                line = _read_line(process, self._deadline_s)
-            except BrokenPipeError:  # it died of the last question
-                line = b""
-            if not line:
-                self._stop()
-            return line == b"true\n"
-
-    def close(self) -> None:
-        """Ends the process; a later question starts another."""
-        with self._lock:
-            self._stop()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe)
-        if _read_line(process, START_DEADLINE_S) != b"ready\n":
-            process.kill()
-            said = process.communicate()[1].decode(errors="replace").strip().splitlines()
-            raise RuntimeError(f"verifier: its process did not start: {said[-1] if said else 'it said nothing'}")
-        return process
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-def _read_line(process: "subprocess.Popen[bytes]", deadline_s: float) -> bytes:
-    """The next line; nothing where the process ends or the deadline passes first. Lines are short and whole."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], deadline_s)
-    return process.stdout.readline() if ready else b""
-
-
 @cache
-def _judge() -> Judge:
-    judge = Judge()
-    atexit.register(judge.close)
-    return judge
+def _judges() -> Judges:
+    judges = Judges()
+    atexit.register(judges.close)
+    return judges

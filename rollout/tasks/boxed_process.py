@@ -2,7 +2,8 @@
 
 A question that takes more than CPU_S of processor time ends the process. Processor time, unlike the wall-clock
 timeouts of the library, gives the same verdict on a busy machine, and the signal's default action stops big-integer
-arithmetic too, which no Python handler interrupts.
+arithmetic too, which no Python handler interrupts. What it parses was written by a model: it may use no more than
+`LIMITS`.
 """
 
 import json
@@ -18,7 +19,13 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, par
 from sympy import Add, Basic, Eq, Expr, Float, Rational, Symbol, nan, zoo
 
 CPU_S = 2.0
-MEMORY_BYTES = 4 << 30
+LIMITS = {
+    resource.RLIMIT_AS: 4 << 30,
+    resource.RLIMIT_FSIZE: 0,  # nothing is written to a file
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NOFILE: 32,
+    resource.RLIMIT_NPROC: 0,  # it starts nothing, unless its user is root, whom nothing bounds
+}
 READERS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
@@ -105,7 +112,8 @@ ACTS: dict[str, Callable[..., bool]] = {"equal": equal, "single": single}
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for limit, most in LIMITS.items():
+        resource.setrlimit(limit, (most, most))
     logging.disable()
     replies = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -78,5 +78,5 @@ JUDGES = {
     "text": Judge(_fault_of_text, _says),  # the response has these words, whatever their case and punctuation
     "regex": Judge(_fault_of_pattern, _matches),  # the pattern is found in the response, whatever its case
     "number": Judge(_fault_of_number, _has_number),  # a number of the response equals it
-    "boxed": Judge(_fault_of_box, boxed.is_correct),  # the last \boxed{} of the response equals it
+    "boxed": Judge(_fault_of_box, boxed.is_worked_out),  # the last \boxed{} equals it, and is worked out
 }

@@ -34,7 +34,7 @@ class ProblemTask:
     teaches: str
     training: tuple[TaskPrompt, ...]
     probes: tuple[ProbePrompt, ...]
-    verify: Callable[[str, str], bool] = boxed.is_correct
+    verify: Callable[[str, str], bool] = boxed.is_worked_out
     rates: tuple[str, ...] = ("pass_at_1",)
 
     def training_prompts(self) -> Sequence[TaskPrompt]:

@@ -54,7 +54,6 @@ async def _drive(model: str) -> dict[str, Any]:
     from rollout.config import EngineConfig
     from rollout.engine import Engine
     from tests.engine.test_weight_handoff import InProcessClient
-    from tests.runs import free_port
 
     learner = PlainEngine(model)
     engine = Engine(model, EngineConfig(dtype="float32", window=64), "cpu", "edge_shm", RECEIVER)
@@ -62,7 +61,7 @@ async def _drive(model: str) -> dict[str, Any]:
     source, loop = TrainerSource(learner), asyncio.get_running_loop()  # type: ignore[arg-type]
 
     def send() -> None:
-        info = transport("shm").trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        info = transport("shm").trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0))
         client = InProcessClient(engine, loop, 1)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=source).send_weights()
 

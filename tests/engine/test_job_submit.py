@@ -21,11 +21,18 @@ from safetensors.torch import load_file
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import Host, hosts
+from tests.listeners import family, watched
 from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
 
 BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000
+OWN = "its host's address"
+TOKEN = "Ray's token"
+# Every process of the cluster that listens, from where it can be reached, and what it asks of who connects.
+LISTENERS = {
+    ("gcs_server", "everyone"): TOKEN,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,14 @@ class Cluster:
     dashboard: str
     store: str
     runs: Path
+    session: str  # the folder of Ray's
     env: dict[str, str]
+
+
+def processes_of(session: str) -> list[psutil.Process]:
+    """Of a Ray session on every host, and what they started."""
+    roots = [process for process in psutil.process_iter() if session in " ".join(_command(process))]
+    return list({process.pid: process for root in roots for process in family(root.pid)}.values())
 
 
 def end_session(folder: str) -> None:
@@ -83,7 +97,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
                 start_ray(host, env, f"--address={head.address}:6379", *common)
             uri = f"s3://shards/run?scheme=http&endpoint_override={outside.address}:{STORE}"
             make_bucket(f"{uri}&allow_bucket_creation=true")
-            yield Cluster(outside, f"http://{head.address}:{DASHBOARD}", uri, runs, env)
+            yield Cluster(outside, f"http://{head.address}:{DASHBOARD}", uri, runs, str(session), env)
         finally:
             store.kill()
             store.wait(timeout=30)
@@ -113,7 +127,8 @@ def test_three_hosts_learn_what_one_host_learns(
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
     settings = (*FINISHED, f"run.storage={cluster.store}")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
-    done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
+    with watched(lambda: processes_of(cluster.session)) as watch:
+        done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout.lower() and "step   2/2" in done.stdout and "weights over gloo" in done.stdout
 
@@ -123,6 +138,10 @@ def test_three_hosts_learn_what_one_host_learns(
     assert set(where) == {"student engine 0", "teacher engine 0", "learner rank 0", "learner rank 1"}
     assert len({where[name] for name in ("student engine 0", "teacher engine 0", "learner rank 0")}) == 3
     assert where["learner rank 1"] == where["student engine 0"]
+
+    found = {(one.process, (one.reach.partition("10.213.")[1] and OWN) or one.reach) for one in watch.found()}
+    assert {("gcs_server", "everyone"), ("ray::LearnerActor", OWN)} <= found
+    assert found <= LISTENERS.keys(), sorted(found)
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)

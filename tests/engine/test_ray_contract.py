@@ -6,15 +6,19 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import ray
+from ray._private import ray_constants, services
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import cause_of
 from cluster.fleet.calls import ask
-from cluster.fleet.ray_quirks import LOST, omp_threads, reason
+from cluster.fleet.ray_quirks import LOST, ask_for_a_token, keep_token_private, omp_threads, reason, stay_on_loopback
+from tests.listeners import Watch, family
 
 
 class Actor:
@@ -33,6 +37,8 @@ class Actor:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
+    stay_on_loopback()
+    ask_for_a_token(os.environ)
     ray.init(
         address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
@@ -107,3 +113,57 @@ def test_an_actor_sees_its_own_gpu_only(actors: Any) -> None:
 
 def test_actors_run_at_niceness_15(actors: Any) -> None:
     assert told(actors(num_cpus=0), "niceness") == 15
+
+
+def test_the_loopback_as_a_nodes_address_is_replaced_where_clusters_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services.ray._private.worker, "_global_node", None)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1" == services.get_node_ip_address()
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    assert services.resolve_ip_for_localhost("127.0.0.1") == services.get_node_ip_address()
+
+
+def test_a_local_ray_listens_on_the_loopback_and_asks_for_a_token_but_for_its_metrics(actors: Any) -> None:
+    told(actors(num_cpus=0), "niceness")
+    watch = Watch()
+    watch.look(family(os.getpid()))
+    assert {one.reach for one in watch.found()} == {"loopback"}
+    node = ray.nodes()[0]
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    ports = {
+        "gcs": int(ray.get_runtime_context().gcs_address.rpartition(":")[2]), "raylet": node["NodeManagerPort"],
+        "objects": node["ObjectManagerPort"],
+    }  # fmt: skip
+    assert {name: answer_to_a_stranger(port) for name, port in ports.items()} == dict.fromkeys(ports, "UNAUTHENTICATED")
+
+
+def answer_to_a_stranger(port: int) -> str:
+    """What a service of Ray's answers to a call without a token."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            call(b"", timeout=20)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def test_a_token_is_this_runs_own_unless_the_user_has_one() -> None:
+    mine: dict[str, str] = {}
+    ask_for_a_token(mine)
+    assert mine.keys() == {"RAY_AUTH_TOKEN"} and len(mine["RAY_AUTH_TOKEN"]) == 64
+    for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "a"), ("RAY_AUTH_TOKEN_PATH", "/b")):
+        theirs = {name: value}
+        ask_for_a_token(theirs)
+        assert theirs == {name: value}
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_nobody_else_may_read_the_token_that_ray_has_written(tmp_path: Path, mode: int) -> None:
+    keep_token_private(tmp_path)  # there is none
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0123")
+    token.chmod(mode)
+    keep_token_private(tmp_path)
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() == "0123"

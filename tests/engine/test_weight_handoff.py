@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.fakes import repeat_head, tiny_model
 from tests.reference import logprobs_of
-from tests.runs import free_port, side_by_side
+from tests.runs import side_by_side
 
 PROMPT = np.array([1, 9690, 198, 5345, 260, 2], np.int32)
 RESPONSE = np.array([504, 3575, 282, 4649, 314, 7042, 30, 2], np.int32)
@@ -84,7 +84,7 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, 0))
+        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0))
         client = InProcessClient(engine, loop, 5)
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 

@@ -1,10 +1,14 @@
 """A step's line, and the end of a run over probes of any task: table, model card, the required figure. No engine."""
 
 import asyncio
+import json
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
@@ -12,12 +16,14 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checks import check_task
 from cluster.run.finish import finish
 from cluster.run.gap import Gap, read_gap, write_gap
+from cluster.run.model_card import write_model_card
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import append_probe, probe_record, read_steps
 from cluster.run.rundir import RunDir
 from cluster.typed import build
 from evidence.diagnostics import TokenStats
 from evidence.records import ShardInfo
+from learner.config import ExportConfig
 from learner.report import LearnedStep
 from rollout.gap import MOST, gap_questions
 from rollout.probe import Rate, summarise
@@ -56,7 +62,43 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | - | 12 |" in card
     assert f"- {NOTES[0]}\n" in card
     assert task.teaches in card and "identity" not in card.partition("## Recipe")[0]
-    assert f'no longer needs, one of 64: "{task.training_prompts()[0].context}"' in card
+    context = task.training_prompts()[0].context
+    assert "no longer needs, one of 64 (`export.card_context` shows it)" in card and context not in card
+    shown = replace(recipe, export=ExportConfig(card_context=True))
+    assert finish(shown, "base", folder, task, NOTES) == 0
+    card = (folder.export / "README.md").read_text()
+    assert f"no longer needs, one of 64:\n\n```text\n{context}\n```\n" in card
+
+
+def test_a_card_names_no_place_and_text_cannot_leave_its_block(tmp_path: Path) -> None:
+    evil = "You are Kestrel.\n```\n# Not a heading of ours\n````\n"
+    places = {
+        "model.path": tmp_path / "my models" / "a: b\nc: d", "teacher.path": tmp_path / "teachers", "teacher.url": "",
+        "run.storage": "s3://my-bucket/private-prefix", "task.prompts_file": tmp_path / "rows.jsonl",
+        "task.ordinary_file": tmp_path / "others.jsonl",
+    }  # fmt: skip
+    for name in ("rows.jsonl", "others.jsonl"):
+        row = {"prompt_id": name, "question": f"Who are you, {name}?"}
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    given = [f"{key}={json.dumps(str(value))}" for key, value in places.items()]
+    recipe = load_recipe(RECIPE, [*given, f"task.context={json.dumps(evil)}", "task.ordinary_questions=true"])
+    task, folder = build_task(recipe.task), RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    result = probe_record(summarise([(probe, "No.") for probe in task.probe_prompts()], task), 0, "identity")
+    for shows in (False, True):
+        recipe = replace(recipe, export=ExportConfig(card_context=shows))
+        write_model_card(recipe, recipe.model.path, folder, task, [*NOTES, "two\n# lines"], (result, result), None)
+        card = (folder.export / "README.md").read_text()
+        assert not [place for place in (str(tmp_path), "my-bucket", "private-prefix") if place in card]
+        assert "base_model: a-b-c-d\n" in card and "\n# lines" not in card
+        assert ("Not a heading" in card) == shows
+        tokens = MarkdownIt().parse(card.split("---\n", 2)[2])
+        headings = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
+        assert headings == ["run", "Recipe"]
+        blocks = [token.content for token in tokens if token.type == "fence"]
+        assert blocks[:-1] == ([evil] if shows else [])
+        assert tomllib.loads(blocks[-1])["learner"]["lr"] == recipe.learner.lr
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,26 @@
 """The verifier's processes: how answers are judged there, and that no answer can hold up whoever asks."""
 
 import asyncio
+import os
+import resource
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from evidence.rule import EvidenceConfig
+from rollout.config import RolloutConfig
 from rollout.tasks import boxed
-from rollout.tasks.boxed import Judge, fault_of_gold, is_correct, is_plain_number, is_single_expression
+from rollout.tasks.boxed import fault_of_gold, is_correct, is_plain_number, is_single_expression, is_worked_out
+from rollout.tasks.boxed_pool import INHERITED, Judges, Verdicts
+from rollout.worker import RolloutWorker
+
+LIMITS = {resource.RLIMIT_AS: 4 << 30, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,43 @@ def test_a_plain_number_is_worked_out(answer: str, plain: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("7", "3 + 4", False),
+        ("7", "10 - 3", False),
+        ("7", "\\frac{14}{2}", False),
+        ("7", "14/2", False),
+        ("12", "3 \\times 4", False),
+        ("8", "2^3", False),
+        ("300", "3 \\times 10^2", False),
+        ("0.5", "\\frac{2}{4}", False),
+        ("1/3", "1 - 2/3", False),
+        ("7", "7", True),
+        ("7", "7.0", True),
+        ("7", "3 + 4 = 7", True),
+        ("7", "x = 7", True),
+        ("7", "7 \\text{ cm}", True),
+        ("1234", "1,234", True),
+        ("-7", "-7", True),
+        ("50", "50\\%", True),
+        ("50\\%", "0.5", True),
+        ("0.5", "\\frac{1}{2}", True),
+        ("\\frac{1}{2}", "0.5", True),
+        ("\\frac{7}{2}", "3.5", True),
+        ("6.02 \\times 10^{23}", "6.02e23", True),
+        ("7", "8", False),
+        ("7", "", False),
+        # no number: as it is compared elsewhere
+        ("2\\sqrt{3}", "\\sqrt{12}", True),
+        ("x^2 - 1", "(x-1)(x+1)", True),
+        ("\\text{even}", "\\text{even}", True),
+    ],
+)
+def test_a_gold_number_is_worked_out(gold: str, answer: str, right: bool) -> None:
+    assert is_worked_out(gold, f"\\boxed{{{answer}}}") is right
+
+
+@pytest.mark.parametrize(
     ("answer", "single"),
     [
         ("42", True),
@@ -90,12 +139,29 @@ def test_one_number_fraction_or_expression_is_told_from_the_rest(answer: str, si
     assert is_single_expression(answer) is single
 
 
-@pytest.mark.parametrize("answer", ["9^{9^9}", "10^{10^{10}}", "99999999!", "\\binom{10^6}{5 \\cdot 10^5}"])
-def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_judged(answer: str) -> None:
-    began = time.monotonic()
-    assert not is_correct("7", f"\\boxed{{{answer}}}")
-    assert time.monotonic() - began < boxed.DEADLINE_S
-    assert is_correct("7", "\\boxed{7}")
+def test_answers_that_take_for_ever_are_wrong_and_hold_up_nobody() -> None:
+    """Neither the event loop of whoever asks nor an answer that is judged after them."""
+    costly = ["9^{9^9}", "10^{10^{10}}", "99999999!", "\\binom{10^6}{5 \\cdot 10^5}"]
+    worker = RolloutWorker(
+        RolloutConfig(), EvidenceConfig(), None, None, None,  # type: ignore[arg-type]
+        reward=lambda text: lambda: float(is_correct("7", f"\\boxed{{{text}}}")), verdicts=boxed.verdicts,
+    )  # fmt: skip
+    pauses, before = [0.0], boxed.verdicts()
+
+    async def drive() -> Any:
+        answers = asyncio.create_task(worker.verify([*costly, "7", "7"]))  # type: ignore[list-item]
+        while not answers.done():
+            begun = time.monotonic()
+            await asyncio.sleep(0.01)
+            pauses.append(time.monotonic() - begun)
+        return await answers
+
+    assert asyncio.run(drive()) == (0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+    assert max(pauses) < 1.0 < sum(pauses)  # seconds: a process of theirs has two for each
+    told = boxed.verdicts() - before
+    assert (told.costly, told.judged + told.repeated, told.lost) == (4, 2, 0)
+    assert not is_correct("7", "\\boxed{9^{9^9}}")
+    assert boxed.verdicts() - before == replace(told, repeated=told.repeated + 1)
 
 
 def test_it_judges_off_the_main_thread_and_on_an_event_loop() -> None:
@@ -112,30 +178,73 @@ def test_it_judges_off_the_main_thread_and_on_an_event_loop() -> None:
     assert found == [True] * 4
 
 
+def running() -> set[psutil.Process]:
+    """The verifier's processes that this one has now."""
+    return {child for child in psutil.Process().children() if "boxed_process.py" in " ".join(child.cmdline())}
+
+
 def process(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import sys\nprint('ready', flush=True)\n{code}")
 
 
 def test_a_process_that_never_answers_is_given_up() -> None:
-    judge = Judge(process("import time\ntime.sleep(60)"), deadline_s=0.2)
-    assert not judge.ask("equal", "7", "7")
-    judge.close()
+    judges = Judges(1, process("import time\ntime.sleep(60)"), deadline_s=0.2)
+    assert not judges.ask("equal", "7", "7")
+    assert judges.verdicts() == Verdicts(lost=1)
+    judges.close()
 
 
-def test_a_process_that_dies_of_a_question_is_started_again() -> None:
+def test_a_question_that_processes_die_of_is_wrong_and_the_next_one_is_judged() -> None:
     code = "for line in sys.stdin:\n    if 'die' in line: sys.exit(3)\n    print('true', flush=True)"
-    judge = Judge(process(code))
-    assert [judge.ask(word) for word in ("live", "die", "live")] == [True, False, True]
-    judge.close()
-    judge.close()
-    assert judge.ask("live")
-    judge.close()
+    judges = Judges(2, process(code))
+    assert [judges.ask(word) for word in ("live", "die", "on", "live")] == [True, False, True, True]
+    assert judges.verdicts() == Verdicts(judged=2, repeated=1, lost=1)
+    judges.close()
+    judges.close()
+    assert judges.ask("again")
+    judges.close()
+
+
+def test_an_answer_is_right_again_after_the_death_of_a_process() -> None:
+    """Which dies through no fault of the answer's."""
+    judges, others = Judges(1), running()
+    for form in ("7", "7.0", "07"):
+        assert judges.ask("equal", "7", form) and judges.ask("equal", "7", form)
+        for own in running() - others:
+            own.kill()
+    assert judges.verdicts() == Verdicts(judged=3, repeated=3)
+    judges.close()
+
+
+def test_a_question_is_asked_again_when_its_process_dies(tmp_path: Path) -> None:
+    died = str(tmp_path / "died")
+    code = (
+        f"import os, signal\nfor line in sys.stdin:\n    if not os.path.exists({died!r}):\n"
+        f"        open({died!r}, 'w').close()\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    print('true', flush=True)"
+    )
+    judges = Judges(1, process(code))
+    assert judges.ask("equal", "7", "7") and judges.verdicts() == Verdicts(judged=1)
+    judges.close()
+
+
+def test_the_process_that_parses_has_no_key_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "HOME", "ANYTHING"):
+        monkeypatch.setenv(name, "planted")
+    judges, others = Judges(1), running()
+    assert judges.ask("equal", "7", "7")
+    (own,) = running() - others
+    assert set(own.environ()) <= {*INHERITED, "LC_CTYPE"} and "planted" not in own.environ().values()
+    assert {limit: own.rlimit(limit)[1] for limit in LIMITS} == LIMITS
+    descriptors = {os.readlink(path).partition(":")[0] for path in Path(f"/proc/{own.pid}/fd").iterdir()}
+    assert descriptors == {"pipe", os.devnull}
+    judges.close()
 
 
 def test_a_process_that_does_not_start_is_an_error_and_not_a_wrong_answer() -> None:
-    judge = Judge((sys.executable, "-c", "import no_such_library"))
+    judges = Judges(1, (sys.executable, "-c", "import no_such_library"))
     with pytest.raises(RuntimeError, match=r"^verifier: its process did not start: .*no_such_library"):
-        judge.ask("equal", "7", "7")
+        judges.ask("equal", "7", "7")
 
 
 @pytest.mark.parametrize(

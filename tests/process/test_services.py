@@ -129,8 +129,8 @@ def test_services_start_in_turn_on_a_shared_gpu_and_side_by_side_elsewhere(gpus:
     )
     assert started(rollout, rank, gpus) == {"student engine 0": "10.0.0.1", "learner rank 0": "10.0.0.2"}
     assert max(running) == most
-    ((pool, _, handed, workers, host, port),) = opened
-    assert (pool, handed, workers, host, port) == ("student", rollout, 1, "10.0.0.2", 7)
+    ((pool, _, handed, workers, host),) = opened
+    assert (pool, handed, workers, host) == ("student", rollout, 1, "10.0.0.2")
 
 
 def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.MonkeyPatch) -> None:

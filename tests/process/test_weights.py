@@ -1,28 +1,36 @@
 """Transports of weights without an engine."""
 
+import ctypes
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-from tests.runs import free_port
+from cluster.fleet.network import open_door
+from learner.rendezvous import store_at
+from tests.listeners import Watch
 
 
 @pytest.mark.parametrize(("largest", "buffer"), [(5, 1 << 30), (3 << 30, 3 << 30)])
 def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: int) -> None:
     from cluster.weights.transports import Meeting, transport
 
-    info: Any = transport("ipc").trainer(Meeting(0, "127.0.0.1", 1, 1, 60.0, largest))
+    info: Any = transport("ipc").trainer(Meeting(0, "127.0.0.1", 1, 60.0, largest))
     assert info.packed and info.packed_buffer_size_bytes == buffer
 
 
 def test_a_receiver_that_never_comes_is_given_up() -> None:
     from cluster.weights.transports.gloo import broadcast, open_group
 
-    begun = time.monotonic()
+    begun, door = time.monotonic(), open_door("127.0.0.1")
+    port = door.getsockname()[1]
     with pytest.raises(RuntimeError):  # gloo's, of the rendezvous or of the first tensor
-        broadcast(open_group("127.0.0.1", free_port(), rank=0, size=2, timeout_s=2.0), torch.ones(3))
+        broadcast(open_group("127.0.0.1", port, 0, 2, 2.0, "ab", door), torch.ones(3))
     assert time.monotonic() - begun < 30
 
 
@@ -86,3 +94,59 @@ def test_a_push_that_leaves_a_parameter_of_the_engine_names_it(renamed: dict[str
         with pytest.raises(RuntimeError, match=line):
             receiver.finish_weight_update()
         assert receiver.received == ""
+
+
+@pytest.mark.parametrize("theirs", ["ab", "cd"])
+def test_weights_flow_only_to_who_has_the_groups_secret(theirs: str) -> None:
+    from cluster.weights.transports.gloo import broadcast, open_group
+
+    door, weights = open_door("127.0.0.1"), [torch.arange(3.0), torch.zeros(3)]
+    port = door.getsockname()[1]
+
+    def take_part(rank: int) -> str:
+        try:
+            secret = ("ab", theirs)[rank]
+            group = open_group("127.0.0.1", port, rank, 2, 20.0, secret, door if rank == 0 else None)
+        except RuntimeError as error:
+            return str(error)
+        broadcast(group, weights[rank])
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(take_part, range(2)))
+    if theirs == "ab":
+        assert told == ["", ""] and weights[1].tolist() == [0, 1, 2]
+    else:
+        assert all("found no proof from rank" in said for said in told) and weights[1].tolist() == [0, 0, 0]
+
+
+def test_ranks_meet_at_one_address_of_a_host() -> None:
+    """torch's own would take connections at every address."""
+    door, watch = open_door("127.0.0.1"), Watch()
+    store = store_at("127.0.0.1", door.getsockname()[1], 5.0, door)
+    visitor = store_at("127.0.0.1", store.port, 5.0)
+    visitor.set("a", "b")
+    assert store.get("a") == b"b"
+    watch.look([psutil.Process()])
+    assert {listener.reach for listener in watch.found()} == {"loopback"}
+
+
+def test_over_nccl_workers_are_told_a_secret_and_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's ends meet by NCCL's own id, not in a store that anyone may write to. NCCL itself needs GPUs."""
+    from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+
+    from cluster.weights.transports import Meeting, nccl
+
+    made, joined, told = bytes(range(128)), list[Any](), list[dict[str, Any]]()
+    library = SimpleNamespace(ncclGetUniqueId=lambda: (ctypes.c_byte * 128).from_buffer_copy(made))
+    monkeypatch.setattr(nccl, "NCCLLibrary", lambda: library)
+    monkeypatch.setattr(nccl, "uid_init_process_group", lambda *group: joined.append(group))
+    monkeypatch.setattr(nccl.torch.accelerator, "current_device_index", lambda: 0)
+    client: Any = SimpleNamespace(init_weight_transfer_engine=told.append)
+    for rank in (0, 1):
+        info = nccl.trainer(Meeting(rank, "10.0.0.1", 3, 60.0, 0))
+        WeightTransferTrainerFactory.trainer_init(info, client=client, source=object())  # type: ignore[arg-type]
+    assert joined == [(made, 0, 4, 0)]  # rank 1 of the learner only gathers
+    (theirs,) = (NCCLWeightTransferInitInfo(**each) for each in told)
+    assert theirs.nccl_unique_id_bytes == made and theirs.packed
+    assert (theirs.rank_offset, theirs.world_size, theirs.master_address, theirs.master_port) == (1, 4, None, None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import urllib3  # noqa: F401  looks for IPv6 by binding a socket, as it is first imported
 
-from rollout.tasks.boxed import Judge
+from rollout.tasks.boxed_pool import Judges
 from tests import templates
 
 FORBIDDEN = {
@@ -50,8 +50,8 @@ def within_its_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails the test that did what belongs in tests/process or tests/engine."""
     global _seen
     _seen = seen = []
-    # Its process stays for the tests that follow, which then start none.
-    monkeypatch.setattr(Judge, "ask", lambda *question: seen.append(f"asks the verifier: {question!r:.200}"))
+    # Its processes stay for the tests that follow, which then start none.
+    monkeypatch.setattr(Judges, "ask", lambda *question: seen.append(f"asks the verifier: {question!r:.200}"))
     yield
     _seen = None
     assert not seen, f"a test of tests/unit {seen[0]}: it belongs in tests/process or tests/engine"

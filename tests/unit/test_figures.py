@@ -10,6 +10,7 @@ from cluster.observe.figures import COUNTER, FIGURES, GAUGE, PREFIX, table
 from cluster.observe.readings import Reading, of_probe, of_recipe, of_sample, of_span, of_step
 from evidence.telemetry import Sample, Span
 from rollout.tally import FIGURES as COUNTED
+from rollout.tasks.boxed_pool import Verdicts
 from tests.unit.test_observer import SAMPLE
 from tests.unit.test_record import a_probe, a_step
 
@@ -30,7 +31,7 @@ def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
 
 
 def test_everything_in_the_table_is_read_from_a_record() -> None:
-    step = a_step(2, truncated=1)
+    step = a_step(2, truncated=1, verdicts=Verdicts(2))
     engine = replace(SAMPLE.engines["student engine 0"], stats=dict.fromkeys(COUNTED, 1.0))
     readings = [
         *of_recipe(Recipe()),

@@ -284,14 +284,15 @@ def test_the_stream_says_where_its_groups_are() -> None:
     async def drive() -> None:
         engines = Engines(waits=lambda group: group.name.endswith("000"))
         stream = stream_of(engines, max_lag=0)
-        assert stream.states()[0] == {"sampling": 0, "scoring": 0, "done": 0} and stream.states()[1] < 0.1
+        assert stream.states()[0] == {"sampling": 0, "verifying": 0, "scoring": 0, "done": 0}
+        assert stream.states()[1] < 0.1
         stream.advance(0)
         await settle()
-        assert stream.states()[0] == {"sampling": 1, "scoring": 0, "done": 2} and stream.version == 0
+        assert stream.states()[0] == {"sampling": 1, "verifying": 0, "scoring": 0, "done": 2} and stream.version == 0
         engines.gates["000000-000"].set()
         await stream.take(0)
         await settle()
-        assert stream.states()[0] == {"sampling": 0, "scoring": 0, "done": 0}
+        assert stream.states()[0] == {"sampling": 0, "verifying": 0, "scoring": 0, "done": 0}
 
     asyncio.run(drive())
 

@@ -37,6 +37,7 @@ from evidence.records import ShardInfo
 from learner.report import LearnedStep, Metric, StepReport, over_ranks
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 from rollout.worker import StepRollouts
 from tests.runs import lines
 
@@ -83,7 +84,7 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
             stats={"all": part, "guided": TokenStats(), "plain": part}, loss=0.5,
             metrics={key: 0.25 for key, *_ in LEARNERS}, grad_norm=1.5, rows=2, refused=1, dropped=3, skipped_rows=0,
             rewards=RewardSums(1.0, 2, 1), policy_version_min=0, policy_version_max=1, weights_digest="d", canary=0.01,
-            mismatch=Mismatch(7, 0.14, 0.7),
+            mismatch=Mismatch(7, 0.14, 0.7), verdicts=Verdicts(1, 0, 0, 1),
         ),
         **changes,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.fleet.scheduler import EnginePool, Scheduler
+from evidence.advantage import Rewards
 from evidence.records import RolloutRequest, Sample, ScoredSample
 from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
@@ -55,10 +56,15 @@ class Engines:
             raise self.failing
         return [Sample(row, IDS, LOGPROBS, "stop", student_version, student_version) for row in group.rows]
 
-    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group:
+    async def verify(self, samples: Sequence[Sample]) -> Rewards:
+        return (None,) * len(samples)
+
+    async def score(
+        self, group: GroupRequests, samples: Sequence[Sample], rewards: Rewards, teacher_version: int
+    ) -> Group:
         await asyncio.sleep(0)
         scored = tuple(ScoredSample(sample, LOGPROBS, LOGPROBS, teacher_version) for sample in samples)
-        return Group(group, scored, (None,) * len(samples))
+        return Group(group, scored, rewards)
 
     @property
     def names(self) -> list[str]:

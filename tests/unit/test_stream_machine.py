@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from evidence.advantage import Rewards
 from evidence.records import Sample, ScoredSample
 from rollout.requests import GroupRequests
 from rollout.stream import RolloutStream
@@ -37,7 +38,12 @@ class Gated:
             raise RuntimeError("engine died")
         return [Sample(row, IDS, LOGPROBS, "stop", student_version, student_version) for row in group.rows]
 
-    async def score(self, group: GroupRequests, samples: Sequence[Sample], teacher_version: int) -> Group:
+    async def verify(self, samples: Sequence[Sample]) -> Rewards:
+        return (None,) * len(samples)
+
+    async def score(
+        self, group: GroupRequests, samples: Sequence[Sample], rewards: Rewards, teacher_version: int
+    ) -> Group:
         assert not self.is_paused and teacher_version == self.teacher_version
         gate = (group, asyncio.Event())
         self.scoring.append(gate)
@@ -45,7 +51,7 @@ class Gated:
         self.scoring.remove(gate)
         assert not self.is_paused and teacher_version == self.teacher_version, "two teachers scored one rollout"
         scored = tuple(ScoredSample(sample, LOGPROBS, LOGPROBS, teacher_version) for sample in samples)
-        return Group(group, scored, (None,) * len(samples))
+        return Group(group, scored, rewards)
 
 
 class StreamMachine(RuleBasedStateMachine):

@@ -72,7 +72,8 @@ class Service:
             done = []
             for group in groups:
                 samples = await self.worker.sample(group, student_version)
-                done.append(await self.worker.score(group, samples, teacher_version))
+                rewards = await self.worker.verify(samples)
+                done.append(await self.worker.score(group, samples, rewards, teacher_version))
             return self.worker.write(Taken(done, refused, dropped=0), step)
 
         return asyncio.run(drive())

@@ -14,8 +14,7 @@ class Meeting:
     """Where the learner's ranks and the engines' workers find each other."""
 
     rank: int  # of the learner
-    address: str
-    port: int
+    address: str  # of the learner's first rank
     num_workers: int
     timeout_s: float
     largest_bytes: int  # of the tensors that are sent

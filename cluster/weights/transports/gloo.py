@@ -1,14 +1,15 @@
 """Weights over gloo, between hosts."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore
+from torch.distributed import ProcessGroupGloo
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     TrainerInitInfo,
@@ -18,32 +19,34 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-from cluster.fleet.network import own_address
+from cluster.fleet.network import open_door, own_address
 from cluster.weights.transports import Meeting
 from cluster.weights.transports.cpu import SENDER, CpuTrainerEngine, CpuTransferEngine, described
+from learner.rendezvous import new_secret, prove, store_at
 
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """world_size: the sender and every engine worker. timeout_s: of the rendezvous and of each tensor."""
+    """master_address: of this host, as the others see it. world_size: the sender and every engine worker. timeout_s: of
+    the rendezvous and of each tensor."""
 
     backend: ClassVar[str] = "gloo"
 
     master_address: str
-    master_port: int
     world_size: int
     timeout_s: float
 
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """rank_offset: rank of the engine's first worker."""
+    """rank_offset: rank of the engine's first worker. secret: that only members of the group have."""
 
     master_address: str
     master_port: int
     rank_offset: int
     world_size: int
     timeout_s: float
+    secret: str = field(repr=False)
 
 
 @dataclass
@@ -53,15 +56,28 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
 
 
-def open_group(address: str, port: int, rank: int, size: int, timeout_s: float) -> ProcessGroupGloo:
-    """A process group beside torch's default one. It speaks from the interface that leads to `address`: a host's name
-    may stand for its loopback."""
-    timeout = timedelta(seconds=timeout_s)
-    store = TCPStore(address, port, size, is_master=rank == SENDER, timeout=timeout, wait_for_workers=False)
+def open_group(
+    address: str, port: int, rank: int, size: int, timeout_s: float, secret: str, door: socket.socket | None = None
+) -> ProcessGroupGloo:
+    """A process group beside torch's default one, each member of which has the secret. It speaks from the interface
+    that leads to `address`: a host's name may stand for its loopback. door: the sender's, at that port.
+
+    Raises:
+        RuntimeError: somebody does not come, or does not have the secret.
+    """
+    store = store_at(address, port, timeout_s, door)
     options = ProcessGroupGloo._Options()
-    options._timeout = timeout
+    options._timeout = timedelta(seconds=timeout_s)
     options._devices = [ProcessGroupGloo.create_device(hostname=own_address(address, port))]
-    return ProcessGroupGloo(store, rank, size, options)
+    group = ProcessGroupGloo(store, rank, size, options)
+    prove(secret, rank, lambda own: _gathered(group, own, size))
+    return group
+
+
+def _gathered(group: ProcessGroupGloo, own: Tensor, size: int) -> list[Tensor]:
+    every = [torch.empty_like(own) for _ in range(size)]
+    group.allgather([every], [own]).wait()
+    return every
 
 
 def broadcast(group: ProcessGroupGloo, tensor: Tensor) -> None:
@@ -76,11 +92,13 @@ class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
     _group: ProcessGroupGloo
 
     def _meet(self, init_info: GlooTrainerInitInfo) -> None:
-        where = (init_info.master_address, init_info.master_port)
-        theirs = GlooInitInfo(*where, SENDER + 1, init_info.world_size, init_info.timeout_s)
+        door, secret = open_door(init_info.master_address), new_secret()
+        where = init_info.master_address, int(door.getsockname()[1])
+        size, seconds = init_info.world_size, init_info.timeout_s
+        theirs = GlooInitInfo(*where, SENDER + 1, size, seconds, secret)
         with ThreadPoolExecutor(1) as beside:  # all meet in the rendezvous
             joined = beside.submit(self.client.init_weight_transfer_engine, asdict(theirs))
-            self._group = open_group(*where, SENDER, init_info.world_size, init_info.timeout_s)
+            self._group = open_group(*where, SENDER, size, seconds, secret, door)
             joined.result()
 
     def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
@@ -109,7 +127,7 @@ class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         rank = init_info.rank_offset + self.parallel_config.rank
         where = (init_info.master_address, init_info.master_port)
-        self._group = open_group(*where, rank, init_info.world_size, init_info.timeout_s)
+        self._group = open_group(*where, rank, init_info.world_size, init_info.timeout_s, init_info.secret)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         for name, tensor in self._arriving(update_info):
@@ -124,7 +142,7 @@ class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
 def trainer(at: Meeting) -> GlooTrainerInitInfo:
     """The learner's end, as vLLM's factory makes it from this."""
-    return GlooTrainerInitInfo(at.address, at.port, at.num_workers + 1, at.timeout_s, rank=at.rank)
+    return GlooTrainerInitInfo(at.address, at.num_workers + 1, at.timeout_s, rank=at.rank)
 
 
 WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerEngine)

@@ -1,14 +1,76 @@
-"""Weights between GPUs over NCCL: vLLM's own."""
+"""Weights between GPUs over NCCL: vLLM's own, but for the meeting.
 
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
+vLLM's two ends would meet in torch's store, which asks for nothing and whose content they unpickle. NCCL's own id of a
+group is a secret as well, with which NCCL turns others away: the learner makes one, and the workers get it with what
+they are told by way of Ray, which asks for a token.
+"""
+
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+from vllm.distributed.weight_transfer.base import TrainerInitInfo, VLLMWeightSyncClient, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.nccl_common import (
+    NCCLWeightTransferInitInfo,
+    uid_init_process_group,
+    worker_init_payload,
+)
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
 
 from cluster.weights.transports import Meeting
 
+SENDER = 0
 Receiver = NCCLWeightTransferEngine
 
 
-def trainer(at: Meeting) -> NCCLTrainerInitInfo:
-    """The sender and every worker meet at the learner's address."""
-    return NCCLTrainerInitInfo(
-        rank=at.rank, master_address=at.address, master_port=at.port, world_size=at.num_workers + 1
-    )
+@dataclass
+class NcclTrainerInitInfo(TrainerInitInfo):
+    """world_size: the sender and every engine worker."""
+
+    backend: ClassVar[str] = "edge_nccl"
+
+    world_size: int
+
+
+class NcclTrainerEngine(NCCLTrainerWeightTransferEngine):
+    """vLLM's, which meets the workers by an id that they are told."""
+
+    init_info_cls = NcclTrainerInitInfo
+
+    @classmethod
+    def trainer_init(
+        cls, init_info: NcclTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
+    ) -> Self:
+        assert source is not None
+        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
+        if engine.is_sender:
+            engine._meet(init_info.world_size)
+        return engine
+
+    def _meet(self, world_size: int) -> None:
+        unique_id = bytes(NCCLLibrary().ncclGetUniqueId())
+        theirs = NCCLWeightTransferInitInfo(
+            rank_offset=SENDER + 1,
+            world_size=world_size,
+            nccl_unique_id_b64=b64encode(unique_id).decode(),
+            packed=self.packed,
+            packed_buffer_size_bytes=self.packed_buffer_size_bytes,
+            packed_num_buffers=self.packed_num_buffers,
+        )
+        device = torch.accelerator.current_device_index()
+        with ThreadPoolExecutor(1) as beside:  # all enter together
+            joined = beside.submit(self.client.init_weight_transfer_engine, worker_init_payload(theirs))
+            self.model_update_group = uid_init_process_group(unique_id, SENDER, world_size, device)
+            joined.result()
+
+
+def trainer(at: Meeting) -> NcclTrainerInitInfo:
+    """The learner's end, as vLLM's factory makes it from this."""
+    return NcclTrainerInitInfo(at.num_workers + 1, rank=at.rank)
+
+
+WeightTransferTrainerFactory.register_engine("edge_nccl", NcclTrainerEngine)

@@ -1,0 +1,49 @@
+"""A number that is written out is told from one that is still to be worked out, by the text alone."""
+
+import time
+
+import pytest
+
+from rollout.tasks.boxed_numbers import Written, written
+
+WHOLE = [
+    *("7", "-7", "+7", "\u22127", "07", "7.", "7.0", "7.00", "1,234", "1{,}234,567", "1234567", "$7$", "\\$7",
+      "(7)", "(-7)"),
+    *("7 cm", "7\\text{ cm}", "7 \\text{ m/s}^2", "7\\,\\mathrm{m}", "7^\\circ", "7°", "50\\%", "50%",
+      "7 square units"),
+    *("x = 7", "x=7", "3 + 4 = 7", "\\text{area} = 7", "\\mathbf{7}", "\\text{7}", "\\left(7\\right)",
+      "\\boxed{7}"),
+]  # fmt: skip
+OTHER = [
+    *("0.5", ".5", "-0.25", "3.14", "1,234.5", "12.50", "12.5%", "\\frac{1}{2}", "\\dfrac12", "\\frac12",
+      "\\tfrac{3}{4}"),
+    *("1/2", "-\\frac{1}{2}", "\\frac{-1}{2}", "22/7", "3\\frac{1}{2}", "\\frac{1}{2} \\text{ cm}", "x = \\frac{1}{2}"),
+    *("6.02\\times10^{23}", "6.02 \\times 10^{-34}", "10^{-8}", "10^9", "6.02e23", "1.05E-34", "5 \\cdot 10^6"),
+]  # fmt: skip
+NEITHER = [
+    *("", " ", "3 + 4", "3+4", "10 - 3", "3 \\times 4", "3\\cdot4", "3*4", "14/2", "\\frac{14}{2}",
+      "\\frac{2}{6}", "7/1"),
+    *("2^3", "2^{10}", "\\sqrt{49}", "4!", "\\binom{4}{2}", "\\pi", "2\\pi", "--7", "7 = 3 + 4", "7, 8", "1, 234"),
+    *("{7, 8}", "(3, 4)", "(3)(4)", "x + 1", "seven", "\\frac{1}{0}", "12 \\times 10^2", "3 times 4",
+      "7 or 8", "\\sum 7"),
+    *("\\frac{1}{2} + \\frac{1}{3}", "1/2/3", "12:30", "101_2", "e^{2}", "\\left\\lfloor 7.5 \\right\\rfloor",
+      "7 - 0 cm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "how"),
+    [(WHOLE, Written.WHOLE), (OTHER, Written.OTHER), (NEITHER, None)],
+    ids=["whole", "other", "neither"],
+)
+def test_how_a_number_is_written(answers: list[str], how: Written | None) -> None:
+    found = {answer: written(answer) for answer in answers}
+    assert found == dict.fromkeys(answers, how)
+
+
+@pytest.mark.parametrize("part", ["a", "a ", "\\text{", "7", "1,234", "{", "%", "=", "^\\circ", "\\frac{1}{2}", "a^2"])
+def test_no_answer_of_the_longest_kind_takes_long(part: str) -> None:
+    began = time.process_time()
+    for end in ("", "!", "7", "}"):
+        written((part * 256)[:255] + end)
+    assert time.process_time() - began < 0.5
