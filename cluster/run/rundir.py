@@ -1,6 +1,5 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
-import shutil
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -20,7 +19,6 @@ class RunDir:
         self.student = root / "student"
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
-        self.latest = self.checkpoints / "latest"  # names the newest, once there is one
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
@@ -85,13 +83,6 @@ class RunDir:
         raise ValueError(
             f"{self.config}: {table}.{key}: found {old!r}, expected {new!r}: the run belongs to another recipe"
         )
-
-    def remove_old_checkpoints(self, keep: int) -> None:
-        """All but the newest `keep` that are complete; what is newer than `latest` is under way."""
-        newest = self.latest.read_text(encoding="utf-8").strip()
-        complete = sorted(path for path in self.checkpoints.glob("step-*") if path.name <= newest)
-        for path in complete[:-keep]:
-            shutil.rmtree(path)
 
     def answers_of(self, step: int) -> Path:
         """The file with the answers of the probe at `step`."""

@@ -21,12 +21,13 @@ from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_probes
-from cluster.run.replay import catch_up, learned_groups
+from cluster.run.replay import Resumed, catch_up, learned_groups
 from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
@@ -46,9 +47,11 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
         for note in notes:
             sink.say(note)
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
+        sink.close()
+        return finish(recipe, model, folder, task, notes)
     finally:
         sink.close()
-    return finish(recipe, model, folder, task, notes)
+        folder.release()
 
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
@@ -94,14 +97,14 @@ async def _serve(
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         await services.learner.rehearse_export(folder.export)
         choice = Choice(recipe, services.learner, read_probes(folder.probes))
-        first = await catch_up(services.learner, folder, sink, recipe, choice) if resume else 0
-        if first and recipe.run.max_policy_lag:
+        resumed = await catch_up(services.learner, folder, sink, recipe, choice) if resume else Resumed()
+        if resumed.version and recipe.run.max_policy_lag:
             await services.rollout.resume(learned_groups(folder))
         renderer = renderer_of(recipe, model)
         pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
         with while_running(sink):
             async with observer_of(recipe, folder, services, sink, activity):
-                await pipeline.run(first)
+                await pipeline.run(resumed)
                 sink.stage("exporting the model")
                 await export(services.learner, folder, recipe.run.steps)
 
@@ -116,7 +119,7 @@ async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
         await learner.export(folder.export)
     except (RuntimeError, OSError) as error:
         try:
-            await learner.save(folder.checkpoints, step)
+            await Checkpoints(folder.checkpoints).save(learner, step, keep=0)
         except (RuntimeError, OSError) as worse:
             raise RuntimeError(f"{cause_of(error)}; no checkpoint either: {cause_of(worse)}") from error
         raise RuntimeError(
