@@ -4,6 +4,7 @@ A shard that stands costs no rollout: after a checkpoint was loaded, the learner
 shards, to the same weights.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +32,16 @@ class Resumed:
 
     version: int = 0
     loaded: int = 0
+
+
+def outlook(folder: RunDir) -> str:
+    """What a resume will find, as far as a look at the folder shows, before anything starts."""
+    checkpoint = next((one.step for one in Checkpoints(folder.checkpoints).complete() if not one.fault), 0)
+    written = {info.step for info in Manifest(folder.manifest).written().values()}
+    end = next(step for step in itertools.count(checkpoint) if step not in written)
+    first = f"the checkpoint at step {checkpoint}" if checkpoint else "the initial weights, without a checkpoint,"
+    shards = f" and the shards of steps {checkpoint + 1} to {end}" if end > checkpoint else " and no shard after it"
+    return f"resume: from {first}{shards}"
 
 
 async def catch_up(

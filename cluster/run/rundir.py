@@ -17,6 +17,7 @@ class RunDir:
         self.config = root / "config.toml"
         self.shards = root / "shards"
         self.student = root / "student"
+        self.inputs = root / "inputs.json"  # what it was begun with, by content
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
@@ -26,6 +27,11 @@ class RunDir:
         self.answers = root / "answers"
         self.export = root / "export"
         self._lock = FolderLock(root)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something of a run to lose, or to continue."""
+        return any(path.exists() for path in (self.manifest, self.probes, self.metrics))
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Creates the folder with the resolved recipe, or checks that it belongs to the same one, and holds it for this
@@ -55,8 +61,7 @@ class RunDir:
 
     def _check(self, recipe: Recipe, resume: bool) -> bool:
         """Whether it is this recipe's run already."""
-        begun = any(path.exists() for path in (self.manifest, self.probes, self.metrics))
-        if self.config.exists() and (begun or resume):
+        if self.config.exists() and (self.has_begun or resume):
             self.check_same(recipe)
             if not resume and self.metrics.exists():
                 raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")

@@ -25,26 +25,31 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
+from cluster.run.inputs import pin, pins_of
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_probes
-from cluster.run.replay import Resumed, catch_up, learned_groups
+from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from rollout.tasks import Task, build_task
 
 
-def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
-    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
+def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
+    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step.
+
+    resume: whether there is a run to continue; None: it is continued where there is one.
+    """
     task = build_task(recipe.task)
     require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
-    recipe = dated(recipe, folder)
+    recipe, resume = dated(recipe, folder), folder.has_begun if resume is None else resume
     model, notes = check_recipe(recipe, task)
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
-        for note in notes:
+        pin(folder.inputs, pins_of(recipe, model, task), resume)
+        for note in [*notes, *([outlook(folder)] if resume else [])]:
             sink.say(note)
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
         sink.close()
