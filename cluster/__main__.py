@@ -35,7 +35,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from cluster.config import load_recipe
     from cluster.run.start import run_recipe
 
-    return run_recipe(load_recipe(arguments.recipe, arguments.set), arguments.run_dir, arguments.resume)
+    resume = None if arguments.resume_auto else arguments.resume
+    return run_recipe(load_recipe(arguments.recipe, arguments.set), arguments.run_dir, resume)
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -187,7 +188,9 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("recipe", metavar="RECIPE.toml")
     _add_set(run)
     run.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME")
-    run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, and from shards")
+    auto = "the same where there is a run, else begin: for whatever starts a run again by itself"
+    run.add_argument("--resume=auto", action="store_true", dest="resume_auto", help=auto)
 
 
 def _gap_arguments(gap: argparse.ArgumentParser) -> None:

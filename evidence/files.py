@@ -26,7 +26,7 @@ def write_table(table: pa.Table, uri: str) -> str:
     target, path = locate(uri)
     try:
         if target is None:
-            _write_local(path, data)
+            write_whole(path, data)
         else:
             within(TRANSFER_S, partial(write_remote, target, path, data, _makes_bucket(uri)))
     except OSError as error:
@@ -130,7 +130,8 @@ def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
     return table
 
 
-def _write_local(path: str, data: pa.Buffer) -> None:
+def write_whole(path: str, data: pa.Buffer | bytes) -> None:
+    """A local file with this content, which then exists whole, also after a power cut; an older one is replaced."""
     folder, temporary = os.path.dirname(path), temporary_name(path)
     os.makedirs(folder, exist_ok=True)
     try:
@@ -145,7 +146,7 @@ def _write_local(path: str, data: pa.Buffer) -> None:
 
 
 def _read_back_local(path: str) -> pa.Buffer:
-    _write_local(path, PROBE)
+    write_whole(path, PROBE)
     try:
         return pa.py_buffer(Path(path).read_bytes())
     finally:

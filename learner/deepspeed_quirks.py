@@ -14,7 +14,7 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
   wait for ever: `build_collectives`.
 - `latest` names a checkpoint once rank 0's files are there, and a kill then leaves one that cannot be loaded:
-  `save_checkpoint`.
+  `save_checkpoint` writes none. The driver does (`cluster.run.checkpoints`).
 """
 
 import math
@@ -39,7 +39,6 @@ from torch.utils.cpp_extension import get_default_build_root
 from learner.config import LearnerConfig
 
 Schedule = Callable[[Optimizer], LambdaLR]
-LATEST = "latest"  # the file of a checkpoint folder that names the newest
 
 
 def zero_settings(config: LearnerConfig) -> dict[str, Any]:
@@ -169,24 +168,18 @@ def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> n
 
 
 def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, Any]) -> None:
-    """Every rank's files, and then, once all are there, the name of the newest checkpoint; every rank calls it."""
+    """Every rank's files; every rank calls it. Nothing is the newest checkpoint by that alone."""
     engine.save_checkpoint(folder, tag=tag, client_state=client_state, save_latest=False)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        partial = Path(folder) / f".{LATEST}"
-        partial.write_text(tag)
-        partial.replace(Path(folder) / LATEST)
     torch.distributed.barrier()
 
 
 def checkpoint_state(folder: Path) -> dict[str, Tensor]:
-    """(name, full tensor) of the newest checkpoint of any stage and number of ranks, without a process group: the
-    module's own tensors, which ranks share below ZeRO-3, and there the float32 masters. ValueError when there is none.
+    """(name, full tensor) of a checkpoint of any stage and number of ranks, without a process group: the module's own
+    tensors, which ranks share below ZeRO-3, and there the float32 masters.
+
+    folder: of the one checkpoint.
     """
-    if not (folder / LATEST).is_file():
-        raise ValueError(f"{folder}: found no checkpoint, expected one that can be exported")
-    tag = folder / (folder / LATEST).read_text().strip()
-    shared = tag / "mp_rank_00_model_states.pt"
+    shared = folder / "mp_rank_00_model_states.pt"
     if shared.is_file():  # zero_to_fp32 reads no checkpoint of ZeRO 0, and none of ZeRO 1 in bfloat16
         return dict(torch.load(shared, map_location="cpu", weights_only=False)["module"])
-    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag.name))
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name))

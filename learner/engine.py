@@ -3,6 +3,7 @@
 Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the environment.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
 from learner.schedule import rate_factor
+from learner.sealed import SealedFile, seal
 
 
 def schedule(config: LearnerConfig, num_updates: int) -> quirks.Schedule:
@@ -152,20 +154,30 @@ class ZeroEngine:
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.engine.module.causal_lm.named_parameters()
 
-    def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> None:
-        """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it."""
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint of all ranks takes: the weights, and of each one that is trained a float32 master and
+        its two moments."""
+        sizes = [(math.prod(quirks.full_shape(param)), param) for _, param in self._parameters()]
+        trained = sum(size for size, param in sizes if param.requires_grad)
+        return sum(size * param.element_size() for size, param in sizes) + 12 * trained
+
+    def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> list[SealedFile]:
+        """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it, and gets
+        what it has written."""
         tag = checkpoint_tag(client_state["step"])
-        for weights in beside:  # first, since a checkpoint is the newest once it is whole
+        for weights in beside:
             weights.save(Path(folder) / tag)
         quirks.save_checkpoint(self.engine, folder, tag, client_state)
+        return seal(Path(folder) / tag, self.rank)
 
-    def load(self, folder: str, *beside: Ema | KeptWeights) -> dict[str, Any]:
-        """The newest checkpoint's client state; ValueError when there is none."""
-        path, client_state = self.engine.load_checkpoint(folder)
-        if path is None:
-            raise ValueError(f"{folder}: found no checkpoint, expected one that --resume can continue from")
+    def load(self, folder: str, step: int, *beside: Ema | KeptWeights) -> dict[str, Any]:
+        """The client state of the checkpoint at `step`; every rank calls it. ValueError when there is none."""
+        tag = checkpoint_tag(step)
+        if not (Path(folder) / tag).is_dir():
+            raise ValueError(f"{folder}: found no checkpoint {tag}, expected one that --resume can continue from")
+        _, client_state = self.engine.load_checkpoint(folder, tag=tag)
         for weights in beside:
-            weights.load(Path(folder) / checkpoint_tag(client_state["step"]))
+            weights.load(Path(folder) / tag)
         return {key: client_state[key] for key in ("step",)}
 
     def rehearse_export(self, folder: str) -> None:

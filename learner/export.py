@@ -144,14 +144,14 @@ def logprobs_of(causal_lm: PreTrainedModel, config: LearnerConfig) -> Tensor:
         return Student(causal_lm, len(TEXT.targets_N))(*TEXT)[0]
 
 
-def export_checkpoint(checkpoints: Path, base: str, config: LearnerConfig, folder: Path) -> None:
-    """The model of the newest checkpoint, of any stage and number of ranks, in this process alone.
+def export_checkpoint(checkpoint: Path, base: str, config: LearnerConfig, folder: Path) -> None:
+    """The model of a checkpoint, of any stage and number of ranks, in this process alone.
 
     Raises:
-        ValueError: there is none, or it is of another model than `base`.
+        ValueError: it is of another model than `base`.
         RuntimeError: as `Exporter.write`.
     """
-    state = {name.removeprefix("causal_lm."): tensor for name, tensor in checkpoint_state(checkpoints).items()}
+    state = {name.removeprefix("causal_lm."): tensor for name, tensor in checkpoint_state(checkpoint).items()}
     causal_lm = load_causal_lm(base, DTYPES[config.dtype])
     exporter = Exporter(base, causal_lm, config)
     if config.lora_rank:
@@ -160,7 +160,7 @@ def export_checkpoint(checkpoints: Path, base: str, config: LearnerConfig, folde
     missing, unexpected = causal_lm.load_state_dict(state, strict=False)
     odd = sorted(trained.intersection(missing)) + sorted(unexpected)  # what is frozen is the base's, there or not
     if odd:
-        raise ValueError(f"{checkpoints}: {odd[0]}: found a checkpoint of another model than {base}")
+        raise ValueError(f"{checkpoint}: {odd[0]}: found a checkpoint of another model than {base}")
     held = {name: tensor.detach().clone() for name, tensor in held_tensors(causal_lm).items()}
     if not config.lora_rank:
         held = exporter.names.split_all(held)

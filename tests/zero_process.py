@@ -146,14 +146,16 @@ def checkpoint(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> 
     folder = scenario.extra["folder"]
     trainer.step(scenario.rows)
     saved = full_parameters(engine)
-    engine.save(folder, {"step": 7})
+    sealed = engine.save(folder, {"step": 7})
     trainer.step(scenario.rows)
     onwards = full_parameters(engine)
-    client_state = engine.load(folder)
+    client_state = engine.load(folder, 7)
     loaded = full_parameters(engine)
     trainer.step(scenario.rows)
     return {
         "saved": saved,
+        "sealed": sealed,
+        "about": engine.checkpoint_bytes(),
         "onwards": onwards,
         "client_state": client_state,
         "loaded": loaded,
@@ -182,7 +184,7 @@ def resume(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict
     fresh = ZeroEngine(scenario.extra["model"], engine.config)
     restored = Ema(rate, named_tensors(fresh), keep=fresh.rank == 0)
     kept = fresh.keeper()
-    fresh.load(folder, restored, kept)
+    fresh.load(folder, 1, restored, kept)
     at_once = {"average": copied(restored), "lr": fresh.lr}
     again = []
     for _ in range(3):
@@ -224,7 +226,7 @@ def averaged_step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario, 
 
 def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     try:
-        engine.load(scenario.extra["folder"])
+        engine.load(scenario.extra["folder"], 1)
     except ValueError as error:
         return {"error": str(error)}
     return {"error": ""}

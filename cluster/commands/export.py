@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster.models import resolve_model
 from cluster.requests import step_requests
 from cluster.resolved import read_resolved
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import prompt_notes
 from cluster.run.gap import read_gap
 from cluster.run.model_card import write_model_card
@@ -22,11 +23,12 @@ def export_run(run: Path) -> Path:
         RuntimeError: the model cannot be written, or is another one when it is read again.
     """
     folder, recipe = RunDir(run), read_resolved(run).recipe
+    checkpoint = Checkpoints(folder.checkpoints).sound()
     model = resolve_model(recipe.model.path)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
     from learner.export import export_checkpoint
 
-    export_checkpoint(folder.checkpoints, model, recipe.learner, folder.export)
+    export_checkpoint(checkpoint, model, recipe.learner, folder.export)
     probes = list(read_probes(folder.probes).values())
     if probes:
         task = build_task(recipe.task)

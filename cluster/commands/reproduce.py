@@ -4,7 +4,6 @@ Each arm and seed is a run of its own, in a process of its own, under one folder
 goes on where it was stopped.
 """
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -47,21 +46,13 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
 
 
 def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run) -> Path:
-    """The folder of one arm's finished run, which is made when it is not there.
-
-    An interrupted run goes on from its checkpoint; one without a checkpoint has nothing to go on from and starts anew.
-    """
+    """The folder of one arm's finished run, which is made when it is not there. An interrupted run goes on from its
+    checkpoint and its shards; one that is under way is left alone, and its process is named."""
     path, settings = RECIPES / f"{arm}.toml", [*overrides, f"run.seed={seed}"]
     place = RunDir(folder / f"{arm}-seed{seed}")
     if is_finished(place, load_recipe(path, settings)):
         return place.root
-    arguments = ["run", str(path), "--run-dir", str(place.root)]
-    if (place.checkpoints / "latest").is_file():
-        arguments.append("--resume")
-    elif place.config.exists():
-        place.hold()  # refused while another process has a run under way there: that one was not interrupted
-        place.release()
-        shutil.rmtree(place.root)
+    arguments = ["run", str(path), "--run-dir", str(place.root), "--resume=auto"]
     code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
     if code != 0:
         raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")

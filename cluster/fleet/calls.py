@@ -4,14 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from cluster.fleet.ray_quirks import LOST, reason
+from cluster.fleet.ray_quirks import LOST, Died, lost
+
+__all__ = ["Died", "all_within", "ask", "each_within", "within"]
 from rollout.waits import deadline
 
 T = TypeVar("T")
-
-
-class Died(RuntimeError):
-    """An actor's process, or the engine in it, is no more."""
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
@@ -50,8 +48,8 @@ async def each_within(seconds: float, name: str, what: str, stream: Any) -> Asyn
             yield await within(seconds, what, await within(seconds, what, anext(stream)))
         except StopAsyncIteration:
             return
-        except LOST as lost:
-            raise Died(f"{name} died: {reason(lost)}") from None
+        except LOST as error:
+            raise lost(name, error) from None
 
 
 async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: Any) -> Any:
@@ -63,5 +61,5 @@ async def ask(name: str, handle: Any, method: str, *arguments: Any, **options: A
     """
     try:
         return await getattr(handle, method).remote(*arguments, **options)
-    except LOST as lost:
-        raise Died(f"{name} died: {reason(lost)}") from None
+    except LOST as error:
+        raise lost(name, error) from None

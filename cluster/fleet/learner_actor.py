@@ -20,6 +20,7 @@ from cluster.models import resolve_model
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
+from learner.sealed import SealedFile, faults
 
 if TYPE_CHECKING:
     from cluster.weights.link import AdapterLink, WeightLink
@@ -163,11 +164,18 @@ class LearnerActor:
     def score(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
         return np.asarray(self._trainer.score(prompt_ids, response_ids), np.float32)
 
-    def save(self, folder: str, step: int) -> None:
-        self._engine.save(folder, {"step": step}, *self._beside())
+    def checkpoint_bytes(self) -> int:
+        return self._engine.checkpoint_bytes()
 
-    def load(self, folder: str) -> int:
-        return int(self._engine.load(folder, *self._beside())["step"])
+    def save(self, folder: str, step: int) -> list[SealedFile]:
+        return self._engine.save(folder, {"step": step}, *self._beside())
+
+    def verify(self, folder: str, files: Sequence[SealedFile]) -> list[str]:
+        """What is wrong with this rank's share of a checkpoint's files, a line each."""
+        return faults(Path(folder), files[self._rank :: self._recipe.learner.num_ranks])
+
+    def load(self, folder: str, step: int) -> None:
+        self._engine.load(folder, step, *self._beside())
 
     def _beside(self) -> "list[Ema | KeptWeights]":
         return [self._kept] if self._ema is None else [self._kept, self._ema]

@@ -4,6 +4,8 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
 
 - Three errors report that an actor's process is no more; above them is only the class of every Ray error. Why it is no
   more stands in the last line of one and in the first of the others: `LOST`, `reason`.
+- With a node go its actors, and where it was the driver's, all of them: their errors name the owner or the node, not
+  the actor: `lost`.
 - What a method raises arrives as an error of two classes, the method's and RayTaskError, whose text is a traceback. Its
   `cause` is what was raised: `cluster.errors.cause_of`, in commands that have no Ray too.
 - An actor with less than two CPUs gets OMP_NUM_THREADS=1, unless its runtime environment sets another: `omp_threads`.
@@ -24,6 +26,11 @@ from pathlib import Path
 from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
+
+class Died(RuntimeError):
+    """An actor's process, or the engine in it, is no more."""
+
+
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
@@ -32,6 +39,16 @@ def reason(lost: Exception) -> str:
     told = getattr(lost, "cause", None) or lost  # raised in another actor
     lines = str(told).splitlines()
     return lines[-1].partition(" Some common causes")[0] if isinstance(told, RayActorError) else lines[0]
+
+
+def lost(name: str, error: Exception) -> Exception:
+    """What an error of `LOST` says of the actor called `name`, in one line: that it died, or with it its Ray node."""
+    said = str(getattr(error, "cause", None) or error)
+    if "Owner's node has crashed" in said:
+        return RuntimeError(f"the raylet of this host died, Ray's own process, and with it {name}")
+    if isinstance(error, NodeDiedError) or "its node has died" in said:
+        return Died(f"the Ray node of {name} died: {reason(error)}")
+    return Died(f"{name} died: {reason(error)}")
 
 
 def omp_threads(threads: int) -> dict[str, str]:

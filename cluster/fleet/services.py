@@ -24,6 +24,7 @@ from cluster.fleet.roster import GRACE_S, CanaryText, News
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
+from learner.sealed import SealedFile
 from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
@@ -205,14 +206,27 @@ class LearnerService:
         """Every rank gives back the GPU memory that it holds and does not use."""
         await self._ask(self._recipe.weights.deadline_s, "memory that the learner gives back", "release_cache")
 
-    async def save(self, folder: Path, step: int) -> None:
-        """A checkpoint of every rank."""
-        await self._ask(self._recipe.learner.step_deadline_s, "saving a checkpoint", "save", str(folder), step)
+    async def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes."""
+        return int(
+            (await self._ask(self._recipe.learner.step_deadline_s, "size of a checkpoint", "checkpoint_bytes"))[0]
+        )
 
-    async def load(self, folder: Path) -> int:
-        """The newest checkpoint; returns its step."""
-        steps = await self._ask(self._recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder))
-        return int(steps[0])
+    async def save(self, folder: Path, step: int) -> list[SealedFile]:
+        """Every rank's files of a checkpoint, which then are on the disk."""
+        seconds = self._recipe.learner.step_deadline_s
+        files = await self._ask(seconds, "saving a checkpoint", "save", str(folder), step)
+        return [file for of_rank in files for file in of_rank]
+
+    async def verify(self, folder: Path, files: Sequence[SealedFile]) -> list[str]:
+        """What is wrong with the files of the checkpoint in `folder`, a line each; the ranks share them out."""
+        seconds = self._recipe.learner.start_deadline_s
+        found = await self._ask(seconds, "verifying a checkpoint", "verify", str(folder), list(files))
+        return [fault for of_rank in found for fault in of_rank]
+
+    async def load(self, folder: Path, step: int) -> None:
+        """Every rank loads the checkpoint at `step`."""
+        await self._ask(self._recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder), step)
 
     async def keep(self) -> None:
         """The weights as they are now are those to end with, until it is called again."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from cluster.run.record import ProbeRecord, StepRecord, append_probe, append_step
@@ -35,9 +36,9 @@ class MetricsSink:
         self.doing = text
         if self._console.is_terminal:
             if self._status is None:
-                self._status = self._console.status(text)
+                self._status = self._console.status(escape(text))
                 self._status.start()
-            self._status.update(text)
+            self._status.update(escape(text))
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

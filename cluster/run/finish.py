@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.config import Recipe
@@ -28,7 +29,9 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     probes = list(read_probes(folder.probes).values())
     first, last = probes[0], probes[-1]
     gap = read_gap(folder.gap)
-    table = Table("figure", "before", "after", "teacher", "answers", title=f"{folder.root.name}: probe without context")
+    table = Table(
+        "figure", "before", "after", "teacher", "answers", title=escape(f"{folder.root.name}: probe without context")
+    )
     for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
     console.print(table)
@@ -38,7 +41,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     for one in advice(read_seen(folder.root)):
         console.print(f"advice: {one}", markup=False, soft_wrap=True)
     write_model_card(recipe, model, folder, task, notes, (first, last), gap)
-    console.print(f"model: {folder.export}", soft_wrap=True)
+    console.print(f"model: {folder.export}", markup=False, soft_wrap=True)
     return _verdict(required(recipe, gap), last, gap, console)
 
 

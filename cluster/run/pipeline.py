@@ -23,11 +23,13 @@ from cluster.errors import Preempted
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
 from cluster.run.gap import measured, teaches_itself, write_gap
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import Answer, ProbeRecord, probe_record, read_steps, step_record, write_answers
+from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
@@ -77,15 +79,16 @@ class Pipeline:
         self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
-    async def run(self, first_step: int) -> None:
-        """Steps `first_step` to the recipe's last, with a probe before, between and after.
+    async def run(self, resumed: Resumed) -> None:
+        """The steps from what the learner holds to the recipe's last, with a probe before, between and after.
 
         Raises:
             Preempted: the run was asked to stop between two steps, and has a checkpoint.
         """
-        steps = self.recipe.run.steps
+        steps, first_step = self.recipe.run.steps, resumed.version
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
+        require_same_weights(resumed, self.pushed.digest, self.run_dir, self.sink.say)
         await self._check_teacher(first_step)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))
@@ -172,9 +175,8 @@ class Pipeline:
         self._say(await self.rollout.news(0.0, self._lines_seen))
 
     async def _save(self, version: int) -> None:
-        await self.learner.save(self.run_dir.checkpoints, version)
-        if keep := self.recipe.run.keep_checkpoints:
-            self.run_dir.remove_old_checkpoints(keep)
+        self.sink.stage(f"step {version}: saving a checkpoint")
+        await Checkpoints(self.run_dir.checkpoints).save(self.learner, version, self.recipe.run.keep_checkpoints)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced

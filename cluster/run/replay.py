@@ -4,13 +4,15 @@ A shard that stands costs no rollout: after a checkpoint was loaded, the learner
 shards, to the same weights.
 """
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.record import StepRecord, read_steps, step_record
 from cluster.run.rundir import RunDir
@@ -24,14 +26,34 @@ from rollout.stages import StageTime
 from rollout.worker import StepRollouts
 
 
-async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe, choice: Choice) -> int:
-    """Brings the learner to the newest version that the folder can give; returns it. Shards beyond it are superseded.
+@dataclass(frozen=True)
+class Resumed:
+    """What the learner holds. loaded: of it, the version of the checkpoint, before what was learned again."""
+
+    version: int = 0
+    loaded: int = 0
+
+
+def outlook(folder: RunDir) -> str:
+    """What a resume will find, as far as a look at the folder shows, before anything starts."""
+    checkpoint = next((one.step for one in Checkpoints(folder.checkpoints).complete() if not one.fault), 0)
+    written = {info.step for info in Manifest(folder.manifest).written().values()}
+    end = next(step for step in itertools.count(checkpoint) if step not in written)
+    first = f"the checkpoint at step {checkpoint}" if checkpoint else "the initial weights, without a checkpoint,"
+    shards = f" and the shards of steps {checkpoint + 1} to {end}" if end > checkpoint else " and no shard after it"
+    return f"resume: from {first}{shards}"
+
+
+async def catch_up(
+    learner: LearnerService, folder: RunDir, sink: MetricsSink, recipe: Recipe, choice: Choice
+) -> Resumed:
+    """Brings the learner to the newest version that the folder can give. Shards beyond it are superseded.
 
     Raises:
         OSError: the store of the shards does not answer.
     """
     manifest, recorded = Manifest(folder.manifest), read_steps(folder.metrics)
-    version = await learner.load(folder.checkpoints) if folder.latest.exists() else 0
+    version = loaded = await Checkpoints(folder.checkpoints).load(learner, sink.say)
     await choice.resume(version)
     trained = manifest.trained()
     for info in standing(folder, version, recipe, sink.say):
@@ -48,7 +70,23 @@ async def catch_up(learner: LearnerService, folder: RunDir, sink: MetricsSink, r
     if version:
         sink.say(f"resumed at step {version}")
     supersede_after(folder, version)
-    return version
+    return Resumed(version, loaded)
+
+
+def require_same_weights(resumed: Resumed, digest: str, folder: RunDir, say: Callable[[str], None]) -> None:
+    """What was pushed first is what was pushed when the run was there: where a checkpoint gave it, to the last bit;
+    where it was learned again, the sums of the learner may come in another order, which is said.
+
+    Raises:
+        RuntimeError: the weights of a checkpoint are others.
+    """
+    record = read_steps(folder.metrics).get(resumed.version - 1)
+    if record is None or record.weights_digest in (None, digest):
+        return
+    what = f"weights at step {resumed.version}: found the digest {digest}, expected {record.weights_digest}"
+    if resumed.version == resumed.loaded:
+        raise RuntimeError(f"{what} as in {folder.metrics}: the checkpoint holds other weights than the run had")
+    say(f"{what}: learned again from their shards, they differ in rounding")
 
 
 def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], None]) -> list[ShardInfo]:

@@ -1,6 +1,5 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
-import shutil
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -18,9 +17,9 @@ class RunDir:
         self.config = root / "config.toml"
         self.shards = root / "shards"
         self.student = root / "student"
+        self.inputs = root / "inputs.json"  # what it was begun with, by content
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
-        self.latest = self.checkpoints / "latest"  # names the newest, once there is one
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
@@ -28,6 +27,11 @@ class RunDir:
         self.answers = root / "answers"
         self.export = root / "export"
         self._lock = FolderLock(root)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something of a run to lose, or to continue."""
+        return any(path.exists() for path in (self.manifest, self.probes, self.metrics))
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Creates the folder with the resolved recipe, or checks that it belongs to the same one, and holds it for this
@@ -57,8 +61,7 @@ class RunDir:
 
     def _check(self, recipe: Recipe, resume: bool) -> bool:
         """Whether it is this recipe's run already."""
-        begun = any(path.exists() for path in (self.manifest, self.probes, self.metrics))
-        if self.config.exists() and (begun or resume):
+        if self.config.exists() and (self.has_begun or resume):
             self.check_same(recipe)
             if not resume and self.metrics.exists():
                 raise ValueError(f"{self.root}: found a run of this recipe, expected --resume or another --run-dir")
@@ -88,13 +91,6 @@ class RunDir:
         raise ValueError(
             f"{self.config}: {table}.{key}: found {old!r}, expected {new!r}: the run belongs to another recipe"
         )
-
-    def remove_old_checkpoints(self, keep: int) -> None:
-        """All but the newest `keep` that are complete; what is newer than `latest` is under way."""
-        newest = self.latest.read_text(encoding="utf-8").strip()
-        complete = sorted(path for path in self.checkpoints.glob("step-*") if path.name <= newest)
-        for path in complete[:-keep]:
-            shutil.rmtree(path)
 
     def answers_of(self, step: int) -> Path:
         """The file with the answers of the probe at `step`."""

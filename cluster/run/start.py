@@ -3,13 +3,9 @@
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
-from cluster.errors import cause_of, explained, leaves
+from cluster.errors import cause_of
 from cluster.faults import Restarts
 from cluster.fleet.assembly import running, start
 from cluster.fleet.calls import Died
@@ -21,35 +17,50 @@ from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
+from cluster.run.boundary import run_time
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
+from cluster.run.inputs import pin, pins_of
 from cluster.run.memory import with_planned_memory
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_probes
-from cluster.run.replay import catch_up, learned_groups
+from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from rollout.tasks import Task, build_task
 
 
-def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool) -> int:
-    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step."""
+def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
+    """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step.
+
+    resume: whether there is a run to continue; None: it is continued where there is one.
+    """
     task = build_task(recipe.task)
     require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
-    recipe = dated(recipe, folder)
+    recipe, resume = dated(recipe, folder), folder.has_begun if resume is None else resume
     model, notes = check_recipe(recipe, task)
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
+        pin(folder.inputs, pins_of(recipe, model, task), resume)
         for note in notes:
             sink.say(note)
+        if resume:
+            sink.stage("reading what stands in the run's folder")
+            with run_time(sink):
+                sink.say(outlook(folder))
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
+        sink.close()
+        sink.stage("the run's summary")
+        with run_time(sink):
+            return finish(recipe, model, folder, task, notes)
     finally:
         sink.close()
-    return finish(recipe, model, folder, task, notes)
+        folder.release()
 
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
@@ -94,19 +105,23 @@ async def _serve(
     metadata = shard_metadata(recipe, model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
         activity = watch(services)
-        hosts = await start(services, recipe, plan, storage, folder.root)
+        with run_time(sink, takes_input=True):
+            hosts = await start(services, recipe, plan, storage, folder.root)
+            await services.learner.rehearse_export(folder.export)
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
-        await services.learner.rehearse_export(folder.export)
-        choice = Choice(recipe, services.learner, read_probes(folder.probes))
-        first = await catch_up(services.learner, folder, sink, recipe, choice) if resume else 0
-        if first and recipe.run.max_policy_lag:
-            await services.rollout.resume(learned_groups(folder))
-        renderer = renderer_of(recipe, model)
-        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
-        with while_running(sink):
+        with run_time(sink):
+            choice = Choice(recipe, services.learner, read_probes(folder.probes))
+            resumed = Resumed()
+            if resume:
+                sink.stage("resuming from what stands")
+                resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+            if resumed.version and recipe.run.max_policy_lag:
+                await services.rollout.resume(learned_groups(folder))
+            renderer = renderer_of(recipe, model)
+            pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
             async with observer_of(recipe, folder, services, sink, activity):
-                await pipeline.run(first)
+                await pipeline.run(resumed)
                 sink.stage("exporting the model")
                 await export(services.learner, folder, recipe.run.steps)
 
@@ -121,31 +136,13 @@ async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
         await learner.export(folder.export)
     except (RuntimeError, OSError) as error:
         try:
-            await learner.save(folder.checkpoints, step)
+            await Checkpoints(folder.checkpoints).save(learner, step, keep=0)
         except (RuntimeError, OSError) as worse:
             raise RuntimeError(f"{cause_of(error)}; no checkpoint either: {cause_of(worse)}") from error
         raise RuntimeError(
             f"{cause_of(error)}; the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once "
             "that is mended"
         ) from error
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether it says that a service or a rank is no more, or does not answer; of what hangs behind them they say so
-    themselves."""
-    return isinstance(error, Died) or (isinstance(error, TimeoutError) and not isinstance(error, RayTaskError))
-
-
-@contextmanager
-def while_running(sink: MetricsSink) -> Iterator[None]:
-    """What fails within it is a failure at run time, also where it would be bad input before: one line a cause, with
-    the stage that it ended."""
-    try:
-        yield
-    except* (RuntimeError, ValueError, OSError) as errors:
-        lines, _ = explained(errors)
-        kind = Died if any(is_lost(error) for error in leaves(errors)) else RuntimeError
-        raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
 
 
 def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:

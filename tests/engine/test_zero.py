@@ -4,6 +4,7 @@ Two launches, of one rank and of two, run every scenario in processes of their o
 reference sees one row at a time, with full logits, and autograd through the formulas of arXiv 2605.23493.
 """
 
+import hashlib
 import os
 import re
 import signal
@@ -744,6 +745,20 @@ def test_a_checkpoint_brings_back_parameters_and_optimizer(results: Results, kin
         assert torch.allclose(result["repeated"][name], result["onwards"][name], rtol=0, atol=1e-2 * LR), name
 
 
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_the_ranks_seal_every_file_of_a_checkpoint_once(results: Results, kind: str) -> None:
+    folder = results.folder / f"checkpoints-{kind}" / "step-000007"
+    sealed = [file for rank in results.ranks for file in rank[f"checkpoint-{kind}"]["sealed"]]
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(file.name for file in sealed) == sorted(contents)
+    for file in sealed:
+        content = contents[file.name]
+        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest()), file.name
+    about, total = results.of(f"checkpoint-{kind}")["about"], sum(map(len, contents.values()))
+    print(f"{kind}, {len(results.ranks)} ranks: {total} bytes, about {about} expected")
+    assert 0.9 * total < about < 1.5 * total
+
+
 RATES = [LR / 3, LR * 2 / 3, LR, LR]  # of a warm-up over three steps
 
 
@@ -816,7 +831,7 @@ def test_kept_weights_take_the_place_of_the_trained_ones(
         rounded = tensor.to(result["mean"][name].dtype)
         assert torch.allclose(result["mean"][name], rounded, rtol=1e-6, atol=1e-7), name
         assert torch.equal(result["best"][name], second[name]), name
-    saved = checkpoint_state(results.folder / f"kept-{stage}-{dtype}")
+    saved = checkpoint_state(results.folder / f"kept-{stage}-{dtype}" / "step-000003")
     for name, tensor in expected.items():
         assert torch.allclose(saved[f"causal_lm.{name}"].float(), tensor, rtol=0, atol=1e-6 if stage == 3 else 1e-2)
     reference.load_state_dict({name: tensor.float() for name, tensor in result["mean"].items()}, strict=False)
@@ -827,7 +842,10 @@ def test_kept_weights_take_the_place_of_the_trained_ones(
 
 
 def test_loading_from_nothing_is_refused(results: Results) -> None:
-    assert "found no checkpoint, expected one that --resume can continue from" in results.of("load-nothing")["error"]
+    assert (
+        "found no checkpoint step-000001, expected one that --resume can continue from"
+        in results.of("load-nothing")["error"]
+    )
 
 
 def test_an_export_is_an_ordinary_model_folder(
@@ -853,7 +871,8 @@ def test_an_export_is_an_ordinary_model_folder(
 def test_a_checkpoint_exports_to_the_same_files_without_the_ranks(results: Results, model: Path, name: str) -> None:
     folder, settings = results.folder / name, FLOAT32 | EXPORTS[name]
     settings.pop("stage", None)
-    export_checkpoint(Path(f"{folder}-checkpoints"), str(model), LearnerConfig(**settings), results.folder / "later")
+    checkpoint = Path(f"{folder}-checkpoints") / "step-000001"
+    export_checkpoint(checkpoint, str(model), LearnerConfig(**settings), results.folder / "later")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in (results.folder / "later").iterdir()
     }
@@ -861,7 +880,7 @@ def test_a_checkpoint_exports_to_the_same_files_without_the_ranks(results: Resul
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_a_checkpoint_is_read_without_the_ranks(results: Results, kind: str) -> None:
-    found = checkpoint_state(results.folder / f"checkpoints-{kind}")
+    found = checkpoint_state(results.folder / f"checkpoints-{kind}" / "step-000007")
     for name, tensor in results.of(f"checkpoint-{kind}")["saved"].items():
         assert torch.equal(found[f"causal_lm.{name}"].to(tensor.dtype), tensor), name
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from cluster.fleet.calls import all_within, ask, each_within, within
+from cluster.fleet.calls import Died, all_within, ask, each_within, within
 from cluster.fleet.ray_quirks import local_rank, reason
 
 
@@ -87,6 +87,24 @@ def test_a_host_without_memory_is_reported_by_the_first_line_of_rays_account() -
 def test_an_actor_that_dies_is_named_and_the_reason_is_rays_last_line() -> None:
     with pytest.raises(RuntimeError, match=r"^learner rank 1 died: Its process has died\.$"):
         asyncio.run(ask("learner rank 1", dying(RayActorError("0a1b", NO_MORE)), "step"))
+
+
+NODES = {
+    "The actor is dead because its owner has died. Owner Id: 01f Owner Ip address: 10.0.0.2 Owner worker exit type: "
+    "SYSTEM_ERROR Worker exit detail: Owner's node has crashed.": "the raylet of this host died, Ray's own process, "
+    "and with it learner rank 0",
+    "The actor died because its node has died. Node Id: 1f": "the Ray node of learner rank 0 died: The actor died "
+    "because its node has died. Node Id: 1f",
+}
+
+
+@pytest.mark.parametrize("said", NODES)
+def test_a_node_that_dies_is_no_death_of_the_actors_own(said: str) -> None:
+    """The words are those of Ray 2.60.0, after its raylet was killed."""
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(ask("learner rank 0", dying(RayActorError("0a1b", said)), "step"))
+    assert str(caught.value) == NODES[said]
+    assert isinstance(caught.value, Died) == ("Ray node" in NODES[said])  # on another host it can start again
 
 
 def test_an_actor_that_dies_while_it_streams_is_named() -> None:

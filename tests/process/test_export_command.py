@@ -10,6 +10,7 @@ from cluster.config import Recipe, dump
 from cluster.run.rundir import RunDir
 from cluster.run.start import export
 from cluster.typed import build
+from learner.sealed import SealedFile
 from tests.runs import edge_opd
 
 
@@ -23,10 +24,15 @@ class Learner:
         if self.exports is not None:
             raise self.exports
 
-    async def save(self, folder: Path, step: int) -> None:
+    async def checkpoint_bytes(self) -> int:
+        return 1
+
+    async def save(self, folder: Path, step: int) -> list[SealedFile]:
         if self.saves is not None:
             raise self.saves
         self.saved.append((folder, step))
+        (folder / f"step-{step:06d}").mkdir()
+        return []
 
 
 FULL = RuntimeError("export: run/export: No space left on device")
@@ -40,6 +46,7 @@ def attempt(learner: Learner, folder: RunDir) -> str:
 
 def test_a_failed_export_leaves_a_checkpoint_and_says_how_to_export_later(tmp_path: Path) -> None:
     learner, folder = Learner(FULL, None), RunDir(tmp_path)
+    folder.checkpoints.mkdir()
     told = attempt(learner, folder)
     assert told.startswith(f"{FULL}; the model is in {tmp_path}/checkpoints: ")
     assert f"`edge-opd export {tmp_path}`" in told and "\n" not in told
@@ -48,6 +55,7 @@ def test_a_failed_export_leaves_a_checkpoint_and_says_how_to_export_later(tmp_pa
 
 def test_a_checkpoint_that_fails_too_is_named_beside_it(tmp_path: Path) -> None:
     learner = Learner(FULL, OSError(28, "No space left on device"))
+    RunDir(tmp_path).checkpoints.mkdir()
     assert re.fullmatch(rf"{FULL}; no checkpoint either: .*No space left on device", attempt(learner, RunDir(tmp_path)))
 
 

@@ -19,7 +19,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of
 from cluster.run.choice import Choice
 from cluster.run.pipeline import Pipeline
-from cluster.run.replay import learned_groups
+from cluster.run.replay import Resumed, learned_groups
 from cluster.run.rundir import RunDir
 from cluster.run.start import shard_metadata
 from cluster.run.stop import heeding
@@ -114,7 +114,7 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any) -> Any:
         task = build_task(recipe.task)
         renderer, choice = renderer_of(recipe, recipe.model.path), Choice(recipe, services.learner, {})
         pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice)
-        await pipeline.run(0)
+        await pipeline.run(Resumed())
     await actor.stop()
     return learned_groups(folder), learner, "\n".join(said)
 

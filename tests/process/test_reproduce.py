@@ -9,6 +9,7 @@ from cluster.config import load_recipe
 from cluster.run.record import ProbeRecord, append_probe
 from cluster.run.rundir import RunDir
 from rollout.probe import Rate
+from tests.process.test_run_folder import another_run
 from tests.runs import lines
 
 
@@ -25,8 +26,10 @@ class Runner:
     def __call__(self, arguments: list[str]) -> int:
         recipe = load_recipe(arguments[1], [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"])
         place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
-        resume = "--resume" in arguments
+        assert "--resume=auto" in arguments
+        resume = place.has_begun
         place.claim(recipe, resume)
+        place.release()
         self.arms.append(place.root.name + " resumed" * resume)
         append_probe(place.probes, probe_at(0))
         if recipe.run.name == self.failing:
@@ -48,7 +51,7 @@ def test_a_finished_run_is_not_run_again_and_an_interrupted_one_is(tmp_path: Pat
     assert first.arms == ["N3-seed0", "N1-seed0", "N12-seed0"]
     second = Runner()
     runs = reproduce(["identity"], 1, tmp_path, (), second)
-    assert second.arms == [f"{arm}-seed0" for arm in AXES["identity"][2:]]
+    assert second.arms == ["N12-seed0 resumed", *(f"{arm}-seed0" for arm in AXES["identity"][3:])]
     assert [run.name for run in runs] == [f"{arm}-seed0" for arm in AXES["identity"]]
     third = Runner()
     reproduce(["identity"], 2, tmp_path, (), third)
@@ -77,21 +80,30 @@ def test_a_run_without_its_last_probe_is_not_finished(tmp_path: Path) -> None:
     assert not is_finished(place, recipe)
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint_and_starts_anew_without_one(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_and_nothing_of_it_is_deleted(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         reproduce(["identity"], 1, tmp_path, (), Runner(failing="N3"))
     interrupted = RunDir(tmp_path / "N3-seed0")
-    (interrupted.checkpoints / "latest").write_text("step-000008")
     second = Runner(failing="N1")
     with pytest.raises(RuntimeError):
         reproduce(["identity"], 1, tmp_path, (), second)
     assert second.arms == ["N3-seed0 resumed", "N1-seed0"]
-    assert [line["step"] for line in lines(interrupted.probes)] == [0, 0, 24]  # nothing was deleted
-    third = Runner(failing="N12")
+    assert [line["step"] for line in lines(interrupted.probes)] == [0, 0, 24]
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_second_reproduce_leaves_the_firsts_live_run_alone(tmp_path: Path, has_checkpoint: bool) -> None:
+    """Whose process holds the folder, and has no checkpoint yet."""
+    root = tmp_path / "N3-seed0"
     with pytest.raises(RuntimeError):
-        reproduce(["identity"], 1, tmp_path, (), third)
-    assert third.arms == ["N1-seed0", "N12-seed0"]
-    assert [line["step"] for line in lines(tmp_path / "N1-seed0" / "probes.jsonl")] == [0, 24]
+        reproduce(["identity"], 1, tmp_path, (), Runner(failing="N3"))
+    if has_checkpoint:
+        (root / "checkpoints" / "latest").write_text("step-000008")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.name not in (".lock", "owner.json")}
+    with another_run(root) as first, pytest.raises(ValueError, match=f"under way in it .process {first.pid} on "):
+        reproduce(["identity"], 1, tmp_path, (), Runner())
+    after = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.name not in (".lock", "owner.json")}
+    assert {path: after[path] for path in before} == before
 
 
 def test_a_finished_run_with_a_torn_line_is_finished_and_an_unfinished_one_is_not(tmp_path: Path) -> None:

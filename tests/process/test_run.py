@@ -7,9 +7,15 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_answers
+from cluster.run.replay import outlook
+from cluster.run.rundir import RunDir
+from evidence.manifest import Manifest
+from evidence.records import ShardInfo
 from evidence.rule import EvidenceConfig
 from learner.config import LearnerConfig
+from learner.sealed import seal
 from rollout.tasks.base import TaskPrompt
 from tests.runs import RECIPE, edge_opd, small_arguments
 
@@ -56,3 +62,33 @@ def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and all(word in said for word in words), said
         assert not (tmp_path / "run").exists()
+
+
+def test_resume_auto_begins_where_there_is_no_run_and_resume_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as the last word before the recipe: `--resume` alone takes no value."""
+    asked: list[bool | None] = []
+    monkeypatch.setattr("cluster.run.start.run_recipe", lambda recipe, folder, resume: asked.append(resume) or 0)
+    for flags in ([], ["--resume"], ["--resume=auto"]):
+        assert main(["run", *flags, str(RECIPE), "--run-dir", str(tmp_path)]) == 0
+    assert asked == [False, True, None]
+    with pytest.raises(SystemExit):
+        main(["run", "--resume=always", str(RECIPE)])
+
+
+def test_what_a_resume_will_find_is_said_before_anything_starts(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    folder.checkpoints.mkdir()
+    assert outlook(folder) == "resume: from the initial weights, without a checkpoint, and no shard after it"
+    manifest = Manifest(folder.manifest)
+    for step in (0, 1, 2, 4):
+        manifest.append_written(ShardInfo(uri=f"step-{step}", step=step, rows=1, tokens=1, sha256=""))
+    assert outlook(folder).endswith("without a checkpoint, and the shards of steps 1 to 3")
+    place = Checkpoints(folder.checkpoints).place(2)
+    place.mkdir()
+    (place / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+    Checkpoints(folder.checkpoints).commit(2, seal(place, 0))
+    assert outlook(folder) == "resume: from the checkpoint at step 2 and the shards of steps 3 to 3"
+    (place / "mp_rank_00_model_states.pt").write_bytes(b"")
+    assert "without a checkpoint" in outlook(folder)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Recipe
+from cluster.run.lock import Owner
 from cluster.run.record import append_step, read_steps
 from cluster.run.rundir import RunDir
 from tests.runs import ROOT, lines
@@ -38,9 +40,9 @@ def python(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 
 @contextmanager
-def another_run(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def another_run(folder: Path, code: str = HOLD) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds the folder."""
-    process = python(HOLD, str(folder))
+    process = python(code, str(folder))
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
@@ -88,8 +90,59 @@ def test_the_folder_is_free_again_however_its_process_ends(tmp_path: Path, how: 
         process.wait(timeout=10)
         run = RunDir(root)
         run.claim(Recipe(), resume=True)
-        assert json.loads((root / "owner.json").read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+        owner = json.loads((root / "owner.json").read_text())
+        assert (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid())
         run.release()
+        assert not (root / "owner.json").exists()
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from cluster.run import lock
+mine, lock.BEAT_S, lock.LEASE_S = lock._myself, 0.2, 2.0
+lock._myself = lambda: lock.replace(mine(), host="elsewhere", kernel="another")
+folder = Path(sys.argv[1])
+held = lock.FolderLock(folder)
+held.take()
+(folder / lock.LOCK).unlink()  # so that the kernel's lock does not reach who comes next
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.run.lock.BEAT_S", 0.2)
+    monkeypatch.setattr("cluster.run.lock.LEASE_S", 2.0)
+
+
+def test_an_owner_on_another_host_keeps_others_out_as_long_as_it_is_heard_of(tmp_path: Path, short_lease: None) -> None:
+    root = claimed(tmp_path / "run")
+    with another_run(root, ELSEWHERE) as first:
+        with pytest.raises(ValueError, match=rf"a run under way in it \(process {first.pid} on elsewhere\)"):
+            RunDir(root).claim(Recipe(), resume=True)
+        first.send_signal(signal.SIGSTOP)
+        run = RunDir(root)
+        run.claim(Recipe(), resume=True)
+        assert json.loads((root / "owner.json").read_text())["pid"] == os.getpid()
+        first.send_signal(signal.SIGCONT)  # who was taken for dead may not write any more
+        assert first.wait(timeout=10) == 1
+        assert first.stderr is not None and f"taken by process {os.getpid()} on " in first.stderr.read()
+        run.release()
+
+
+def test_an_owner_on_another_host_that_has_given_the_folder_back_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.run.lock._myself", lambda: Owner("elsewhere", 7, "another", 0.0))
+    root = claimed(tmp_path / "run")
+    monkeypatch.undo()
+    begun = time.monotonic()
+    run = RunDir(root)
+    run.claim(Recipe(), resume=True)
+    run.release()
+    assert time.monotonic() - begun < 5
 
 
 def test_the_owner_survives_a_second_one_that_was_refused(tmp_path: Path) -> None:
@@ -165,15 +218,3 @@ def test_records_open_where_only_numpy_and_pyarrow_are() -> None:
     process = python(ALONE, str(ROOT / "docs" / "reproduction" / "runs" / "N3-seed0"))
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "24 4\n"), error
-
-
-@pytest.mark.parametrize(("keep", "left"), [(1, [8, 12]), (2, [4, 8, 12]), (9, [0, 4, 8, 12])])
-def test_the_newest_complete_checkpoints_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
-    """One that was begun after the newest complete one counts for nothing."""
-    folder = RunDir(tmp_path)
-    for step in (0, 4, 8, 12):
-        (folder.checkpoints / f"step-{step:06d}").mkdir(parents=True)
-    folder.latest.write_text("step-000008\n")
-    folder.remove_old_checkpoints(keep)
-    names = sorted(path.name for path in folder.checkpoints.glob("step-*"))
-    assert names == [f"step-{step:06d}" for step in left]

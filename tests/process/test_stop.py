@@ -4,13 +4,17 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.errors import Preempted
+from cluster.run.handover import Pushed
 from cluster.run.pipeline import Pipeline
+from cluster.run.replay import Resumed
+from cluster.run.rundir import RunDir
 from cluster.run.stop import heeding
 
 STEP_S = 0.2
@@ -23,11 +27,16 @@ class Stepping(Pipeline):
         self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
         self.signals, self._stop = signals, stop
         self._handover: Any = self
+        self.run_dir = RunDir(Path("nowhere"))
+        self.sink: Any = self
         self.steps: list[int] = []
         self.saved: list[int] = []
 
     async def push(self, pool: str, version: int) -> Any:
-        return None
+        return Pushed("", 0.0)
+
+    def say(self, line: str) -> None:
+        pass
 
     async def _check_teacher(self, version: int) -> None:
         pass
@@ -60,7 +69,7 @@ def stepped(signals: dict[int, list[signal.Signals]], grace_s: float) -> tuple[S
         try:
             with heeding(grace_s) as stop:
                 pipeline._stop = stop
-                await pipeline.run(0)
+                await pipeline.run(Resumed())
         except Preempted as ended:
             return pipeline, str(ended)
         return pipeline, ""

@@ -295,6 +295,12 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(path: Path, tmp_pa
     assert dump(load_recipe(tmp_path / "recipe.toml")) == text
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_that_runs_for_hours_has_checkpoints(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run.checkpoint_every or (recipe.run.steps <= 32 and recipe.rollout.deadline_s < 3600)
+
+
 def test_a_dump_holds_every_key_and_odd_values(tmp_path: Path) -> None:
     odd = Recipe(
         run=RunConfig(name='a "quoted" näme\n\\', storage="s3://bucket/x"),

@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from cluster.config import Recipe
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.record import read_steps
 from cluster.run.replay import catch_up
@@ -26,6 +28,7 @@ from evidence.schema import to_table
 from evidence.shards import write_shard
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
+from learner.sealed import SealedFile, faults, seal
 from tests.fakes import scored_step
 
 MOMENTS = ("shard", "written", "learned", "sidecar", "trained", "recorded", "checkpoint", "never")
@@ -42,18 +45,24 @@ class Chain:
     def __init__(self) -> None:
         self.weights: list[str] = []
 
-    async def load(self, folder: Path) -> int:
-        self.weights = json.loads((folder / (folder / "latest").read_text()).read_text())
-        return len(self.weights)
+    async def verify(self, folder: Path, files: Sequence[SealedFile]) -> list[str]:
+        return faults(folder, files)
+
+    async def load(self, folder: Path, step: int) -> None:
+        self.weights = json.loads((folder / f"step-{step:06d}" / "weights").read_text())
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         self.weights.append(shard.sha256)
         return LearnedStep(0.5, {}, 1.0, shard.tokens, 0, [], {})
 
-    def save(self, folder: Path) -> None:
-        name = f"step-{len(self.weights):06d}"
-        (folder / name).write_text(json.dumps(self.weights))
-        (folder / "latest").write_text(name)
+    async def checkpoint_bytes(self) -> int:
+        return 1
+
+    async def save(self, folder: Path, step: int) -> list[SealedFile]:
+        place = folder / f"step-{step:06d}"
+        place.mkdir()
+        (place / "weights").write_text(json.dumps(self.weights))
+        return seal(place, 0)
 
 
 class ReplayMachine(RuleBasedStateMachine):
@@ -105,7 +114,7 @@ class ReplayMachine(RuleBasedStateMachine):
         if crash == "recorded":
             return
         if saves:
-            self.learner.save(self.folder.checkpoints)
+            asyncio.run(Checkpoints(self.folder.checkpoints).save(self.learner, version + 1, keep=2))
             self.checkpoint = version + 1
         if crash != "checkpoint":
             self.version = version + 1
@@ -130,7 +139,9 @@ class ReplayMachine(RuleBasedStateMachine):
         self.learner, self.manifest = Chain(), Manifest(self.folder.manifest)
         self.said.truncate(0)
         choice = Choice(Recipe(), self.learner, {})
-        found = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe(), choice))
+        resumed = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe(), choice))
+        found = resumed.version
+        assert resumed.loaded == self.checkpoint
         broken = [step for step in range(self.checkpoint, self.stands) if step in self.damaged]
         assert found == min([self.stands, *broken])
         if broken:

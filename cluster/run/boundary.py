@@ -1,0 +1,60 @@
+"""The one boundary that every failure of a run passes: where it came from says what it is, not its Python type.
+
+Before a run has begun a ValueError is bad input, which a user mends (exit status 2). From then on everything is a
+failure at run time, with the stage that it ended (exit status 1): a damaged shard, a torn line, a late prompt.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+from ray.exceptions import RayError, RayTaskError
+from safetensors import SafetensorError
+
+from cluster.errors import cause_of, explained, leaves
+from cluster.fleet.calls import Died
+from cluster.observe.sinks import MetricsSink
+
+READERS = (pa.ArrowException, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError)
+OUTSIDE = (*READERS, RayError)  # of libraries, which are no ValueError or RuntimeError
+
+
+@contextmanager
+def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
+    """What fails within it is one line a cause, with the stage that it ended.
+
+    takes_input: whether a ValueError is bad input that shows only here, such as a teacher's server without a model.
+
+    Raises:
+        Died: a service or a rank is no more, or does not answer.
+        RuntimeError: another failure.
+        ValueError: bad input, where that is looked at.
+        a mistake of our own, with the stage as a note.
+    """
+    try:
+        yield
+    except* (RuntimeError, ValueError, OSError, *OUTSIDE) as errors:
+        causes = [_named(leaf) for leaf in leaves(errors)]
+        lines, status = explained(ExceptionGroup("", causes))
+        if takes_input and status == 2:
+            raise ValueError("; ".join(lines)) from None
+        kind = Died if any(is_lost(error) for error in leaves(errors)) else RuntimeError
+        raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
+
+
+def _named(leaf: BaseException) -> Exception:
+    """A library's own error with its kind, which says more than its text alone."""
+    cause = cause_of(leaf)
+    assert isinstance(cause, Exception)
+    if not isinstance(cause, OUTSIDE) or isinstance(cause, (ValueError, OSError)):
+        return cause
+    first = (str(cause).strip().splitlines() or [""])[0]
+    return RuntimeError(f"{type(cause).__name__}: {first}")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it says that a service or a rank is no more, or does not answer; of what hangs behind them they say so
+    themselves."""
+    return isinstance(error, Died) or (isinstance(error, TimeoutError) and not isinstance(error, RayTaskError))

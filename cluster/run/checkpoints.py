@@ -1,0 +1,136 @@
+"""RUN/checkpoints, which the driver owns: `step-NNNNNN` with the files of all ranks, and `latest`.
+
+A checkpoint is one once its folder has `complete.json`: the driver writes it when every rank has reported its files,
+which then are on the disk. `latest` names the newest for people and scripts; nothing here believes it where a
+complete.json says more. A folder of an older version, which wrote none, is taken as it is when `latest` names it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evidence.files import write_whole
+from learner.sealed import SealedFile, faults, size_fault
+
+if TYPE_CHECKING:  # which needs Ray, where `edge-opd export` does without
+    from cluster.fleet.services import LearnerService
+
+COMPLETE, LATEST = "complete.json", "latest"
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is complete. files: None where an older version wrote it, which did not say."""
+
+    step: int
+    folder: Path
+    files: tuple[SealedFile, ...] | None
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it at a glance; empty where nothing is."""
+        return next((fault for file in self.files or () if (fault := size_fault(self.folder / file.name, file))), "")
+
+
+class Checkpoints:
+    """Those of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, step: int) -> Path:
+        """The folder of the checkpoint at `step`."""
+        return self.folder / f"step-{step:06d}"
+
+    def complete(self) -> list[Checkpoint]:
+        """The newest first."""
+        newest_first = sorted(self.folder.glob("step-*"), reverse=True)
+        return [found for folder in newest_first if (found := self._read(folder)) is not None]
+
+    def _read(self, folder: Path) -> Checkpoint | None:
+        """None where it is not complete, or its complete.json is damaged."""
+        path, step = folder / COMPLETE, folder.name.removeprefix("step-")
+        if not step.isdecimal():
+            return None
+        if not path.is_file():
+            return Checkpoint(int(step), folder, None) if self._latest() == folder.name else None
+        try:
+            files = tuple(SealedFile(**file) for file in json.loads(path.read_bytes())["files"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        return Checkpoint(int(step), folder, files)
+
+    def _latest(self) -> str:
+        path = self.folder / LATEST
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+    def sound(self) -> Path:
+        """The folder of the newest one whose files are what they were, as this process alone finds.
+
+        Raises:
+            ValueError: there is none; names what is wrong with the newest.
+        """
+        wrong = []
+        for found in self.complete():
+            if not (some := faults(found.folder, found.files or ())):
+                return found.folder
+            wrong += some
+        damaged = f" ({wrong[0]})" if wrong else ""
+        raise ValueError(f"{self.folder}: found no checkpoint{damaged}, expected one that can be exported")
+
+    async def save(self, learner: "LearnerService", step: int, keep: int) -> None:
+        """The learner's weights at `step` as the newest checkpoint; of those before, `keep` - 1 stay (0: all).
+
+        Raises:
+            RuntimeError, OSError: it could not be written; nothing of it is left, and those before are as they were.
+        """
+        self.require_room(await learner.checkpoint_bytes())
+        shutil.rmtree(self.place(step), ignore_errors=True)  # of an attempt before, perhaps with more ranks
+        try:
+            self.commit(step, await learner.save(self.folder, step))
+        except (RuntimeError, OSError):
+            shutil.rmtree(self.place(step), ignore_errors=True)
+            raise
+        self.prune(step, keep)
+
+    async def load(self, learner: "LearnerService", say: Callable[[str], None]) -> int:
+        """Every rank loads the newest one whose files are what they were. Returns its step; 0 where there is none.
+
+        say: is told of each that is passed over, and why.
+        """
+        for found in self.complete():
+            wrong = [found.fault] if found.fault else await learner.verify(found.folder, found.files or ())
+            if not wrong:
+                await learner.load(self.folder, found.step)
+                return found.step
+            say(f"checkpoint at step {found.step} is passed over: {wrong[0]}")
+        return 0
+
+    def require_room(self, needed: int) -> None:
+        """RuntimeError when the disk has less than `needed` bytes left."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise RuntimeError(
+                f"{self.folder}: found {free / GIB:.2f} GiB free, expected {needed / GIB:.2f} for a checkpoint"
+            )
+
+    def commit(self, step: int, files: Sequence[SealedFile]) -> None:
+        """All files of the one at `step` are on the disk: it is the newest."""
+        content = {"format": 1, "step": step, "files": [asdict(file) for file in files]}
+        write_whole(str(self.place(step) / COMPLETE), json.dumps(content, indent=1).encode() + b"\n")
+        write_whole(str(self.folder / LATEST), self.place(step).name.encode())
+
+    def prune(self, newest: int, keep: int) -> None:
+        """Removes what is not among the last `keep` complete ones up to step `newest`, the one just written: older
+        ones, attempts, and what is of a later step that is learned anew. keep: 0 removes nothing.
+        """
+        if not keep:
+            return
+        kept = {found.folder for found in [one for one in self.complete() if one.step <= newest][:keep]}
+        for folder in self.folder.glob("step-*"):
+            if folder not in kept:
+                shutil.rmtree(folder)

@@ -1,0 +1,91 @@
+"""RUN/inputs.json: what a run was begun with, by content: a resume with other prompts or another model under the same
+name is refused.
+
+Of a model's folder: its config, tokenizer, template and index by their content, its weights by their size and the
+header that names their tensors. Of a hub's model: the commit.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.config import TASK_PATHS, Recipe
+from evidence.files import write_whole
+from rollout.tasks.base import Task
+
+Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
+SETTLES = ("*.json", "*.jinja", "*.model", "*.txt")  # of a model's folder, what is read whole
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
+    """What the inputs of a run are now. model: the student's, resolved."""
+    files = {f"{table}.{key}": getattr(getattr(recipe, table), key) for table, key in TASK_PATHS}
+    pins = {f"{key}: {path}": _sha256(Path(path)) for key, path in files.items() if path}
+    if recipe.task.prompts_file:  # with the files that its rows name
+        prompts = hashlib.sha256(repr(task.training_prompts()).encode()).hexdigest()
+        pins[f"task.prompts_file: {recipe.task.prompts_file}: its prompts"] = prompts
+    models = {"model.path": model} | ({"teacher.path": recipe.teacher.path} if recipe.teacher.path else {})
+    return pins | {f"{key}: {name}": pin for key, path in models.items() for name, pin in _of_model(path)}
+
+
+def _of_model(path: str) -> Iterator[tuple[str, str]]:
+    folder = Path(path)
+    if not folder.is_dir():
+        if commit := hub_commit(path):
+            yield path, commit
+        return
+    for pattern in SETTLES:
+        yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
+    for pattern in WEIGHTS:
+        yield from ((str(file), _head(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
+
+
+def hub_commit(hub_id: str) -> str:
+    """The commit of the hub's model of which this machine's cache has the config, where its tokenizer was read from;
+    empty where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _head(path: Path) -> str:
+    """Of a file of weights: its size, and its header where it is a safetensors file."""
+    with path.open("rb") as file:
+        first = file.read(8)
+        header = file.read(struct.unpack("<Q", first)[0]) if path.suffix == ".safetensors" else first
+    return f"{path.stat().st_size} bytes, header {hashlib.sha256(header).hexdigest()}"
+
+
+def pin(path: Path, pins: Pins, resume: bool) -> None:
+    """Writes `pins` at a run's start, and where an older version wrote none; compares them at a resume.
+
+    Raises:
+        ValueError: an input is another than at the start; names its key and its file.
+    """
+    if not (resume and path.is_file()):
+        write_whole(str(path), json.dumps({"format": 1, "inputs": pins}, indent=1).encode() + b"\n")
+        return
+    begun = read_pins(path)
+    for name in [*begun, *pins]:
+        if begun.get(name) != pins.get(name):
+            raise ValueError(
+                f"{name}: found {pins.get(name, 'nothing')}, expected {begun.get(name, 'nothing')} as when the run "
+                "began: it goes on with the inputs that it began with"
+            )
+
+
+def read_pins(path: Path) -> Pins:
+    """ValueError names a file that is none."""
+    try:
+        return dict(json.loads(path.read_bytes())["inputs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: found no inputs of a run ({error}), expected what its start wrote") from None

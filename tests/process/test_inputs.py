@@ -1,0 +1,119 @@
+"""What a run was begun with, by content."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.config import Recipe, load_recipe
+from cluster.run.inputs import pin, pins_of
+from cluster.run.rundir import RunDir
+from rollout.tasks import build_task
+from rollout.tasks.context_rows import _read_file
+from tests.runs import RECIPE, small_arguments
+
+ROWS = {
+    "task.prompts_file": [{"prompt_id": "a", "question": "Who?", "context_file": "r.txt"}],
+    "task.probe_file": [{"question": "Your name?", "answer": "Kestrel"}],
+}
+
+
+@pytest.fixture
+def begun(tmp_path: Path, small_model: Path) -> tuple[Recipe, Path]:
+    """A recipe with files of its own, and its model."""
+    (tmp_path / "r.txt").write_text("You are Kestrel.")
+    overrides = ["task.name=context"]
+    for key, rows in ROWS.items():
+        file = tmp_path / f"{key}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        overrides.append(f"{key}={file}")
+    model = shutil.copytree(small_model, tmp_path / "model")
+    recipe = load_recipe(RECIPE, [*overrides, f"model.path={model}"])
+    pin(tmp_path / "inputs.json", pins_of(recipe, str(model), build_task(recipe.task)), resume=False)
+    return recipe, tmp_path
+
+
+def resumed(recipe: Recipe, folder: Path) -> None:
+    """As in a process of its own, which has read no document before."""
+    _read_file.cache_clear()
+    pin(folder / "inputs.json", pins_of(recipe, str(folder / "model"), build_task(recipe.task)), resume=True)
+
+
+def test_the_same_inputs_go_on_whenever_they_were_written(begun: tuple[Recipe, Path]) -> None:
+    recipe, folder = begun
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "inputs.json":
+            path.write_bytes(path.read_bytes())
+    resumed(recipe, folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("task.prompts_file.jsonl", "task.prompts_file"),
+        ("r.txt", "task.prompts_file"),
+        ("task.probe_file.jsonl", "task.probe_file"),
+        ("model/config.json", "model.path"),
+        ("model/tokenizer.json", "model.path"),
+        ("model/model.safetensors", "model.path"),
+        ("model/new.safetensors", "model.path"),
+    ],
+)
+def test_an_input_that_has_changed_is_refused_by_key_and_file(begun: tuple[Recipe, Path], file: str, key: str) -> None:
+    recipe, folder = begun
+    path = folder / file
+    if path.suffix == ".safetensors":
+        path.write_bytes((path.read_bytes() if path.exists() else (2).to_bytes(8, "little") + b"{}") + b" ")
+    else:
+        path.write_text(path.read_text().replace("Kestrel", "Robin").replace("{", "{ ", 1).replace("?", "??"))
+    with pytest.raises(ValueError, match=rf"^{key}: .*: found .*, expected .* as when the run began") as caught:
+        resumed(recipe, folder)
+    named = path if file != "r.txt" else folder / "task.prompts_file.jsonl"  # which names it in turn
+    assert str(named) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hubs_model_is_its_commit(begun: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = begun
+    task = build_task(recipe.task)
+    for commit in ("abc", "abc", "def"):
+        cached = str(folder / "snapshots" / commit / "config.json")
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda hub_id, name, at=cached: at)
+        pins = pins_of(recipe, "org/model", task)
+        assert pins["model.path: org/model"] == commit
+        if commit == "def":
+            with pytest.raises(ValueError, match=r"^model.path: org/model: found def, expected abc as when"):
+                pin(folder / "hub.json", pins, resume=True)
+        else:
+            pin(folder / "hub.json", pins, resume=(folder / "hub.json").exists())
+
+
+def test_an_older_run_has_its_inputs_from_now_on(begun: tuple[Recipe, Path]) -> None:
+    recipe, folder = begun
+    (folder / "inputs.json").unlink()
+    resumed(recipe, folder)
+    resumed(recipe, folder)
+    (folder / "inputs.json").write_text("{")
+    with pytest.raises(ValueError, match=r"inputs.json: found no inputs of a run"):
+        resumed(recipe, folder)
+
+
+def test_a_resume_with_other_inputs_is_refused_before_anything_starts(
+    tmp_path: Path, small_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(small_model, tmp_path / "model")
+    arguments = small_arguments(tmp_path / "run", f"model.path={model}")
+    overrides = [arguments[place + 1] for place, one in enumerate(arguments) if one == "--set"]
+    recipe = load_recipe(RECIPE, [*overrides, "run.date=2026-01-01"])
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    pin(folder.inputs, pins_of(recipe, str(model), build_task(recipe.task)), resume=False)
+    folder.manifest.write_text("")
+    folder.release()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"note": "another"}))
+    capsys.readouterr()
+    for flag in ("--resume", "--resume=auto"):
+        assert main([*arguments, flag]) == 2
+        assert f"edge-opd: model.path: {model}/config.json: found " in capsys.readouterr().err
