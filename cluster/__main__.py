@@ -42,17 +42,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     from cluster.commands.probe import probe_model
     from cluster.commands.probe_server import ServerOptions
+    from cluster.observe.sinks import probe_line
+    from cluster.run.record import line_of_probe
 
     server = ServerOptions(arguments.model, arguments.timeout, arguments.omit)
     result = probe_model(arguments.source, arguments.task, arguments.set, server)
-    if arguments.json:
-        from cluster.run.record import line_of_probe
-
-        print(json.dumps(line_of_probe(result)))
-    else:
-        from cluster.observe.sinks import probe_line
-
-        print(probe_line(result))
+    print(json.dumps(line_of_probe(result)) if arguments.json else probe_line(result))
     return 0
 
 

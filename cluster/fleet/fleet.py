@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.faults import FaultsConfig
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import EngineClient, Maker
-from cluster.fleet.roster import CanaryText, Roster
+from cluster.fleet.roster import Roster
 from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids
 from evidence.telemetry import Activity, EngineState

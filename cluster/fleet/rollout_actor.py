@@ -9,12 +9,13 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Recipe
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
 from cluster.fleet.processes import collect_seldom, log_to_file
 from cluster.fleet.ray_cluster import Footprint, own_footprint
-from cluster.fleet.roster import CanaryText, News
+from cluster.fleet.roster import News
 from cluster.models import resolve_model
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table

@@ -5,48 +5,19 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from cluster.errors import cause_of
 from cluster.faults import FaultsConfig, Restarts
 from cluster.fleet.calls import Died, all_within, within
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import EngineClient, Maker
 from cluster.fleet.scheduler import Scheduler
 from cluster.fleet.seats import Seat
-from evidence.records import Floats, Ids
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig
 
 T = TypeVar("T")
 GRACE_S = 10.0  # by which a wait for others that wait is longer than theirs, so that theirs gives the name
 PING_S = 2.0  # between two questions to an engine whether it still answers
-
-
-@dataclass(frozen=True, eq=False)
-class CanaryText:
-    """A fixed text, and the log-probs of its response that an engine is to give, float32 [T]: the learner's own under
-    the weights in question, or a frozen teacher's first ones."""
-
-    prompt_ids: Ids
-    response_ids: Ids
-    expected: Floats
-
-    def difference(self, found: Floats) -> float:
-        """The mean |difference| in nats a token."""
-        return float(np.abs(found - self.expected).mean())
-
-    def require(self, what: str, name: str, whose: str, found: Floats, bound: float) -> None:
-        """RuntimeError names the engine when the difference is more than `bound`."""
-        difference = self.difference(found)
-        if not difference <= bound:
-            raise RuntimeError(f"{what}: {self.line(name, whose, difference, bound)}")
-
-    @staticmethod
-    def line(name: str, whose: str, difference: float, bound: float) -> str:
-        return (
-            f"{name} differs from {whose} by {difference:.3f} nats a token on average, expected at most {bound:.3g}: "
-            f"its weights are not {whose}'s"
-        )
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import ray
 
 from cluster.config import Recipe
 from cluster.fleet.calls import all_within, ask, each_within, within
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.ray_cluster import Footprint
-from cluster.fleet.roster import GRACE_S, CanaryText, News
+from cluster.fleet.roster import GRACE_S, News
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cluster.config import WeightsConfig
 from cluster.fleet.assembly import Services
-from cluster.fleet.roster import CanaryText
+from cluster.fleet.canary import CanaryText
 from cluster.run.figures import Pushed
 from evidence.records import Ids
 from rollout.render import Renderer

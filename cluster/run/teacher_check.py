@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from cluster.config import Recipe
-from cluster.fleet.roster import CanaryText
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.rundir import RunDir
 from evidence.records import Ids

@@ -12,11 +12,11 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
 from cluster.faults import FaultsConfig
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.ray_engine import RayEngine
-from cluster.fleet.roster import CanaryText
 from evidence.records import Floats, Ids
 from rollout.config import EngineConfig
 from tests.fakes import FakeEngine, fake_logprobs

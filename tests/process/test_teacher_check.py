@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.config import Recipe
-from cluster.fleet.roster import CanaryText
+from cluster.fleet.canary import CanaryText
 from cluster.run.rundir import RunDir
 from cluster.run.teacher_check import TeacherCheck
 from evidence.records import Floats, Ids

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
+from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
-from cluster.fleet.roster import CanaryText
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 from tests.fakes import FakeEngine, fake_logprobs
