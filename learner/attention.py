@@ -7,10 +7,11 @@ backward pass is packed. Legend: S = packed tokens, R = rows, L = tokens of the 
 attention heads, D = head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -94,10 +95,19 @@ def _by_kernel(
     """[S, A, D]; nothing is padded."""
     rows = [packed_SAD[packed.rows_U] for packed_SAD in (query_SAD, key_SAD, value_SAD)]
     starts, longest = packed.starts_R1, packed.longest
-    attended_UAD = varlen_attn(
-        *rows, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=True
-    )
+    named = {"scale": scaling, "window_size": (-1, 0), **grouped_heads(varlen_attn)}
+    attended_UAD: Tensor = varlen_attn(*rows, starts, starts, longest, longest, **named)
     return attended_UAD[packed.place_S]
+
+
+@cache
+def grouped_heads(kernel: Callable[..., Any]) -> dict[str, bool]:
+    """What torch's kernel is told of fewer heads of keys than of queries.
+
+    From 2.12 on it asks for it. That of 2.11, which GPU images have, lacks the argument and hands any heads to the
+    same operator.
+    """
+    return {"enable_gqa": True} if "enable_gqa" in signature(kernel).parameters else {}
 
 
 def _by_padding(

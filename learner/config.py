@@ -44,7 +44,8 @@ class LearnerConfig:
     num_ranks: int = 1  # learner processes
     zero_stage: int = 1  # DeepSpeed ZeRO: what is split over the ranks
     dtype: str = "bfloat16"  # of compute; master weights are float32
-    micro_batch_tokens: int = 1024  # tokens of one packed sequence
+    # tokens of one packed sequence; its rows are of about one length, so that padding them costs little
+    micro_batch_tokens: int = 1024
     # response positions whose logits exist at one time; 0: 256 on a CPU, on a GPU as many as have 1 GiB of logits
     head_chunk_tokens: int = 0
     gradient_checkpointing: bool = False  # runs each layer again in the backward pass: less memory, more time

@@ -1,7 +1,7 @@
 """Attention over packed rows: what each row's own attention gives, however rows are laid out for a kernel."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -118,26 +118,48 @@ def test_what_is_kept_for_the_backward_pass_is_packed() -> None:
 # The kernel of GPUs: what it is asked, what it answers, and when.
 
 
-def stand_in(query: Tensor, key: Tensor, value: Tensor, *arguments: object, **named: object) -> Tensor:
+def stand_in(
+    query: Tensor, key: Tensor, value: Tensor, *arguments: object, enable_gqa: bool = False, **named: object
+) -> Tensor:
     """flash attention's rows by themselves, in float64; what it is asked is what torch's own takes."""
+    assert enable_gqa
     told = inspect.signature(varlen_attn).bind(query, key, value, *arguments, **named).arguments
-    assert told["window_size"] == (-1, 0) and told["enable_gqa"] is True  # causal
+    assert told["window_size"] == (-1, 0)  # causal
     assert told["cu_seq_q"].dtype == torch.int32 and told["cu_seq_q"] is told["cu_seq_k"]
     assert told["max_q"] == told["max_k"] == told["cu_seq_q"].diff().max()
     alone = PackedRows(torch.arange(len(query)), told["cu_seq_q"], torch.arange(len(query)), told["max_q"])
     return row_by_row([part.transpose(0, 1)[None] for part in (query, key, value)], alone)[0].to(query.dtype)
 
 
+def stand_in_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: object = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """With the arguments of torch 2.11's, which is never told of grouped heads."""
+    told = {"scale": scale, "window_size": window_size, "enable_gqa": True}
+    return stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **told)
+
+
+@pytest.mark.parametrize("kernel", [stand_in, stand_in_2_11])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("kind", PACKS)
 def test_rows_laid_out_for_the_kernel_give_what_padded_ones_do(
-    kind: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    kind: str, heads: tuple[int, int], kernel: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = packed_of(*PACKS[kind])
     mine, theirs = streams_of(packed, heads), streams_of(packed, heads)
     expected = attend(theirs, packed)
     monkeypatch.setattr(attention, "takes_varlen", lambda *streams: True)
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
     found = attend(mine, packed)
     assert found.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
     factors = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))

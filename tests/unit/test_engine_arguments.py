@@ -1,0 +1,41 @@
+"""What vLLM is told on a CPU and on a GPU."""
+
+from typing import Any
+
+import pytest
+
+from cluster.config import TeacherConfig
+from rollout.config import EngineConfig
+from rollout.engine_arguments import ALONE, engine_arguments
+
+
+def told(config: EngineConfig, device: str) -> dict[str, Any]:
+    return engine_arguments("model", config, device)
+
+
+def test_a_cpus_engine_is_eager_and_has_its_cache_in_bytes() -> None:
+    found = told(EngineConfig(kv_cache_gib=0.5), "cpu")
+    assert found["enforce_eager"] is True and found["dtype"] == "bfloat16"
+    assert found["kv_cache_memory_bytes"] == 1 << 29 and "gpu_memory_utilization" not in found
+
+
+def test_a_gpus_engine_has_cuda_graphs_and_the_card_that_nobody_planned() -> None:
+    found = told(EngineConfig(), "cuda")
+    assert found["enforce_eager"] is False and found["gpu_memory_utilization"] == ALONE
+    assert "kv_cache_memory_bytes" not in found and "block_size" not in found
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_a_share_that_is_planned_is_taken(share: float) -> None:
+    assert told(EngineConfig(gpu_memory_utilization=share), "cuda")["gpu_memory_utilization"] == share
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_a_teachers_dtype_is_the_devices(device: str, dtype: str) -> None:
+    assert told(TeacherConfig(), device)["dtype"] == dtype
+    assert told(TeacherConfig(dtype="float16"), device)["dtype"] == "float16"
+
+
+def test_what_a_recipe_says_is_what_vllm_is_told() -> None:
+    assert told(EngineConfig(enforce_eager=False), "cpu")["enforce_eager"] is False
+    assert told(EngineConfig(enforce_eager=True), "cuda")["enforce_eager"] is True
