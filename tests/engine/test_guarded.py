@@ -25,7 +25,9 @@ LOCAL = {
 
 def test_a_local_run_listens_where_no_other_host_reaches_it(watched_run: WatchedRun) -> None:
     found = watched_run.listeners
-    assert {"edge-opd", "gcs_server", "raylet", "ray::LearnerActor", "VLLM::EngineCore"} <= {one.process for one in found}
+    assert {"edge-opd", "gcs_server", "raylet", "ray::LearnerActor", "VLLM::EngineCore"} <= {
+        one.process for one in found
+    }
     assert found <= {Listener(process, "loopback") for process in LOCAL}
 
 
