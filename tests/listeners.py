@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 
 EVERY_S = 0.2
+WORKER = "ray::worker"  # one that waits, or that has a task of Ray's
+OURS = {f"ray::{name}" for name in ("LearnerActor", "EngineActor", "RolloutActor", "DashboardAgent", "RuntimeEnvAgent")}
+TITLE = re.compile(r"ray::\w+|VLLM::\w+|ray-dashboard-\w+")
 LISTENS = "0A"  # the state in /proc/net/tcp
 SIDES = re.compile(r"^\s*\d+: ([0-9A-F]+):([0-9A-F]{4}) \S+ (\S\S) (?:\S+ +){5}(\d+)", re.MULTILINE)
 
@@ -100,9 +103,11 @@ def _held(pid: int) -> set[str]:
 
 
 def _name(process: psutil.Process) -> str:
-    """Without arguments and numbers: ray::EngineActor of ray::EngineActor.start."""
-    word = (process.cmdline() or [process.name()])[0]
-    title = re.match(r"ray::(\w+)|VLLM::(\w+)", word)
-    if title:
-        return title[0]
-    return "driver" if any(Path(part).name == "edge-opd" for part in process.cmdline()[:2]) else Path(word).name
+    """Without arguments and numbers: ray::EngineActor of ray::EngineActor.start, monitor of python .../monitor.py."""
+    words = process.cmdline() or [process.name()]
+    if title := TITLE.match(words[0]):
+        return WORKER if title[0].startswith("ray::") and title[0] not in OURS else title[0]
+    if not Path(words[0]).name.startswith("python"):
+        return Path(words[0]).name
+    name = Path(next((word for word in words[1:] if not word.startswith("-")), "python")).name.removesuffix(".py")
+    return WORKER if name in ("default_worker", "setup_worker") else name

@@ -3,17 +3,19 @@
 import os
 import stat
 
-from tests.listeners import Listener
+from tests.listeners import WORKER, Listener
 from tests.runs import PLANTED, WatchedRun
 
 # Every process of a local run that listens, and what it asks of who connects. Nobody on another host can connect.
 LOCAL = {
-    "driver": "Ray's token",
+    "edge-opd": "Ray's token",
+    "dashboard": "nothing for its metrics",  # without a page: only its modules that others need
+    "monitor": "nothing for its metrics",
     "gcs_server": "Ray's token",
     "raylet": "Ray's token",
     "ray::DashboardAgent": "Ray's token; nothing for the metrics",
     "ray::RuntimeEnvAgent": "Ray's token",
-    "ray::IDLE": "Ray's token",  # a worker that waits, or is about to become an actor
+    WORKER: "Ray's token",
     "ray::RolloutActor": "Ray's token",
     "ray::EngineActor": "Ray's token",
     "VLLM::EngineCore": "Ray's token; nothing for gloo, whose groups are of one process",  # the same, with its engine
@@ -23,7 +25,9 @@ LOCAL = {
 
 def test_a_local_run_listens_where_no_other_host_reaches_it(watched_run: WatchedRun) -> None:
     found = watched_run.listeners
-    assert {"driver", "gcs_server", "raylet", "ray::LearnerActor", "VLLM::EngineCore"} <= {one.process for one in found}
+    assert {"edge-opd", "gcs_server", "raylet", "ray::LearnerActor", "VLLM::EngineCore"} <= {
+        one.process for one in found
+    }
     assert found <= {Listener(process, "loopback") for process in LOCAL}
 
 

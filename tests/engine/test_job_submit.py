@@ -21,17 +21,34 @@ from safetensors.torch import load_file
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import Host, hosts
-from tests.listeners import family, watched
+from tests.listeners import WORKER, family, watched
 from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
 
 BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000
 OWN = "its host's address"
-TOKEN = "Ray's token"
+TOKEN, NOTHING = "Ray's token", "nothing"
 # Every process of the cluster that listens, from where it can be reached, and what it asks of who connects.
 LISTENERS = {
     ("gcs_server", "everyone"): TOKEN,
+    ("raylet", "everyone"): TOKEN,
+    ("dashboard", "everyone"): f"{TOKEN}; {NOTHING} for its metrics",
+    ("monitor", "everyone"): f"{NOTHING} for its metrics",
+    ("ray.util.client.server", "everyone"): TOKEN,
+    ("ray::DashboardAgent", "everyone"): f"{TOKEN}; {NOTHING} for the node's metrics",
+    ("ray::DashboardAgent", OWN): TOKEN,
+    ("ray::DashboardAgent", "loopback"): TOKEN,
+    ("ray::RuntimeEnvAgent", OWN): TOKEN,
+    (WORKER, "everyone"): TOKEN,
+    ("edge-opd", "everyone"): TOKEN,
+    ("ray::RolloutActor", "everyone"): TOKEN,
+    ("ray::EngineActor", "everyone"): TOKEN,
+    ("VLLM::EngineCore", "everyone"): TOKEN,  # the same process, with its engine
+    ("VLLM::EngineCore", "loopback"): f"{NOTHING}: gloo of groups of one process",
+    ("VLLM::EngineCore", OWN): "the secret of the weights' group, for gloo",
+    ("ray::LearnerActor", "everyone"): TOKEN,
+    ("ray::LearnerActor", OWN): "the secret of the group, for the store and gloo of ranks and of weights",
 }
 
 
@@ -139,7 +156,7 @@ def test_three_hosts_learn_what_one_host_learns(
     assert len({where[name] for name in ("student engine 0", "teacher engine 0", "learner rank 0")}) == 3
     assert where["learner rank 1"] == where["student engine 0"]
 
-    found = {(one.process, (one.reach.partition("10.213.")[1] and OWN) or one.reach) for one in watch.found()}
+    found = {(one.process, OWN if one.reach.startswith("10.213.") else one.reach) for one in watch.found()}
     assert {("gcs_server", "everyone"), ("ray::LearnerActor", OWN)} <= found
     assert found <= LISTENERS.keys(), sorted(found)
 

@@ -5,6 +5,7 @@ has made wrong or needless. One local Ray with two GPUs, which it does not look 
 import asyncio
 import os
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,19 +131,24 @@ def test_a_local_ray_listens_on_the_loopback_and_asks_for_a_token_but_for_its_me
     assert {one.reach for one in watch.found()} == {"loopback"}
     node = ray.nodes()[0]
     assert node["NodeManagerAddress"] == "127.0.0.1"
-    ports = {
-        "gcs": int(ray.get_runtime_context().gcs_address.rpartition(":")[2]), "raylet": node["NodeManagerPort"],
-        "objects": node["ObjectManagerPort"],
-    }  # fmt: skip
-    assert {name: answer_to_a_stranger(port) for name, port in ports.items()} == dict.fromkeys(ports, "UNAUTHENTICATED")
+    gcs = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
+    services = {
+        "NodeInfoGcsService/GetAllNodeInfo": gcs,
+        "NodeManagerService/GetNodeStats": node["NodeManagerPort"],
+        "ObjectManagerService/Pull": node["ObjectManagerPort"],
+    }
+    for method, port in services.items():
+        assert answer_to_a_stranger(port, f"/ray.rpc.{method}") == "UNAUTHENTICATED", method
+        assert answer_to_a_stranger(port, "/grpc.health.v1.Health/Check") in ("OK", "UNIMPLEMENTED"), method
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    assert opener.open(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=20).status == 200
 
 
-def answer_to_a_stranger(port: int) -> str:
-    """What a service of Ray's answers to a call without a token."""
+def answer_to_a_stranger(port: int, method: str) -> str:
+    """What a service of Ray's answers to an empty call without a token."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
-            call(b"", timeout=20)
+            channel.unary_unary(method)(b"", timeout=20)
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"
