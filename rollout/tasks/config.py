@@ -44,7 +44,7 @@ class TaskConfig:
     chat_probes: bool = False
     ordinary_file: str = ""  # identity: JSON lines of other ordinary questions, as prompts_file; empty: the dozen
     # identity: whether ordinary questions have the context too; without it their evidence is 0, so that only the KL
-    # penalty (learner.beta_kl) acts on them
+    # penalty (learner.beta_kl) acts on them; with evidence.tau = -0.001 k1 does too, and holds them to the base
     ordinary_context: bool = True
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""

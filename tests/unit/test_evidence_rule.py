@@ -137,6 +137,20 @@ def test_pos_and_neg_split_everything_but_zero(values: list[float]) -> None:
     assert ((pos | neg) == (evidence != 0)).all()
 
 
+@relaxed
+@given(pairs, st.floats(min_value=-1, max_value=-1e-6))
+def test_a_threshold_just_below_zero_keeps_rows_without_a_context_whole(
+    tokens: list[tuple[float, float]], tau: float
+) -> None:
+    """And of the other rows, beyond what 0 keeps, only tokens with less evidence against them than that."""
+    config = EvidenceConfig(region="pos", tau=tau)
+    plain = [without for _, without in tokens]
+    assert judge(scored_sample(plain, plain), config).mask.all()
+    record = judge(scored_sample([with_r for with_r, _ in tokens], plain), config)
+    more = record.mask & ~remask(record.evidence, EvidenceConfig(region="pos"))
+    assert (more == ((record.evidence > np.float32(tau)) & (record.evidence <= 0))).all()
+
+
 def test_region_edges() -> None:
     evidence = np.array([0.1, -0.1, 0.5, -0.5, 0.0], np.float32)
     above = np.nextafter(np.float32(0.1), np.float32(1))
