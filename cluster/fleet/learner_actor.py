@@ -12,8 +12,8 @@ import ray
 
 from cluster.config import Recipe
 from cluster.fleet.network import interface_towards
-from cluster.fleet.processes import free_port, log_to_file
-from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.processes import free_port
+from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
 from evidence.records import Floats, Ids, ShardInfo
@@ -43,7 +43,7 @@ class LearnerActor:
     """One rank of the learner. Every method is called on every rank; collectives need all of them."""
 
     def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
-        self.log = log_to_file("learner")
+        self.log = settle("learner")
         self._recipe, self._model, self._teacher = recipe, model, teacher
 
     def place(self, run_file: str) -> Place:

@@ -1,9 +1,13 @@
 """Ray: joining a cluster, and reserving a plan's resources on it."""
 
+import atexit
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -11,17 +15,43 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
-from cluster.fleet.processes import Process, end_processes, own_processes
+from cluster.fleet.processes import Process, end_processes, log_to_file, own_processes
+from cluster.fleet.scratch import enter, hold, remove_left
 
 
 def connect() -> None:
     """Joins the cluster of RAY_ADDRESS (a submitted job has one) or starts a local Ray."""
     if ray.is_initialized():
         return
+    run = secrets.token_hex(4)  # as its actors know it
+    folder = hold(run)
+    atexit.register(_disconnect, folder)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(namespace=run, log_to_driver=False, logging_level="ERROR")
+        return
+    own = None if os.environ.get("RAY_TMPDIR") else str(folder)
+    ray.init(
+        address="local",
+        namespace=run,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=own,
+    )
+
+
+def _disconnect(folder: Path) -> None:
+    """A Ray of the run's own ends before its session is removed."""
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(name: str) -> str:
+    """For an actor's process, before anything else: its output goes to a log of its own, the path of which is
+    returned, and its temporary files to the run's folder on its host."""
+    log = log_to_file(name)
+    enter(ray.get_runtime_context().namespace)
+    return log
 
 
 def plan_for(recipe: Recipe) -> Plan:
@@ -64,7 +94,12 @@ class Footprint:
             end_processes(self.processes)
             return
         there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there).remote(self.processes)
+        ray.remote(_end_there).options(num_cpus=0, scheduling_strategy=there).remote(self.processes)
+
+
+def _end_there(processes: Sequence[Process]) -> None:
+    end_processes(processes)
+    remove_left()
 
 
 def own_footprint() -> Footprint:

@@ -12,8 +12,8 @@ from cluster.config import Recipe
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
-from cluster.fleet.processes import collect_seldom, log_to_file
-from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.processes import collect_seldom
+from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import CanaryText, News
 from cluster.models import resolve_model
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
@@ -37,7 +37,7 @@ class RolloutActor:
         storage: str,
         metadata: dict[str, str],
     ) -> None:
-        self.log = log_to_file("rollout")
+        self.log = settle("rollout")
         collect_seldom()
         self._recipe, self._model, self._storage, self._metadata = recipe, models["student"], storage, metadata
         self._digests: dict[int, str] = {}
