@@ -15,6 +15,8 @@ class FaultsConfig:
     restart_window_s: float = 3600.0  # seconds in which restarts are counted
     silent_s: float = 60.0  # seconds after which an engine that does not answer is hung, and replaced
     teacher_check_every: int = 10  # steps between checks that a frozen teacher scores as at first; 0: at starts only
+    # seconds for which a write or a read is tried again that the store of the shards or the run's disk refuses
+    store_s: float = 300.0
     grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
 
     def __post_init__(self) -> None:
@@ -23,6 +25,7 @@ class FaultsConfig:
         require(self.silent_s > 0, "faults.silent_s", self.silent_s, "more than 0 seconds")
         every = self.teacher_check_every
         require(every >= 0, "faults.teacher_check_every", every, "0 or more")
+        require(self.store_s >= 0, "faults.store_s", self.store_s, "0 seconds (at once) or more")
         require(self.grace_s >= 0, "faults.grace_s", self.grace_s, "0 seconds or more")
 
 

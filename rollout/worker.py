@@ -1,6 +1,6 @@
 """The stages of the rollout service: sample, score, judge, write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -77,7 +77,7 @@ class RolloutWorker:
         evidence: EvidenceConfig,
         sampler: Sampler,
         scorer: Scorer,
-        write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
+        write: Callable[[Sequence[EvidenceRecord], int], Awaitable[ShardInfo]],
         reward: Callable[[Sample], float | None] = lambda sample: None,
         student_scorer: Scorer | None = None,
     ) -> None:
@@ -111,13 +111,13 @@ class RolloutWorker:
         self._scoring.count(tokens)
         return Group(group, tuple(scored), tuple(self.reward(sample) for sample in samples))
 
-    def write(self, taken: Taken, step: int) -> StepRollouts:
+    async def write(self, taken: Taken, step: int) -> StepRollouts:
         """Judges the groups of one step together, since a threshold may be the step's own, and writes their shard."""
         scored = [one for group in taken.groups for one in group.scored]
         rewards = [reward for group in taken.groups for reward in group.rewards]
         clock = Stopwatch()
         with self._any.piece():
-            shard = self._write(judge_all(scored, rewards, self.evidence, step), step)
+            shard = await self._write(judge_all(scored, rewards, self.evidence, step), step)
         stages = {"sample": self._sampling.take(), "score": self._scoring.take(), "write": clock.stage(shard.tokens)}
         return StepRollouts(
             step=step,

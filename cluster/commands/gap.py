@@ -141,7 +141,7 @@ async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
     return Guided(rule.label, Rate(sum(shown), len(shown)), sums)
 
 
-def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+async def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
     raise AssertionError("a gap writes no shard")
 
 

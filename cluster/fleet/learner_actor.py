@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cluster.fleet.processes import free_port
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
+from evidence.patience import retried
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
@@ -108,7 +110,8 @@ class LearnerActor:
 
     def step(self, shard: ShardInfo) -> Any:
         try:
-            report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+            read = partial(read_shard, shard.uri, expected=shard)
+            report = self._trainer.step(train_rows(retried(self._recipe.faults.store_s, read, (FileNotFoundError,))))
         except (RuntimeError, ValueError, OSError) as error:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:

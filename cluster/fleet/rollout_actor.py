@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from cluster.fleet.processes import collect_seldom
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import CanaryText, News
 from cluster.models import resolve_model
+from evidence.patience import retried_beside
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import write_shard
@@ -89,7 +91,7 @@ class RolloutActor:
         self._stream.advance(version)
 
     async def take(self, step: int) -> StepRollouts:
-        return self._worker.write(await self._stream.take(step), step)
+        return await self._worker.write(await self._stream.take(step), step)
 
     async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
         return await self._fleet.pool("student").texts(prompts, sampling, num_samples, seed)
@@ -140,7 +142,8 @@ class RolloutActor:
     async def stop(self) -> None:
         await self._fleet.stop()
 
-    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         newest = max(record.scored.sample.policy_version_max for record in records)
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
-        return write_shard(table, self._storage, f"step-{step:06d}.arrow")
+        work = partial(write_shard, table, self._storage, f"step-{step:06d}.arrow")
+        return await retried_beside(self._recipe.faults.store_s, work)

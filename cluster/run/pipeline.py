@@ -15,7 +15,8 @@ The rollout service works on while the learner does, as far as the bound allows.
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from cluster.config import Recipe
@@ -27,21 +28,28 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.gap import measured, teaches_itself, write_gap
 from cluster.run.handover import Handover, Pushed
-from cluster.run.record import Answer, ProbeRecord, probe_record, step_record, write_answers
+from cluster.run.record import (
+    Answer,
+    ProbeRecord,
+    append_probe,
+    append_step,
+    probe_record,
+    step_record,
+    write_answers,
+)
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
+from evidence.patience import retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
-from learner.report import LearnedStep
 from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
 from rollout.tasks.base import ProbePrompt, Task
-from rollout.worker import StepRollouts
 
 T = TypeVar("T")
 CANARY_TOKENS = 64
@@ -140,15 +148,15 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
         produced = await self._attended(step, self.rollout.take(step))
-        self.manifest.append_written(produced.shard)
+        await self._stored(partial(self.manifest.append_written, produced.shard))
         clock = Stopwatch()
         if self._engines_sleep:
             await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
-        write_student(learned.logprobs, str(self.run_dir.student), step)
-        self.manifest.append_trained(produced.shard.uri, step)
+        await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
+        await self._stored(partial(self.manifest.append_trained, produced.shard.uri, step))
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()
@@ -158,7 +166,10 @@ class Pipeline:
         self.sink.stage(f"step {version}: pushing weights")
         self.pushed = await self._handover.push("student", version)
         stages["push"] = clock.stage(0)
-        self._record(step, produced, learned, stages, time.perf_counter() - begun)
+        wall_s, pushed, sampler = time.perf_counter() - begun, self.pushed, self.recipe.rollout.sampler
+        record = step_record(step, produced, learned, stages, wall_s, pushed.digest, pushed.canary, sampler)
+        await self._stored(partial(append_step, self.run_dir.metrics, record))
+        self.sink.show_step(record)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self._save(version)
         if self._choice.probes(version):
@@ -178,7 +189,13 @@ class Pipeline:
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
-        await Checkpoints(self.run_dir.checkpoints).save(self.learner, version, self.recipe.run.keep_checkpoints)
+        place = Checkpoints(self.run_dir.checkpoints, self.recipe.faults.store_s)
+        await place.save(self.learner, version, self.recipe.run.keep_checkpoints)
+
+    async def _stored(self, write: Callable[[], object]) -> None:
+        """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs
+        time."""
+        await retried_beside(self.recipe.faults.store_s, write)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
@@ -248,10 +265,11 @@ class Pipeline:
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         record = probe_record(summarise(rated, self.task), step, self.task.name)
-        self.sink.write_probe(record)
+        await self._stored(partial(append_probe, self.run_dir.probes, record))
+        self.sink.show_probe(record)
         self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
-        write_answers(self.run_dir.answers_of(step), told)
+        await self._stored(partial(write_answers, self.run_dir.answers_of(step), told))
         return record
 
     def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
@@ -261,10 +279,3 @@ class Pipeline:
                 f"probe at step {step}: {unanswered} of {len(rated)} responses end inside their thinking and count as "
                 f"empty answers: probe.max_tokens = {self.recipe.probe.max_tokens}"
             )
-
-    def _record(
-        self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
-    ) -> None:
-        pushed, sampler = self.pushed, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, own, wall_s, pushed.digest, pushed.canary, sampler)
-        self.sink.write_step(record)

@@ -91,7 +91,9 @@ def test_a_step_that_fails_in_the_learner_is_named_whatever_it_is(
     monkeypatch.setattr(learner_actor, "read_shard", damaged)
     actor = learner_actor.LearnerActor.__ray_metadata__.modified_class
     with pytest.raises(RuntimeError, match=r"^learner at step 3: a shard: rows: found 3, expected 4$"):
-        actor.step(SimpleNamespace(_trainer=SimpleNamespace(step=None)), SimpleNamespace(uri="a shard", step=3))
+        at_once = SimpleNamespace(faults=SimpleNamespace(store_s=0.0))
+        rank = SimpleNamespace(_recipe=at_once, _trainer=SimpleNamespace(step=None))
+        actor.step(rank, SimpleNamespace(uri="a shard", step=3))
 
 
 # Start

@@ -56,7 +56,7 @@ class Service:
         rewards = rewarder(self.requests, reward)
         self.worker = RolloutWorker(self.config, evidence, sampler, self.teacher, self._write, rewards, self.student)
 
-    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         self.written.append((list(records), step))
         tokens = sum(len(record.evidence) for record in records)
         return ShardInfo(f"step-{step}", step, len(records), tokens, "0" * 64)
@@ -73,7 +73,7 @@ class Service:
             for group in groups:
                 samples = await self.worker.sample(group, student_version)
                 done.append(await self.worker.score(group, samples, teacher_version))
-            return self.worker.write(Taken(done, refused, dropped=0), step)
+            return await self.worker.write(Taken(done, refused, dropped=0), step)
 
         return asyncio.run(drive())
 
