@@ -11,7 +11,7 @@ from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.requests import GroupRequests, StepRequests
-from rollout.score import Scorer, score_all
+from rollout.score import Scorer, not_finite, score_all
 from rollout.stages import Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
 
@@ -24,11 +24,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's rollouts, scored; rewards are None without a verifier."""
+    """One prompt's rollouts, scored; rewards are None without a verifier. nonfinite: rollouts that were left out."""
 
     requests: GroupRequests
     scored: tuple[ScoredSample, ...]
     rewards: tuple[float | None, ...]
+    nonfinite: int = 0
 
     @cached_property
     def version_min(self) -> int:
@@ -62,13 +63,15 @@ class StepRollouts:
     busy_s: float  # in which any of the stages was at work: they overlap
     rewards: RewardSums | None  # None without a verifier
     truncated: int = 0  # responses that the limit on their tokens ended
+    nonfinite: int = 0  # rollouts with a log-prob that is not finite, left out
 
 
 class RolloutWorker:
     """Turns groups of requests into a shard of judged rollouts.
 
     reward: the task's verifier, see `rewarder`. student_scorer: the student's engines,
-    needed by `teacher_student` evidence only.
+    needed by `teacher_student` evidence only. skips: whether a rollout with a log-prob that is not finite is left out;
+    otherwise it is an error.
     """
 
     def __init__(
@@ -80,10 +83,12 @@ class RolloutWorker:
         write: Callable[[Sequence[EvidenceRecord], int], Awaitable[ShardInfo]],
         reward: Callable[[Sample], float | None] = lambda sample: None,
         student_scorer: Scorer | None = None,
+        skips: bool = False,
     ) -> None:
         self.config, self.evidence = config, evidence
         self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if reads(evidence.kind, "student_logprobs") else None
+        self._skips = skips
         self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
 
     async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
@@ -109,7 +114,22 @@ class RolloutWorker:
         with self._any.piece(), self._scoring.piece():
             scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
         self._scoring.count(tokens)
-        return Group(group, tuple(scored), tuple(self.reward(sample) for sample in samples))
+        kept = [one for one in scored if self._is_finite(one)]
+        if not kept:
+            raise RuntimeError(f"scoring: found no rollout of group {group.name} with finite log-probs, expected some")
+        rewards = tuple(self.reward(one.sample) for one in kept)
+        return Group(group, tuple(kept), rewards, nonfinite=len(scored) - len(kept))
+
+    def _is_finite(self, scored: ScoredSample) -> bool:
+        """RuntimeError names a rollout that is not, where none is left out."""
+        found = not_finite(scored)
+        if not found:
+            return True
+        what = f"scoring: rollout {scored.sample.request.rollout_id}: {found}, expected finite log-probs"
+        if not self._skips:
+            raise RuntimeError(what)
+        print(f"{what}: it is left out", flush=True)
+        return False
 
     async def write(self, taken: Taken, step: int) -> StepRollouts:
         """Judges the groups of one step together, since a threshold may be the step's own, and writes their shard."""
@@ -130,6 +150,7 @@ class RolloutWorker:
             busy_s=self._any.take().seconds,
             rewards=reward_sums(rewards, [one.sample.request.group_id for one in scored]),
             truncated=sum(one.sample.finish_reason == "length" for one in scored),
+            nonfinite=sum(group.nonfinite for group in taken.groups),
         )
 
 

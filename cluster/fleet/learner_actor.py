@@ -81,6 +81,7 @@ class LearnerActor:
             config,
             FrozenModel(teacher_model, config, device) if teacher else None,
             FrozenModel(self._model, config, device) if base else None,
+            self._recipe.faults.nonfinite == "skip",
         )
         self._groups, self._rank = export_groups(self._engine), rank
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None

@@ -74,6 +74,7 @@ class RolloutActor:
             write=self._write,
             reward=rewarder(requests, task.reward),
             student_scorer=self._fleet.pool("student"),
+            skips=recipe.faults.nonfinite == "skip",
         )
         self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
         return await starting

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from cluster.config import Recipe
 from cluster.errors import Preempted
+from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
@@ -86,6 +87,7 @@ class Pipeline:
         self._handover = Handover(services, *self._text)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self._text)
         self.pushed = Pushed("", 0.0)
+        self._skipped = Skipped(recipe.faults)
         self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
@@ -170,6 +172,7 @@ class Pipeline:
         record = step_record(step, produced, learned, stages, wall_s, pushed.digest, pushed.canary, sampler)
         await self._stored(partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
+        self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self._save(version)
         if self._choice.probes(version):

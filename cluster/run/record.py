@@ -74,7 +74,7 @@ def line_of_step(record: StepRecord) -> Line:
         "sums": stats,
         "rewards": record.rewards and asdict(record.rewards),
         "mismatch": record.mismatch and asdict(record.mismatch),
-        "truncated": record.truncated,
+        **{name: getattr(record, name) for name in _YOUNGER},
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
 
@@ -94,8 +94,12 @@ _STEP_FIELDS = (
 )  # fmt: skip
 
 
+_YOUNGER = ("truncated", "nonfinite_rollouts", "nonfinite_updates")  # than their line's format
+
+
 def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
+    younger: Line = {name: line.get(name) for name in _YOUNGER}
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
@@ -103,7 +107,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         metrics=line["metrics"],
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
-        truncated=line.get("truncated"),  # younger than its format
+        **younger,
         older_means=line.get("older_means", {}),
     )
 
