@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, end_processes, log_to_file, own_processes
-from cluster.fleet.scratch import enter, hold, remove_left
+from cluster.fleet.scratch import RAY, enter, hold, remove_left
 
 
 def connect() -> None:
@@ -29,7 +29,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(namespace=run, log_to_driver=False, logging_level="ERROR")
         return
-    own = None if os.environ.get("RAY_TMPDIR") else str(folder)
+    own = None if os.environ.get("RAY_TMPDIR") else str(folder / RAY)
     ray.init(
         address="local",
         namespace=run,

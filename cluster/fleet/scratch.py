@@ -12,8 +12,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-PREFIX, HELD = "eopd-", ".held"  # short: a socket's path has 107 characters at most, and Ray's session takes 66
-LONGEST = 107 - 66 - len(f"/{PREFIX}12345678")
+PREFIX, HELD = "eopd-", ".held"
+RAY = "r"  # Ray opens its folder to everyone, who the one around it keeps out
+# Short, since a socket's path has 107 characters at most, and Ray's session takes 66.
+LONGEST = 107 - 66 - len(f"/{PREFIX}12345678/{RAY}")
 OUTLIVE = {"TORCHINDUCTOR_CACHE_DIR": f"torchinductor_{os.getuid()}"}  # caches, which are no run's
 
 

@@ -71,7 +71,8 @@ def test_nothing_outlives_a_run_whose_ray_is_killed(tmp_path: Path, small_model:
         after_steps(run_dir, run, 1)
         cores = [process for name, process in run.processes().items() if name.endswith("engine 0 core")]
         (folder,) = set(scratch.place().glob(f"{scratch.PREFIX}*")) - before
-        assert any(folder.glob("session_*")) and len(cores) == 2
+        assert any((folder / scratch.RAY).glob("session_*")) and folder.stat().st_mode & 0o777 == 0o700
+        assert len(cores) == 2
         (head,) = [one for one in run.seen if "gcs_server" in one.name()]
         head.kill()
         status, said, errors = run.end()

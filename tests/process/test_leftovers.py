@@ -16,7 +16,7 @@ import pytest
 
 from cluster.fleet import scratch
 from cluster.fleet.processes import TRACKER, end_processes
-from cluster.fleet.scratch import HELD, LONGEST, PREFIX
+from cluster.fleet.scratch import HELD, LONGEST, PREFIX, RAY
 from tests.runs import ROOT
 
 
@@ -106,9 +106,10 @@ def test_a_socket_of_ray_fits_whatever_the_temporary_folder_is_called(
         monkeypatch.setattr(tempfile, "tempdir", str(tmp / name))
         folder = scratch.place() / f"{PREFIX}12345678"
         assert folder.parent == (tmp / name if len(str(tmp / name)) <= LONGEST else Path("/tmp"))
-        (folder / session).parent.mkdir(parents=True)
+        session_folder = folder / RAY / session
+        session_folder.parent.mkdir(parents=True)
         with socket.socket(socket.AF_UNIX) as door:
-            door.bind(str(folder / session))
+            door.bind(str(session_folder))
         subprocess.run(["rm", "-r", str(folder)], check=True)
 
 
