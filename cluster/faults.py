@@ -15,6 +15,12 @@ class FaultsConfig:
     restart_window_s: float = 3600.0  # seconds in which restarts are counted
     silent_s: float = 60.0  # seconds after which an engine that does not answer is hung, and replaced
     teacher_check_every: int = 10  # steps between checks that a frozen teacher scores as at first; 0: at starts only
+    # seconds for which a write or a read is tried again that the store of the shards or the run's disk refuses
+    store_s: float = 300.0
+    # what becomes of a rollout with a log-prob that is not finite, and of an update with such a gradient: stop ends the
+    # run and names it; skip leaves it out and counts it
+    nonfinite: str = "stop"
+    max_nonfinite: int = 10  # with skip: rollouts and updates that may be left out, after which the run ends
     grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
 
     def __post_init__(self) -> None:
@@ -23,7 +29,26 @@ class FaultsConfig:
         require(self.silent_s > 0, "faults.silent_s", self.silent_s, "more than 0 seconds")
         every = self.teacher_check_every
         require(every >= 0, "faults.teacher_check_every", every, "0 or more")
+        require(self.store_s >= 0, "faults.store_s", self.store_s, "0 seconds (at once) or more")
+        require(self.nonfinite in ("stop", "skip"), "faults.nonfinite", self.nonfinite, "stop or skip")
+        require(self.max_nonfinite >= 0, "faults.max_nonfinite", self.max_nonfinite, "0 or more")
         require(self.grace_s >= 0, "faults.grace_s", self.grace_s, "0 seconds or more")
+
+
+class Skipped:
+    """What was left out of a run since its start, since it was not finite."""
+
+    def __init__(self, faults: FaultsConfig) -> None:
+        self._most, self._count = faults.max_nonfinite, 0
+
+    def add(self, count: int) -> None:
+        """RuntimeError when it is more than the bound."""
+        self._count += count
+        if self._count > self._most:
+            raise RuntimeError(
+                f"found {self._count} rollouts and updates that are not finite, expected at most {self._most} "
+                "(faults.max_nonfinite)"
+            )
 
 
 class Restarts:

@@ -7,6 +7,7 @@ happened: a reader skips it, and a writer cuts it off before it appends.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from evidence.files import fsync_folder, naming
 
 T = TypeVar("T")
 Line = Mapping[str, Any]
+LOCK_S = 60.0  # for which a writer waits for another one; a line takes milliseconds
 BLOCK = 1 << 16  # bytes that are read at once to find a file's last newline
 
 
@@ -63,17 +65,34 @@ class Appender:
 
 @contextmanager
 def appending(path: str | os.PathLike[str]) -> Iterator[Appender]:
-    """Within it no other process appends to `path`, which is made where it is not there."""
+    """Within it no other process appends to `path`, which is made where it is not there.
+
+    Raises:
+        TimeoutError: another process has been appending for `LOCK_S` seconds; names the file.
+    """
     name = os.fspath(path)
     is_new = not os.path.exists(name)
     descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, name)
         if is_new:
             fsync_folder(os.path.dirname(os.path.abspath(name)))
         yield Appender(name, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str) -> None:
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"{name}: another process has been appending to it for {LOCK_S:g} s; it may be stopped"
+                ) from None
+            time.sleep(0.005)
 
 
 def append_line(path: str | os.PathLike[str], line: Line) -> None:

@@ -1,11 +1,16 @@
-"""A deadline of our own around what a store's client does: some retry for an hour, and none can be stopped."""
+"""Patience with a store or a disk, and its end: attempts that follow each other for a while, and a deadline around
+each, since some stores' clients retry for an hour, and none can be stopped."""
 
-from collections.abc import Callable
+import asyncio
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
 T = TypeVar("T")
+FIRST_S, LONGEST_S = 0.5, 30.0  # between two attempts
+Final = tuple[type[OSError], ...]
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -25,3 +30,43 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if error is None or isinstance(error, OSError):
         return answer.result()
     raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def retried(seconds: float, work: Callable[[], T], final: Final = ()) -> T:
+    """What `work` returns, tried again for `seconds` after its first OSError; its last one then, and at once one of the
+    types `final`."""
+    pauses = _pauses(seconds)
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            time.sleep(_pause(pauses, error, final))
+
+
+async def retried_beside(seconds: float, work: Callable[[], T], final: Final = ()) -> T:
+    """As `retried`, each attempt in a thread: the loop goes on."""
+    pauses = _pauses(seconds)
+    while True:
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            pause = _pause(pauses, error, final)
+        await asyncio.sleep(pause)
+
+
+def _pause(pauses: Iterator[float], error: OSError, final: Final) -> float:
+    """The seconds until the next attempt; raises `error` where there is none."""
+    pause = None if isinstance(error, final) else next(pauses, None)
+    if pause is None:
+        raise error
+    print(f"{error}; tried again in {pause:g} s", flush=True)  # an actor's goes to its log
+    return pause
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Twice as long each time; none after `seconds` in all."""
+    spent, pause = 0.0, FIRST_S
+    while spent < seconds:
+        pause = min(pause, LONGEST_S, seconds - spent)
+        yield pause
+        spent, pause = spent + pause, 2 * pause

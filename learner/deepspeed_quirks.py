@@ -5,7 +5,7 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - ZeRO 0 in bfloat16 takes a step without gradients as it starts, so that AdamW's first real step would be its second:
   `initialize` forgets it.
 - A step whose gradient norm is not finite is skipped in silence, or taken (ZeRO 0 in float32), where no norm is kept
-  either: `norm_before_step`, `norm_after_step`.
+  either: `norm_before_step`, `take_step`.
 - ZeRO 0 in bfloat16 cannot add gradients up in float32: `zero_settings`.
 - Under ZeRO-3 a parameter's shape is [0], and the full one is `ds_shape`: `full_shape`.
 - Under ZeRO-3 a checkpoint's weights are the float32 masters, and small parameters stay gathered after a step:
@@ -123,11 +123,22 @@ def norm_before_step(parameters: Sequence[nn.Parameter], config: LearnerConfig) 
     return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def norm_after_step(engine: Any, before: Tensor | None) -> float:
-    """The gradient's global norm before clipping; RuntimeError on every rank when it is not finite: DeepSpeed has
-    skipped such a step in silence, or taken it."""
+def take_step(engine: Any, before: Tensor | None, skips: bool) -> float:
+    """The engine's optimizer step. A gradient that is not finite moves no weight: DeepSpeed skips such a step in
+    silence, or, where it keeps no norm, takes it.
+
+    Returns:
+        the gradient's global norm before clipping.
+
+    Raises:
+        RuntimeError: it is not finite, on every rank, unless such a step `skips`.
+    """
+    if before is not None and not math.isfinite(before):
+        engine.zero_grad()
+    else:
+        engine.step()
     found = float(engine.get_global_grad_norm() if before is None else before)
-    if not math.isfinite(found):
+    if not math.isfinite(found) and not skips:
         raise RuntimeError(f"gradient norm: found {found}, expected a finite one: a loss or a gradient overflowed")
     return found
 

@@ -96,7 +96,7 @@ class ZeroEngine:
         readings_KN = self.engine(*(part.to(self.device) for part in tokens), teacher=teacher)
         return readings_KN[0], readings_KN[1] if teacher is not None else None
 
-    def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor]) -> float:
+    def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor], skips: bool = False) -> float:
         """Accumulates the gradient of every micro-batch, then takes one optimizer step.
 
         `loss_of` already divides by the whole step's denominator, so losses are summed: over micro-batches by
@@ -106,15 +106,14 @@ class ZeroEngine:
             the gradient's global norm before clipping.
 
         Raises:
-            RuntimeError: it is not finite, on every rank: DeepSpeed skips such a step in silence, or takes it.
+            RuntimeError: it is not finite, on every rank, unless such a step is skipped. No weight has moved then.
         """
         last = len(micro_batches) - 1
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == last)
             self.engine.backward(loss_of(batch) * self.num_ranks, scale_wrt_gas=False)
         before = quirks.norm_before_step([param for _, param in self._parameters()], self.config)
-        self.engine.step()
-        return quirks.norm_after_step(self.engine, before)
+        return quirks.take_step(self.engine, before, skips)
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of each tensor of the model's files, tied ones once, without gathering.

@@ -46,6 +46,7 @@ class StepReport:
     stats: tuple[tuple[bool, TokenStats], ...]
     logprobs: dict[str, Floats] = field(default_factory=dict)
     mismatch: Mismatch = field(default_factory=Mismatch)
+    nonfinite_updates: int = 0  # the same on each: updates that moved no weight
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class LearnedStep:
     stats: list[tuple[bool, TokenStats]]
     logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
     mismatch: Mismatch = field(default_factory=Mismatch)  # with who sampled, over the plain rows that were run
+    nonfinite_updates: int = 0  # whose gradient was not finite: they moved no weight
 
 
 def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
@@ -73,6 +75,7 @@ def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
         stats=[pair for report in reports for pair in report.stats],
         logprobs={name: values for report in reports for name, values in report.logprobs.items()},
         mismatch=sum((report.mismatch for report in reports), Mismatch()),
+        nonfinite_updates=reports[0].nonfinite_updates,
     )
 
 

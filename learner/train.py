@@ -1,5 +1,6 @@
 """One training step, from shard rows to a stepped engine and its metrics."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,8 @@ class Trainer:
     """Turns a step's rows into `updates_per_batch` optimizer steps. Knows per-token weights, not the method.
 
     `teacher` gives the distributions of objectives that compare them. `base` is the anchor's reference where the
-    shard's log pi_T(y|x) is not.
+    shard's log pi_T(y|x) is not. skips: whether an update whose gradient is not finite is left out; otherwise it is an
+    error.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Trainer:
         config: LearnerConfig,
         teacher: FrozenModel | None = None,
         base: FrozenModel | None = None,
+        skips: bool = False,
     ) -> None:
-        self.engine, self.config, self.teacher, self.base = engine, config, teacher, base
+        self.engine, self.config, self.teacher, self.base, self.skips = engine, config, teacher, base, skips
         self.objective = OBJECTIVES[config.objective]
         self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale)
         assert (teacher is not None) == (self.objective.contributions is not None)
@@ -69,6 +72,7 @@ class Trainer:
             for index, batch in enumerate(batches)
             for row, logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
         ]
+        finite = [(row, logprobs) for row, logprobs in ran if np.isfinite(logprobs).all()]
         return StepReport(
             loss=updates[0].loss,
             metrics=rate | _combine([update.metrics for update in updates], counts.kept),
@@ -76,8 +80,9 @@ class Trainer:
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
             stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
-            logprobs={row.rollout_id: logprobs for row, logprobs in ran},
-            mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in ran), Mismatch()),
+            logprobs={row.rollout_id: logprobs for row, logprobs in finite},
+            mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in finite), Mismatch()),
+            nonfinite_updates=sum(not math.isfinite(update.grad_norm) for update in updates),
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
@@ -113,7 +118,7 @@ class Trainer:
                 sums[key] = sums.get(key, 0.0) + float(value)
             return loss
 
-        grad_norm = self.engine.step(list(enumerate(batches)), loss_of)
+        grad_norm = self.engine.step(list(enumerate(batches)), loss_of, self.skips)
         return Update(total, sums, grad_norm)
 
     def score(self, prompt_ids: Ids, response_ids: Ids) -> list[float]:
@@ -158,6 +163,9 @@ def _split(logprobs: Tensor, batch: PackedBatch) -> Sequence[Tensor]:
 
 
 def _row_stats(row: TrainRow, logprobs: Floats | None) -> TokenStats:
+    """A row whose log-probs are not finite counts as one that the student never ran."""
+    if logprobs is not None and not np.isfinite(logprobs).all():
+        logprobs = None
     return diagnose(row.evidence, row.weight, logprobs, row.teacher_context_logprobs, rows=1)
 
 

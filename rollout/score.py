@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from evidence.records import Floats, Ids, Sample, ScoredSample
 
 
@@ -76,3 +78,19 @@ def _gather(
         student_logprobs=None if student is None else student.get(rollout, [sample.sampler_logprobs])[0],
         wrong_context_logprobs=tuple(wrong.get(rollout, ())),
     )
+
+
+def not_finite(scored: ScoredSample) -> str:
+    """The first log-prob of a rollout that is not a finite number: its stream, value and place; empty where all are."""
+    streams = {
+        "sampler_logprobs": scored.sample.sampler_logprobs,
+        "teacher_context_logprobs": scored.teacher_context_logprobs,
+        "teacher_logprobs": scored.teacher_logprobs,
+        "student_logprobs": scored.student_logprobs,
+        **{f"wrong_context_logprobs {index}": one for index, one in enumerate(scored.wrong_context_logprobs)},
+    }
+    for name, logprobs in streams.items():
+        places = [] if logprobs is None else np.flatnonzero(~np.isfinite(logprobs)).tolist()
+        if places:
+            return f"{name}: found {logprobs[places[0]]} at token {places[0]}"  # type: ignore[index]
+    return ""

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from rollout.cores import num_cores
+from rollout.ending import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,7 +156,8 @@ _LOOKED_UP = "edge_opd_looked_up"  # how many of a request's tokens the prefix c
 
 def scoring_scheduler(vllm_config: Any, **arguments: Any) -> Any:
     """vLLM's own scheduler, which looks a row that is scored up in the prefix cache as if it were its prompt alone:
-    then at least the last token of the prompt and the whole response are read.
+    then at least the last token of the prompt and the whole response are read. The engine's core, which makes it, ends
+    with the process that started it.
 
     Seen: 0.32.0, looks up as much of a request as it can; at cached places the first of its two model runners leaves
         garbage for log-probs, and the second, which GPUs have, nothing at all.
@@ -167,6 +169,7 @@ def scoring_scheduler(vllm_config: Any, **arguments: Any) -> Any:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     kind = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
+    end_with_parent()
     scheduler = kind(vllm_config=vllm_config, **arguments)
     manager = scheduler.kv_cache_manager
     look_up = manager.get_computed_blocks

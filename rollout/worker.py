@@ -1,7 +1,7 @@
 """The stages of the rollout service: sample, score, judge, write."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,7 +13,7 @@ from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.requests import GroupRequests, StepRequests
-from rollout.score import Scorer, score_all
+from rollout.score import Scorer, not_finite, score_all
 from rollout.stages import Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
 from rollout.tasks.boxed_pool import Verdicts
@@ -30,11 +30,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's rollouts, scored; rewards are None without a verifier."""
+    """One prompt's rollouts, scored; rewards are None without a verifier. nonfinite: rollouts that were left out."""
 
     requests: GroupRequests
     scored: tuple[ScoredSample, ...]
     rewards: Rewards
+    nonfinite: int = 0
 
     @cached_property
     def version_min(self) -> int:
@@ -69,13 +70,15 @@ class StepRollouts:
     rewards: RewardSums | None  # None without a verifier
     truncated: int = 0  # responses that the limit on their tokens ended
     verdicts: Verdicts = field(default_factory=Verdicts)  # of the verifier's processes, since the shard before
+    nonfinite: int = 0  # rollouts with a log-prob that is not finite, left out
 
 
 class RolloutWorker:
     """Turns groups of requests into a shard of judged rollouts.
 
     reward: the task's verifier, see `rewarder`. verdicts: what its processes have said so far. student_scorer: the
-    student's engines, needed by `teacher_student` evidence only.
+    student's engines, needed by `teacher_student` evidence only. skips: whether a rollout with a log-prob that is not
+    finite is left out; otherwise it is an error.
     """
 
     def __init__(
@@ -84,14 +87,16 @@ class RolloutWorker:
         evidence: EvidenceConfig,
         sampler: Sampler,
         scorer: Scorer,
-        write: Callable[[Sequence[EvidenceRecord], int], ShardInfo],
+        write: Callable[[Sequence[EvidenceRecord], int], Awaitable[ShardInfo]],
         reward: Callable[[Sample], Verifier] = lambda sample: lambda: None,
         student_scorer: Scorer | None = None,
         verdicts: Callable[[], Verdicts] = Verdicts,
+        skips: bool = False,
     ) -> None:
         self.config, self.evidence = config, evidence
         self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if reads(evidence.kind, "student_logprobs") else None
+        self._skips = skips
         self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
         self._beside = ThreadPoolExecutor(VERIFYING, "verifying")
         self._verdicts, self._told = verdicts, verdicts()
@@ -128,15 +133,30 @@ class RolloutWorker:
         with self._any.piece(), self._scoring.piece():
             scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
         self._scoring.count(tokens)
-        return Group(group, tuple(scored), rewards)
+        kept = [pair for pair in zip(scored, rewards, strict=True) if self._is_finite(pair[0])]
+        if not kept:
+            raise RuntimeError(f"scoring: found no rollout of group {group.name} with finite log-probs, expected some")
+        finite, theirs = zip(*kept, strict=True)
+        return Group(group, finite, theirs, nonfinite=len(scored) - len(kept))
 
-    def write(self, taken: Taken, step: int) -> StepRollouts:
+    def _is_finite(self, scored: ScoredSample) -> bool:
+        """RuntimeError names a rollout that is not, where none is left out."""
+        found = not_finite(scored)
+        if not found:
+            return True
+        what = f"scoring: rollout {scored.sample.request.rollout_id}: {found}, expected finite log-probs"
+        if not self._skips:
+            raise RuntimeError(what)
+        print(f"{what}: it is left out", flush=True)
+        return False
+
+    async def write(self, taken: Taken, step: int) -> StepRollouts:
         """Judges the groups of one step together, since a threshold may be the step's own, and writes their shard."""
         scored = [one for group in taken.groups for one in group.scored]
         rewards = [reward for group in taken.groups for reward in group.rewards]
         clock = Stopwatch()
         with self._any.piece():
-            shard = self._write(judge_all(scored, rewards, self.evidence, step), step)
+            shard = await self._write(judge_all(scored, rewards, self.evidence, step), step)
         self._told, before = self._verdicts(), self._told
         stages = {"sample": self._sampling.take(), "score": self._scoring.take(), "write": clock.stage(shard.tokens)}
         return StepRollouts(
@@ -151,6 +171,7 @@ class RolloutWorker:
             rewards=reward_sums(rewards, [one.sample.request.group_id for one in scored]),
             truncated=sum(one.sample.finish_reason == "length" for one in scored),
             verdicts=self._told - before,
+            nonfinite=sum(group.nonfinite for group in taken.groups),
         )
 
 

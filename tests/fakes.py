@@ -261,7 +261,7 @@ class PlainLearner:
         self.seen.append(readings[0].detach())
         return readings[0], readings[1] if teacher is not None else None
 
-    def step(self, micro_batches: Sequence[Any], loss_of: "Callable[[Any], Tensor]") -> float:
+    def step(self, micro_batches: Sequence[Any], loss_of: "Callable[[Any], Tensor]", skips: bool = False) -> float:
         self.optimizer.zero_grad()
         for batch in micro_batches:
             loss_of(batch).backward()

@@ -92,17 +92,20 @@ class Asked:
 
 Refuses = Callable[[Asked], bool]
 DENIED = b"<Error><Code>AccessDenied</Code><Message>not yours</Message></Error>"
+BUSY = b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"
 
 
 @dataclass
 class Door:
     """A proxy to the server on port `behind`; what it is asked is kept in `asked`.
 
-    refuses: answers 403. keeps_frame: passes an upload's framed chunks on as content, as some stores do.
+    refuses: answers 403. is_busy: answers 503. keeps_frame: passes an upload's framed chunks on as content, as some
+    stores do.
     """
 
     behind: int
     refuses: Refuses = lambda asked: False
+    is_busy: Refuses = lambda asked: False
     keeps_frame: bool = False
     asked: list[Asked] = field(default_factory=list)
 
@@ -111,6 +114,8 @@ class Door:
         self.asked.append(asked)
         if self.refuses(asked):
             return 403, [("content-type", "application/xml"), ("content-length", str(len(DENIED)))], DENIED
+        if self.is_busy(asked):
+            return 503, [("content-type", "application/xml"), ("content-length", str(len(BUSY)))], BUSY
         dropped = {"transfer-encoding", "content-length", "expect", "connection"}
         if self.keeps_frame:
             dropped |= {name for name in asked.headers if name in ("content-encoding", "x-amz-content-sha256")}

@@ -233,11 +233,18 @@ def load_nothing(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -
 
 
 def overflow(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    import torch
+
+    before, told = full_parameters(engine), ""
     try:
         trainer.step(scenario.rows)
     except RuntimeError as error:
-        return {"error": str(error)}
-    return {"error": ""}
+        told = str(error)
+    trainer.skips = True
+    skipped = trainer.step(scenario.rows)
+    after = full_parameters(engine)
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    return {"error": told, "skipped": skipped.nonfinite_updates, "logprobs": len(skipped.logprobs), "moved": moved}
 
 
 def export(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rollout.probe import Rate
 from rollout.requests import GroupRequests
 from rollout.tasks import build_task
 from rollout.tasks.identity import TEMPLATE
+from rollout.waits import deadline
 from rollout.worker import Group, RolloutWorker, rewarder
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
     engine = Engine(model, recipe.teacher, "cuda" if torch.cuda.is_available() else "cpu")
 
     async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
-        return await engine.texts(prompts, sampling, config.samples, seed)
+        async with deadline(recipe.rollout.deadline_s, f"{what}: no answers (rollout.deadline_s)"):
+            return await engine.texts(prompts, sampling, config.samples, seed)
 
     gaps: dict[str, Gap] = {}
     try:
@@ -125,7 +127,8 @@ async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
     worker = RolloutWorker(recipe.rollout, recipe.evidence, engine, engine, _unwritten,
                            rewarder(requests, task.reward), engine)  # fmt: skip
     groups, _ = requests.of(0)
-    done = [await _rolled(worker, group) for group in groups]
+    async with deadline(recipe.rollout.deadline_s, "the first step's rollouts: not done (rollout.deadline_s)"):
+        done = [await _rolled(worker, group) for group in groups]
     scored, rewards = ([one for group in done for one in getattr(group, name)] for name in ("scored", "rewards"))
     prompts, rule = {prompt.prompt_id: prompt for prompt in requests.prompts}, RATES[task.rates[0]]
     records = [
@@ -147,7 +150,7 @@ async def _rolled(worker: RolloutWorker, group: GroupRequests) -> Group:
     return await worker.score(group, samples, await worker.verify(samples), 0)
 
 
-def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+async def _unwritten(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
     raise AssertionError("a gap writes no shard")
 
 

@@ -12,6 +12,7 @@ from cluster.typed import build, parse_overrides
 from rollout.probe import summarise
 from rollout.tasks import build_task
 from rollout.tasks.base import Turns
+from rollout.waits import deadline
 
 
 def probe_model(model_or_run: str, task: str, overrides: list[str], server: ServerOptions) -> ProbeRecord:
@@ -61,12 +62,13 @@ async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list
     renderer = renderer_of(recipe, model)
     engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        responses = await engine.texts(
-            [renderer.prompt_ids(chat) for chat in chats],
-            config.sampling(renderer.eos_token_ids, renderer.keeps_special),
-            config.samples,
-            seed=recipe.run.seed,
-        )
+        async with deadline(recipe.rollout.deadline_s, f"probe of {path}: no answers (rollout.deadline_s)"):
+            responses = await engine.texts(
+                [renderer.prompt_ids(chat) for chat in chats],
+                config.sampling(renderer.eos_token_ids, renderer.keeps_special),
+                config.samples,
+                seed=recipe.run.seed,
+            )
         return [[renderer.answer(text) for text in texts] for texts in responses]
     finally:
         engine.shutdown()

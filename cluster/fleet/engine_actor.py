@@ -8,8 +8,8 @@ import ray
 
 from cluster.fleet.calls import Died
 from cluster.fleet.network import LOOPBACK, interface_towards
-from cluster.fleet.processes import last_lines, log_to_file
-from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.processes import last_lines
+from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.models import resolve_model
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
@@ -33,7 +33,7 @@ class EngineActor:
         adapter: AdapterConfig | None,
         sleeps: bool = False,
     ) -> None:
-        self.name, self.log = name, log_to_file(name)
+        self.name, self.log = name, settle(name)
         self._arguments = (config, device, backend, RECEIVER if backend else None, in_flight, adapter, sleeps)
         self._model = model
 

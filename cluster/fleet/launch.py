@@ -16,14 +16,29 @@ from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
 from cluster.fleet.ray_quirks import omp_threads
+from cluster.fleet.scheduler import BATCHES
 from cluster.models import resolve_model
 from cluster.weights.transports import backend as backend_of
 from rollout.config import AdapterConfig, EngineConfig
 from rollout.vllm_quirks import IPC_ENVIRONMENT
 
+CONTROL = 100  # calls of an engine beside those that are for sequences: of a push, a check, a ping
 
-def placed(actor: Any, plan: Plan, reserved: PlacementGroup, pool: str, index: int, environment: dict[str, str]) -> Any:
-    """Options of the actor class `actor` for engine or rank `index` of a pool, inside what is reserved for it."""
+
+def placed(
+    actor: Any,
+    plan: Plan,
+    reserved: PlacementGroup,
+    pool: str,
+    index: int,
+    environment: dict[str, str],
+    sequences: int = 0,
+) -> Any:
+    """Options of the actor class `actor` for engine or rank `index` of a pool, inside what is reserved for it.
+
+    sequences: that an engine may have under way, each a call of its own. Ray would let 1,000 calls of an asynchronous
+    actor in and the next one wait, which may be that of a push that all others wait for.
+    """
     share = plan.shares[pool][index]
     place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=plan.bundle(pool, index))
     return actor.options(
@@ -31,6 +46,7 @@ def placed(actor: Any, plan: Plan, reserved: PlacementGroup, pool: str, index: i
         num_gpus=share.gpus,
         runtime_env={"env_vars": environment},
         scheduling_strategy=place,
+        **({"max_concurrency": sequences + CONTROL} if sequences else {}),
     )
 
 
@@ -49,7 +65,8 @@ def build_engines(
 
         def make(index: int) -> EngineClient:
             name = f"{pool} engine {index}"
-            actor = placed(EngineActor, plan, reserved, pool, index, engine_environment(plan))
+            calls = BATCHES * config.max_num_seqs
+            actor = placed(EngineActor, plan, reserved, pool, index, engine_environment(plan), calls)
             return RayEngine(name, actor.remote(name, *arguments))
 
         return [partial(make, index) for index in range(len(plan.shares[pool]))]

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ import ray
 
 from cluster.config import Recipe
 from cluster.fleet.network import interface_towards, open_door
-from cluster.fleet.processes import log_to_file
-from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
+from evidence.patience import retried
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
@@ -44,7 +45,7 @@ class LearnerActor:
     """One rank of the learner. Every method is called on every rank; collectives need all of them."""
 
     def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
-        self.log = log_to_file("learner")
+        self.log = settle("learner")
         self._recipe, self._model, self._teacher = recipe, model, teacher
         self._door: socket | None = None
 
@@ -87,6 +88,7 @@ class LearnerActor:
             config,
             FrozenModel(teacher_model, config, device) if teacher else None,
             FrozenModel(self._model, config, device) if base else None,
+            self._recipe.faults.nonfinite == "skip",
         )
         self._groups, self._rank = export_groups(self._engine), rank
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
@@ -130,7 +132,8 @@ class LearnerActor:
 
     def step(self, shard: ShardInfo) -> Any:
         try:
-            report = self._trainer.step(train_rows(read_shard(shard.uri, expected=shard)))
+            read = partial(read_shard, shard.uri, expected=shard)
+            report = self._trainer.step(train_rows(retried(self._recipe.faults.store_s, read, (FileNotFoundError,))))
         except (RuntimeError, ValueError, OSError) as error:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:

@@ -14,6 +14,7 @@ import psutil
 
 LAST_LINES = 12
 LOG_DAYS = 7
+TRACKER = "multiprocessing.resource_tracker"  # in its command line
 Process = tuple[int, float]  # its number, and when it began: numbers are used again
 
 
@@ -68,9 +69,17 @@ def collect_seldom() -> None:
 
 
 def own_processes() -> list[Process]:
-    """This process and what it started, the youngest first."""
+    """This process and what it started, the youngest first, but for Python's trackers of resources: these end by
+    themselves once all others have, and give back the semaphores and the shared memory that those have left."""
     own = psutil.Process()
-    return [(process.pid, process.create_time()) for process in (*reversed(own.children(recursive=True)), own)]
+    started = [process for process in reversed(own.children(recursive=True)) if not _tracks(process)]
+    return [(process.pid, process.create_time()) for process in (*started, own)]
+
+
+def _tracks(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return any(TRACKER in part for part in process.cmdline())
+    return False
 
 
 def end_processes(processes: Sequence[Process], grace_s: float = 0.0) -> None:

@@ -1,7 +1,10 @@
 """Ray: joining a cluster, and reserving a plan's resources on it."""
 
+import atexit
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
-from cluster.fleet.processes import Process, end_processes, own_processes
+from cluster.fleet.processes import Process, end_processes, log_to_file, own_processes
 from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
+from cluster.fleet.scratch import RAY, enter, hold, remove_left
 from cluster.sizing.cards import Card, find_cards, visible
 
 CARDS_S = 60.0  # for a node's answer, with the start of a worker there
@@ -24,13 +28,38 @@ def connect() -> None:
     and which asks for a token of this run's own."""
     if ray.is_initialized():
         return
+    run = secrets.token_hex(4)  # as its actors know it
+    folder = hold(run)
+    atexit.register(_disconnect, folder)
     keep_token_private(Path.home())
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    else:
-        stay_on_loopback()
-        ask_for_a_token(os.environ)
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(namespace=run, log_to_driver=False, logging_level="ERROR")
+        return
+    stay_on_loopback()
+    ask_for_a_token(os.environ)
+    own = None if os.environ.get("RAY_TMPDIR") else str(folder / RAY)
+    ray.init(
+        address="local",
+        namespace=run,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=own,
+    )
+
+
+def _disconnect(folder: Path) -> None:
+    """A Ray of the run's own ends before its session is removed."""
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(name: str) -> str:
+    """For an actor's process, before anything else: its output goes to a log of its own, the path of which is
+    returned, and its temporary files to the run's folder on its host."""
+    log = log_to_file(name)
+    enter(ray.get_runtime_context().namespace)
+    return log
 
 
 def plan_for(recipe: Recipe) -> Plan:
@@ -88,7 +117,12 @@ class Footprint:
             end_processes(self.processes, grace_s)
             return
         there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there).remote(self.processes, grace_s)
+        ray.remote(_end_there).options(num_cpus=0, scheduling_strategy=there).remote(self.processes, grace_s)
+
+
+def _end_there(processes: Sequence[Process], grace_s: float) -> None:
+    end_processes(processes, grace_s)
+    remove_left()
 
 
 def own_footprint() -> Footprint:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,10 +14,11 @@ from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
-from cluster.fleet.processes import collect_seldom, log_to_file
-from cluster.fleet.ray_cluster import Footprint, own_footprint
+from cluster.fleet.processes import collect_seldom
+from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import News
 from cluster.models import resolve_model
+from evidence.patience import retried_beside
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import write_shard
@@ -38,7 +40,7 @@ class RolloutActor:
         storage: str,
         metadata: dict[str, str],
     ) -> None:
-        self.log = log_to_file("rollout")
+        self.log = settle("rollout")
         collect_seldom()
         self._recipe, self._model, self._storage, self._metadata = recipe, models["student"], storage, metadata
         self._digests: dict[int, str] = {}
@@ -75,6 +77,7 @@ class RolloutActor:
             reward=rewarder(requests, task.reward),
             student_scorer=self._fleet.pool("student"),
             verdicts=verdicts,
+            skips=recipe.faults.nonfinite == "skip",
         )
         self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
         return await starting
@@ -92,7 +95,7 @@ class RolloutActor:
         self._stream.advance(version)
 
     async def take(self, step: int) -> StepRollouts:
-        return self._worker.write(await self._stream.take(step), step)
+        return await self._worker.write(await self._stream.take(step), step)
 
     async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
         return await self._fleet.pool("student").texts(prompts, sampling, num_samples, seed)
@@ -143,7 +146,8 @@ class RolloutActor:
     async def stop(self) -> None:
         await self._fleet.stop()
 
-    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         newest = max(record.scored.sample.policy_version_max for record in records)
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
-        return write_shard(table, self._storage, f"step-{step:06d}.arrow")
+        work = partial(write_shard, table, self._storage, f"step-{step:06d}.arrow")
+        return await retried_beside(self._recipe.faults.store_s, work)

@@ -99,10 +99,12 @@ class Roster:
             for seat in self.everyone():
                 if seat.stands and not seat.asked:
                     self._keep(self._ping(seat, seat.engine))
+                elif not seat.pinged:
+                    seat.get_on()
 
     async def _ping(self, seat: Seat, engine: EngineClient) -> None:
         try:
-            await within(self._faults.silent_s, seat.name, seat.call(engine.ping()))
+            await seat.require_life(self._faults.silent_s, lambda: self.schedulers[seat.pool].load_of(engine).sequences)
         except (Died, TimeoutError) as error:
             self.lose(seat, engine, error)
 

@@ -9,14 +9,16 @@ are the learner's. A frozen teacher serves once it scores as the one before it d
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.faults import Restarts
+from cluster.fleet.calls import within
 from cluster.fleet.engines import EngineClient, Maker
 
 T = TypeVar("T")
+TOKENS = ("prompt_tokens", "generated_tokens")  # what an engine counts as it gets on
 
 
 @dataclass(eq=False)
@@ -35,6 +37,9 @@ class Seat:
     serves: bool = False
     is_lost: bool = False
     asked: int = 0  # calls under way which have a deadline of their own
+    pinged: bool = False  # one of them is the watch's
+    _tokens: float = 0.0
+    _moved: float = 0.0  # when the engine has last been seen to get on
     _calls: "set[asyncio.Task[Any]]" = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -56,6 +61,28 @@ class Seat:
         self._calls.add(task)
         task.add_done_callback(self._settle)
         return task
+
+    async def require_life(self, seconds: float, sequences: Callable[[], int]) -> None:
+        """The engine answers, and gets on with the `sequences` that it has under way.
+
+        Raises:
+            TimeoutError: not within `seconds`; names it.
+        """
+        self.pinged = True
+        try:
+            await within(seconds, self.name, self.call(self.engine.ping()))
+            stats = await within(seconds, self.name, self.call(self.engine.stats()))
+        finally:
+            self.pinged = False
+        before, self._tokens = self._tokens, sum(stats.get(name, 0.0) for name in TOKENS)
+        if self._tokens != before or not sequences() or not stats:
+            self.get_on()
+        if asyncio.get_running_loop().time() - self._moved > seconds:
+            raise TimeoutError(f"{self.name}: no token of {sequences()} sequences within {seconds:g} s")
+
+    def get_on(self) -> None:
+        """The engine gets on, or has nothing to get on with, or does something else."""
+        self._moved = asyncio.get_running_loop().time()
 
     def _settle(self, task: "asyncio.Task[Any]") -> None:
         self.asked -= 1

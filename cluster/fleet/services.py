@@ -22,6 +22,7 @@ from cluster.fleet.fleet import STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
+from evidence.files import TRANSFER_S
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
@@ -62,8 +63,10 @@ class RolloutService:
         await self._ask(self._recipe.rollout.deadline_s, f"{ROLLOUT} at version {version}", "advance", version, digest)
 
     async def take(self, step: int) -> StepRollouts:
-        """The step's rollouts; each group of them has its own deadline, and so has one that is sampled again."""
+        """The step's rollouts; each group of them has its own deadline, and so has one that is sampled again, and their
+        shard."""
         seconds = 2 * self._recipe.rollout.deadline_s * (self._recipe.run.max_policy_lag + 1)
+        seconds += self._recipe.faults.store_s + TRANSFER_S
         rollouts: StepRollouts = await self._ask(seconds, f"{ROLLOUT} at step {step}", "take", step)
         return rollouts
 
@@ -183,8 +186,8 @@ class LearnerService:
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         """One step of all ranks over a shard."""
-        reports = await self._ask(self._recipe.learner.step_deadline_s, f"learner at step {shard.step}", "step", shard)
-        return over_ranks(reports)
+        seconds = self._recipe.learner.step_deadline_s + self._recipe.faults.store_s
+        return over_ranks(await self._ask(seconds, f"learner at step {shard.step}", "step", shard))
 
     async def push(self, pool: str, version: int) -> str:
         """Sends the weights to the engines of `pool` as `version`; returns their digest."""

@@ -45,6 +45,10 @@ class MetricsSink:
 
     def write_step(self, record: StepRecord) -> None:
         append_step(self._run_dir / "metrics.jsonl", record)
+        self.show_step(record)
+
+    def show_step(self, record: StepRecord) -> None:
+        """A step whose line is written."""
         now = time.monotonic()
         self._started = self._started if self._started is not None else now - (record.wall_s or 0.0)
         self._done += 1
@@ -55,6 +59,10 @@ class MetricsSink:
 
     def write_probe(self, record: ProbeRecord) -> None:
         append_probe(self._run_dir / "probes.jsonl", record)
+        self.show_probe(record)
+
+    def show_probe(self, record: ProbeRecord) -> None:
+        """A probe whose line is written."""
         if self.observer is not None:
             self.observer.probe(record)
         self.headline = _short(record, next(iter(record.rates)))

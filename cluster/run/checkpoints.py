@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evidence.files import write_whole
+from evidence.patience import retried_beside
 from learner.sealed import SealedFile, faults, size_fault
 
 if TYPE_CHECKING:  # which needs Ray, where `edge-opd export` does without
@@ -37,10 +38,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one run."""
+    """Those of one run. patience_s: seconds for which a full disk is waited for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, patience_s: float = 0.0) -> None:
+        self.folder, self._patience_s = folder, patience_s
 
     def place(self, step: int) -> Path:
         """The folder of the checkpoint at `step`."""
@@ -88,7 +89,8 @@ class Checkpoints:
         Raises:
             RuntimeError, OSError: it could not be written; nothing of it is left, and those before are as they were.
         """
-        self.require_room(await learner.checkpoint_bytes())
+        needed = await learner.checkpoint_bytes()
+        await retried_beside(self._patience_s, lambda: self.require_room(needed))
         shutil.rmtree(self.place(step), ignore_errors=True)  # of an attempt before, perhaps with more ranks
         try:
             self.commit(step, await learner.save(self.folder, step))
@@ -111,10 +113,10 @@ class Checkpoints:
         return 0
 
     def require_room(self, needed: int) -> None:
-        """RuntimeError when the disk has less than `needed` bytes left."""
+        """OSError when the disk has less than `needed` bytes left."""
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise RuntimeError(
+            raise OSError(
                 f"{self.folder}: found {free / GIB:.2f} GiB free, expected {needed / GIB:.2f} for a checkpoint"
             )
 

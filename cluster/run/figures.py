@@ -3,6 +3,7 @@
 A field's annotation says its unit and its meaning: docs/metrics.md is made of them (`cluster.observe.metrics_page`).
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class StepRecord:
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
     canary_bound: Annotated[float | None, "nats", "the canary beyond which the run stops"] = None
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
+    nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
+    nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -156,9 +159,9 @@ def step_record(
         busy_s=produced.busy_s + sum(stage.seconds for stage in own.values()),
         stages=produced.stages | dict(own),
         stats=split_stats(learned.stats),
-        loss=learned.loss,
-        metrics=learned.metrics,
-        grad_norm=learned.grad_norm,
+        loss=_finite(learned.loss),
+        metrics={name: value for name, value in learned.metrics.items() if math.isfinite(value)},
+        grad_norm=_finite(learned.grad_norm),
         rows=produced.shard.rows,
         refused=produced.refused,
         dropped=produced.dropped,
@@ -172,7 +175,14 @@ def step_record(
         mismatch=learned.mismatch if sampler == "student" else None,
         truncated=produced.truncated,
         verdicts=produced.verdicts if produced.rewards else None,
+        nonfinite_rollouts=produced.nonfinite,
+        nonfinite_updates=learned.nonfinite_updates,
     )
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no other."""
+    return value if math.isfinite(value) else None
 
 
 def probe_record(result: ProbeResult, step: int, probe: str) -> ProbeRecord:

@@ -15,11 +15,13 @@ The rollout service works on while the learner does, as far as the bound allows.
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from cluster.config import Recipe
 from cluster.errors import Preempted
+from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
@@ -28,21 +30,29 @@ from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
 from cluster.run.gap import measured, teaches_itself, write_gap
 from cluster.run.handover import Handover, canary_texts
-from cluster.run.record import Answer, ProbeRecord, probe_record, read_steps, step_record, write_answers
+from cluster.run.record import (
+    Answer,
+    ProbeRecord,
+    append_probe,
+    append_step,
+    probe_record,
+    read_steps,
+    step_record,
+    write_answers,
+)
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
+from evidence.patience import retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
-from learner.report import LearnedStep
 from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
 from rollout.tasks.base import ProbePrompt, Task
-from rollout.worker import StepRollouts
 
 T = TypeVar("T")
 NEWS_S = 5.0  # for which the rollout service is asked for news at a time
@@ -76,6 +86,7 @@ class Pipeline:
         self._handover = Handover(services, texts, recipe.weights, next(reversed(bounds), None))
         self._teacher_check = TeacherCheck(recipe, run_dir, *texts[0])
         self.pushed = Pushed("", 0.0)
+        self._skipped = Skipped(recipe.faults)
         self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
@@ -138,15 +149,15 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
         produced = await self._attended(step, self.rollout.take(step))
-        self.manifest.append_written(produced.shard)
+        await self._stored(partial(self.manifest.append_written, produced.shard))
         clock = Stopwatch()
         if self._engines_sleep:
             await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
-        write_student(learned.logprobs, str(self.run_dir.student), step)
-        self.manifest.append_trained(produced.shard.uri, step)
+        await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
+        await self._stored(partial(self.manifest.append_trained, produced.shard.uri, step))
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()
@@ -156,7 +167,11 @@ class Pipeline:
         self.sink.stage(f"step {version}: pushing weights")
         self.pushed = await self._handover.push("student", version)
         stages["push"] = clock.stage(0)
-        self._record(step, produced, learned, stages, time.perf_counter() - begun)
+        wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
+        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler)
+        await self._stored(partial(append_step, self.run_dir.metrics, record))
+        self.sink.show_step(record)
+        self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self._save(version)
         if self._choice.probes(version):
@@ -176,7 +191,13 @@ class Pipeline:
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
-        await Checkpoints(self.run_dir.checkpoints).save(self.learner, version, self.recipe.run.keep_checkpoints)
+        place = Checkpoints(self.run_dir.checkpoints, self.recipe.faults.store_s)
+        await place.save(self.learner, version, self.recipe.run.keep_checkpoints)
+
+    async def _stored(self, write: Callable[[], object]) -> None:
+        """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs
+        time."""
+        await retried_beside(self.recipe.faults.store_s, write)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
@@ -247,10 +268,11 @@ class Pipeline:
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         record = probe_record(result, step, self.task.name)
-        self.sink.write_probe(record)
+        await self._stored(partial(append_probe, self.run_dir.probes, record))
+        self.sink.show_probe(record)
         self._say_what_has_no_answer(step, rated)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
-        write_answers(self.run_dir.answers_of(step), told)
+        await self._stored(partial(write_answers, self.run_dir.answers_of(step), told))
         return record
 
     def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
@@ -260,9 +282,3 @@ class Pipeline:
                 f"probe at step {step}: {unanswered} of {len(rated)} responses end inside their thinking and count as "
                 f"empty answers: probe.max_tokens = {self.recipe.probe.max_tokens}"
             )
-
-    def _record(
-        self, step: int, produced: StepRollouts, learned: LearnedStep, own: dict[str, StageTime], wall_s: float
-    ) -> None:
-        record = step_record(step, produced, learned, own, wall_s, self.pushed, self.recipe.rollout.sampler)
-        self.sink.write_step(record)

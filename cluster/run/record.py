@@ -75,8 +75,7 @@ def line_of_step(record: StepRecord) -> Line:
         "sums": stats,
         "rewards": record.rewards and asdict(record.rewards),
         "mismatch": record.mismatch and asdict(record.mismatch),
-        "truncated": record.truncated,
-        "canary_bound": record.canary_bound,
+        **{name: getattr(record, name) for name in _YOUNGER},
         "verdicts": record.verdicts and asdict(record.verdicts),
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
@@ -97,8 +96,12 @@ _STEP_FIELDS = (
 )  # fmt: skip
 
 
+_YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_updates")  # than their line's format
+
+
 def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
+    younger: Line = {name: line.get(name) for name in _YOUNGER}
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
@@ -106,8 +109,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         metrics=line["metrics"],
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
-        truncated=line.get("truncated"),  # this and those below are younger than their format
-        canary_bound=line.get("canary_bound"),
+        **younger,
         verdicts=Verdicts(**line["verdicts"]) if line.get("verdicts") else None,
         older_means=line.get("older_means", {}),
     )

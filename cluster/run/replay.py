@@ -132,4 +132,5 @@ def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir
     produced = StepRollouts(info.step, info, 0, 0, oldest, newest, {}, 0.0, rewards)
     own = {"learn": StageTime(wall_s, learned.row_tokens)}
     record = step_record(info.step, produced, learned, own, wall_s, None, recipe.rollout.sampler)
-    return replace(record, refused=None, dropped=None, truncated=None)  # nobody knows any more
+    unknown = dict.fromkeys(("refused", "dropped", "truncated", "nonfinite_rollouts"))  # by anybody any more
+    return replace(record, **unknown)  # type: ignore[arg-type]

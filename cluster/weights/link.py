@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from vllm.distributed.weight_transfer.base import layerwise_groups
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -23,6 +24,8 @@ from cluster.weights.transports import Meeting, transport
 from learner.adapter import adapter_files
 from learner.engine import ZeroEngine
 from rollout.engine import files_digest
+
+GRACE_S = 10.0  # by which the service's own deadline, which gives the name, comes first
 
 
 class FleetClient:
@@ -46,7 +49,16 @@ class FleetClient:
         self._seconds = 0.0
 
     def tell(self, verb: str, *arguments: Any) -> None:
-        ray.get(self._rollout.tell.remote(self._pool, verb, arguments, self._seconds))
+        """
+        Raises:
+            TimeoutError: the rollout service does not answer, which names an engine that does not by itself.
+        """
+        answer = self._rollout.tell.remote(self._pool, verb, arguments, self._seconds)
+        try:
+            ray.get(answer, timeout=self._seconds + GRACE_S)
+        except GetTimeoutError:
+            what = f"{verb} to the {self._pool} engines: no answer from the rollout service"
+            raise TimeoutError(f"{what} within {self._seconds + GRACE_S:g} s") from None
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self.tell("init_weight_transfer_engine", init_info)

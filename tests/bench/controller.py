@@ -71,7 +71,7 @@ async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder:
     engines = [StandIn(index) for index in range(num_engines)]
     pool = EnginePool(Scheduler(engines, SLOTS))
 
-    def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         metadata = {"run_id": "bench", "mask_rule": recipe.evidence.to_json(), "model_id": model, "code_version": "0"}
         table = to_table(records, metadata | {"step": str(step), "weights_digest": "0"})
         return write_shard(table, folder, f"{num_engines}-{step:06d}.arrow")
@@ -84,7 +84,7 @@ async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder:
         for engine in engines:
             engine.version = step
         stream.advance(step)
-        rows += worker.write(await stream.take(step), step).shard.rows
+        rows += (await worker.write(await stream.take(step), step)).shard.rows
         if step == 1:  # two steps to fill the engines
             rows, begun, cpu = 0, clock(), time.process_time()
     ended, cpu = clock(), time.process_time() - cpu

@@ -63,7 +63,7 @@ async def step_seconds(
     """Mean wall time of a step, the first two left out."""
     engine = StandIn(sample_s / GROUPS)
 
-    def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def write(records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         return ShardInfo(uri="", step=step, rows=len(records), tokens=0, sha256="")
 
     worker = RolloutWorker(recipe.rollout, recipe.evidence, engine, engine, write)
@@ -74,7 +74,7 @@ async def step_seconds(
             begun = time.perf_counter()
         engine.version = step
         stream.advance(step)
-        worker.write(await stream.take(step), step)
+        await worker.write(await stream.take(step), step)
         await asyncio.sleep(learn_s)
     return (time.perf_counter() - begun) / (steps - 2)
 

@@ -32,7 +32,7 @@ from tests.runs import lines, small_arguments
 STEPS, PROMPTS = 16, 2
 SETTINGS = (
     f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=5", "student.num_engines=2",
-    "faults.silent_s=5.0", "learner.step_deadline_s=60.0", "rollout.deadline_s=60.0",
+    "faults.silent_s=5.0", "faults.store_s=20.0", "learner.step_deadline_s=60.0", "rollout.deadline_s=60.0",
 )  # fmt: skip
 ENGINES = ("student engine 0", "student engine 1", "teacher engine 0")
 FAULTS = [

@@ -509,6 +509,14 @@ def test_a_gradient_that_is_not_finite_ends_the_step_on_every_rank(results: Resu
         assert re.match(r"gradient norm: found (inf|nan), expected a finite one", told)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_update_that_is_skipped_is_counted_and_moves_no_weight(results: Results, stage: int, dtype: str) -> None:
+    for rank in results.ranks:
+        found = rank[f"overflow-{stage}-{dtype}"]
+        assert (found["skipped"], found["moved"]) == (1, [])
+
+
 def test_bfloat16_computes_nearly_the_same_gradient(results: Results, model: Path, soft_rows: list[TrainRow]) -> None:
     result, expected = results.of("bfloat16"), reference_gradient(model, soft_rows, BETA)
     assert {dtype for _, dtype, _ in result["shapes"]} == {"torch.bfloat16"}

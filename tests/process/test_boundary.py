@@ -76,9 +76,9 @@ def test_a_mistake_of_ours_keeps_its_traceback(wrapped: bool) -> None:
 
 def test_a_path_with_brackets_is_shown_as_it_is() -> None:
     written = io.StringIO()
-    sink = MetricsSink(Path("runs/[/a]"), 1, Console(file=written, force_terminal=True, width=200))
+    sink = MetricsSink(Path("runs/[/a]"), 1, Console(file=written, force_terminal=True, width=200, highlight=False))
     sink.stage("saving runs/[/a]")
     sink.stage("saving runs/[/b]")
     sink.say("run runs/[/a]")
     sink.close()
-    assert "runs/[/a]" in written.getvalue()
+    assert "run runs/[/a]" in written.getvalue() and "saving runs/[/b]" in written.getvalue()

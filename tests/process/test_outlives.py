@@ -2,6 +2,8 @@
 and manifest are the real ones. Its engines die and hang while it runs."""
 
 import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +69,14 @@ class Learner:
         return LearnedStep(0.5, {}, 1.0, shard.tokens, 0, [], {})
 
 
-def run(folder: Path, faults: dict[float, list[tuple[str, str]]], *overrides: str) -> tuple[list[str], Learner, str]:
-    """A run with faults at these seconds: ("died" or "hung", an engine's name). What it learned from, the learner, and
-    what was said."""
+Acts = dict[float, Callable[[], Any]]
+
+
+def run(
+    folder: Path, faults: dict[float, list[tuple[str, str]]], *overrides: str, acts: Acts | None = None
+) -> tuple[list[str], Learner, str]:
+    """A run with faults at these seconds: ("died" or "hung", an engine's name), and with these acts. What it learned
+    from, the learner, and what was said."""
     recipe = load_recipe(
         RECIPE,
         [
@@ -82,10 +89,10 @@ def run(folder: Path, faults: dict[float, list[tuple[str, str]]], *overrides: st
             *overrides,
         ],
     )
-    return run_virtual(drive(recipe, RunDir(folder), faults))
+    return run_virtual(drive(recipe, RunDir(folder), faults, acts or {}))
 
 
-async def drive(recipe: Recipe, folder: RunDir, faults: Any) -> Any:
+async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
     for part in (folder.shards, folder.student, folder.answers):
         part.mkdir(parents=True)
     made: dict[str, Mortal] = {}
@@ -110,6 +117,8 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any) -> Any:
     for seconds, hit in faults.items():
         for fault, name in hit:
             asyncio.get_running_loop().call_later(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
+    for seconds, act in acts.items():
+        asyncio.get_running_loop().call_later(seconds, act)
     with heeding(0.0) as stop:
         task = build_task(recipe.task)
         renderer, choice = renderer_of(recipe, recipe.model.path), Choice(recipe, services.learner, {})
@@ -141,3 +150,31 @@ def test_each_group_is_learned_once_whoever_is_lost(
     assert sorted(groups) == GROUPS
     assert all(name in said for name in hit) and said.count("; it is replaced") == len(hit)
     assert len(learner.opened) > 1 or not any("student" in name for name in hit)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("seconds", [8.5, 12.0])
+def test_a_disk_that_is_read_only_for_a_while_ends_no_run(disk: Path, seconds: float) -> None:
+    def mount(how: str) -> Callable[[], Any]:
+        return partial(subprocess.run, ["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+    groups, _, _ = run(disk, {}, acts={seconds: mount("ro"), seconds + 100.0: mount("rw")})
+    assert sorted(groups) == GROUPS
+
+
+def test_a_disk_that_stays_read_only_ends_it_within_the_deadline_with_one_line(disk: Path) -> None:
+    mount = partial(subprocess.run, ["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OSError, match=r"Read-only file system: .*") as caught:
+        run(disk, {}, "faults.store_s=20.0", acts={8.5: mount})
+    assert "\n" not in str(caught.value)
+    learned_groups(RunDir(disk))  # what stood before still opens

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import pytest
+from ray.util.placement_group import PlacementGroup
 
 from cluster import errors
 from cluster.config import Recipe, WeightsConfig, load_recipe
-from cluster.fleet import assembly, learner_actor
+from cluster.fleet import assembly, launch, learner_actor
 from cluster.fleet.assembly import Services, require_common_folder
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
+from cluster.fleet.scheduler import BATCHES, Scheduler
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.handover import Handover, canary_texts
 from rollout.render import Renderer
@@ -97,7 +99,9 @@ def test_a_step_that_fails_in_the_learner_is_named_whatever_it_is(
     monkeypatch.setattr(learner_actor, "read_shard", damaged)
     actor = learner_actor.LearnerActor.__ray_metadata__.modified_class
     with pytest.raises(RuntimeError, match=r"^learner at step 3: a shard: rows: found 3, expected 4$"):
-        actor.step(SimpleNamespace(_trainer=SimpleNamespace(step=None)), SimpleNamespace(uri="a shard", step=3))
+        at_once = SimpleNamespace(faults=SimpleNamespace(store_s=0.0))
+        rank = SimpleNamespace(_recipe=at_once, _trainer=SimpleNamespace(step=None))
+        actor.step(rank, SimpleNamespace(uri="a shard", step=3))
 
 
 # Start
@@ -160,6 +164,26 @@ def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.
     ):
         raise AssertionError("it did not start")
     assert events == ["reserved", "learner stopped", "given back"]
+
+
+class ActorClass:
+    """An actor's class, which remembers its options."""
+
+    def options(self, **options: Any) -> Any:
+        self.asked = options
+        return self
+
+
+@pytest.mark.parametrize("max_num_seqs", [4, 4096])
+def test_a_push_is_behind_no_engines_sequences(max_num_seqs: int) -> None:
+    """Ray lets a number of calls of an actor in. An engine holds so many sequences, each in a call of its own."""
+    recipe, actor = load_recipe(RECIPE, [f"student.max_num_seqs={max_num_seqs}"]), ActorClass()
+    plan, group = make_plan(recipe, [Share(8, 0)]), PlacementGroup.empty()
+    scheduler = Scheduler([SimpleNamespace(name="e")], max_num_seqs)  # type: ignore[list-item]
+    launch.placed(actor, plan, group, "student", 0, {}, BATCHES * max_num_seqs)
+    assert actor.asked["max_concurrency"] > scheduler._room
+    launch.placed(actor, plan, group, "learner", 0, {})
+    assert "max_concurrency" not in actor.asked, "a rank does one thing at a time"
 
 
 # The loop's ends of both

@@ -1,5 +1,6 @@
 """The training step in plain torch: what it reports, which models it asks, which rows it refuses."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from evidence.records import TrainRow
+from cluster.run.record import line_of_step, step_record
+from evidence.records import ShardInfo, TrainRow
 from learner.batches import PackedTokens, plan
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
-from learner.report import Metric, StepReport, over_ranks
-from learner.train import Trainer
+from learner.report import LearnedStep, Metric, StepReport, over_ranks
+from learner.train import Trainer, _row_stats
+from rollout.worker import StepRollouts
 from tests import fakes
 from tests.unit.test_student import make_row, plain_model, row_logprobs
 
@@ -227,7 +230,25 @@ class ImprobableEngine:
     def forward(self, tokens: PackedTokens, teacher: None = None) -> tuple[Tensor, None]:
         return self.logit.expand(len(tokens.targets_N)), None
 
-    def step(self, micro_batches: Sequence[Any], loss_of: Any) -> float:
+    def step(self, micro_batches: Sequence[Any], loss_of: Any, skips: bool) -> float:
         for batch in micro_batches:
             loss_of(batch).backward()
         return 0.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_figure_of_a_record(value: float) -> None:
+    """JSON knows no such number, and a mean over it none that says anything."""
+    learned = LearnedStep(value, {"policy": value, "lr": 0.1}, value, 8, 0, [], {}, nonfinite_updates=1)
+    produced = StepRollouts(3, ShardInfo("a", 3, 8, 40, ""), 0, 0, 3, 3, {}, 0.0, None, nonfinite=2)
+    record = step_record(3, produced, learned, {}, 1.0, "ab", 0.0)
+    assert (record.loss, record.grad_norm, record.metrics) == (None, None, {"lr": 0.1})
+    assert (record.nonfinite_rollouts, record.nonfinite_updates) == (2, 1)
+    line = json.loads(json.dumps(line_of_step(record), allow_nan=False))
+    assert (line["nonfinite_rollouts"], line["nonfinite_updates"]) == (2, 1)
+
+
+def test_a_row_whose_log_probs_are_not_finite_counts_as_one_that_was_not_run() -> None:
+    row = ROWS[0]
+    broken = np.full(len(row.response_ids), np.nan, np.float32)
+    assert _row_stats(row, broken) == _row_stats(row, None) != _row_stats(row, np.zeros_like(broken))

@@ -15,25 +15,28 @@ from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
+from cluster.fleet.roster import Roster
+from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids, RolloutRequest, Sample
+from evidence.telemetry import Activity
 from rollout.config import EngineConfig, SamplingConfig
 from tests.fakes import FakeEngine, fake_logprobs
-from tests.virtual_time import VirtualTimeLoop
+from tests.virtual_time import VirtualTimeLoop, run_virtual
 
 FAULTS = FaultsConfig(max_restarts=3, restart_window_s=3000.0, silent_s=30.0)
 CONFIGS = {"student": EngineConfig(max_num_seqs=2), "teacher": EngineConfig(max_num_seqs=2)}
 SIZES = {"student": 2, "teacher": 1}
 DEADLINE_S = 20.0
 PROMPT, RESPONSE = np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32)
-KINDS = st.sampled_from(["died", "hung"])
+KINDS = st.sampled_from(["died", "hung", "stuck"])
 
 
 class Mortal(FakeEngine):
-    """An engine that takes its time, and dies or hangs amid whatever it does."""
+    """An engine that takes its time, and dies or hangs amid whatever it does, or gets stuck in it and still answers."""
 
     def __init__(self, pool: str, place: int, model: str) -> None:
         super().__init__(version=-1, model=model, name=f"{pool} engine {place}")
-        self.fault = ""
+        self.fault, self.tokens = "", 0.0
         self._faulted = asyncio.Event()
 
     def suffer(self, fault: str) -> None:
@@ -45,6 +48,7 @@ class Mortal(FakeEngine):
             async with asyncio.timeout(seconds):
                 await self._faulted.wait()
         except TimeoutError:
+            self.tokens += 1
             return
         if self.fault == "died":
             raise Died(f"{self.name} died: SIGKILL")
@@ -55,7 +59,12 @@ class Mortal(FakeEngine):
         return "here"
 
     async def ping(self) -> None:
-        await self._work(0.1)
+        if self.fault != "stuck":
+            await self._work(0.1)
+        self.tokens -= self.fault != "stuck"  # which is no work
+
+    async def stats(self) -> dict[str, float]:
+        return {"generated_tokens": self.tokens}
 
     async def sample(
         self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
@@ -232,6 +241,41 @@ class FleetMachine(RuleBasedStateMachine):
         self.run(self.fleet.stop())
         assert all(("kill",) in engine.told for engine in self.made)
         self.runner.close()
+
+
+async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
+    """What is said of the only engine, and when, once it has work and this fault."""
+    engines: list[Mortal] = []
+
+    def make(place: int) -> Mortal:
+        engines.append(Mortal("student", place, "student"))
+        return engines[-1]
+
+    roster = Roster({"student": [partial(make, 0)]}, CONFIGS, FAULTS, (), False, Activity())
+    await roster.start()
+    roster.admit("student") or roster._admit(roster.seats["student"][0])
+    request, clock = RolloutRequest("r", "p", "g", True, "system", PROMPT, PROMPT), asyncio.get_running_loop().time
+    pool = EnginePool(roster.schedulers["student"])
+    await asyncio.sleep(200.0)  # without work it stands still for as long as it likes
+    begun = clock()
+    if fault:
+        engines[0].suffer(fault)
+    asked = [asyncio.create_task(pool.sample([request], SamplingConfig(1.0, 4), seed)) for seed in range(30)]
+    news = await roster.news(seconds, 0)
+    after = clock() - begun
+    await asyncio.wait(asked, timeout=300.0)
+    assert all(task.done() for task in asked)
+    roster.stop()
+    return "".join(news.lost), after
+
+
+def test_an_engine_that_answers_and_gets_no_further_is_named_and_replaced() -> None:
+    said, after = run_virtual(stand_still("stuck", 500.0))
+    assert said == "student engine 0: no token of 4 sequences within 30 s; it is replaced" and after < 40
+
+
+def test_an_engine_that_gets_on_is_left_alone_however_long_its_work() -> None:
+    assert run_virtual(stand_still("", 60.0))[0] == ""
 
 
 TestFleet = FleetMachine.TestCase

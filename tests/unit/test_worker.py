@@ -1,6 +1,7 @@
 """The rollout service over a fake engine: who is asked for what, and what a shard's rows say of it."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.faults import FaultsConfig, Skipped
 from evidence.advantage import RewardSums
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import EvidenceRecord, RolloutRequest, ShardInfo
@@ -56,7 +58,7 @@ class Service:
         rewards = rewarder(self.requests, reward)
         self.worker = RolloutWorker(self.config, evidence, sampler, self.teacher, self._write, rewards, self.student)
 
-    def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
+    async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         self.written.append((list(records), step))
         tokens = sum(len(record.evidence) for record in records)
         return ShardInfo(f"step-{step}", step, len(records), tokens, "0" * 64)
@@ -74,7 +76,7 @@ class Service:
                 samples = await self.worker.sample(group, student_version)
                 rewards = await self.worker.verify(samples)
                 done.append(await self.worker.score(group, samples, rewards, teacher_version))
-            return self.worker.write(Taken(done, refused, dropped=0), step)
+            return await self.worker.write(Taken(done, refused, dropped=0), step)
 
         return asyncio.run(drive())
 
@@ -623,3 +625,66 @@ def test_a_task_without_a_verifier_cannot_weigh_by_it(tokenizer: Any) -> None:
     ):
         service.produce(0)
     assert service.written == []
+
+
+BROKEN = {"first": (0, 0, np.nan), "last": (-1, -1, np.inf), "other": (1, 0, -np.inf)}
+
+
+def breaking(service: Service, of_group: int, row: int, token: int, value: float) -> None:
+    """The teacher's score of x, of one row of one group, is not finite at one token."""
+    score, calls = service.teacher.score, 0
+
+    async def broken(prompts: Any, responses: Any, base: bool = False) -> Any:
+        nonlocal calls
+        scores = await score(prompts, responses, base)
+        calls += 1
+        if calls == 2 * of_group + 1:  # a group is scored under x, and then under (x, r)
+            scores[row][token] = value
+        return scores
+
+    service.teacher.score = broken  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("row", "token", "value"), BROKEN.values(), ids=BROKEN)
+def test_a_rollout_whose_scores_are_not_finite_is_refused_and_named(
+    tokenizer: Any, row: int, token: int, value: float
+) -> None:
+    service = Service(tokenizer)
+    breaking(service, 0, row, token, value)
+    with pytest.raises(RuntimeError) as caught:
+        service.produce(0)
+    what = r"scoring: rollout 000000-000-\d+: teacher_logprobs: found (nan|inf|-inf) at token \d+, expected finite "
+    assert re.match(what, str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize(("row", "token", "value"), BROKEN.values(), ids=BROKEN)
+def test_it_is_left_out_and_counted_where_the_recipe_says_so(
+    tokenizer: Any, row: int, token: int, value: float
+) -> None:
+    whole, service = Service(tokenizer), Service(tokenizer)
+    service.worker._skips = True
+    breaking(service, 1, row, token, value)
+    produced, expected = service.produce(0), [one.scored.sample.request.rollout_id for one in whole.records(0)]
+    del expected[4 + row % 4]
+    assert [one.scored.sample.request.rollout_id for one in service.written[0][0]] == expected
+    assert produced.nonfinite == 1 and produced.shard.rows == len(expected)
+
+
+def test_a_group_of_which_nothing_is_left_is_an_error_also_then(tokenizer: Any) -> None:
+    service = Service(tokenizer)
+    service.worker._skips = True
+
+    async def lost(prompts: Any, responses: Any, base: bool = False) -> Any:
+        return [np.full(len(response), np.nan, np.float32) for response in responses]
+
+    service.teacher.score = lost  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=r"^scoring: found no rollout of group 000000-000 with finite log-probs"):
+        service.produce(0)
+
+
+def test_what_is_skipped_has_a_bound() -> None:
+    skipped = Skipped(FaultsConfig(nonfinite="skip", max_nonfinite=3))
+    for count in (0, 2, 1):
+        skipped.add(count)
+    with pytest.raises(RuntimeError, match=r"^found 4 rollouts and updates that are not finite, expected at most 3 \("):
+        skipped.add(1)

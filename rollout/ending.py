@@ -1,0 +1,19 @@
+"""A process that ends with the one that started it."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """A child of multiprocessing's is killed by the kernel once the process that started it is no more, however that
+    ended, and whatever the child is doing. Elsewhere nothing changes."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:  # it ended before
+        os._exit(1)

@@ -1,0 +1,159 @@
+"""A store or a disk that refuses for a while costs a run time, and nothing else."""
+
+import asyncio
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cluster.run.checkpoints import Checkpoints
+from evidence import patience
+from evidence.files import check_writable
+from evidence.patience import retried, retried_beside
+from evidence.shards import read_shard, write_shard
+from tests.process.test_checkpoints import Ranks
+from tests.process.test_object_store import table
+from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
+from tests.virtual_time import run_virtual
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+# Schedule
+
+
+def failing(times: int, kind: type[OSError] = OSError) -> Callable[[], int]:
+    """Fails so often, and then returns how often it was called."""
+    calls = 0
+
+    def work() -> int:
+        nonlocal calls
+        calls += 1
+        if calls <= times:
+            raise kind(f"attempt {calls}")
+        return calls
+
+    return work
+
+
+async def timed(seconds: float, work: Callable[[], int], final: patience.Final = ()) -> tuple[float, int | str]:
+    """What came of it, and after how long on the loop's clock."""
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    try:
+        found: int | str = await retried_beside(seconds, work, final)
+    except OSError as error:
+        found = str(error)
+    return clock() - begun, found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times", "after", "found"),
+    [
+        (300.0, 0, 0.0, 1),
+        (300.0, 1, 0.5, 2),
+        (300.0, 6, 31.5, 7),  # 0.5 + 1 + 2 + 4 + 8 + 16
+        (300.0, 9, 121.5, 10),  # and 30 each
+        (300.0, 99, 300.0, "attempt 16"),
+        (1.0, 99, 1.0, "attempt 3"),
+        (0.0, 1, 0.0, "attempt 1"),
+    ],
+)
+def test_attempts_follow_each_other_until_the_deadline_and_the_last_error_is_raised(
+    seconds: float, times: int, after: float, found: int | str
+) -> None:
+    assert run_virtual(timed(seconds, failing(times))) == (pytest.approx(after), found)
+
+
+def test_what_will_not_come_is_not_waited_for() -> None:
+    assert run_virtual(timed(300.0, failing(1, FileNotFoundError), (FileNotFoundError,))) == (0.0, "attempt 1")
+    with pytest.raises(ValueError, match="no shard"):
+        retried(300.0, partial(int, "no shard"))
+
+
+# An object store
+
+
+def busy_for(seconds: float) -> Callable[[object], bool]:
+    begun = time.monotonic()
+    return lambda _: time.monotonic() < begun + seconds
+
+
+def test_seconds_of_503_end_the_check_before_the_start_and_no_shard(port: int) -> None:
+    bucket = new_bucket(port)
+    with at(Door(port, is_busy=busy_for(1000.0))) as front:
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=r"found .*SLOW_DOWN.*, expected a place that shards can be written to"):
+            check_writable(f"s3://{bucket}/check{options(front)}")
+        assert time.monotonic() - begun < 20
+    with at(Door(port, is_busy=busy_for(4.0))) as front:
+        root = f"s3://{bucket}/a{options(front)}"
+        info = retried(60.0, partial(write_shard, table(), root, "a.arrow"))
+    with at(Door(port, is_busy=busy_for(4.0))) as front:
+        uri = f"s3://{bucket}/a/a.arrow{options(front)}"
+        assert retried(60.0, partial(read_shard, uri, info)).equals(table())
+        with pytest.raises(FileNotFoundError):
+            retried(60.0, partial(read_shard, uri.replace("a.arrow", "b.arrow")), (FileNotFoundError,))
+
+
+def test_the_loop_goes_on_while_a_store_is_busy(port: int) -> None:
+    bucket = new_bucket(port)
+
+    async def drive(front: int) -> float:
+        writing = asyncio.create_task(
+            retried_beside(60.0, partial(write_shard, table(), f"s3://{bucket}/a{options(front)}", "a.arrow"))
+        )
+        longest = 0.0
+        while not writing.done():
+            begun = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - begun)
+        await writing
+        return longest
+
+    with at(Door(port, is_busy=busy_for(3.0))) as front:
+        assert asyncio.run(drive(front)) < 1.5
+
+
+# A disk
+
+
+def test_a_checkpoint_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = iter([0, 0, 1 << 40])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": next(room)}))
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    asyncio.run(Checkpoints(tmp_path, 5.0).save(Ranks(), 8, keep=2))  # type: ignore[arg-type]
+    assert [one.step for one in Checkpoints(tmp_path).complete()] == [8]
+
+
+@pytest.mark.parametrize("how", ["read-only", "full"])
+def test_a_disk_that_refuses_for_a_while_loses_no_shard(tiny_disk: Path, how: str) -> None:
+    filler = tiny_disk / "filler"
+    undo = {"read-only": ["mount", "-o", "remount,rw", str(tiny_disk)], "full": ["rm", str(filler)]}[how]
+    if how == "full":
+        with pytest.raises(OSError, match="No space"):
+            filler.write_bytes(bytes(1 << 20))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    mend = threading.Timer(2.0, subprocess.run, [undo])
+    mend.start()
+    try:
+        info = retried(30.0, partial(write_shard, table(), str(tiny_disk), "a.arrow"))
+    finally:
+        mend.join()
+    assert os.listdir(tiny_disk) == ["a.arrow"] and read_shard(info.uri, info).equals(table())
