@@ -14,6 +14,8 @@ def require_own(folder: Path) -> None:
     Raises:
         ValueError: names the first that is not, and what to do.
     """
+    if not folder.exists():
+        return  # which whoever reads it says
     folder = folder.resolve()  # a run's folder may be a link to another disk
     own = _owner_here(folder)
     for path in (folder, *sorted(folder.rglob("*"))):
