@@ -19,7 +19,7 @@ def withheld(url: str, status: int | None) -> str:
     if status not in (401, 403) or not os.environ.get(KEY) or not _is_withheld(url):
         return ""
     return (
-        " (OPENAI_API_KEY was not sent, since http shows it to everyone on the way: EDGE_OPD_KEY_OVER_HTTP=1 sends it)"
+        " (OPENAI_API_KEY was not sent, since http shows it to everyone on the way: EDGE_OPD_KEY_OVER_HTTP=1 does)"
     )
 
 
