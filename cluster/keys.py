@@ -18,9 +18,7 @@ def withheld(url: str, status: int | None) -> str:
     """What a message about an answer of this HTTP status ends in: that the key was not sent, or nothing."""
     if status not in (401, 403) or not os.environ.get(KEY) or not _is_withheld(url):
         return ""
-    return (
-        " (OPENAI_API_KEY was not sent, since http shows it to everyone on the way: EDGE_OPD_KEY_OVER_HTTP=1 does)"
-    )
+    return " (OPENAI_API_KEY was not sent, since http shows it to everyone on the way: EDGE_OPD_KEY_OVER_HTTP=1 does)"
 
 
 def _is_withheld(url: str) -> bool:
