@@ -88,7 +88,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
 def _shards(arguments: argparse.Namespace) -> int:
     from cluster.commands.shards import statistics, to_text
 
-    result = statistics(Path(arguments.dir), arguments.tau, arguments.region, arguments.tau_kind)
+    result = statistics(Path(arguments.dir), arguments.tau, arguments.region, arguments.tau_kind, arguments.follow)
     print(json.dumps(result) if arguments.json else to_text(result))
     return 0
 
@@ -98,46 +98,42 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     axes = arguments.axis or ["identity"]
     runs = reproduce(axes, arguments.seeds, Path(arguments.dir), arguments.set, run_process)
-    return run_process(["report", *(str(run) for run in runs), "--out", str(Path(arguments.dir) / "report")])
+    return run_process(["report", "--follow", *map(str, runs), "--out", str(Path(arguments.dir) / "report")])
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from cluster.report.write import write_report
 
-    print(write_report([Path(run) for run in arguments.runs], Path(arguments.out)))
+    print(write_report([Path(run) for run in arguments.runs], Path(arguments.out), arguments.follow))
     return 0
 
 
 def _view(arguments: argparse.Namespace) -> int:
     from cluster.commands.view import Asked, view_all, view_run
 
-    out = None if arguments.out is None else Path(arguments.out)
-    run, asked = Path(arguments.run), Asked(arguments.tau, arguments.region, arguments.prompt)
-    print(view_all(run, asked, out) if arguments.all else view_run(run, arguments.step, asked, out))
+    run, asked = Path(arguments.run), Asked(arguments.tau, arguments.region, arguments.prompt, arguments.follow)
+    print(view_all(run, asked, arguments.out) if arguments.all else view_run(run, arguments.step, asked, arguments.out))
     return 0
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     from cluster.dashboard.page import write_dashboard
 
-    out = None if arguments.out is None else Path(arguments.out)
-    print(write_dashboard([Path(run) for run in arguments.runs], out))
+    print(write_dashboard([Path(run) for run in arguments.runs], arguments.out))
     return 0
 
 
 def _trace(arguments: argparse.Namespace) -> int:
     from cluster.observe.chrome import write_trace
 
-    out = None if arguments.out is None else Path(arguments.out)
-    print(write_trace(Path(arguments.run), out))
+    print(write_trace(Path(arguments.run), arguments.out))
     return 0
 
 
 def _export_metrics(arguments: argparse.Namespace) -> int:
     from cluster.observe.openmetrics import export_metrics
 
-    out = None if arguments.out is None else Path(arguments.out)
-    print(export_metrics(Path(arguments.run), out))
+    print(export_metrics(Path(arguments.run), arguments.out))
     return 0
 
 
@@ -227,6 +223,7 @@ def _shards_arguments(shards: argparse.ArgumentParser) -> None:
     shards.add_argument("--tau", type=float)
     shards.add_argument("--tau-kind", help="value (nats) or quantile (of a step's evidence)")
     shards.add_argument("--region")
+    _add_follow(shards)
 
 
 def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
@@ -240,6 +237,7 @@ def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
 def _report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument("runs", metavar="RUN", nargs="+", help="run directories; seeds of one arm are pooled")
     report.add_argument("--out", metavar="DIR", default="report", help="default: report")
+    _add_follow(report)
 
 
 def _view_arguments(view: argparse.ArgumentParser) -> None:
@@ -250,25 +248,26 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("--prompt", metavar="P", help="all rollouts of one prompt")
     view.add_argument("--tau", type=float, metavar="T", help="show another mask")
     view.add_argument("--region", metavar="R")
-    view.add_argument("--out", metavar="FILE.html", help="default: view-RUN-step-K.html here")
+    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: view-RUN-step-K.html here")
+    _add_follow(view)
 
 
 def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument("runs", metavar="RUN", nargs="+", help="run directories; several are laid over each other")
     where = "default: dashboard-RUN.html here, or dashboard.html for several"
-    dashboard.add_argument("--out", metavar="FILE.html", help=where)
+    dashboard.add_argument("--out", type=Path, metavar="FILE.html", help=where)
 
 
 def _to_file(kind: str, suffix: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("run", metavar="RUN")
-        parser.add_argument("--out", metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
+        parser.add_argument("--out", type=Path, metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
 
     return add
 
 
-def _export_arguments(export: argparse.ArgumentParser) -> None:
-    export.add_argument("run", metavar="RUN")
+def _add_follow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--follow", action="store_true", help="also read what the run names outside its folder")
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +275,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 # name: what it does, in a line; what acts on its arguments; what adds them
-COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], object]]] = {
     "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
     "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
     "gap": ("what a recipe's teacher shows with its context, before anything is trained", _gap, _gap_arguments),
@@ -288,7 +287,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
     "trace": ("a run's timeline for Perfetto and Chrome", _trace, _to_file("trace", "json")),
     "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _to_file("metrics", "txt")),
-    "export": ("write a run's model from its newest checkpoint", _export, _export_arguments),
+    "export": ("write the model of a run's newest checkpoint", _export, lambda p: p.add_argument("run", metavar="RUN")),
     "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _gpu_flag),
     "model": ("prepare the default model and print its folder", _model, lambda parser: None),
 }

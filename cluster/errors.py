@@ -42,8 +42,14 @@ def explained(error: BaseException) -> tuple[list[str], int]:
     for cause in causes:
         if not isinstance(cause, EXPECTED) or _is_ours(cause):
             raise cause
-    lines = list(dict.fromkeys(_line(cause) for cause in causes))
+    lines = list(dict.fromkeys(printable(_line(cause)) for cause in causes))
     return lines, 2 if all(isinstance(cause, ValueError) for cause in causes) else 1
+
+
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor, colours it or turns text round: a server or a file may have put it there.
+    Lines stay lines."""
+    return "".join(mark if mark.isprintable() or mark == "\n" else " " for mark in text)
 
 
 def _is_ours(error: BaseException) -> bool:

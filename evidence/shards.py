@@ -13,6 +13,10 @@ from evidence.schema import check_table, num_tokens, shard_metadata, table_strea
 from evidence.storage import join
 
 
+class Elsewhere(ValueError):
+    """A run's folder names what is not in it."""
+
+
 def write_shard(table: pa.Table, root: str, name: str) -> ShardInfo:
     """Write `table` as `root`/`name`, which then exists whole; an older shard of that name is replaced.
 
@@ -45,6 +49,25 @@ def find_shard(run: Path, info: ShardInfo) -> str:
     """Where a run's shard is: at its URI, or in RUN/shards where a local run directory was moved."""
     moved = run / "shards" / info.uri.rsplit("/", 1)[-1]
     return str(moved) if "://" not in info.uri and not Path(info.uri).exists() and moved.is_file() else info.uri
+
+
+def shard_of(run: Path, info: ShardInfo, follow: bool) -> str:
+    """Where the shard of a run is that may be somebody else's: in the run's folder, unless `follow`, which goes where
+    the manifest says, like `find_shard`.
+
+    Raises:
+        Elsewhere: it is not in the folder.
+    """
+    if follow:
+        return find_shard(run, info)
+    own = run / "shards" / info.uri.partition("?")[0].rsplit("/", 1)[-1]
+    place = own if own.is_file() or "://" in info.uri else Path(info.uri)
+    if not place.is_file() or not place.resolve().is_relative_to(run.resolve()):
+        raise Elsewhere(
+            f"{run}: found a shard at {info.uri}, expected it in this folder: --follow reads what a run that you trust "
+            "names elsewhere"
+        )
+    return str(place)
 
 
 def rejudge(table: pa.Table, config: EvidenceConfig) -> tuple[Floats, Floats, Bools]:

@@ -11,6 +11,7 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - Under ZeRO-3 a checkpoint's weights are the float32 masters, and small parameters stay gathered after a step:
   `put_own_part` replaces the masters too, and lets go of what is gathered.
 - CPU collectives leave 69 MB of shared memory behind for each rank: `unname_shared_buffers`.
+- It reads checkpoints as pickles that may make anything, so that a file in one can run code: `guarded`.
 - They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
   wait for ever: `build_collectives`.
 - `latest` names a checkpoint once rank 0's files are there, and a kill then leaves one that cannot be loaded:
@@ -19,25 +20,34 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import deepspeed
 import torch
 from deepspeed.comm.torch import build_shm_op
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 from deepspeed.utils import safe_set_local_fp32_param
+from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.serialization import safe_globals
 from torch.utils.cpp_extension import get_default_build_root
 
 from learner.config import LearnerConfig
+from learner.owned import require_own
 
+More = ParamSpec("More")
+Read = TypeVar("Read")
 Schedule = Callable[[Optimizer], LambdaLR]
 
 
@@ -105,6 +115,36 @@ def unname_shared_buffers() -> None:
     shared_buffer(int(os.environ["RANK"])).unlink(missing_ok=True)
 
 
+# What the checkpoint of an optimizer holds beside tensors and plain values. None of it does anything as it is made.
+HELD = [LossScaler, ZeroStageEnum, fragment_address]
+TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # which torch obeys, whatever its caller asks for
+
+
+def guarded(read: Callable[Concatenate[Any, More], Read]) -> Callable[Concatenate[Any, More], Read]:
+    """`read`, whose first argument is the folder of a checkpoint, or of several: nobody else may write to it, and what
+    it gives are tensors, plain values and `HELD`.
+
+    Raises:
+        ValueError: names the file that others may write to, or what else was found, which was not made.
+    """
+
+    @wraps(read)
+    def reading(folder: Any, /, *more: More.args, **named: More.kwargs) -> Read:
+        require_own(Path(folder))
+        before = os.environ.get(TENSORS_ONLY, "0")
+        os.environ[TENSORS_ONLY] = "1"
+        try:
+            with safe_globals(HELD):
+                return read(folder, *more, **named)
+        except pickle.UnpicklingError as error:
+            what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "another pickle").strip()
+            raise ValueError(f"{folder}: found {what[:120]!r}, expected tensors and plain values") from None
+        finally:
+            os.environ[TENSORS_ONLY] = before
+
+    return reading
+
+
 def initialize(module: nn.Module, optimizer: Optimizer, schedule: Schedule, config: LearnerConfig) -> Any:
     """DeepSpeed's engine over a module that learns."""
     engine, *_ = deepspeed.initialize(
@@ -113,6 +153,7 @@ def initialize(module: nn.Module, optimizer: Optimizer, schedule: Schedule, conf
     if config.zero_stage == 0 and config.dtype == "bfloat16":
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
+    engine.load_checkpoint = guarded(engine.load_checkpoint)
     return engine
 
 
@@ -184,6 +225,7 @@ def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, 
     torch.distributed.barrier()
 
 
+@guarded
 def checkpoint_state(folder: Path) -> dict[str, Tensor]:
     """(name, full tensor) of a checkpoint of any stage and number of ranks, without a process group: the module's own
     tensors, which ranks share below ZeRO-3, and there the float32 masters.

@@ -126,7 +126,42 @@ def latest() -> dict[str, Any]:
     return found
 
 
-ONE_RANK = (first_step, non_finite, kept_norm, accumulation)
+def guarded_load() -> dict[str, Any]:
+    """By stage: whether a checkpoint of an engine of ours comes back whole, and how torch was told to read it."""
+    import torch
+
+    from learner import deepspeed_quirks as quirks
+    from learner.config import LearnerConfig
+
+    found, told, load = {}, list[str](), torch.load
+
+    def constant(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+    def seen(*arguments: Any, **named: Any) -> Any:
+        told.append(os.environ.get(quirks.TENSORS_ONLY, ""))
+        return load(*arguments, **named)
+
+    torch.load = seen
+    for stage, dtype in ((0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32")):
+        config, place = LearnerConfig(zero_stage=stage, dtype=dtype), f"{sys.argv[1]}/guarded-{stage}"
+        module = torch.nn.Linear(SIZE, SIZE, bias=False, dtype=getattr(torch, dtype))
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+        made = quirks.initialize(module, optimizer, constant, config)
+        backward(made, 1.0)
+        made.step()
+        before = quirks.own_part(next(made.module.parameters())).detach().clone()
+        quirks.save_checkpoint(made, place, "one", {"step": 1})
+        backward(made, 1.0)
+        made.step()
+        _, state = made.load_checkpoint(place, tag="one")
+        found[stage] = (bool(quirks.own_part(next(made.module.parameters())).equal(before)), state["step"], {*told})
+        told.clear()
+    torch.load = load
+    return found
+
+
+ONE_RANK = (first_step, non_finite, kept_norm, accumulation, guarded_load)
 TWO_RANKS = (shared_memory, shapes, latest)
 
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rollout.tasks.openthoughts import LAYOUTS, RULES, Example, Layout, select
-
-BATCH_ROWS = 256
+from rollout.tasks.parquet import batches, open_parquet
 
 
 def write_openthoughts(source: Path, out: Path, limit: int, seed: int) -> Counter[str]:
@@ -45,15 +43,9 @@ def _files(source: Path) -> list[Path]:
 
 def _examples(files: list[Path]) -> Iterator[Example]:
     for path in files:
-        try:
-            parquet = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{path}: found no parquet ({str(error).splitlines()[0]}), expected a parquet file"
-            ) from error
-        with parquet:
+        with open_parquet(str(path)) as parquet:
             layout = _layout(path, parquet.schema_arrow)
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(layout.columns)):
+            for batch in batches(parquet, str(path), layout.columns):
                 yield from map(layout.read, batch.to_pylist())
 
 

@@ -20,13 +20,17 @@ class Decoder:
     note: str = ""
 
 
-def decoder_of(run: Path, model: str) -> Decoder:
-    """Of a run's export, and of its model where there is none yet.
+def decoder_of(run: Path, model: str, follow: bool) -> Decoder:
+    """Of a run's export, and of its model where there is none yet: the default one, or with `follow` whatever folder or
+    hub id the run names.
 
     Raises:
         ValueError: transformers is here, and `model` is a folder without a model.
     """
     export = run / "export"
+    if not (follow or model == DEFAULT_MODEL or (export / "tokenizer_config.json").is_file()):
+        remedy = f"found no export in {run}; --follow reads the tokenizer of its model, {model}"
+        return Decoder(_as_numbers, f"token ids instead of text: {remedy}")
     local = default_model_path() if model == DEFAULT_MODEL else Path(model).expanduser()
     folder = export if (export / "tokenizer_config.json").is_file() else local
     has_json = (folder / "tokenizer.json").is_file()
@@ -64,4 +68,8 @@ def _has_transformers() -> bool:
 def _numbers(folder: Path, has_json: bool) -> Decoder:
     missing = "package tokenizers, " if has_json else f"tokenizer.json in {folder}, with which "
     remedy = f"found no {missing}`pip install tokenizers` shows text"
-    return Decoder(lambda ids: " ".join(map(str, ids)), f"token ids instead of text: {remedy}")
+    return Decoder(_as_numbers, f"token ids instead of text: {remedy}")
+
+
+def _as_numbers(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))

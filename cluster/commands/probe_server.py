@@ -1,12 +1,13 @@
 """Probe answers from an OpenAI-compatible server, which applies the model's chat template and sampling itself."""
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cluster.errors import printable
+from cluster.keys import key_for, withheld
 from cluster.proxies import check_proxies, through
 from rollout.probe import ProbeConfig
 from rollout.tasks.base import Turns
@@ -68,7 +69,7 @@ async def server_answers(
     """`config.samples` answers to each chat, what follows their thinking.
 
     Args:
-        url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent where it is set.
+        url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent as `key_for` says.
         seed: of the first answer; the others count on from it.
         variables: what the server is to give the chat template, as chat_template_kwargs.
 
@@ -79,7 +80,7 @@ async def server_answers(
     import openai
 
     check_proxies()
-    key, timeout_s = os.environ.get("OPENAI_API_KEY") or "none", options.timeout_s
+    key, timeout_s = key_for(url), options.timeout_s
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=timeout_s) as client:
         try:
             async with asyncio.timeout(timeout_s):
@@ -187,7 +188,7 @@ def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
     if isinstance(error, openai.APIStatusError):
         hint = "; --omit KEY,... leaves out keys that it refuses" if error.status_code in (400, 422) else ""
         said = f"the server answered HTTP {error.status_code} ({_message(error)})"
-        raise RuntimeError(f"{url}: {said}{hint}{proxy}") from error
+        raise RuntimeError(f"{url}: {said}{hint}{withheld(url, error.status_code)}{proxy}") from error
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         raise RuntimeError(f"{url}: no answer within {timeout_s:g} s; --timeout allows more{proxy}") from error
     if isinstance(error, openai.APIConnectionError):
@@ -200,4 +201,4 @@ def _explain(error: BaseException, url: str, timeout_s: float) -> NoReturn:
 def _message(error: "openai.APIStatusError") -> str:
     """What the server said, on one line."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
-    return " ".join(str(said or error.message).split())[:300]
+    return " ".join(printable(str(said or error.message)).split())[:300]

@@ -13,22 +13,26 @@ from evidence.manifest import Manifest
 from evidence.records import Floats
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
-from evidence.shards import find_shard, read_shard, shard_stats
+from evidence.shards import read_shard, shard_of, shard_stats
 from evidence.sidecar import read_student
 
 
 def statistics(
-    folder: Path, tau: float | None = None, region: str | None = None, tau_kind: str | None = None
+    folder: Path,
+    tau: float | None = None,
+    region: str | None = None,
+    tau_kind: str | None = None,
+    follow: bool = False,
 ) -> dict[str, Any]:
     """Per step and in all: rows, tokens and the diagnostics, split by guided and plain.
 
     Each step is judged by itself, as it was when it was written. Where the run holds the learner's log-probs of a
-    trained step, agreement and k1 are among its figures.
+    trained step, agreement and k1 are among its figures. follow: reads shards that are not in the folder too.
 
     Raises:
-        ValueError: no shards, a damaged shard, or a tau, tau_kind or region that does not exist.
+        ValueError: no shards, one that is elsewhere, a damaged shard, or a tau, tau_kind or region that does not exist.
     """
-    shards = _shards(folder)
+    shards = _shards(folder, follow)
     changes: dict[str, Any] = {"tau": tau, "region": region, "tau_kind": tau_kind}
     rule = dataclasses.replace(
         EvidenceConfig.from_json(shard_metadata(shards[0][0])["mask_rule"]),
@@ -48,7 +52,7 @@ def _step(step: int, pairs: list[tuple[bool, TokenStats]]) -> dict[str, Any]:
     return {"step": step, **by_group["all"], "guided": by_group["guided"], "plain": by_group["plain"]}
 
 
-def _shards(folder: Path) -> list[tuple[pa.Table, Mapping[str, Floats]]]:
+def _shards(folder: Path, follow: bool) -> list[tuple[pa.Table, Mapping[str, Floats]]]:
     """Each shard with the learner's log-probs of it, in the order of steps."""
     manifest = Manifest(folder / "manifest.jsonl")
     infos = sorted(manifest.written().values(), key=lambda info: info.step)
@@ -56,7 +60,7 @@ def _shards(folder: Path) -> list[tuple[pa.Table, Mapping[str, Floats]]]:
         trained = manifest.trained()  # a shard that was written again has not met the learner yet
         return [
             (
-                read_shard(find_shard(folder, info), expected=info),
+                read_shard(shard_of(folder, info, follow), expected=info),
                 read_student(str(RunDir(folder).student), info.step) if info.uri in trained else {},
             )
             for info in infos

@@ -16,18 +16,20 @@ from evidence.manifest import Manifest
 from evidence.records import Floats, ShardInfo
 from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
-from evidence.shards import find_shard, read_shard
+from evidence.shards import read_shard, shard_of
 from evidence.sidecar import read_student
 from evidence.view.heatmap import Neighbours, RowText, choose_shown, heatmap, student_samples
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a step is shown: another mask than the run's own, or one prompt's rollouts."""
+    """What of a step is shown: another mask than the run's own, or one prompt's rollouts. follow: also from what is
+    named in the run's folder and not in it."""
 
     tau: float | None = None
     region: str | None = None
     prompt_id: str | None = None
+    follow: bool = False
 
 
 def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Path:
@@ -41,7 +43,7 @@ def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Pat
     # Of the steps beside it, those whose pages lie there already.
     names = ["" if out else _name(run, info.step + way) for way in (-1, 1)]
     before, after = (name if name and (path.parent / name).is_file() else "" for name in names)
-    decoder = _decoder(run, recipe)
+    decoder = _decoder(run, recipe, asked.follow)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(run, recipe, info, asked, decoder, Neighbours(before, after)), encoding="utf-8")
     return path
@@ -55,7 +57,7 @@ def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
     """Writes a page for each of a run's steps, each linked to those beside it (default: RUN/view, where the dashboard
     finds them), and returns the folder. ValueError as `view_run`."""
     recipe, infos = read_resolved(run).recipe, list(_shards(run).values())
-    folder, decoder = out or run / "view", _decoder(run, recipe)
+    folder, decoder = out or run / "view", _decoder(run, recipe, asked.follow)
     names = ["", *(f"step-{info.step:06d}.html" for info in infos), ""]
     folder.mkdir(parents=True, exist_ok=True)
     for place, info in enumerate(infos):
@@ -64,15 +66,15 @@ def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
     return folder
 
 
-def _decoder(run: Path, recipe: Recipe) -> Decoder:
-    decoder = decoder_of(run, recipe.model.path)
+def _decoder(run: Path, recipe: Recipe, follow: bool) -> Decoder:
+    decoder = decoder_of(run, recipe.model.path, follow)
     if decoder.note:
         print(f"edge-opd: {decoder.note}", file=sys.stderr)
     return decoder
 
 
 def _page(run: Path, recipe: Recipe, info: ShardInfo, asked: Asked, decoder: Decoder, beside: Neighbours) -> str:
-    table = read_shard(find_shard(run, info), expected=info)
+    table = read_shard(shard_of(run, info, asked.follow), expected=info)
     rule = EvidenceConfig.from_json(shard_metadata(table)["mask_rule"])
     tau, region = asked.tau, asked.region
     rule = replace(rule, tau=rule.tau if tau is None else tau, region=rule.region if region is None else region)

@@ -4,13 +4,14 @@ Of vLLM's own in that API: `prompt_logprobs` of completions, token ids as a prom
 /tokenize (vLLM 0.32).
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from cluster.errors import printable
+from cluster.keys import key_for, withheld
 from cluster.proxies import check_proxies, through
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
@@ -25,7 +26,7 @@ SAMPLE_TEXT = "A teacher scores the student's token ids: 1, 22, 333; naïve, 教
 class HttpEngine:
     """An `EngineClient` that scores only.
 
-    url: the server's base, such as "http://teacher:8000/v1". OPENAI_API_KEY is sent where it is set.
+    url: the server's base, such as "http://teacher:8000/v1". OPENAI_API_KEY is sent as `key_for` says.
     config: the teacher's settings: `window`, and `start_deadline_s`, which is a request's deadline as well.
     model: the student's, whose token ids are scored.
     """
@@ -45,9 +46,11 @@ class HttpEngine:
         import openai
 
         check_proxies()
-        key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.AsyncOpenAI(
-            base_url=self._url, api_key=key, max_retries=MAX_RETRIES, timeout=self._config.start_deadline_s
+            base_url=self._url,
+            api_key=key_for(self._url),
+            max_retries=MAX_RETRIES,
+            timeout=self._config.start_deadline_s,
         )
         try:
             served = [model async for model in self._client.models.list()]
@@ -121,8 +124,9 @@ class HttpEngine:
 
     def _explain(self, error: "openai.OpenAIError") -> NoReturn:
         cause = error.__cause__ or error
-        said = " ".join(str(cause).split())[:300]
-        raise RuntimeError(f"{self.name} {self._url}: {type(error).__name__}: {said}{through(self._url)}") from None
+        said = " ".join(printable(str(cause)).split())[:300]
+        notes = f"{withheld(self._url, getattr(error, 'status_code', None))}{through(self._url)}"
+        raise RuntimeError(f"{self.name} {self._url}: {type(error).__name__}: {said}{notes}") from None
 
     async def sample(
         self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False

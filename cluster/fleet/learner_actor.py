@@ -46,6 +46,7 @@ class LearnerActor:
 
     def __init__(self, recipe: Recipe, model: str, teacher: str) -> None:
         self.log = settle("learner")
+        os.umask(os.umask(0o077) | 0o022)  # a checkpoint that others may write to is not loaded again
         self._recipe, self._model, self._teacher = recipe, model, teacher
         self._door: socket | None = None
 

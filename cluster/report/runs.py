@@ -13,7 +13,7 @@ from cluster.resolved import ADDED, Key, read_resolved
 from cluster.run.record import Answer, ProbeRecord, StepRecord, read_answers, read_probes, read_steps
 from evidence.manifest import Manifest
 from evidence.schema import shard_metadata
-from evidence.shards import find_shard, read_shard
+from evidence.shards import Elsewhere, read_shard, shard_of
 
 Part = tuple[float, int, Source]
 
@@ -70,8 +70,8 @@ class Run:
         return None if found is None else (found.value, found.bound, Source(self.name, "metrics.jsonl", step))
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of these directories, in the order given.
+def read_runs(folders: Sequence[Path], follow: bool = False) -> list[Run]:
+    """The runs of these directories, in the order given. follow: with what their first shards say, wherever they are.
 
     Raises:
         ValueError: a folder that is not a run, a run without probes, a malformed file, or a folder given twice.
@@ -80,7 +80,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in resolved:
         if resolved.count(folder) > 1:
             raise ValueError(f"{folder}: found this run twice, expected it once")
-    return [_read_run(folder, name) for folder, name in zip(resolved, _names(resolved), strict=True)]
+    return [_read_run(folder, name, follow) for folder, name in zip(resolved, _names(resolved), strict=True)]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -92,8 +92,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if folders else []
 
 
-def _read_run(folder: Path, name: str) -> Run:
-    resolved, shard = read_resolved(folder), _shard_metadata(folder)
+def _read_run(folder: Path, name: str, follow: bool) -> Run:
+    resolved, shard = read_resolved(folder), _shard_metadata(folder, follow)
     _check_whole(folder, resolved.stated)
     probes = read_probes(folder / "probes.jsonl")
     if not probes:
@@ -118,14 +118,14 @@ def _check_whole(folder: Path, stated: Collection[Key]) -> None:
             raise ValueError(f"{folder / 'config.toml'}: {table}.{key}: found nothing, expected a resolved recipe")
 
 
-def _shard_metadata(folder: Path) -> dict[str, str]:
-    """What the first shard says of model and code, or a report's record of it. A run whose shards were deleted can
-    still be reported."""
+def _shard_metadata(folder: Path, follow: bool) -> dict[str, str]:
+    """What the first shard says of model and code, or a report's record of it. A run whose shards were deleted, or are
+    elsewhere, can still be reported."""
     if (folder / SHARD).is_file():
         return dict(json.loads((folder / SHARD).read_text(encoding="utf-8")))
     for info in list(Manifest(folder / "manifest.jsonl").written().values())[:1]:
-        with suppress(OSError):
-            found = shard_metadata(read_shard(find_shard(folder, info)))
+        with suppress(OSError, Elsewhere):
+            found = shard_metadata(read_shard(shard_of(folder, info, follow)))
             return found | {"model_id": model_name(found["model_id"])}
     return {}
 

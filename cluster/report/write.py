@@ -46,17 +46,17 @@ class GroupPage:
         return [chart for chart, _ in self.headline] + self.curves
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, follow: bool = False) -> Path:
     """Writes report.html, report.md, summary.json, figures/ and runs/ under `out`; returns the page.
 
     The same runs give the same bytes, in whatever order they are named. runs/ holds of each run what the report was
-    made from, as a run directory: a later report takes those beside new runs.
+    made from, as a run directory: a later report takes those beside new runs. follow: as `read_runs`.
 
     Raises:
         ValueError: what `read_runs` and `group_runs` refuse, or `out` is something else than a report.
     """
     published = load_published()
-    pages = [_page(group, published) for group in group_runs(read_runs(folders))]
+    pages = [_page(group, published) for group in group_runs(read_runs(folders, follow))]
     _clear(out)
     for page in pages:
         for chart in page.charts:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from rollout.tasks.parquet import batches, open_parquet
 from rollout.tasks.rows import Row
 
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
-BATCH_ROWS = 1024
 
 
 def file_rows(path: str, key: str) -> Iterator[Found]:
@@ -45,14 +45,7 @@ def _parsed(line: bytes, where: str) -> Row | ValueError:
 
 
 def _parquet_rows(path: str) -> Iterator[Found]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: found no parquet ({str(error).splitlines()[0]}), expected a parquet file") from error
-    with parquet:
-        rows = chain.from_iterable(batch.to_pylist() for batch in parquet.iter_batches(BATCH_ROWS))
+    with open_parquet(path) as parquet:
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches(parquet, path))
         for number, row in enumerate(rows, start=1):
             yield f"{path}, row {number}", row

@@ -83,6 +83,12 @@ def test_zero_0_in_bfloat16_cannot_add_up_in_float32(alone: dict[str, Any]) -> N
     assert told[0].startswith("NotImplementedError: unsupported mix") and (told[1], told[2]) == ("", "")
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_is_read_as_tensors_and_comes_back(alone: dict[str, Any], stage: int) -> None:
+    """It would be read as a pickle that may make anything, which torch is told to refuse."""
+    assert alone["guarded_load"][stage] == (True, 1, {"1"})
+
+
 def test_the_shape_of_a_sharded_parameter_is_0_and_ds_shape_the_full_one(pair: list[dict[str, Any]]) -> None:
     for rank in pair:
         assert rank["shapes"] == {"shape": (0,), "ds_shape": (SIZE, SIZE)}

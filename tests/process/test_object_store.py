@@ -170,10 +170,11 @@ def test_the_statistics_of_a_run_are_those_of_local_shards(
     infos = run_of(tmp_path / "remote", store)
     assert all(info.uri.startswith("s3://") for info in infos)
     run_of(tmp_path / "local", str(tmp_path / "shards"))
-    assert main(["shards", str(tmp_path / "remote"), "--json", "--tau", "0.5"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(statistics(tmp_path / "local", tau=0.5)))
+    assert main(["shards", str(tmp_path / "remote"), "--json", "--tau", "0.5", "--follow"]) == 0
+    local = statistics(tmp_path / "local", tau=0.5, follow=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(local))
     replace_content(infos[1].uri, b"ARROW1")
-    assert main(["shards", str(tmp_path / "remote")]) == 2
+    assert main(["shards", str(tmp_path / "remote"), "--follow"]) == 2
     assert capsys.readouterr().err.startswith(f"edge-opd: {infos[1].uri}: sha256: found ")
 
 
@@ -245,7 +246,7 @@ def test_statistics_without_the_store_exit_1_with_one_line(
     with unreachable("closed") as port:
         uri = f"s3://bucket/runs/a.arrow{options(port)}"
         Manifest(tmp_path / "manifest.jsonl").append_written(ShardInfo(uri, step=0, rows=1, tokens=1, sha256="0" * 64))
-        assert main(["shards", str(tmp_path)]) == 1
+        assert main(["shards", str(tmp_path), "--follow"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("edge-opd: cannot read shard: ") and uri in error and error.count("\n") == 1
 

@@ -263,6 +263,17 @@ def test_the_key_of_the_environment_is_sent(key: str | None, sent: str, monkeypa
     assert set(server.headers) == {sent}
 
 
+def test_what_a_server_says_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "no\x1b[2J\x1b]0;title\x07 such\r \u202ething\x9b1m"
+    with serving(ChatServer(status=400, body={"error": {"message": said}})) as url:
+        assert main(["probe", url, "--model", "small", "--set", "probe.samples=1"]) == 1
+    with serving(ChatServer(models=("one\x1b[31m", "two\x08"))) as url:
+        assert main(["probe", url]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 2 and all(mark.isprintable() for mark in told.replace("\n", ""))
+    assert "HTTP 400 (no [2J ]0;title such thing 1m)" in told and "found 2 models" in told
+
+
 def test_the_named_model_is_asked() -> None:
     server = ChatServer(models=("small", "large"))
     with serving(server) as url:
