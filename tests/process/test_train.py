@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cluster.run.figures import Pushed
 from cluster.run.record import line_of_step, step_record
 from evidence.records import ShardInfo, TrainRow
 from learner.batches import PackedTokens, plan
@@ -241,7 +242,7 @@ def test_what_is_not_finite_is_no_figure_of_a_record(value: float) -> None:
     """JSON knows no such number, and a mean over it none that says anything."""
     learned = LearnedStep(value, {"policy": value, "lr": 0.1}, value, 8, 0, [], {}, nonfinite_updates=1)
     produced = StepRollouts(3, ShardInfo("a", 3, 8, 40, ""), 0, 0, 3, 3, {}, 0.0, None, nonfinite=2)
-    record = step_record(3, produced, learned, {}, 1.0, "ab", 0.0)
+    record = step_record(3, produced, learned, {}, 1.0, Pushed("ab", 0.0))
     assert (record.loss, record.grad_norm, record.metrics) == (None, None, {"lr": 0.1})
     assert (record.nonfinite_rollouts, record.nonfinite_updates) == (2, 1)
     line = json.loads(json.dumps(line_of_step(record), allow_nan=False))
