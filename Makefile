@@ -18,7 +18,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheelhouse local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint clean FORCE
+.PHONY: help setup wheelhouse local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint audit clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -29,7 +29,7 @@ setup: $(READY) ## a .venv with the locked packages, the project and the default
 ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(READY) 2>/dev/null),$(DEVICE) $(CURDIR))
 $(READY): FORCE
 endif
-$(READY): pyproject.toml requirements/$(DEVICE).txt requirements/install.sh
+$(READY): pyproject.toml requirements/$(DEVICE).txt requirements/$(DEVICE).hashes.txt requirements/install.sh
 	@WHEELHOUSE="$(abspath $(WHEELHOUSE))" bash requirements/install.sh "$(PYTHON)" "$(DEVICE)"
 
 wheelhouse: ## every locked package and the default model in a folder, for `make setup WHEELHOUSE=...` without a network
@@ -68,9 +68,9 @@ chaos: setup ## kills and stops processes of small runs at random moments; a tab
 	$(BIN)/python -m tests.chaos
 
 # The benchmarks' peer and what it needs beside the project's packages, apart from them.
-$(PEER)/.ready: requirements/peer.txt $(READY)
+$(PEER)/.ready: requirements/peer.hashes.txt $(READY)
 	rm -rf $(PEER)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(PEER) -r $<
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes --target $(PEER) -r $<
 	touch $@
 
 lint: setup ## ruff, mypy and the import contracts
@@ -78,6 +78,10 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy evidence cluster rollout learner tests/bench
 	$(BIN)/lint-imports --no-logo
+
+audit: ## known vulnerabilities of the locked packages, as PyPI's advisories name them; needs a network
+	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit; }
+	.venv-audit/bin/pip-audit --disable-pip --no-deps -r requirements/$(DEVICE).txt
 
 clean: ## removes caches and build outputs; keeps .venv and runs
 	rm -rf build mutants .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,12 +4,16 @@
 set -euo pipefail
 python=$1 device=$2
 lock=requirements/$device.txt
+# A wheelhouse was collected by whoever gives it; everything else has a hash, but for torch's CPU builds (README.md).
+if [ "${WHEELHOUSE:-}" ]; then hashes=$lock checked=; else hashes=requirements/$device.hashes.txt checked=--require-hashes; fi
 state="$device $PWD"
 
 say() { echo "setup: $*"; }
 fail() { say "$*" >&2; exit 1; }
 # Without bytecode: most modules are never imported, and the others are compiled when they are.
 pip() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps "$@"; }
+# Of the lock with its hashes: `blocks only "a b"`, or `blocks without "a b"`.
+blocks() { awk -v way="$1" -v names=" $2 " '/^[^ ]/ { split($1, part, "=="); on = (way == "only") == (index(names, " " part[1] " ") > 0) } on' "$hashes"; }
 pinned() { grep -E "^$1==" "$lock"; }
 
 check_machine() {
@@ -51,11 +55,11 @@ complete_torch() {
 }
 
 install() {
-    pip "$(pinned torch)"
-    pip -r <(grep -v '^deepspeed==' "$lock")
+    if [ "$device" = cpu ]; then pip "$(pinned torch)"; else pip $checked -r <(blocks only torch); fi
+    pip $checked -r <(blocks without "torch deepspeed")
     complete_torch
     # DeepSpeed is built here, with the torch and setuptools that are now installed, and without its optional operators.
-    DS_BUILD_OPS=0 pip --no-build-isolation "$(pinned deepspeed)"
+    DS_BUILD_OPS=0 pip --no-build-isolation $checked -r <(blocks only deepspeed)
     pip --no-build-isolation -e .
 }
 

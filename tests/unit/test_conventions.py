@@ -175,6 +175,19 @@ def test_the_locks_hold_every_package_that_the_project_names() -> None:
             assert version in (None, locked(lock)[name]), f"{lock}: {name}"
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda", "peer"])
+def test_every_locked_package_has_hashes(name: str) -> None:
+    """DeepSpeed's source package too; no line gives a file without one."""
+    pin, pinned, hashes = "", dict[str, str](), dict[str, int]()
+    for line in (ROOT / "requirements" / f"{name}.hashes.txt").read_text().splitlines():
+        if found := re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+) \\", line):
+            pin, pinned[found[1]], hashes[found[1]] = found[1], found[2], 0
+        else:
+            assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+            hashes[pin] += 1
+    assert pinned == locked(f"{name}.txt") and all(hashes.values())
+
+
 def test_the_peers_packages_shadow_none_of_ours() -> None:
     """They stand before the project's own on the path of the process that runs the peer."""
     assert not {*locked("peer.txt")} & {*locked("cpu.txt"), *locked("cuda.txt")}
