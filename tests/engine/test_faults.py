@@ -4,10 +4,7 @@ import re
 import signal
 from pathlib import Path
 
-import psutil
-
 from cluster.errors import PREEMPTED
-from cluster.fleet import scratch
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
 from tests.faults import UnderWay, under_way
@@ -62,21 +59,3 @@ def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(tmp_path: Path,
     assert [record["step"] for record in lines(run_dir / "metrics.jsonl")] == list(range(int(stopped[1])))
     assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{int(stopped[1]):06d}"
     assert not run.left_behind()
-
-
-def test_nothing_outlives_a_run_whose_ray_is_killed(tmp_path: Path, small_model: Path) -> None:
-    """Ray's own processes end then, and the driver by Ray's hand: nobody is left to end the engines' cores."""
-    run_dir, before = tmp_path / "run", set(scratch.place().glob(f"{scratch.PREFIX}*"))
-    with under_way(small_arguments(run_dir, f"model.path={small_model}", "run.steps=10000", *MANY[1:])) as run:
-        after_steps(run_dir, run, 1)
-        cores = [process for name, process in run.processes().items() if name.endswith("engine 0 core")]
-        (folder,) = set(scratch.place().glob(f"{scratch.PREFIX}*")) - before
-        assert any((folder / scratch.RAY).glob("session_*")) and folder.stat().st_mode & 0o777 == 0o700
-        assert len(cores) == 2
-        (head,) = [one for one in run.seen if "gcs_server" in one.name()]
-        head.kill()
-        status, said, errors = run.end()
-        assert status != 0, said[-3000:] + errors[-3000:]
-        assert not psutil.wait_procs(cores, timeout=60)[1] and not run.left_behind()
-    scratch.remove_left()
-    assert not folder.exists()

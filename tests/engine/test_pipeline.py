@@ -294,7 +294,8 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small
     if mounted.returncode != 0:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
-        done = small_run(tmp_path / "full", f"model.path={small_model}", *ONE_ENGINE, f"run.storage={disk}")
+        store = f"run.storage={disk}", "faults.store_s=2"
+        done = small_run(tmp_path / "full", f"model.path={small_model}", *ONE_ENGINE, *store)
         assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
         assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
         assert list(disk.iterdir()) == []
