@@ -14,11 +14,12 @@ from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
 from cluster.run.checks import check_task
+from cluster.run.figures import Pushed
 from cluster.run.finish import finish
 from cluster.run.gap import Gap, read_gap, write_gap
 from cluster.run.model_card import write_model_card
 from cluster.run.pipeline import Pipeline
-from cluster.run.record import append_probe, probe_record, read_steps
+from cluster.run.record import append_probe, append_step, probe_record, read_steps, step_record
 from cluster.run.rundir import RunDir
 from cluster.typed import build
 from evidence.diagnostics import TokenStats
@@ -136,16 +137,13 @@ def test_a_recipe_that_cannot_end_well_does_not_start(tmp_path: Path, table: str
     ],
 )
 def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
-    stats: TokenStats, k1: float | None, shown: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    stats: TokenStats, k1: float | None, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nobody: Any = None  # none is asked
-    services = Services(nobody, nobody)
-    sink = MetricsSink(tmp_path, steps=3)
-    renderer, task = Renderer(tokenizer, "system"), build_task(Recipe().task)
-    pipeline = Pipeline(Recipe(), services, RunDir(tmp_path), sink, renderer, task, nobody, nobody)
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
-    pipeline._record(1, produced, learned, {}, wall_s=1.0)
+    record = step_record(1, produced, learned, {}, 1.0, Pushed("ab", 0.0))
+    append_step(tmp_path / "metrics.jsonl", record)
+    MetricsSink(tmp_path, steps=3).show_step(record)
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["k1"] == k1
     mean = read_steps(tmp_path / "metrics.jsonl")[1].mean("k1")
