@@ -6,9 +6,11 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from cluster.__main__ import _parser
 from cluster.config import Recipe, load_recipe
@@ -186,6 +188,15 @@ def test_every_locked_package_has_hashes(name: str) -> None:
             assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
             hashes[pin] += 1
     assert pinned == locked(f"{name}.txt") and all(hashes.values())
+
+
+def test_every_locked_package_takes_the_oldest_python() -> None:
+    """3.11.2 is Debian 12's."""
+    lock = locked("cpu.txt")
+    here = [one for one in metadata.distributions() if lock.get(one.metadata["Name"]) == one.version]
+    wanted = {one.metadata["Name"]: one.metadata.get("Requires-Python") or "" for one in here}
+    assert len(wanted) > 100
+    assert not {name: python for name, python in wanted.items() if not SpecifierSet(python).contains("3.11.2")}
 
 
 def test_the_peers_packages_shadow_none_of_ours() -> None:
