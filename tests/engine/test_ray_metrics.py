@@ -34,7 +34,7 @@ for tick in range(600):
 """
 DEADLINE_S = 60.0
 # A run without a verifier has no reward, and Ray has no counter that never grew.
-ABSENT = {"reward_mean", "engine_preemptions_total", "prompts_refused_total"}
+ABSENT = {"reward_mean", "verdicts_total", "engine_preemptions_total", "prompts_refused_total"}
 
 
 def scrape(host: str, port: int) -> dict[str, float]:
