@@ -79,10 +79,8 @@ class RunDir:
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
-        theirs, recipe = (
-            located(of_today(read_resolved(self.root).recipe)),
-            dated(recipe, self),
-        )  # older runs keep relative paths
+        theirs = located(of_today(read_resolved(self.root).recipe))  # older runs keep relative paths
+        recipe = dated(recipe, self)
         differs = difference(theirs, recipe)
         if differs is None:
             return

@@ -283,44 +283,26 @@ def test_on_slurm_a_run_that_somebody_stopped_fails_the_job(stage: Path, ends: s
     assert len(calls_of(calls, "ended")) == 3
 
 
-def left_behind(stage: Path, checkpoint: bool) -> Path:
-    """The folder that a run of Slurm job 7 left."""
-    run = stage / "project" / "runs" / "N3-7"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "metrics.jsonl").write_text("{}\n")
-    if checkpoint:
-        (run / "checkpoints" / "latest").write_text("step-10")
-    return run
-
-
 def submitted(calls: Sequence[Call], stage: Path) -> tuple[str, argparse.Namespace]:
     parsed = check_ray("submit", calls_of(calls, "ray", "job", "submit")[-1].words[3:])
     return parsed["submission_id"], run_arguments(parsed["entrypoint"], str(stage / "project"))
 
 
-def test_on_slurm_a_requeued_run_continues_from_its_checkpoint(stage: Path) -> None:
-    run = left_behind(stage, checkpoint=True)
-    done, calls = sbatch(stage, SLURM_RESTART_COUNT="1")
+@pytest.mark.parametrize("count", ["0", "2"])
+def test_on_slurm_a_run_continues_where_there_is_one(stage: Path, count: str) -> None:
+    done, calls = sbatch(stage, SLURM_RESTART_COUNT=count)
     assert done.returncode == 0, done.stderr
     name, arguments = submitted(calls, stage)
-    assert (name, arguments.resume, arguments.run_dir) == ("edge-opd-7-1", True, str(run))
-
-
-def test_on_slurm_a_requeued_run_without_a_checkpoint_begins_again(stage: Path) -> None:
-    run = left_behind(stage, checkpoint=False)
-    done, calls = sbatch(stage, SLURM_RESTART_COUNT="2")
-    assert done.returncode == 0, done.stderr
-    _, arguments = submitted(calls, stage)
-    assert (arguments.resume, arguments.run_dir, run.exists()) == (False, str(run), False)
-    assert (run.with_name("N3-7-before-restart-2") / "metrics.jsonl").is_file()
+    assert (name, arguments.resume_auto) == (f"edge-opd-7-{count}", True)
+    assert arguments.run_dir == str(stage / "project" / "runs" / "N3-7")
 
 
 def test_on_slurm_another_job_continues_a_run_that_it_is_given(stage: Path) -> None:
-    run = left_behind(stage, checkpoint=True)
+    run = stage / "project" / "runs" / "N3-7"
     done, calls = sbatch(stage, SLURM_JOB_ID="8", RUN_DIR=str(run))
     assert done.returncode == 0, done.stderr
     name, arguments = submitted(calls, stage)
-    assert (name, arguments.resume, arguments.run_dir) == ("edge-opd-8-0", True, str(run))
+    assert (name, arguments.resume_auto, arguments.run_dir) == ("edge-opd-8-0", True, str(run))
 
 
 def test_on_slurm_the_job_requeues_itself_before_its_time_is_up(stage: Path) -> None:

@@ -225,7 +225,6 @@ def end(daemons: "list[subprocess.Popen[bytes]]") -> None:
 def test_a_job_whose_time_is_nearly_up_continues_after_its_requeue(slurm: Slurm) -> None:
     job = slurm.submit("sleep 600")
     slurm.wait(job, "the run's start", lambda: "stand-in: run cluster/recipes/N3.toml" in slurm.log(job))
-    assert "--resume" not in slurm.log(job)
     (slurm.project / "then").write_text("exit 0")
     slurm.ask("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@120 does
     slurm.wait(job, "the requeue", lambda: slurm.state(job).startswith("PENDING"))
@@ -235,20 +234,20 @@ def test_a_job_whose_time_is_nearly_up_continues_after_its_requeue(slurm: Slurm)
     log = slurm.log(job)
     first, second = re.findall(r"stand-in: run .*", log)
     run = f"--run-dir {slurm.project}/runs/N3-{job} "
-    assert run in first and f"{run}--resume " in second, "the log keeps both"
+    assert all(f"{run}--resume=auto " in start for start in (first, second)), "the log keeps both"
     assert f"job {job} goes back into the queue" in log
 
 
-def test_a_killed_node_s_job_begins_again_where_it_has_no_checkpoint(slurm: Slurm) -> None:
-    job = slurm.submit('rm "$2/checkpoints/latest"; sleep 600')
+def test_a_killed_node_s_job_goes_on_in_its_folder(slurm: Slurm) -> None:
+    job = slurm.submit("sleep 600")
     slurm.wait(job, "the run's start", lambda: "stand-in: run" in slurm.log(job))
     (slurm.project / "then").write_text("exit 0")
     slurm.ask("scontrol", "requeue", job)  # as Slurm does by itself when a node fails
     slurm.wait(job, "the requeue", lambda: slurm.state(job).startswith("PENDING"))
     slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
     slurm.wait(job, "the end", lambda: slurm.state(job) == "COMPLETED 0:0")
-    assert "--resume" not in slurm.log(job) and slurm.log(job).count("stand-in: run") == 2
-    assert (slurm.project / "runs" / f"N3-{job}-before-restart-1").is_dir()
+    assert slurm.log(job).count(f"--run-dir {slurm.project}/runs/N3-{job} --resume=auto ") == 2
+    assert [path.name for path in (slurm.project / "runs").glob(f"N3-{job}*")] == [f"N3-{job}"]
 
 
 def test_a_run_that_somebody_stops_fails_the_job(slurm: Slurm) -> None:
