@@ -56,7 +56,8 @@ def gpu_findings(
     except OSError as error:
         return [Finding(f"GPU driver: {error}", is_problem=True)]
     if not cards:
-        return [Finding("GPUs: found none: no nvidia-smi on PATH, expected an NVIDIA driver", is_problem=True)]
+        text = "GPUs: found none: no nvidia-smi on PATH, or none whose memory it tells, expected an NVIDIA driver"
+        return [Finding(text, is_problem=True)]
     stack = ask_stack()
     return [
         *check_driver(cards, stack),

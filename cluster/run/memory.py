@@ -25,7 +25,7 @@ def with_planned_memory(
         ValueError: a driver is too old, a card too small, or held by others.
     """
     if not cards:
-        say(f"memory: found no nvidia-smi to ask, so an engine on a shared GPU takes {UNPLANNED:g} of it")
+        say(f"memory: found no card whose memory nvidia-smi tells: an engine on a shared GPU takes {UNPLANNED:g} of it")
         return _unplanned(recipe) if plan.colocated else recipe
     for card in cards:
         if problem := driver_problem(card.driver, cuda):

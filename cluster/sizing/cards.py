@@ -42,13 +42,15 @@ def nvidia_smi(arguments: Sequence[str]) -> str:
 
 
 def find_cards(ask: Ask = nvidia_smi) -> list[Card]:
-    """The machine's; none where there is no driver. OSError for a driver in trouble."""
+    """The machine's whose memory the driver tells: of one that shares the processor's it says "[N/A]". None where there
+    is no driver. OSError for a driver in trouble."""
     try:
         lines = ask([f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]).splitlines()
     except FileNotFoundError:
         return []
     holders = _holders(ask)
-    return [_card(line, holders) for line in lines if line.strip()]
+    found = ([part.strip() for part in line.split(",")] for line in lines if line.strip())
+    return [_card(fields, holders) for fields in found if fields[2].isdigit() and fields[3].isdigit()]
 
 
 def visible(cards: Sequence[Card], devices: str) -> list[Card]:
@@ -58,8 +60,8 @@ def visible(cards: Sequence[Card], devices: str) -> list[Card]:
     return [card for card in cards if not named or str(card.index) in numbers]
 
 
-def _card(line: str, holders: dict[int, tuple[int, ...]]) -> Card:
-    index, name, total, free, driver, capability = (part.strip() for part in line.split(","))
+def _card(fields: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:
+    index, name, total, free, driver, capability = fields
     major, _, minor = capability.partition(".")
     memory = (int(total) * MIB, int(free) * MIB)
     return Card(int(index), name, *memory, driver, (int(major), int(minor or 0)), holders.get(int(index), ()))

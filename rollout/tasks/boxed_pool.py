@@ -20,9 +20,11 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Annotated
 
+from rollout.cores import num_cores
+
 DEADLINE_S = 60.0  # wall clock, for a process that gets no processor; its own bound is on processor time
 START_DEADLINE_S = 120.0  # it imports sympy
-SIZE = max(2, min(8, (os.cpu_count() or 1) // 4))
+SIZE = max(2, min(8, num_cores() // 4))
 REMEMBERED = 1 << 16  # verdicts; a question is short
 
 REPLIES = {b"true\n": True, b"false\n": False}

@@ -102,6 +102,16 @@ def test_cards_are_read_as_the_driver_tells_them() -> None:
     assert find_cards(no_smi) == []
 
 
+def test_a_card_whose_memory_the_driver_does_not_tell_is_left_out() -> None:
+    """As one that shares the processor's memory."""
+    told = smi(card(index=0), card(index=1))
+
+    def ask(arguments: Sequence[str]) -> str:
+        return told(arguments).replace("81920, 81408", "[N/A], [N/A]", 1)
+
+    assert [one.index for one in find_cards(ask)] == [1]
+
+
 @pytest.mark.parametrize(
     ("driver", "cuda", "problem"),
     [
@@ -214,6 +224,6 @@ def test_a_run_plans_its_memory_before_it_starts(tiny_model: Path) -> None:
     assert told(card(80)).student.gpu_memory_utilization > 0
     assert len(said) == 1 and said[0].startswith("memory of NVIDIA H100 80GB HBM3 (80.0 GiB): learner")
     assert told().teacher.gpu_memory_utilization == 0.3
-    assert said[1].startswith("memory: found no nvidia-smi")
+    assert said[1].startswith("memory: found no card whose memory")
     with pytest.raises(ValueError, match=r"GPU driver: found 535\.1, expected at least 580\.65\.06"):
         told(card(80, driver="535.1"))
