@@ -130,19 +130,25 @@ def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
     return table
 
 
-def write_whole(path: str, data: pa.Buffer | bytes) -> None:
-    """A local file with this content, which then exists whole, also after a power cut; an older one is replaced."""
-    folder, temporary = os.path.dirname(path), temporary_name(path)
+def write_whole(path: str | Path, data: pa.Buffer | bytes | str, on_disk: bool = True) -> None:
+    """A local file with this content, which a reader sees whole or not at all; an older one is replaced. Text is UTF-8.
+
+    on_disk: also after a power cut, which takes milliseconds.
+    """
+    path, data = str(path), data.encode() if isinstance(data, str) else data
+    folder, temporary = os.path.dirname(path) or ".", temporary_name(path)
     os.makedirs(folder, exist_ok=True)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if on_disk:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)  # still there only if something above failed
-    fsync_folder(folder)
+    if on_disk:
+        fsync_folder(folder)
 
 
 def _read_back_local(path: str) -> pa.Buffer:

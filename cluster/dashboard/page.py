@@ -17,6 +17,7 @@ from cluster.dashboard.charts import RunCharts, charts_of, views_of
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
+from evidence.files import write_whole
 from evidence.view.pages import environment
 
 PAGE, DATA = "dashboard.html", "dashboard.js"
@@ -38,13 +39,6 @@ def page(title: str, data: Mapping[str, Any] | None) -> str:
     )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A reader sees the file before or after, and never half of it."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 class PageSink:
     """Writes the page of a run as it goes on."""
 
@@ -56,7 +50,7 @@ class PageSink:
 
     def _begun(self) -> RunCharts:
         """What a run that is resumed has already; what is of this process comes as batches."""
-        write_whole(self._folder / PAGE, page(self._folder.name, None))
+        write_whole(self._folder / PAGE, page(self._folder.name, None), on_disk=False)
         seen = read_seen(self._folder)
         samples = [sample for sample in seen.samples if sample.time < self._made]
         spans = [span for span in seen.spans if span.begin < self._made]
@@ -68,9 +62,9 @@ class PageSink:
         self._charts.add(batch)
         run = self._charts.shown(views_of(self._folder, ""))
         data = {"made": time.time(), "every": self._recipe.observe.every_s, "ended": batch.ended, "runs": [run]}
-        write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n")
+        write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n", on_disk=False)
         if batch.ended:
-            write_whole(self._folder / PAGE, page(self._folder.name, data))
+            write_whole(self._folder / PAGE, page(self._folder.name, data), on_disk=False)
 
 
 def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:

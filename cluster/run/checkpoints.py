@@ -123,8 +123,8 @@ class Checkpoints:
     def commit(self, step: int, files: Sequence[SealedFile]) -> None:
         """All files of the one at `step` are on the disk: it is the newest."""
         content = {"format": 1, "step": step, "files": [asdict(file) for file in files]}
-        write_whole(str(self.place(step) / COMPLETE), json.dumps(content, indent=1).encode() + b"\n")
-        write_whole(str(self.folder / LATEST), self.place(step).name.encode())
+        write_whole(self.place(step) / COMPLETE, json.dumps(content, indent=1) + "\n")
+        write_whole(self.folder / LATEST, self.place(step).name)
 
     def prune(self, newest: int, keep: int) -> None:
         """Removes what is not among the last `keep` complete ones up to step `newest`, the one just written: older

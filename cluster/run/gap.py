@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cluster.config import Recipe
+from evidence.files import write_whole
 from evidence.rates import RATES
 from evidence.records import Ids
 from rollout.gap import Asked, asks_the_probe, gap_questions
@@ -121,9 +122,7 @@ def required(recipe: Recipe, gap: Gap | None) -> float:
 def write_gap(path: Path, gap: Gap) -> None:
     """In the place of any that was there."""
     rates = {name: {key: [r.k, r.n] for key, r in getattr(gap, name).items()} for name in ("teacher", "base")}
-    written = path.with_name(f".{path.name}")
-    written.write_text(json.dumps({"format": 1, "time": gap.time, "probe": gap.probe} | rates) + "\n", encoding="utf-8")
-    written.replace(path)
+    write_whole(path, json.dumps({"format": 1, "time": gap.time, "probe": gap.probe} | rates) + "\n")
 
 
 def read_gap(path: Path) -> Gap | None:

@@ -72,7 +72,7 @@ def pin(path: Path, pins: Pins, resume: bool) -> None:
         ValueError: an input is another than at the start; names its key and its file.
     """
     if not (resume and path.is_file()):
-        write_whole(str(path), json.dumps({"format": 1, "inputs": pins}, indent=1).encode() + b"\n")
+        write_whole(path, json.dumps({"format": 1, "inputs": pins}, indent=1) + "\n")
         return
     begun = read_pins(path)
     for name in [*begun, *pins]:

@@ -6,12 +6,11 @@ text's tokens are close to the sum over its words, and 100,000 rows have few dif
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from cluster.default_model import default_cache
+from evidence.files import write_whole
 from rollout.render import Pair, Renderer
 
 MARGIN, SLACK = 0.1, 8  # a share of an estimate, and tokens, by which it may be wrong
@@ -30,7 +29,7 @@ def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair
         return dict(zip(ordered, json.loads(path.read_text(encoding="utf-8")), strict=True))
     lengths = renderer.lengths(ordered)
     with suppress(OSError):  # a cache that cannot be written costs the time, not the run
-        _keep(path, json.dumps(lengths))
+        write_whole(path, json.dumps(lengths))
     return dict(zip(ordered, lengths, strict=True))
 
 
@@ -74,10 +73,3 @@ def _frames(renderer: Renderer, shapes: Collection[Pair]) -> dict[Pair, int]:
     ordered = list(shapes)
     lengths = zip(ordered, renderer.lengths(ordered), strict=True)
     return {shape: length - len(shape[0]) - bool(shape[1]) for shape, length in lengths}
-
-
-def _keep(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(f".{os.getpid()}")
-    written.write_text(text, encoding="utf-8")
-    written.replace(path)

@@ -20,6 +20,7 @@ from cluster.run.figures import Answer, Mean, ProbeRecord, StepRecord, probe_rec
 from cluster.run.formats import FORMAT, migrated_probe, migrated_step
 from evidence.advantage import RewardSums
 from evidence.diagnostics import TokenStats, summaries
+from evidence.files import write_whole
 from evidence.lines import append_line, read_lines
 from evidence.mismatch import Mismatch
 from evidence.rates import RATES
@@ -160,6 +161,4 @@ def _answer(line: Mapping[str, Any]) -> Answer:
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     """The answers of one probe, in the place of any that were there."""
-    written = path.with_name(f".{path.name}")
-    written.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
-    written.replace(path)
+    write_whole(path, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))

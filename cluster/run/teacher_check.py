@@ -9,6 +9,7 @@ from cluster.config import Recipe
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.rundir import RunDir
+from evidence.files import write_whole
 from evidence.records import Ids
 
 # Nats a token, on average. Weights that were lost are several off; the learner may compute in another precision.
@@ -62,8 +63,6 @@ class TeacherCheck:
             what = "first score of the frozen teacher"
             expected = CanaryText(*self._text, await learner.score(f"{what}: learner", *self._text))
             expected.require(what, "its engine", "the learner", found, BESIDE_LEARNER)
-        written = self._path.with_name(f".{self._path.name}")
         kept = {"text_ids": self._text[1].tolist(), "logprobs": [float(score) for score in found]}
-        written.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        written.replace(self._path)
+        write_whole(self._path, json.dumps(kept) + "\n")
         return CanaryText(*self._text, found)
