@@ -37,7 +37,8 @@ class Watch:
     def look(self, processes: Iterable[psutil.Process]) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, PermissionError):
-                self._names[process.pid] = _name(process)
+                if (words := process.cmdline()) or process.pid not in self._names:  # one that exits has none any more
+                    self._names[process.pid] = _name(words or [process.name()])
                 sockets = _sockets(process.pid)
                 if new := sockets.keys() - self._reach.keys():
                     for number in new & _held(process.pid):
@@ -102,9 +103,8 @@ def _held(pid: int) -> set[str]:
     return held
 
 
-def _name(process: psutil.Process) -> str:
+def _name(words: list[str]) -> str:
     """Without arguments and numbers: ray::EngineActor of ray::EngineActor.start, monitor of python .../monitor.py."""
-    words = process.cmdline() or [process.name()]
     if title := TITLE.match(words[0]):
         return WORKER if title[0].startswith("ray::") and title[0] not in OURS else title[0]
     if not Path(words[0]).name.startswith("python"):
