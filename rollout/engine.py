@@ -22,6 +22,7 @@ from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 from rollout.engine_arguments import engine_arguments, optional_arguments
 from rollout.outputs import require_ended, response_logprobs, to_sample
 from rollout.tally import Tally
+from rollout.vllm_scheduling import FIRST, scheduling_arguments
 from rollout.waits import Turnstile
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ class Engine:
         self._ids, self.tally = itertools.count(), Tally()
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
-                **engine_arguments(model, config, device),
-                scheduler_cls="rollout.vllm_quirks.scoring_scheduler",
+                **(engine_arguments(model, config, device) | scheduling_arguments(config)),
                 disable_log_stats=True,
                 **optional_arguments(weight_backend, worker_extension, adapter, self._mends_adapter, sleeps),
             ),
@@ -126,6 +126,10 @@ class Engine:
         rows = zip(prompts, responses, strict=True)
         return list(await asyncio.gather(*(self._score(prompt, response, base) for prompt, response in rows)))
 
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool = False) -> Floats:
+        """As `score` of one row, before all that waits, and beside as much as the engine runs at a time."""
+        return await self._score(prompt_ids, response_ids, base, FIRST)
+
     async def _generate(
         self,
         prompt_ids: Ids,
@@ -154,15 +158,15 @@ class Engine:
         )
         return await self._run(prompt_ids, params, base)
 
-    async def _score(self, prompt_ids: Ids, response_ids: Ids, base: bool) -> Floats:
+    async def _score(self, prompt_ids: Ids, response_ids: Ids, base: bool, priority: int = 0) -> Floats:
         full = np.concatenate([prompt_ids, response_ids])
         if len(full) > self.window:
             raise ValueError(f"scoring: {len(full)} tokens do not fit the engine's window of {self.window}")
         if len(response_ids) == 0:
             return np.zeros(0, np.float32)
-        return response_logprobs(await self._read(full, len(prompt_ids), base), len(response_ids))
+        return response_logprobs(await self._read(full, len(prompt_ids), base, priority), len(response_ids))
 
-    async def _read(self, ids: Ids, num_prompt: int, base: bool) -> "RequestOutput":
+    async def _read(self, ids: Ids, num_prompt: int, base: bool, priority: int = 0) -> "RequestOutput":
         """A forward pass over `ids` with the log-probs of its tokens from place `num_prompt` on; what a cached prefix
         gives ends before the last of the prompt. The last token is not sent but sampled, as the only one allowed."""
         from vllm import SamplingParams
@@ -174,19 +178,20 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return await self._run(ids[:-1], params, base)
+        return await self._run(ids[:-1], params, base, priority)
 
-    async def _run(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
+    async def _run(self, prompt_ids: Ids, params: Any, base: bool, priority: int = 0) -> "RequestOutput":
         async with contextlib.nullcontext() if base else self._adapted:
-            return await self._finished(prompt_ids, params, base)
+            return await self._finished(prompt_ids, params, base, priority)
 
-    async def _finished(self, prompt_ids: Ids, params: Any, base: bool) -> "RequestOutput":
+    async def _finished(self, prompt_ids: Ids, params: Any, base: bool, priority: int = 0) -> "RequestOutput":
         from vllm.exceptions import VLLMValidationError
 
         final, prompt = None, {"prompt_token_ids": prompt_ids.tolist()}
         adapter = None if base else self._adapter
         try:
-            async for output in self._llm.generate(prompt, params, str(next(self._ids)), lora_request=adapter):
+            name = str(next(self._ids))
+            async for output in self._llm.generate(prompt, params, name, lora_request=adapter, priority=priority):
                 final = output
         except VLLMValidationError as error:  # which is no ValueError
             found = f"engine: found a request of {len(prompt_ids)} tokens, which vLLM refuses"

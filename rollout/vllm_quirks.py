@@ -11,9 +11,10 @@ model's positions is refused, with the number that was asked for
 `rollout.config.TEMPERATURES` are changed or refused (test_temperatures_outside_the_range_are_changed_or_refused).
 
 The file stands in rollout/, which engines and the weight receiver may both import, and imports vLLM only inside its
-functions: the environment of an engine is set before vLLM is. Subclasses of vLLM's own types stand with their owners:
-`cluster.weights.transports` (a transfer engine for CPUs must not synchronise an accelerator) and `cluster.weights.link`
-(its trainer engines name no version and give one engine's workers ranks).
+functions: the environment of an engine is set before vLLM is. Its scheduler has entries of its own, in
+`rollout.vllm_scheduling`. Subclasses of vLLM's own types stand with their owners: `cluster.weights.transports` (a
+transfer engine for CPUs must not synchronise an accelerator) and `cluster.weights.link` (its trainer engines name no
+version and give one engine's workers ranks).
 """
 
 import os
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from rollout.cores import num_cores
-from rollout.ending import end_with_parent
+from rollout.vllm_scheduling import LOOKED_UP
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,49 +148,8 @@ def scoring_parameters(num_prompt: int, last_token: int) -> dict[str, Any]:
         "logprobs": 0,
         "prompt_logprobs": 0,
         "skip_reading_prefix_cache": False,
-        "extra_args": {_LOOKED_UP: num_prompt},
+        "extra_args": {LOOKED_UP: num_prompt},
     }
-
-
-_LOOKED_UP = "edge_opd_looked_up"  # how many of a request's tokens the prefix cache is asked for
-
-
-def scoring_scheduler(vllm_config: Any, **arguments: Any) -> Any:
-    """vLLM's own scheduler, which looks a row that is scored up in the prefix cache as if it were its prompt alone:
-    then at least the last token of the prompt and the whole response are read. The engine's core, which makes it, ends
-    with the process that started it.
-
-    Seen: 0.32.0, looks up as much of a request as it can; at cached places the first of its two model runners leaves
-        garbage for log-probs, and the second, which GPUs have, nothing at all.
-    Without: a prompt that ends where a block does, or responses that begin alike, leave no log-prob for the first
-        response tokens, and each such row has to be read again whole.
-    Contract: test_log_probs_of_cached_places_are_lost, test_a_scored_row_is_looked_up_as_its_prompt
-    """
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    kind = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
-    end_with_parent()
-    scheduler = kind(vllm_config=vllm_config, **arguments)
-    manager = scheduler.kv_cache_manager
-    look_up = manager.get_computed_blocks
-
-    def look_up_prompt(request: Any) -> Any:
-        wanted = ((request.sampling_params and request.sampling_params.extra_args) or {}).get(_LOOKED_UP)
-        return look_up(request if wanted is None else _Beginning(request, wanted))
-
-    manager.get_computed_blocks = look_up_prompt
-    return scheduler
-
-
-class _Beginning:
-    """A request as the prefix cache sees it: its first `num_tokens`, the last of which is always read."""
-
-    def __init__(self, request: Any, num_tokens: int) -> None:
-        self._request, self.num_tokens = request, num_tokens
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
 
 
 class AdapterWorker:

@@ -89,6 +89,10 @@ class FakeEngine:
             fake_logprobs(prompt, response, self.model) for prompt, response in zip(prompts, responses, strict=True)
         ]
 
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool = False) -> Floats:
+        (found,) = await self.score([prompt_ids], [response_ids], base)
+        return found
+
     def _sample(self, request: RolloutRequest, sampling: SamplingConfig, seed: int) -> Sample:
         """1 to max_tokens tokens, drawn from a generator that the seed and the sampler's prompt decide."""
         rng = np.random.default_rng([seed, _hash(request.sampler_ids.tobytes())])

@@ -69,6 +69,9 @@ class EngineActor:
     async def score(self, prompts: list[Ids], responses: list[Ids], base: bool = False) -> list[Floats]:
         return await self._told(self.engine.score(prompts, responses, base))
 
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool = False) -> Floats:
+        return await self._told(self.engine.check(prompt_ids, response_ids, base))
+
     # The weight hand-off. Its requests are plain until here, so that who forwards them need not load vLLM.
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

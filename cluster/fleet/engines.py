@@ -27,6 +27,9 @@ class EngineClient(Protocol):
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool) -> list[Floats]:
         """log pi(y_t | prompt, y_<t), float32 [T] a row, in the rows' order."""
 
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool) -> Floats:
+        """`score` of one row, before what waits; the engine's other work does not hold it up."""
+
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
     ) -> list[list[str]]:

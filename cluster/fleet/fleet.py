@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.faults import FaultsConfig
 from cluster.fleet.canary import CanaryText
-from cluster.fleet.engines import EngineClient, Maker
+from cluster.fleet.engines import Maker
 from cluster.fleet.roster import Roster
 from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids
@@ -112,7 +112,8 @@ class Fleet:
         Returns:
             the mean |engine - learner| of each engine by its name, nats a token.
         """
-        asked = {seat: _score(seat.engine, text) for seat in self.roster.enlisted(pool)}
+        seats = self.roster.enlisted(pool)
+        asked = {seat: seat.engine.check(text.prompt_ids, text.response_ids, False) for seat in seats}
         found = await self.roster.each(f"canary at version {version}", asked, seconds)
         return {seat.name: text.difference(one) for seat, one in found.items()}
 
@@ -128,7 +129,9 @@ class Fleet:
         self.roster.reference = text, tolerance
         seats = [seat for seat in self.roster.seats["teacher" if by_teachers else "student"] if seat.stands]
         engines = {seat: seat.engine for seat in seats}
-        asked = {seat: _score(engine, text, base=not by_teachers) for seat, engine in engines.items()}
+        asked = {
+            seat: engine.check(text.prompt_ids, text.response_ids, not by_teachers) for seat, engine in engines.items()
+        }
         for seat, found in (await self.roster.each(what, asked, seconds)).items():
             try:
                 text.require(what, seat.name, "the first one", found, tolerance)
@@ -154,8 +157,3 @@ def _own(argument: Any, offset: int) -> Any:
     if isinstance(argument, dict) and "rank_offset" in argument:
         return argument | {"rank_offset": argument["rank_offset"] + offset}
     return argument
-
-
-async def _score(engine: EngineClient, text: CanaryText, base: bool = False) -> Floats:
-    (found,) = await engine.score([text.prompt_ids], [text.response_ids], base)
-    return found

@@ -111,6 +111,11 @@ class HttpEngine:
             raise RuntimeError(f"{self.name} {self._url}: found {len(choices)} answers, expected {len(rows)}")
         return [self._of_response(*pair) for pair in zip(choices, responses, strict=True)]
 
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool = False) -> Floats:
+        """As `score`: what else the server does is not ours to order."""
+        (found,) = await self.score([prompt_ids], [response_ids])
+        return found
+
     def _of_response(self, choice: Any, response: Ids) -> Floats:
         """Each token's own log-prob; the list begins with None for the first token of the prompt."""
         places = getattr(choice, "prompt_logprobs", None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
@@ -35,6 +36,9 @@ class RayEngine:
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool) -> list[Floats]:
         return list(await self._ask("score", prompts, responses, base))
+
+    async def check(self, prompt_ids: Ids, response_ids: Ids, base: bool) -> Floats:
+        return np.asarray(await self._ask("check", prompt_ids, response_ids, base))
 
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int

@@ -164,10 +164,8 @@ class Roster:
         if self.reference is not None:
             text, tolerance = self.reference
             seconds, what = self._configs[seat.pool].start_deadline_s, f"start of {seat.name}"
-            found = await within(
-                seconds, what, seat.call(seat.engine.score([text.prompt_ids], [text.response_ids], False))
-            )
-            text.require(what, seat.name, "the one before it", found[0], tolerance)
+            found = await within(seconds, what, seat.call(seat.engine.check(text.prompt_ids, text.response_ids, False)))
+            text.require(what, seat.name, "the one before it", found, tolerance)
 
     def _admit(self, seat: Seat) -> None:
         seat.serves = True

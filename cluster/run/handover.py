@@ -1,6 +1,6 @@
 """Weights from the learner to engines, and the proof that they arrived: version, digest, canary."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from cluster.config import WeightsConfig
 from cluster.fleet.assembly import Services
@@ -43,11 +43,14 @@ class Handover:
         self._connect, self._tolerance = services.connect, config.canary_tolerance
         self._bounds = {} if bound is None else {"student": min(bound, self._tolerance)}
 
-    async def push(self, pool: str, version: int, canary: bool = True) -> Pushed:
+    async def push(
+        self, pool: str, version: int, canary: bool = True, begin: Callable[[str], Awaitable[None]] | None = None
+    ) -> Pushed:
         """The engines of `pool` hold `version`, by its number, by a digest of what was sent and by the canary's
         log-probs, and get work. Who is lost meanwhile is not among them; at least one is.
 
-        canary: False where what is sent is not what the learner runs.
+        canary: False where what is sent is not what the learner runs. begin: is told the digest once it is proven, for
+            what goes on while the canary is scored, and comes to nothing where that ends the run.
 
         Raises:
             RuntimeError: names the engine that does not hold it.
@@ -55,6 +58,8 @@ class Handover:
         while True:
             digest = await self._sent(pool, version)
             await self._rollout.prove(pool, version, digest)
+            if begin is not None:
+                await begin(digest)
             found = await self._canary(pool, version) if canary else 0.0
             if await self._rollout.admit(pool):
                 self._bounds.setdefault(pool, min(self._tolerance, max(FLOOR, HONEST * found)))

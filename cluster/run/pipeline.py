@@ -7,8 +7,8 @@
     the groups of every step <= version + lag:
     sample (x, r) and x, score as each is done
     take: judge, write a shard ----------> shard --------> ZeRO step (engines that share its GPU sleep)
-            ^                                              push weights, check version, digest, canary
-            |________________ advance(version) <__________ (refresh a teacher that follows the student)
+            ^                                              push weights, check version, digest, canary (with a lag
+            |________________ advance(version) <__________ beside the next rollouts; refresh a teacher that follows)
 
 The rollout service works on while the learner does, as far as the bound allows. Version v is the policy after v steps.
 """
@@ -165,7 +165,9 @@ class Pipeline:
             stages["wake"] = clock.stage(0)
         version = step + 1
         self.sink.stage(f"step {version}: pushing weights")
-        self.pushed = await self._handover.push("student", version)
+        # With a lag rollouts go on anyway; without one no sequence is beside another that was not there before.
+        begin = partial(self.rollout.advance, version) if run.max_policy_lag else None
+        self.pushed = await self._handover.push("student", version, begin=begin)
         stages["push"] = clock.stage(0)
         wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
         record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler)

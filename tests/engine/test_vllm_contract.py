@@ -21,6 +21,7 @@ import torch
 
 from evidence.records import RolloutRequest
 from rollout import vllm_quirks as quirks
+from rollout import vllm_scheduling as scheduling
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from tests import fakes
 from tests.reference import logprobs_of, plain_model
@@ -29,7 +30,7 @@ from tests.runs import side_by_side
 pytestmark = pytest.mark.engine
 
 WINDOW = 512  # the model's positions, all of them
-CONFIG = EngineConfig(dtype="float32", window=WINDOW, kv_cache_gib=0.5, cpu_threads=1)
+CONFIG = EngineConfig(dtype="float32", window=WINDOW, kv_cache_gib=0.5, cpu_threads=1, max_num_seqs=4)
 PROMPT = np.arange(100, 164, dtype=np.int32)  # two blocks of the cache
 RESPONSE = np.arange(900, 950, dtype=np.int32)
 FULL = np.random.default_rng(0).integers(5, 40_000, WINDOW).astype(np.int32)
@@ -116,12 +117,32 @@ async def _drive(model: str) -> dict[str, Any]:
     await asyncio.sleep(0.1)
     await engine._llm.abort(str(name))
     found["aborted"] = await drawn
+    found["order"] = await _checked_beside(engine, request)
     engine.shutdown()
     return found
 
 
+async def _checked_beside(engine: Any, request: RolloutRequest) -> dict[str, Any]:
+    """What was done when of: twice as many sequences as the engine runs, a row that is scored, and one as a check."""
+    done: list[str] = []
+
+    async def noted(name: str, work: Any) -> Any:
+        answer = await work
+        done.append(name)
+        return answer
+
+    group, sampling = [request] * CONFIG.max_num_seqs, SamplingConfig(1.0, 60)
+    drawn = [asyncio.create_task(noted("sampled", engine.sample(group, sampling, seed))) for seed in range(2)]
+    await asyncio.sleep(0.2)
+    scored = asyncio.create_task(noted("scored", engine.score([PROMPT], [RESPONSE])))
+    await asyncio.sleep(0)
+    checked = await noted("checked", engine.check(PROMPT, RESPONSE))
+    await asyncio.gather(scored, *drawn)
+    return {"done": done, "checked": checked.tolist()}
+
+
 def test_every_entry_names_a_test_of_this_file() -> None:
-    text = inspect.getsource(quirks)
+    text = inspect.getsource(quirks) + inspect.getsource(scheduling)
     named = set(re.findall(r"\btest_\w+", text)) - {"test_vllm_contract"}
     here = {name for name in globals() if name.startswith("test_")}
     assert named and named <= here
@@ -239,6 +260,13 @@ def test_a_scored_row_is_looked_up_as_its_prompt(found: dict[str, Any]) -> None:
     _, whole, scored = found["looked_up"]
     assert whole == 96, changed("a row of 114 tokens that was read before is found otherwise")
     assert scored == 32  # of two blocks of the prompt the last token is read, and so its block
+
+
+def test_a_check_goes_first_and_has_a_place_of_its_own(found: dict[str, Any], model: Path) -> None:
+    order = found["order"]
+    assert order["done"][:2] == ["checked", "sampled"], changed("a row that is asked for last is not scored last")
+    expected = logprobs_of(plain_model(model), PROMPT, RESPONSE).detach().numpy()
+    assert np.abs(np.array(order["checked"]) - expected).max() < 1e-3
 
 
 def test_the_samples_of_a_request_have_seeds_that_follow_each_other(found: dict[str, Any]) -> None:

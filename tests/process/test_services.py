@@ -227,6 +227,18 @@ def test_a_push_is_proved_by_version_digest_and_canary() -> None:
     ]
 
 
+def test_rollouts_of_a_version_may_begin_once_it_is_proven_and_a_canary_beyond_the_bound_ends_the_run() -> None:
+    both: Any = TwoServices(0.2, 0.2)
+
+    async def begin(digest: str) -> None:
+        both.asked.append(f"begin {digest}")
+
+    with pytest.raises(RuntimeError, match=r"^canary at version 4: engine b differs"):
+        asyncio.run(handed(both).push("student", 4, begin=begin))
+    proven, told = both.asked.index("prove student 4"), both.asked.index("begin ab")
+    assert told == proven + 1 < both.asked.index("canary student 4") and "admit student" not in both.asked
+
+
 def test_an_average_of_the_weights_is_proved_by_version_and_digest() -> None:
     both: Any = TwoServices()
     assert asyncio.run(handed(both).push("teacher", 4, canary=False)).digest == "ab"
