@@ -2,18 +2,21 @@
 
 import hashlib
 import os
+import struct
 import uuid
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
+from evidence.packed import unpacked_bytes
 from evidence.patience import within
 from evidence.remote import get, read_back, temporary_name, write_remote
 from evidence.storage import locate, options_of
 
 TRANSFER_S = 600.0  # a shard, to a store or from it
 CHECK_S = 60.0  # a few bytes; an S3 store that does not answer takes some 20 s
+UNPACKED_TIMES, UNPACKED_BYTES = 16, 64 << 20  # what a shard of somebody's may become; ours are not packed
 PROBE = pa.py_buffer(b"edge-opd: can shards be written here?\n")
 
 
@@ -123,9 +126,12 @@ def _serialise(table: pa.Table) -> pa.Buffer:
 
 def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
     try:
+        unpacked, most = unpacked_bytes(data), UNPACKED_TIMES * data.size + UNPACKED_BYTES
+        if unpacked > most:
+            raise ValueError(f"{uri}: found {unpacked} bytes in {data.size} packed ones, expected at most {most}")
         table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, struct.error, OSError) as error:
         raise ValueError(f"{uri}: found {data.size} bytes ({error}), expected a whole Arrow IPC file") from error
     return table
 
