@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
+from cluster.own_files import require_own_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # DeepSpeed looks for ninja on PATH; it is beside the interpreter, also where the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
+        require_own_files(vars(arguments))
         return int(arguments.act(arguments))
     except Preempted as stop:
         print(f"edge-opd: {stop}", file=sys.stderr)
@@ -256,12 +258,14 @@ def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument("runs", metavar="RUN", nargs="+", help="run directories; several are laid over each other")
     where = "default: dashboard-RUN.html here, or dashboard.html for several"
     dashboard.add_argument("--out", type=Path, metavar="FILE.html", help=where)
+    _add_follow(dashboard)
 
 
 def _to_file(kind: str, suffix: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("run", metavar="RUN")
         parser.add_argument("--out", type=Path, metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
+        _add_follow(parser)
 
     return add
 

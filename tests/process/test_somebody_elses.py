@@ -70,9 +70,10 @@ def renamed(run: Path, uri: str) -> None:
 
 def opened(run: Path, out: Path, *flags: str) -> dict[str, int]:
     """The exit code of each command on it."""
+    out.mkdir(exist_ok=True)
     commands = {"shards": [], "view": ["--out", str(out / PAGE)], "report": ["--out", str(out / "report")]}
     codes = {name: main([name, str(run), *more, *flags]) for name, more in commands.items()}
-    return codes | {"dashboard": main(["dashboard", str(run), "--out", str(out / "dashboard.html")])}
+    return codes | {"dashboard": main(["dashboard", str(run), "--out", str(out / "dashboard.html"), *flags])}
 
 
 def test_what_is_in_the_folder_is_enough(theirs: Path, tmp_path: Path, asked: list[str]) -> None:
@@ -107,3 +108,39 @@ def test_an_address_in_the_folder_is_asked_on_a_flag(
     assert len(asked) == 1
     assert main(["shards", str(theirs), "--follow"]) == 1
     assert any("bucket" in path for path in asked[1:])
+
+
+LINKED = ("config.toml", "manifest.jsonl", "metrics.jsonl", "probes.jsonl", "student", "answers", "answers/a.jsonl")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_out_of_the_folder_is_followed_on_a_flag(
+    theirs: Path, tmp_path: Path, asked: list[str], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """To what would be read, were it in the folder."""
+    private, place = tmp_path / "private", theirs / name
+    place.parent.mkdir(exist_ok=True)
+    if name in ("student", "answers"):
+        private.mkdir()
+    else:
+        private.write_bytes(place.read_bytes() if place.exists() else b"")
+        place.unlink(missing_ok=True)
+    place.symlink_to(private)
+    out = tmp_path / "out"
+    assert set(opened(theirs, out).values()) == {2} and not list(out.iterdir())
+    lines = capsys.readouterr().err.splitlines()
+    expected = f"edge-opd: {place}: found a link to {private}, expected a file of this folder: --follow reads"
+    assert len(lines) == 4 and all(line.startswith(expected) for line in lines)
+    for command in ("trace", "export-metrics"):
+        assert main([command, str(theirs), "--out", str(out / "a")]) == 2
+        assert f"{place}: found a link to" in capsys.readouterr().err
+    assert len(asked) == 1
+    del (codes := opened(theirs, out, "--follow"))["view"]  # which asks the hub for its model, as told
+    assert set(codes.values()) == {0}
+
+
+def test_a_link_within_the_folder_and_one_that_the_reader_names_are_followed(theirs: Path, tmp_path: Path) -> None:
+    (theirs / "metrics.jsonl").rename(theirs / "kept.jsonl")
+    (theirs / "metrics.jsonl").symlink_to("kept.jsonl")
+    (tmp_path / "link").symlink_to(theirs)
+    assert set(opened(tmp_path / "link", tmp_path / "out").values()) == {0}
