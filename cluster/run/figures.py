@@ -126,6 +126,7 @@ class ProbeRecord:
     rates: Annotated[Mapping[str, Rate], "", "the task's rates by name, its main one first"]
     questions: Annotated[int | None, "questions", "of the main rate's probe"]
     samples: Annotated[int | None, "answers", "to each of these questions"]
+    verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes; null where none was"] = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def probe_record(result: ProbeResult, step: int, probe: str) -> ProbeRecord:
+def probe_record(result: ProbeResult, step: int, probe: str, verdicts: Verdicts | None = None) -> ProbeRecord:
     """A probe's result as the record of it."""
-    return ProbeRecord(step, time.time(), probe, result.rates, result.questions, result.samples)
+    return ProbeRecord(step, time.time(), probe, result.rates, result.questions, result.samples, verdicts)

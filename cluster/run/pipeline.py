@@ -53,6 +53,8 @@ from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
 from rollout.tasks.base import ProbePrompt, Task
+from rollout.tasks.boxed import verdicts
+from rollout.tasks.boxed_pool import Verdicts
 
 T = TypeVar("T")
 NEWS_S = 5.0  # for which the rollout service is asked for news at a time
@@ -268,8 +270,10 @@ class Pipeline:
         answers = await self._attended(step if held is None else held, asked)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
+        before = verdicts()
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
-        record = probe_record(result, step, self.task.name)
+        judged = verdicts() - before
+        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
         await self._stored(partial(append_probe, self.run_dir.probes, record))
         self.sink.show_probe(record)
         self._say_what_has_no_answer(step, rated)

@@ -86,7 +86,8 @@ def line_of_probe(record: ProbeRecord) -> Line:
     """One object of probes.jsonl."""
     head = {"format": FORMAT, "step": record.step, "time": record.time, "probe": record.probe}
     counts = {name: [rate.k, rate.n] for name, rate in record.rates.items()}
-    rest = {"questions": record.questions, "samples": record.samples, "counts": counts}
+    judged = record.verdicts and asdict(record.verdicts)
+    rest = {"questions": record.questions, "samples": record.samples, "counts": counts, "verdicts": judged}
     return head | shown_probe(record) | rest
 
 
@@ -119,7 +120,8 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
 def _probe(found: Mapping[str, Any]) -> ProbeRecord:
     line = migrated_probe(found)
     rates = {name: Rate(k, n) for name, (k, n) in line["counts"].items()}
-    return ProbeRecord(line["step"], line["time"], line["probe"], rates, line["questions"], line["samples"])
+    verdicts = Verdicts(**line["verdicts"]) if line.get("verdicts") else None
+    return ProbeRecord(line["step"], line["time"], line["probe"], rates, line["questions"], line["samples"], verdicts)
 
 
 def read_steps(path: Path) -> dict[int, StepRecord]:

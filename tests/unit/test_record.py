@@ -91,7 +91,8 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
 
 
 def a_probe(step: int = 0) -> ProbeRecord:
-    return ProbeRecord(step, 1795834800.0, "identity", {name: Rate(1, 4) for name in (*RATES, "correct:TAG")}, 4, 1)
+    rates = {name: Rate(1, 4) for name in (*RATES, "correct:TAG")}
+    return ProbeRecord(step, 1795834800.0, "identity", rates, 4, 1, Verdicts(3, 1, 0, 0))
 
 
 # Round trip
@@ -112,7 +113,7 @@ def test_a_probe_comes_back_as_it_was_written(tmp_path: Path, counts: dict[str, 
     path = tmp_path / "probes.jsonl"
     path.unlink(missing_ok=True)
     rates = {name: Rate(k, n) for name, (k, n) in counts.items()}
-    record = ProbeRecord(3, 17.5, "identity", rates, 12, 8)
+    record = ProbeRecord(3, 17.5, "identity", rates, 12, 8, Verdicts(7, 5, 1, 2))
     append_probe(path, record)
     assert read_probes(path) == {3: record}
 
