@@ -256,8 +256,7 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
 
 def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument("runs", metavar="RUN", nargs="+", help="run directories; several are laid over each other")
-    where = "default: dashboard-RUN.html here, or dashboard.html for several"
-    dashboard.add_argument("--out", type=Path, metavar="FILE.html", help=where)
+    dashboard.add_argument("--out", type=Path, metavar="FILE.html", help="default: dashboard-RUN.html here")
     _add_follow(dashboard)
 
 

@@ -11,6 +11,8 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - Under ZeRO-3 a checkpoint's weights are the float32 masters, and small parameters stay gathered after a step:
   `put_own_part` replaces the masters too, and lets go of what is gathered.
 - CPU collectives leave 69 MB of shared memory behind for each rank: `unname_shared_buffers`.
+- A rank that fails to write a file leaves the others where they would meet it, and what is asked for next meets them
+  there: each file is tried again where it is written, `be_patient`.
 - It reads checkpoints as pickles that may make anything, so that a file in one can run code: `guarded`.
 - They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
   wait for ever: `build_collectives`.
@@ -23,7 +25,7 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -44,6 +46,7 @@ from torch.serialization import safe_globals
 from torch.utils.cpp_extension import get_default_build_root
 
 from learner.config import LearnerConfig
+from learner.disk import PatientFiles, written
 from learner.owned import require_own
 
 More = ParamSpec("More")
@@ -217,6 +220,13 @@ def sharded(module: nn.Module, config: LearnerConfig, device: torch.device) -> n
         return module.to(device)
     engine, *_ = deepspeed.initialize(model=module, config=zero_settings(config))
     return engine
+
+
+def be_patient(engine: Any, seconds: float) -> None:
+    """What the engine writes of a checkpoint, and reads, is tried again for `seconds` where the disk refuses."""
+    engine.checkpoint_engine = PatientFiles(engine.checkpoint_engine, seconds)
+    copy = engine._copy_recovery_script
+    engine._copy_recovery_script = lambda place: written(seconds, place, partial(copy, place))
 
 
 def save_checkpoint(engine: Any, folder: str, tag: str, client_state: dict[str, Any]) -> None:

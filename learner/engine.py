@@ -5,6 +5,7 @@ Runs inside a process group whose RANK, WORLD_SIZE, ... are already in the envir
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from learner import deepspeed_quirks as quirks
 from learner.adapter import add_adapter
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig, head_chunk
+from learner.disk import read, written
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
 from learner.export import TEXT, Exporter
@@ -59,11 +61,12 @@ def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
 class ZeroEngine:
     """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW.
 
-    num_updates: the optimizer steps of the whole run, over which a schedule falls.
+    num_updates: the optimizer steps of the whole run, over which a schedule falls. patience_s: for which a disk is
+    tried again that refuses a file of a checkpoint or of the export.
     """
 
-    def __init__(self, model_path: str, config: LearnerConfig, num_updates: int = 1) -> None:
-        self.config = config
+    def __init__(self, model_path: str, config: LearnerConfig, num_updates: int = 1, patience_s: float = 0.0) -> None:
+        self.config, self._patience_s = config, patience_s
         quirks.join(config.start_deadline_s)
         causal_lm = load_causal_lm(model_path, DTYPES[config.dtype])
         self._exporter = Exporter(model_path, causal_lm, config)
@@ -80,6 +83,7 @@ class ZeroEngine:
             trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.engine = quirks.initialize(student, optimizer, schedule(config, num_updates), config)
+        quirks.be_patient(self.engine, patience_s)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -164,10 +168,11 @@ class ZeroEngine:
         """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it, and gets
         what it has written."""
         tag = checkpoint_tag(client_state["step"])
+        place = Path(folder) / tag
         for weights in beside:
-            weights.save(Path(folder) / tag)
+            written(self._patience_s, place, partial(weights.save, place))
         quirks.save_checkpoint(self.engine, folder, tag, client_state)
-        return seal(Path(folder) / tag, self.rank)
+        return written(self._patience_s, place, partial(seal, place, self.rank))
 
     def load(self, folder: str, step: int, *beside: Ema | KeptWeights) -> dict[str, Any]:
         """The client state of the checkpoint at `step`; every rank calls it. ValueError when there is none."""
@@ -176,7 +181,7 @@ class ZeroEngine:
             raise ValueError(f"{folder}: found no checkpoint {tag}, expected one that --resume can continue from")
         _, client_state = self.engine.load_checkpoint(folder, tag=tag)
         for weights in beside:
-            weights.load(Path(folder) / tag)
+            read(self._patience_s, partial(weights.load, Path(folder) / tag))
         return {key: client_state[key] for key in ("step",)}
 
     def rehearse_export(self, folder: str) -> None:
@@ -192,4 +197,4 @@ class ZeroEngine:
             logprobs = self.forward(TEXT)[0].cpu()
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups) if keep}
         if keep:
-            self._exporter.write(state, logprobs, Path(folder))
+            self._exporter.write(state, logprobs, Path(folder), self._patience_s)

@@ -23,6 +23,7 @@ from learner.attention import PackedRows
 from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.deepspeed_quirks import checkpoint_state
+from learner.disk import written
 from learner.load import DTYPES, IDS, load_causal_lm
 from learner.logits import head_of
 from learner.model import Student
@@ -100,21 +101,26 @@ class Exporter:
             odd = sorted(set(found.items()) ^ set(asked.items()))[0][0]
             raise ValueError(f"export: {self._base}: {odd}: found {found.get(odd)}, expected {asked.get(odd)}")
 
-    def write(self, state: Mapping[str, Tensor], logprobs: Tensor, folder: Path) -> None:
+    def write(self, state: Mapping[str, Tensor], logprobs: Tensor, folder: Path, patience_s: float = 0.0) -> None:
         """Replaces `folder`. state: the learner's tensors, whole, on the CPU. logprobs: the learner's own, of `TEXT`.
+        patience_s: for which a disk is tried again that refuses.
 
         Raises:
             RuntimeError: it cannot be written, or is another model when it is loaded again; `folder` is as before.
         """
+        try:
+            written(patience_s, folder, lambda: self._write(self.files(state), logprobs, folder))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RuntimeError(f"export: {folder}: {str(error).splitlines()[0]}") from error
+
+    def _write(self, files: Mapping[str, Tensor], logprobs: Tensor, folder: Path) -> None:
         partial = _emptied(folder)
         try:
-            write_weights(partial, self.files(state))
+            write_weights(partial, files)
             self._copy_base(partial)
             self._compare(partial, logprobs)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise RuntimeError(f"export: {folder}: {str(error).splitlines()[0]}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # a disk that is full has room for a checkpoint again
 

@@ -3,6 +3,7 @@
 python -m tests.deepspeed_contract_process FOLDER RANK NUM_RANKS PORT
 """
 
+import errno
 import os
 import sys
 import time
@@ -127,27 +128,40 @@ def latest() -> dict[str, Any]:
 
 
 def guarded_load() -> dict[str, Any]:
-    """By stage: whether a checkpoint of an engine of ours comes back whole, and how torch was told to read it."""
+    """By stage: whether a checkpoint of an engine of ours comes back whole from a disk that fails at first, and how
+    torch was told to read it."""
     import torch
 
     from learner import deepspeed_quirks as quirks
     from learner.config import LearnerConfig
 
-    found, told, load = {}, list[str](), torch.load
+    found, told, load, save = {}, list[str](), torch.load, torch.save
+    refusals = list[str]()
 
     def constant(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
+    def refuse(act: str) -> None:
+        if act not in refusals:
+            refusals.append(act)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     def seen(*arguments: Any, **named: Any) -> Any:
         told.append(os.environ.get(quirks.TENSORS_ONLY, ""))
+        refuse("load")
         return load(*arguments, **named)
 
-    torch.load = seen
+    def saved(*arguments: Any, **named: Any) -> Any:
+        refuse("save")
+        return save(*arguments, **named)
+
+    torch.load, torch.save = seen, saved
     for stage, dtype in ((0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32")):
         config, place = LearnerConfig(zero_stage=stage, dtype=dtype), f"{sys.argv[1]}/guarded-{stage}"
         module = torch.nn.Linear(SIZE, SIZE, bias=False, dtype=getattr(torch, dtype))
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
         made = quirks.initialize(module, optimizer, constant, config)
+        quirks.be_patient(made, 5.0)
         backward(made, 1.0)
         made.step()
         before = quirks.own_part(next(made.module.parameters())).detach().clone()
@@ -155,9 +169,10 @@ def guarded_load() -> dict[str, Any]:
         backward(made, 1.0)
         made.step()
         _, state = made.load_checkpoint(place, tag="one")
-        found[stage] = (bool(quirks.own_part(next(made.module.parameters())).equal(before)), state["step"], {*told})
-        told.clear()
-    torch.load = load
+        same = bool(quirks.own_part(next(made.module.parameters())).equal(before))
+        found[stage] = (same, state["step"], {*told}, refusals.copy())
+        told.clear(), refusals.clear()
+    torch.load, torch.save = load, save
     return found
 
 

@@ -81,7 +81,8 @@ class LearnerActor:
 
         config, scoring = self._recipe.learner, self._recipe.teacher
         self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
-        self._engine = ZeroEngine(self._model, config, self._recipe.run.steps * config.updates_per_batch)
+        updates, patience_s = self._recipe.run.steps * config.updates_per_batch, self._recipe.faults.store_s
+        self._engine = ZeroEngine(self._model, config, updates, patience_s)
         device = self._engine.device
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
@@ -176,7 +177,8 @@ class LearnerActor:
 
     def verify(self, folder: str, files: Sequence[SealedFile]) -> list[str]:
         """What is wrong with this rank's share of a checkpoint's files, a line each."""
-        return faults(Path(folder), files[self._rank :: self._recipe.learner.num_ranks])
+        share = files[self._rank :: self._recipe.learner.num_ranks]
+        return retried(self._recipe.faults.store_s, partial(faults, Path(folder), share))
 
     def load(self, folder: str, step: int) -> None:
         self._engine.load(folder, step, *self._beside())

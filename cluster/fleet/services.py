@@ -218,19 +218,17 @@ class LearnerService:
 
     async def save(self, folder: Path, step: int) -> list[SealedFile]:
         """Every rank's files of a checkpoint, which then are on the disk."""
-        seconds = self._recipe.learner.step_deadline_s
-        files = await self._ask(seconds, "saving a checkpoint", "save", str(folder), step)
+        files = await self._ask(self._writing_s, "saving a checkpoint", "save", str(folder), step)
         return [file for of_rank in files for file in of_rank]
 
     async def verify(self, folder: Path, files: Sequence[SealedFile]) -> list[str]:
         """What is wrong with the files of the checkpoint in `folder`, a line each; the ranks share them out."""
-        seconds = self._recipe.learner.start_deadline_s
-        found = await self._ask(seconds, "verifying a checkpoint", "verify", str(folder), list(files))
+        found = await self._ask(self._reading_s, "verifying a checkpoint", "verify", str(folder), list(files))
         return [fault for of_rank in found for fault in of_rank]
 
     async def load(self, folder: Path, step: int) -> None:
         """Every rank loads the checkpoint at `step`."""
-        await self._ask(self._recipe.learner.start_deadline_s, "loading a checkpoint", "load", str(folder), step)
+        await self._ask(self._reading_s, "loading a checkpoint", "load", str(folder), step)
 
     async def keep(self) -> None:
         """The weights as they are now are those to end with, until it is called again."""
@@ -248,7 +246,7 @@ class LearnerService:
 
     async def export(self, folder: Path) -> None:
         """The model of rank 0 as a Hugging Face folder here, whichever host the ranks are on."""
-        seconds, what = self._recipe.learner.step_deadline_s, "exporting the model"
+        seconds, what = self._writing_s, "exporting the model"
         if (await self.places())[0].sees_run:
             await self._ask(seconds, what, "export", str(folder))
             return
@@ -264,6 +262,15 @@ class LearnerService:
             folder.mkdir(exist_ok=True)
             for path in arrived.iterdir():  # content alone: the folder that it arrived in is nobody else's to read
                 shutil.copyfile(path, folder / path.name)
+
+    @property
+    def _writing_s(self) -> float:
+        """Of a disk that may refuse for a while; so for what is read."""
+        return self._recipe.learner.step_deadline_s + self._recipe.faults.store_s
+
+    @property
+    def _reading_s(self) -> float:
+        return self._recipe.learner.start_deadline_s + self._recipe.faults.store_s
 
     def _names(self) -> list[str]:
         return [f"learner rank {rank}" for rank in range(len(self.handles))]

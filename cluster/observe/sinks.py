@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from cluster.run.record import ProbeRecord, StepRecord, append_probe, append_step
+from cluster.run.record import ProbeRecord, StepRecord, append_probe
 from evidence.rates import RATES
 from rollout.probe import Rate
 
@@ -42,10 +42,6 @@ class MetricsSink:
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
-
-    def write_step(self, record: StepRecord) -> None:
-        append_step(self._run_dir / "metrics.jsonl", record)
-        self.show_step(record)
 
     def show_step(self, record: StepRecord) -> None:
         """A step whose line is written."""

@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one run. patience_s: seconds for which a full disk is waited for."""
+    """Those of one run. patience_s: seconds for which a disk is tried again that is full or refuses."""
 
     def __init__(self, folder: Path, patience_s: float = 0.0) -> None:
         self.folder, self._patience_s = folder, patience_s
@@ -93,7 +93,8 @@ class Checkpoints:
         await retried_beside(self._patience_s, lambda: self.require_room(needed))
         shutil.rmtree(self.place(step), ignore_errors=True)  # of an attempt before, perhaps with more ranks
         try:
-            self.commit(step, await learner.save(self.folder, step))
+            files = await learner.save(self.folder, step)
+            await retried_beside(self._patience_s, lambda: self.commit(step, files))
         except (RuntimeError, OSError):
             shutil.rmtree(self.place(step), ignore_errors=True)
             raise
@@ -104,7 +105,7 @@ class Checkpoints:
 
         say: is told of each that is passed over, and why.
         """
-        for found in self.complete():
+        for found in await retried_beside(self._patience_s, self.complete):
             wrong = [found.fault] if found.fault else await learner.verify(found.folder, found.files or ())
             if not wrong:
                 await learner.load(self.folder, found.step)

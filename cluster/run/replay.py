@@ -4,20 +4,23 @@ A shard that stands costs no rollout: after a checkpoint was loaded, the learner
 shards, to the same weights.
 """
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
-from cluster.run.record import StepRecord, read_steps, step_record
+from cluster.run.record import StepRecord, append_step, read_steps, step_record
 from cluster.run.rundir import RunDir
 from evidence.advantage import reward_sums
 from evidence.manifest import Manifest
+from evidence.patience import retried, retried_beside
 from evidence.records import ShardInfo
 from evidence.shards import find_shard, read_shard
 from evidence.sidecar import write_student
@@ -52,24 +55,28 @@ async def catch_up(
     Raises:
         OSError: the store of the shards does not answer.
     """
-    manifest, recorded = Manifest(folder.manifest), read_steps(folder.metrics)
-    version = loaded = await Checkpoints(folder.checkpoints).load(learner, sink.say)
+    patient, manifest = partial(retried_beside, recipe.faults.store_s), Manifest(folder.manifest)
+    recorded = await patient(partial(read_steps, folder.metrics))
+    version = loaded = await Checkpoints(folder.checkpoints, recipe.faults.store_s).load(learner, sink.say)
     await choice.resume(version)
-    trained = manifest.trained()
-    for info in standing(folder, version, recipe, sink.say):
+    trained = await patient(manifest.trained)
+    for info in await asyncio.to_thread(standing, folder, version, recipe, sink.say):
         sink.stage(f"step {info.step + 1}: learning again from its shard")
         begun = time.perf_counter()
         learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
         if info.uri not in trained:
-            write_student(learned.logprobs, str(folder.student), info.step)
-            manifest.append_trained(info.uri, info.step)
+            await patient(partial(write_student, learned.logprobs, str(folder.student), info.step))
+            await patient(partial(manifest.append_trained, info.uri, info.step))
         if info.step not in recorded:
-            sink.write_step(_record(info, learned, time.perf_counter() - begun, folder, recipe))
+            wall_s = time.perf_counter() - begun
+            record = await patient(partial(_record, info, learned, wall_s, folder, recipe))
+            await patient(partial(append_step, folder.metrics, record))
+            sink.show_step(record)
         version = info.step + 1
         await choice.see_again(version)
     if version:
         sink.say(f"resumed at step {version}")
-    supersede_after(folder, version)
+    await patient(partial(supersede_after, folder, version))
     return Resumed(version, loaded)
 
 
@@ -96,7 +103,8 @@ def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], 
     found: list[ShardInfo] = []
     while (info := written.get(version + len(found))) is not None:
         try:
-            read_shard(find_shard(folder.root, info), expected=info)
+            look = partial(read_shard, find_shard(folder.root, info), expected=info)
+            retried(recipe.faults.store_s, look, (FileNotFoundError,))
         except (ValueError, FileNotFoundError) as error:
             say(f"step {info.step + 1} is sampled again: {error}")
             break

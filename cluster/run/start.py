@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import time
+from functools import partial
 
 from cluster.config import Recipe
 from cluster.errors import cause_of
@@ -30,6 +31,7 @@ from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
+from evidence.patience import retried, retried_beside
 from rollout.tasks import Task, build_task
 
 
@@ -52,7 +54,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         if resume:
             sink.stage("reading what stands in the run's folder")
             with run_time(sink):
-                sink.say(outlook(folder))
+                sink.say(retried(recipe.faults.store_s, partial(outlook, folder)))
         asyncio.run(_run(recipe, folder, sink, resume, model, task))
         sink.close()
         sink.stage("the run's summary")
@@ -111,23 +113,24 @@ async def _serve(
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         with run_time(sink):
-            choice = Choice(recipe, services.learner, read_probes(folder.probes))
+            patient = partial(retried_beside, recipe.faults.store_s)
+            choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
             resumed = Resumed()
             if resume:
                 sink.stage("resuming from what stands")
                 resumed = await catch_up(services.learner, folder, sink, recipe, choice)
             if resumed.version and recipe.run.max_policy_lag:
-                await services.rollout.resume(learned_groups(folder))
+                await services.rollout.resume(await patient(partial(learned_groups, folder)))
             renderer = renderer_of(recipe, model)
             pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(resumed)
                 sink.stage("exporting the model")
-                await export(services.learner, folder, recipe.run.steps)
+                await export(services.learner, folder, recipe.run.steps, recipe.faults.store_s)
 
 
-async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
-    """RUN/export; where it cannot be written, what was trained is a checkpoint.
+async def export(learner: LearnerService, folder: RunDir, step: int, patience_s: float = 0.0) -> None:
+    """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
 
     Raises:
         RuntimeError: names what is wrong, and how to export later.
@@ -136,7 +139,7 @@ async def export(learner: LearnerService, folder: RunDir, step: int) -> None:
         await learner.export(folder.export)
     except (RuntimeError, OSError) as error:
         try:
-            await Checkpoints(folder.checkpoints).save(learner, step, keep=0)
+            await Checkpoints(folder.checkpoints, patience_s).save(learner, step, keep=0)
         except (RuntimeError, OSError) as worse:
             raise RuntimeError(f"{cause_of(error)}; no checkpoint either: {cause_of(worse)}") from error
         raise RuntimeError(

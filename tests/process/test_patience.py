@@ -1,22 +1,44 @@
 """A store or a disk that refuses for a while costs a run time, and nothing else."""
 
 import asyncio
+import errno
+import gc
+import json
 import os
+import re
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from cluster.config import Recipe
+from cluster.faults import FaultsConfig
+from cluster.run import checkpoints, replay
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.replay import standing
+from cluster.run.rundir import RunDir
 from evidence import patience
 from evidence.files import check_writable
+from evidence.manifest import Manifest
 from evidence.patience import retried, retried_beside
 from evidence.shards import read_shard, write_shard
+from learner.disk import written
+from learner.kept import KeptWeights
 from tests.process.test_checkpoints import Ranks
+from tests.process.test_export import trained
 from tests.process.test_object_store import table
 from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
 from tests.virtual_time import run_virtual
@@ -157,3 +179,118 @@ def test_a_disk_that_refuses_for_a_while_loses_no_shard(tiny_disk: Path, how: st
     finally:
         mend.join()
     assert os.listdir(tiny_disk) == ["a.arrow"] and read_shard(info.uri, info).equals(table())
+
+
+@contextmanager
+def full_for(disk: Path, seconds: float) -> Iterator[None]:
+    """Within it the disk has no room, at first."""
+    filler = disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(1 << 20))
+    mend = threading.Timer(seconds, filler.unlink)
+    mend.start()
+    yield
+    mend.join()
+
+
+STATE = {"module": {"weight": torch.arange(1000.0)}}
+
+
+def saved_by_deepspeed(zipped: bool) -> Callable[[Path, float], torch.Tensor]:
+    def save(disk: Path, seconds: float) -> torch.Tensor:
+        from learner.deepspeed_quirks import be_patient
+
+        own = TorchCheckpointEngine(SimpleNamespace(checkpoint_config={"checkpoint_serialization": zipped}))
+        engine = SimpleNamespace(checkpoint_engine=own, _copy_recovery_script=None)
+        be_patient(engine, seconds)
+        engine.checkpoint_engine.makedirs(str(disk / "step"), exist_ok=True)
+        engine.checkpoint_engine.save(STATE, str(disk / "step" / "a.pt"))
+        return engine.checkpoint_engine.load(str(disk / "step" / "a.pt"), map_location="cpu")["module"]["weight"]
+
+    return save
+
+
+def saved_beside(disk: Path, seconds: float) -> torch.Tensor:
+    weights = KeptWeights([torch.nn.Parameter(torch.arange(1000.0))], 0)
+    weights.take()
+    written(seconds, disk, partial(weights.save, disk))
+    return load_file(disk / "kept-rank-0.safetensors")["0"]
+
+
+SAVES = {"zip": saved_by_deepspeed(True), "pickle": saved_by_deepspeed(False), "safetensors": saved_beside}
+
+
+@pytest.mark.parametrize("how", SAVES)
+def test_a_full_disk_loses_no_file_of_a_checkpoint_once_it_has_room(tiny_disk: Path, how: str) -> None:
+    with full_for(tiny_disk, 1.0):
+        assert torch.equal(SAVES[how](tiny_disk, 30.0), STATE["module"]["weight"])
+
+
+@pytest.mark.parametrize("how", SAVES)
+def test_a_disk_that_stays_full_is_one_line_with_the_place(tiny_disk: Path, how: str) -> None:
+    said = ""
+    with full_for(tiny_disk, 2.0):
+        try:
+            SAVES[how](tiny_disk, 0.6)
+        except OSError as refused:
+            said = str(refused)
+    gc.collect()  # torch's file is open as long as its error is there
+    assert said and "\n" not in said and (str(tiny_disk) in said or "No space left" in said), said
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, number: int) -> list[int]:
+    """The function fails the first time, with an error of the disk. Returns its calls."""
+    own, calls = getattr(module, name), list[int]()
+
+    def work(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(number, os.strerror(number))
+        return own(*given, **named)
+
+    monkeypatch.setattr(module, name, work)
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    return calls
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.ESTALE])
+def test_a_checkpoint_is_committed_and_found_again_by_a_disk_that_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    kept, ranks = Checkpoints(tmp_path, 5.0), Ranks()
+    written = failing_once(monkeypatch, checkpoints, "write_whole", number)
+    asyncio.run(kept.save(ranks, 8, keep=2))  # type: ignore[arg-type]
+    assert len(written) == 3
+    read = failing_once(monkeypatch, json, "loads", number)
+    assert asyncio.run(kept.load(ranks, pytest.fail)) == 8 and len(read) == 2  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        failing_once(monkeypatch, checkpoints, "write_whole", number)
+        asyncio.run(Checkpoints(tmp_path, 0.0).save(ranks, 16, keep=2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_resume_reads_a_shard_again_that_its_disk_failed_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = RunDir(tmp_path)
+    info = write_shard(table(), str(tmp_path / "shards"), "a.arrow")
+    Manifest(folder.manifest).append_written(info)
+    read = failing_once(monkeypatch, replay, "read_shard", number)
+    assert standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=5.0)), pytest.fail) == [info]
+    assert len(read) == 2
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        failing_once(monkeypatch, replay, "read_shard", number)
+        standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=0.0)), pytest.fail)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_an_export_is_written_by_a_disk_that_failed_once(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    exporter, state, logprobs = trained(tiny_model)
+    failing_once(monkeypatch, shutil, "copyfile", number)
+    exporter.write(state, logprobs, tmp_path / "export", patience_s=5.0)
+    assert (tmp_path / "export" / "model.safetensors").is_file() and len(list(tmp_path.iterdir())) == 1
+    failing_once(monkeypatch, shutil, "copyfile", number)
+    with pytest.raises(RuntimeError, match=f"^export: .*{re.escape(os.strerror(number))}"):
+        exporter.write(state, logprobs, tmp_path / "export", patience_s=0.0)
