@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.commands.one_engine import one_engine
 from cluster.config import Recipe, load_recipe
 from cluster.requests import renderer_of, step_requests
 from cluster.run.checks import check_models, check_task
@@ -96,27 +97,20 @@ def _placed(recipe: Recipe, position: str) -> Recipe:
 
 
 async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
-    import torch
-
-    from rollout.engine import Engine
-
     config, renderer = recipe.probe, renderer_of(recipe, model)
     sampling = config.sampling(renderer.eos_token_ids, renderer.keeps_special)
-    engine = Engine(model, recipe.teacher, "cuda" if torch.cuda.is_available() else "cpu")
+    gaps: dict[str, Gap] = {}
 
     async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
         async with deadline(recipe.rollout.deadline_s, f"{what}: no answers (rollout.deadline_s)"):
             return await engine.texts(prompts, sampling, config.samples, seed)
 
-    gaps: dict[str, Gap] = {}
-    try:
+    with one_engine(model, recipe.teacher, "gap: its engine") as engine:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
             gap = await measured(way, build_task(way.task), renderer_of(way, model), texts, base)
             gaps |= {name: gap} if gap else {}
         return gaps, await _guided(recipe, model, engine)
-    finally:
-        engine.shutdown()
 
 
 async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from cluster.commands.one_engine import one_engine
 from cluster.commands.probe_server import ServerOptions, server_answers
 from cluster.config import Recipe
 from cluster.models import resolve_model
@@ -53,15 +54,11 @@ def _export_of(run: Path) -> str:
 
 
 async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list[list[str]]:
-    import torch
-
     from cluster.requests import renderer_of
-    from rollout.engine import Engine
 
     model, config = resolve_model(path), recipe.probe
     renderer = renderer_of(recipe, model)
-    engine = Engine(model, recipe.student, "cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with one_engine(model, recipe.student, f"probe of {path}: its engine") as engine:
         async with deadline(recipe.rollout.deadline_s, f"probe of {path}: no answers (rollout.deadline_s)"):
             responses = await engine.texts(
                 [renderer.prompt_ids(chat) for chat in chats],
@@ -70,5 +67,3 @@ async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list
                 seed=recipe.run.seed,
             )
         return [[renderer.answer(text) for text in texts] for texts in responses]
-    finally:
-        engine.shutdown()

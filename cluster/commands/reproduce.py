@@ -6,7 +6,9 @@ goes on where it was stopped.
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
@@ -25,6 +27,10 @@ AXES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 Run = Callable[[list[str]], int]
+# For which a run may write nothing: it starts engines, samples a step, takes one, within the deadlines of its recipe,
+# and has a sample of itself every few seconds in between. So long may also a report take.
+SILENT_S = 3600.0
+LOOK_S = 10.0
 
 
 def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence[str], run: Run) -> list[Path]:
@@ -71,6 +77,37 @@ def is_finished(place: RunDir, recipe: Recipe) -> bool:
     return recipe.run.steps in read_probes(place.probes) and (place.export / "README.md").is_file()
 
 
-def run_process(arguments: list[str]) -> int:
-    """`edge-opd` with these arguments, in a process of its own whose output is this one's."""
-    return subprocess.run([sys.executable, "-m", "cluster", *arguments], check=False).returncode
+def run_process(
+    arguments: list[str], silent_s: float = SILENT_S, command: Sequence[str] = (sys.executable, "-m", "cluster")
+) -> int:
+    """`edge-opd` with these arguments, in a process of its own whose output is this one's.
+
+    Raises:
+        RuntimeError: it has written nothing to its run's folder for `silent_s`, or of another command has not ended by
+            then: it was stopped, or a disk hangs. It is ended.
+    """
+    folder = Path(arguments[arguments.index("--run-dir") + 1]) if "--run-dir" in arguments else None
+    with subprocess.Popen([*command, *arguments]) as process:
+        seen, since = _newest(folder), time.monotonic()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(min(LOOK_S, silent_s))
+            if seen != (seen := _newest(folder)):
+                since = time.monotonic()
+            if time.monotonic() - since > silent_s:
+                process.kill()  # one that was stopped hears nothing else; what it started ends with it
+                where = f" in {folder}" if folder else ""
+                raise RuntimeError(
+                    f"edge-opd {arguments[0]}: its process has written nothing{where} for {silent_s:g} s, and is ended"
+                )
+
+
+def _newest(folder: Path | None) -> float:
+    """When something of a run's folder was written last: its files, and what is in the folders in it."""
+    if folder is None or not folder.is_dir():
+        return 0.0
+    times = [folder.stat().st_mtime]
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # written under another name
+            times.append(path.stat().st_mtime)
+    return max(times)

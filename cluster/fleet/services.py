@@ -5,10 +5,10 @@
 
 import asyncio
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import ray
 
 from cluster.config import Recipe
+from cluster.fleet.arriving import arrive, keep
 from cluster.fleet.calls import all_within, ask, each_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import STOP_DEADLINE_S
@@ -23,6 +24,7 @@ from cluster.fleet.learner_actor import Place
 from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
 from evidence.files import TRANSFER_S
+from evidence.patience import retried_beside
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
@@ -253,15 +255,11 @@ class LearnerService:
         first, *others = self.handles
         parts = first.export_parts.options(num_returns="streaming").remote()
         beside = [handle.export.remote(str(folder)) for handle in others]
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
-            arrived = Path(name)
-            async for file_name, content in each_within(seconds, self._names()[0], what, parts):
-                with (arrived / file_name).open("ab") as file:
-                    file.write(content)
+        patience_s = self._recipe.faults.store_s
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as arrived:
+            await arrive(each_within(seconds, self._names()[0], what, parts), Path(arrived), patience_s)
             await within(seconds, what, asyncio.gather(*beside))
-            folder.mkdir(exist_ok=True)
-            for path in arrived.iterdir():  # content alone: the folder that it arrived in is nobody else's to read
-                shutil.copyfile(path, folder / path.name)
+            await retried_beside(patience_s, partial(keep, Path(arrived), folder))
 
     @property
     def _writing_s(self) -> float:

@@ -1,6 +1,7 @@
 """Waits outside a run's own calls: each has an end, and says for whom it waited."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -8,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from ray.exceptions import GetTimeoutError
 
 from cluster import default_model
 from cluster.commands.probe import probe_model
 from cluster.commands.probe_server import ServerOptions
+from cluster.commands.reproduce import run_process
 from cluster.default_model import prepare_default_model
 from cluster.weights import link
 from cluster.weights.link import FleetClient
@@ -21,6 +24,7 @@ from evidence import lines
 from evidence.lines import append_line, read_lines
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
+from tests.runs import RECIPE, ROOT
 
 HOLDS = """
 import fcntl, sys, time
@@ -87,6 +91,63 @@ def test_a_rank_waits_for_the_rollout_service_for_a_push_and_no_longer(monkeypat
             else:
                 client.start_weight_update()
     assert waited == [30.0] * 2
+
+
+STARTS = """
+import multiprocessing, sys, time
+class Engine:
+    def __init__(self, *_):
+        core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))  # as vLLM's: not a daemon
+        core.start()
+        print(core.pid, flush=True)
+        time.sleep(600)
+import rollout.engine
+rollout.engine.Engine = Engine
+from cluster.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["probe", "gap"])
+def test_an_engine_that_does_not_start_is_given_up_with_what_it_started(
+    small_model: Path, tmp_path: Path, command: str
+) -> None:
+    given = {"probe": [str(small_model), "--set", "student"], "gap": [str(RECIPE), "--set", "teacher"]}[command]
+    given[-1] += ".start_deadline_s=1.0"
+    script = tmp_path / "starts.py"
+    script.write_text(STARTS)
+    done = subprocess.run(
+        [sys.executable, str(script), command, *given], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    what = f"probe of {small_model}" if command == "probe" else "gap"
+    assert done.stderr.splitlines()[-1] == f"edge-opd: {what}: its engine: not started (start_deadline_s) within 1 s"
+    assert done.returncode == 1 and not psutil.pid_exists(int(done.stdout.split()[0]))
+
+
+WRITES = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+for number in range(6):
+    time.sleep(0.3)
+    (folder / "samples.jsonl").write_text(str(number))
+if sys.argv[1] == "stopped":
+    os.kill(os.getpid(), signal.SIGSTOP)
+sys.exit(3)
+"""
+
+
+def test_a_run_that_writes_is_waited_for_and_one_that_is_stopped_is_ended(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", WRITES)
+    assert run_process(["run", "--run-dir", str(tmp_path)], 1.2, command) == 3
+    begun = time.monotonic()
+    what = rf"^edge-opd stopped: its process has written nothing in {tmp_path} for 1.2 s, and is ended$"
+    with pytest.raises(RuntimeError, match=what):
+        run_process(["stopped", "--run-dir", str(tmp_path)], 1.2, command)
+    assert 2 < time.monotonic() - begun < 20
+    with pytest.raises(RuntimeError, match=r"^edge-opd report: its process has written nothing for 0.5 s, and is "):
+        run_process(["report"], 0.5, (sys.executable, "-c", "import time; time.sleep(600)"))
 
 
 class Silent:

@@ -1,14 +1,16 @@
 """What a run was begun with, by content."""
 
 import json
+import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
-from cluster.run.inputs import pin, pins_of
+from cluster.run.inputs import SPREAD, pin, pins_of
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
 from rollout.tasks.context_rows import _read_file
@@ -72,6 +74,43 @@ def test_an_input_that_has_changed_is_refused_by_key_and_file(begun: tuple[Recip
         resumed(recipe, folder)
     named = path if file != "r.txt" else folder / "task.prompts_file.jsonl"  # which names it in turn
     assert str(named) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def tensors_of(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a file begins and ends."""
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    places = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in places.items()}
+
+
+def overwritten(path: Path, begin: int, end: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[begin:end] = bytes(byte ^ 1 for byte in content[begin:end])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("which", ["the middle", "each tensor", "an older run's"])
+def test_weights_of_the_same_size_and_header_that_have_changed_are_refused(
+    begun: tuple[Recipe, Path], which: str
+) -> None:
+    recipe, folder = begun
+    path, kept = folder / "model" / "model.safetensors", folder / "kept"
+    shutil.copyfile(path, kept)
+    size, tensors = path.stat().st_size, tensors_of(path)
+    assert len(tensors) > 15
+    changes = list(tensors.values()) if which == "each tensor" else [(size // 2, size // 2 + size // SPREAD)]
+    if which == "an older run's":  # which knew of no samples
+        inputs = folder / "inputs.json"
+        inputs.write_text(re.sub(", samples [0-9a-f]{64}", "", inputs.read_text()))
+        resumed(recipe, folder)
+        return
+    for begin, end in changes:
+        overwritten(path, begin, end)
+        with pytest.raises(ValueError, match=r"^model.path: .*model.safetensors: found .*, expected .* as when"):
+            resumed(recipe, folder)
+        shutil.copyfile(kept, path)
+    resumed(recipe, folder)
 
 
 def test_a_hubs_model_is_its_commit(begun: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:

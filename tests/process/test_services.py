@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster import errors
 from cluster.config import Recipe, WeightsConfig, load_recipe
-from cluster.fleet import assembly, launch, learner_actor
+from cluster.fleet import arriving, assembly, launch, learner_actor
 from cluster.fleet.assembly import Services, require_common_folder
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
@@ -27,6 +27,7 @@ from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remo
 from cluster.fleet.scheduler import BATCHES, Scheduler
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.handover import Handover, canary_texts
+from evidence import patience
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.tasks.config import TaskConfig
@@ -281,6 +282,53 @@ def test_the_canary_is_the_context_as_the_answer_to_two_questions(tokenizer: "Pr
     assert first.context.startswith(tokenizer.decode(text)) and 20 < len(text) <= 64
     assert prompt.tolist() == renderer.prompt_ids(first.turns).tolist()
     assert prompt.tolist() != other.tolist() and text.tolist() == again.tolist()
+
+
+# An export that comes from another host
+
+
+class Streaming:
+    """A rank elsewhere, whose export comes in parts."""
+
+    def __init__(self, *parts: tuple[str, bytes]) -> None:
+        async def one(part: tuple[str, bytes]) -> tuple[str, bytes]:
+            return part
+
+        async def stream() -> Any:
+            for part in parts:
+                yield one(part)
+
+        self.export_parts = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=stream))
+        self.place = handle(place=lambda _: Place("10.0.0.2", 7, False)).place
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, (0o755, 0o644)), (0o077, (0o700, 0o600))])
+def test_a_streamed_export_is_whole_and_readable_by_whom_the_umask_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, modes: tuple[int, int]
+) -> None:
+    """Also by a disk that fails amid the second part."""
+    put, calls = arriving._put, list[int]()
+
+    def failing(path: Path, at: int, content: bytes) -> None:
+        calls.append(at)
+        if len(calls) == 2:
+            put(path, at, content[:1])
+            raise OSError(28, "No space left on device")
+        put(path, at, content)
+
+    monkeypatch.setattr(arriving, "_put", failing)
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    rank = Streaming(("a", b"12"), ("a", b"345"), ("b", b"6"), ("a", b"7"))
+    before = os.umask(umask)
+    try:
+        asyncio.run(learner(rank, recipe=Recipe()).export(tmp_path / "export"))
+    finally:
+        os.umask(before)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    assert found == {"a": b"123457", "b": b"6"} and calls == [0, 2, 2, 0, 5]
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    mode = {path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()}
+    assert ((tmp_path / "export").stat().st_mode & 0o777, *mode) == modes
 
 
 # What a user reads

@@ -1,0 +1,56 @@
+"""One engine in a command's own process, without a cluster."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cluster.fleet.processes import end_processes, own_processes
+from rollout.config import EngineConfig
+
+if TYPE_CHECKING:
+    from rollout.engine import Engine
+
+
+@contextmanager
+def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"]:
+    """Within it the engine runs, on the event loop that is running.
+
+    what: of the engine, for the message.
+
+    Raises:
+        TimeoutError: it has not started within its deadline; what it had started is ended.
+    """
+    import torch
+
+    from rollout.engine import Engine
+
+    try:
+        with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
+            engine = Engine(model, config, "cuda" if torch.cuda.is_available() else "cpu")
+    except TimeoutError:
+        end_processes(own_processes()[:-1])  # which this process's end would wait for
+        raise
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+
+
+@contextmanager
+def alarm(seconds: float, late: str) -> Iterator[None]:
+    """TimeoutError "`late` within ... s" for what is inside, after `seconds`, also where it holds up the event loop.
+    For a process's main thread, and for waits of Python's own: a system call or a library's is ended once it returns.
+    """
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"{late} within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
