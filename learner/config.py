@@ -8,6 +8,23 @@ from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.schedule import SHAPES
 
 ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class OptimizerBytes:
+    """What an optimizer keeps of each trained parameter, beside the weight, and in which stages. master: float32
+    weights, or what they have beyond bfloat16 ones. gradient: micro-batches' sums."""
+
+    master: int
+    moments: int
+    gradient: int
+    stages: tuple[int, ...]
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerBytes(master=4, moments=8, gradient=4, stages=(0, 1, 2, 3)),
+    "adamw_16bit": OptimizerBytes(master=2, moments=4, gradient=2, stages=(1, 2)),
+}
 LARGEST_SCALE = 10.0  # of the evidence
 CPU_CHUNK, LOGIT_BYTES = 256, 1 << 30  # of the head: positions on a CPU, bytes on a GPU
 
@@ -30,6 +47,10 @@ class LearnerConfig:
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
     updates_per_batch: int = 1  # optimizer steps on one step's rollouts
+    # adamw: float32 master weights, moments and sums of the gradient, 16 bytes a parameter beyond the weights.
+    # adamw_16bit: 8 bytes, with the same master weights; moments are rounded at random to bfloat16, and micro-batches
+    # add their gradients up in it
+    optimizer: str = "adamw"
     lr: float = 5e-6  # AdamW's learning rate, the largest of the run
     lr_schedule: str = "constant"  # lr after the warm-up: constant, linear or cosine, which fall to the run's last step
     lr_end: float = 0.0  # the share of lr that a schedule falls to
@@ -101,6 +122,22 @@ class LearnerConfig:
         )
         for key in ("start_deadline_s", "step_deadline_s"):
             require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        key = "learner.optimizer"
+        require(self.optimizer in OPTIMIZERS, key, self.optimizer, f"one of {sorted(OPTIMIZERS)}")
+        stages = OPTIMIZERS[self.optimizer].stages
+        if self.zero_stage not in stages:
+            raise ValueError(
+                f"learner.zero_stage: found {self.zero_stage}, expected one of {stages} with {key} = {self.optimizer!r}"
+            )
+        if self.optimizer != "adamw" and (self.dtype != "bfloat16" or self.lora_rank):
+            found = f"learner.dtype = {self.dtype!r}, learner.lora_rank = {self.lora_rank}"
+            raise ValueError(
+                f"{key}: found {self.optimizer!r} with {found}, expected 'adamw': only bfloat16 weights, which an "
+                "adapter's are not, have one half of a float32 master"
+            )
 
     def _check_scale(self) -> None:
         scale, largest = self.evidence_scale, LARGEST_SCALE
