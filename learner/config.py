@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "adamw": OptimizerBytes(master=4, moments=8, gradient=4, stages=(0, 1, 2, 3)),
     "adamw_16bit": OptimizerBytes(master=2, moments=4, gradient=2, stages=(1, 2)),
 }
+ANCHORED = ("all", "kept")
 LARGEST_SCALE = 10.0  # of the evidence
 CPU_CHUNK, LOGIT_BYTES = 256, 1 << 30  # of the head: positions on a CPU, bytes on a GPU
 
@@ -41,6 +42,9 @@ class LearnerConfig:
     # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
     denominator: str = "response"
     beta_kl: float = 0.05  # the coefficient of the KL penalty to the reference (the frozen base); 0: no penalty
+    # the tokens of the penalty: all response tokens (EDGE-OPD), or the kept ones. Of a response the learner then runs
+    # nothing after the last kept token, and nothing at all where none is kept
+    anchor_on: str = "all"
     clip_low: float = 0.2  # PPO's lower clip: the ratio stays above 1 - clip_low, from a batch's second update on
     clip_high: float = 0.2  # PPO's upper clip: the ratio stays below 1 + clip_high
     jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
@@ -90,6 +94,7 @@ class LearnerConfig:
         )
         self._check_scale()
         require(0 <= self.beta_kl < math.inf, "learner.beta_kl", self.beta_kl, "0 or more, finite")
+        require(self.anchor_on in ANCHORED, "learner.anchor_on", self.anchor_on, f"one of {ANCHORED}")
         require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "between 0 and 1")
         require(0 < self.clip_high < math.inf, "learner.clip_high", self.clip_high, "more than 0, finite")
         require(0 < self.jsd_beta < 1, "learner.jsd_beta", self.jsd_beta, "between 0 and 1")

@@ -30,7 +30,7 @@ class TokenInputs:
     weight_N: Tensor  # m_t * w_t
     advantage_N: Tensor  # of the whole rollout, on each of its tokens; NaN where its row has none
     scale_N: Tensor  # the policy term's share of each token: 1/N over all ranks and micro-batches, or another
-    anchor_scale_N: Tensor  # 1/N_resp
+    anchor_scale_N: Tensor  # 1/N_resp, or 0 where the anchor does not hold the token
     divergence_N: Tensor | None  # of pi_T(.|x,r) and pi_theta(.|x), with a gradient; None: the objective has none
 
 
@@ -54,8 +54,10 @@ def k3(d: Tensor) -> Tensor:
 
 
 def anchor(inputs: TokenInputs) -> Tensor:
-    """Sum over all response tokens of k3 / N_resp, whatever the mask (arXiv 2605.23493)."""
-    return (inputs.anchor_scale_N * k3(inputs.base_logprobs_N - inputs.logprobs_N)).sum()
+    """Sum of k3 / N_resp over all response tokens, whatever the mask (arXiv 2605.23493), or over those whose scale is
+    not 0."""
+    d_N = (inputs.base_logprobs_N - inputs.logprobs_N).where(inputs.anchor_scale_N != 0, 0.0)  # 0 of infinity is none
+    return (inputs.anchor_scale_N * k3(d_N)).sum()
 
 
 def k1(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
