@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.mismatch import sampled_under_x
 from evidence.records import Ids, TrainRow
 from learner.attention import PackedRows
 from learner.objectives import DENOMINATORS, BatchCounts, Objective
@@ -48,6 +49,7 @@ class PackedBatch:
     advantage_N: Tensor
     scale_N: Tensor
     anchor_scale_N: Tensor
+    sampler_logprobs_N: Tensor
     rows: tuple[TrainRow, ...]
 
 
@@ -242,6 +244,7 @@ def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str, anchor
         advantage_N=spread([math.nan if row.advantage is None else row.advantage for row in rows]),
         scale_N=spread([scale(counts, len(row.response_ids) + row.num_left_out) for row in rows]),
         anchor_scale_N=_float([_anchored(row, anchor_on) / max(counts.tokens, 1) for row in rows]),
+        sampler_logprobs_N=_float([sampled_under_x(row) for row in rows]),
         rows=tuple(rows),
     )
 
@@ -255,7 +258,7 @@ def pack_idle(example: TrainRow) -> PackedBatch:
     """A one-token batch of zero weight: keeps a rank in step with the collectives of the others."""
     zero = torch.zeros(1)
     tokens = _pack_tokens([example.prompt_ids[:1]], [example.response_ids[:1]])
-    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, zero, rows=())
+    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, zero, zero, rows=())
 
 
 def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedTokens:

@@ -47,6 +47,9 @@ class LearnerConfig:
     anchor_on: str = "all"
     clip_low: float = 0.2  # PPO's lower clip: the ratio stays above 1 - clip_low, from a batch's second update on
     clip_high: float = 0.2  # PPO's upper clip: the ratio stays below 1 + clip_high
+    # k1, grpo: the most that a plain response's token is weighed by pi_old / the engine that sampled it, both without r;
+    # for what an engine's older weights or other kernels change. 0: nothing is corrected
+    importance_clip: float = 0.0
     jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
@@ -97,6 +100,7 @@ class LearnerConfig:
         require(self.anchor_on in ANCHORED, "learner.anchor_on", self.anchor_on, f"one of {ANCHORED}")
         require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "between 0 and 1")
         require(0 < self.clip_high < math.inf, "learner.clip_high", self.clip_high, "more than 0, finite")
+        self._check_importance()
         require(0 < self.jsd_beta < 1, "learner.jsd_beta", self.jsd_beta, "between 0 and 1")
         require(self.divergence_top_k >= 0, "learner.divergence_top_k", self.divergence_top_k, "0 (all) or more")
         require(
@@ -143,6 +147,12 @@ class LearnerConfig:
                 f"{key}: found {self.optimizer!r} with {found}, expected 'adamw': only bfloat16 weights, which an "
                 "adapter's are not, have one half of a float32 master"
             )
+
+    def _check_importance(self) -> None:
+        clip, key = self.importance_clip, "learner.importance_clip"
+        require(clip == 0 or 1 <= clip < math.inf, key, clip, "0 (no correction), or 1 or more, finite")
+        alone = f"0.0 with learner.objective = {self.objective!r}, which is no policy gradient"
+        require(clip == 0 or OBJECTIVES[self.objective].corrects, key, clip, alone)
 
     def _check_scale(self) -> None:
         scale, largest = self.evidence_scale, LARGEST_SCALE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evidence.diagnostics import TokenStats, diagnose
-from evidence.mismatch import Mismatch, mismatch
+from evidence.mismatch import Mismatch, mismatch, sampled_under_x
 from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
@@ -46,7 +46,9 @@ class Trainer:
     ) -> None:
         self.engine, self.config, self.teacher, self.base, self.skips = engine, config, teacher, base, skips
         self.objective = OBJECTIVES[config.objective]
-        self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale)
+        self.settings = ObjectiveSettings(
+            config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale, config.importance_clip
+        )
         assert (teacher is not None) == (self.objective.contributions is not None)
         if teacher is not None and teacher.vocabulary != engine.vocabulary:
             raise ValueError(
@@ -76,7 +78,7 @@ class Trainer:
         whole = {row.rollout_id: logprobs for row, logprobs in finite if not row.num_left_out}
         return StepReport(
             loss=updates[0].loss,
-            metrics=rate | _combine([update.metrics for update in updates], counts.kept),
+            metrics=rate | _combine([update.metrics for update in updates], counts.kept, _num_corrected(useful)),
             grad_norm=updates[0].grad_norm,
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
@@ -145,15 +147,26 @@ def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tenso
         advantage_N=here(batch.advantage_N),
         scale_N=here(batch.scale_N),
         anchor_scale_N=here(batch.anchor_scale_N),
+        sampler_logprobs_N=here(batch.sampler_logprobs_N),
         divergence_N=divergence,
     )
 
 
-def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, Metric]:
+CORRECTED = {"importance_weight": "importance_mean", "importance_clipped": "importance_clip_fraction"}
+
+
+def _num_corrected(rows: Sequence[TrainRow]) -> int:
+    """Tokens with a weight, whose sampler saw x."""
+    return sum(int(((row.weight != 0) & ~np.isnan(sampled_under_x(row))).sum()) for row in rows)
+
+
+def _combine(updates: Sequence[dict[str, float]], active: int, corrected: int) -> dict[str, Metric]:
     """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones. All are parts of the
     step's, which add up over ranks."""
     first, *later = updates
-    metrics = {key: value for key, value in first.items() if key != "clipped_tokens"}
+    metrics = {key: value for key, value in first.items() if key != "clipped_tokens" and key not in CORRECTED}
+    if corrected:
+        metrics |= {CORRECTED[key]: value / corrected for key, value in first.items() if key in CORRECTED}
     if later and "clipped_tokens" in first:
         clipped = sum(update["clipped_tokens"] for update in later)
         metrics["clip_fraction"] = clipped / (max(active, 1) * len(later))
