@@ -47,8 +47,8 @@ class LearnerConfig:
     anchor_on: str = "all"
     clip_low: float = 0.2  # PPO's lower clip: the ratio stays above 1 - clip_low, from a batch's second update on
     clip_high: float = 0.2  # PPO's upper clip: the ratio stays below 1 + clip_high
-    # k1, grpo: the most that a plain response's token is weighed by pi_old / the engine that sampled it, both without r;
-    # for what an engine's older weights or other kernels change. 0: nothing is corrected
+    # k1, grpo: the most that a plain response's token is weighed by pi_old over the engine's probability of it, both
+    # under x, for what older weights or other kernels changed. 0: nothing is corrected
     importance_clip: float = 0.0
     jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary

@@ -23,7 +23,17 @@ from cluster.commands.doctor import PINS
 from cluster.machine import machine_name
 from tests.bench.figures import MARK, Figure, figures_in
 
-NAMES = ("controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "real_step", "peer")
+NAMES = (
+    "controller",
+    "overlap",
+    "shard_io",
+    "sampling",
+    "scoring_sharing",
+    "learner_step",
+    "row_memory",
+    "real_step",
+    "peer",
+)
 DEADLINE_S = 3600.0
 ROOT = Path(__file__).parents[2]
 
