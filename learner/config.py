@@ -134,18 +134,19 @@ class LearnerConfig:
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
-        key = "learner.optimizer"
-        require(self.optimizer in OPTIMIZERS, key, self.optimizer, f"one of {sorted(OPTIMIZERS)}")
-        stages = OPTIMIZERS[self.optimizer].stages
+        name = self.optimizer
+        require(name in OPTIMIZERS, "learner.optimizer", name, f"one of {sorted(OPTIMIZERS)}")
+        stages = OPTIMIZERS[name].stages
         if self.zero_stage not in stages:
             raise ValueError(
-                f"learner.zero_stage: found {self.zero_stage}, expected one of {stages} with {key} = {self.optimizer!r}"
+                f"learner.zero_stage: found {self.zero_stage}, expected one of {stages} with "
+                f"learner.optimizer = {name!r}"
             )
-        if self.optimizer != "adamw" and (self.dtype != "bfloat16" or self.lora_rank):
-            found = f"learner.dtype = {self.dtype!r}, learner.lora_rank = {self.lora_rank}"
+        if name != "adamw" and (self.dtype != "bfloat16" or self.lora_rank):
             raise ValueError(
-                f"{key}: found {self.optimizer!r} with {found}, expected 'adamw': only bfloat16 weights, which an "
-                "adapter's are not, have one half of a float32 master"
+                f"learner.optimizer: found {name!r} with learner.dtype = {self.dtype!r} and learner.lora_rank = "
+                f"{self.lora_rank}, expected 'adamw': only bfloat16 weights, which an adapter's are not, have one half "
+                "of a float32 master"
             )
 
     def _check_importance(self) -> None:

@@ -165,11 +165,8 @@ class ZeroEngine:
         two moments."""
         sizes = [(math.prod(quirks.full_shape(param)), param) for _, param in self._parameters()]
         trained = sum(size for size, param in sizes if param.requires_grad)
-        kept = OPTIMIZERS[self.config.optimizer]
-        whole = 2 if kept.master == 2 else 0  # DeepSpeed writes the weights beside what is missing to a master
-        return (
-            sum(size * param.element_size() for size, param in sizes) + (whole + kept.master + kept.moments) * trained
-        )
+        weights = sum(size * param.element_size() for size, param in sizes)
+        return weights + (4 + OPTIMIZERS[self.config.optimizer].moments) * trained
 
     def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> list[SealedFile]:
         """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it, and gets

@@ -3,8 +3,8 @@
     python -m tests.bench.row_memory
 
 A model of two layers 64 wide with a real vocabulary, in float32, anchored; memory is what a process holds at most
-beyond what it holds before the step. Each length is a process of its own. The plain loop's largest row takes about 13 GB.
-Where those are not free, its memory is told as a multiple of a shorter row's: logits are nearly all of it.
+beyond what it holds before the step. Each length is a process of its own. The plain loop's largest row takes about 13
+GB. Where those are not free, its memory is told as a multiple of a shorter row's: logits are nearly all of it.
 """
 
 import argparse
