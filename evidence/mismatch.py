@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
-from evidence.records import Floats
+from evidence.records import Floats, TrainRow
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,10 @@ def mismatch(learner: Floats, engine: Floats) -> Mismatch:
         raise ValueError(f"sampler_logprobs: found shape {engine.shape}, expected {learner.shape} as the learner's")
     d = learner.astype(np.float64) - engine
     return Mismatch(d.size, float((np.expm1(d) - d).sum()), float(np.abs(d).sum()))
+
+
+def sampled_under_x(row: TrainRow) -> Floats:
+    """log pi_engine(y|x) [T] of the engine that sampled the row; NaN where it saw (x, r), or nothing did."""
+    if row.guided or row.sampler_logprobs is None:
+        return np.full(len(row.response_ids), np.nan, np.float32)
+    return row.sampler_logprobs

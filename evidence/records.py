@@ -86,6 +86,7 @@ class TrainRow:
     weight: Floats  # [T] mask already applied: 0 where the region excludes the token
     advantage: float | None = None  # of the rollout within its group, from rewards; None without a verifier
     sampler_logprobs: Floats | None = None  # [T] of the engine that sampled it; None: nothing did, as the canary's text
+    num_left_out: int = 0  # of the rollout's response tokens, those after these T, which the learner does not run
 
 
 @dataclass(frozen=True)

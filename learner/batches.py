@@ -7,13 +7,14 @@ Rows with the same prompt, such as the samples of a group, share it: it is packe
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.mismatch import sampled_under_x
 from evidence.records import Ids, TrainRow
 from learner.attention import PackedRows
 from learner.objectives import DENOMINATORS, BatchCounts, Objective
@@ -48,6 +49,7 @@ class PackedBatch:
     advantage_N: Tensor
     scale_N: Tensor
     anchor_scale_N: Tensor
+    sampler_logprobs_N: Tensor
     rows: tuple[TrainRow, ...]
 
 
@@ -60,10 +62,12 @@ def count(rows: Sequence[TrainRow]) -> BatchCounts:
     )
 
 
-def contributing(rows: Sequence[TrainRow], objective: Objective, beta_kl: float) -> list[TrainRow]:
-    """Rows with a gradient: all of them under an anchor, otherwise those with a kept token.
+def contributing(rows: Sequence[TrainRow], objective: Objective, beta_kl: float, anchor_on: str) -> list[TrainRow]:
+    """What of the rows has a gradient: all of them under an anchor on all tokens, otherwise those with a kept token;
+    with `anchor_on` "kept" they end with the last.
 
-    Where the objective needs an advantage, it is not 0 either; ValueError names a row without one.
+    Where the objective needs an advantage and there is no anchor, it is not 0 either; ValueError names a row without
+    one.
     """
     if objective.needs_advantage:
         for row in rows:
@@ -71,11 +75,22 @@ def contributing(rows: Sequence[TrainRow], objective: Objective, beta_kl: float)
                 raise ValueError(
                     f"rollout {row.rollout_id}: advantage: found none, expected a number: the objective needs rewards"
                 )
-    return [
-        row
-        for row in rows
-        if beta_kl > 0 or (row.weight.any() and not (objective.needs_advantage and row.advantage == 0))
-    ]
+    if beta_kl > 0 and anchor_on == "all":
+        return list(rows)
+    idle = objective.needs_advantage and beta_kl == 0  # where the advantage is 0
+    useful = [row for row in rows if row.weight.any() and not (idle and row.advantage == 0)]
+    return useful if anchor_on == "all" else [to_last_kept(row) for row in useful]
+
+
+def to_last_kept(row: TrainRow) -> TrainRow:
+    """The row without the tokens after its last kept one, on which nothing before them depends.
+
+    The row has a kept token.
+    """
+    length = int(np.flatnonzero(row.weight)[-1]) + 1
+    names = ("response_ids", "teacher_context_logprobs", "teacher_logprobs", "evidence", "weight", "sampler_logprobs")
+    cut = {name: getattr(row, name)[:length] for name in names if getattr(row, name) is not None}
+    return replace(row, **cut, num_left_out=row.num_left_out + len(row.response_ids) - length)
 
 
 def row_length(row: TrainRow) -> int:
@@ -207,7 +222,7 @@ def _first_fit(parts: Sequence[Part], budget: int) -> list[list[TrainRow]]:
     return [[row for place in sorted(one.places) for row in parts[place].rows] for one in bins]
 
 
-def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> PackedBatch:
+def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str, anchor_on: str = "all") -> PackedBatch:
     """Concatenates rows without padding; scales come from the whole step's counts, so any split gives one gradient.
 
     The shard's log pi_T(y|x) is the anchor's reference: of a frozen teacher it is the base model's.
@@ -227,17 +242,23 @@ def pack(rows: Sequence[TrainRow], counts: BatchCounts, denominator: str) -> Pac
         base_logprobs_N=_float([row.teacher_logprobs for row in rows]),
         weight_N=_float([row.weight for row in rows]),
         advantage_N=spread([math.nan if row.advantage is None else row.advantage for row in rows]),
-        scale_N=spread([scale(counts, len(ids)) for ids in responses]),
-        anchor_scale_N=spread([DENOMINATORS["response"](counts, len(ids)) for ids in responses]),
+        scale_N=spread([scale(counts, len(row.response_ids) + row.num_left_out) for row in rows]),
+        anchor_scale_N=_float([_anchored(row, anchor_on) / max(counts.tokens, 1) for row in rows]),
+        sampler_logprobs_N=_float([sampled_under_x(row) for row in rows]),
         rows=tuple(rows),
     )
+
+
+def _anchored(row: TrainRow, anchor_on: str) -> np.ndarray:
+    """1 for each token that the anchor holds, 0 for the others."""
+    return np.ones(len(row.weight)) if anchor_on == "all" else (row.weight != 0).astype(np.float64)
 
 
 def pack_idle(example: TrainRow) -> PackedBatch:
     """A one-token batch of zero weight: keeps a rank in step with the collectives of the others."""
     zero = torch.zeros(1)
     tokens = _pack_tokens([example.prompt_ids[:1]], [example.response_ids[:1]])
-    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, zero, rows=())
+    return PackedBatch(tokens, tokens, zero, zero, zero, zero, zero, zero, zero, zero, rows=())
 
 
 def _pack_tokens(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedTokens:

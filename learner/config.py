@@ -8,6 +8,24 @@ from learner.objectives import DENOMINATORS, OBJECTIVES
 from learner.schedule import SHAPES
 
 ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class OptimizerBytes:
+    """What an optimizer keeps of each trained parameter, beside the weight, and in which stages. master: float32
+    weights, or what they have beyond bfloat16 ones. gradient: micro-batches' sums."""
+
+    master: int
+    moments: int
+    gradient: int
+    stages: tuple[int, ...]
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerBytes(master=4, moments=8, gradient=4, stages=(0, 1, 2, 3)),
+    "adamw_16bit": OptimizerBytes(master=2, moments=4, gradient=2, stages=(1, 2)),
+}
+ANCHORED = ("all", "kept")
 LARGEST_SCALE = 10.0  # of the evidence
 CPU_CHUNK, LOGIT_BYTES = 256, 1 << 30  # of the head: positions on a CPU, bytes on a GPU
 
@@ -24,12 +42,22 @@ class LearnerConfig:
     # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
     denominator: str = "response"
     beta_kl: float = 0.05  # the coefficient of the KL penalty to the reference (the frozen base); 0: no penalty
+    # the tokens of the penalty: all response tokens (EDGE-OPD), or the kept ones. Of a response the learner then runs
+    # nothing after the last kept token, and nothing at all where none is kept
+    anchor_on: str = "all"
     clip_low: float = 0.2  # PPO's lower clip: the ratio stays above 1 - clip_low, from a batch's second update on
     clip_high: float = 0.2  # PPO's upper clip: the ratio stays below 1 + clip_high
+    # k1, grpo: the most that a plain response's token is weighed by pi_old over the engine's probability of it, both
+    # under x, for what older weights or other kernels changed. 0: nothing is corrected
+    importance_clip: float = 0.0
     jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
     divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
     updates_per_batch: int = 1  # optimizer steps on one step's rollouts
+    # adamw: float32 master weights, moments and sums of the gradient, 16 bytes a parameter beyond the weights.
+    # adamw_16bit: 8 bytes, with the same master weights; moments are rounded at random to bfloat16, and micro-batches
+    # add their gradients up in it
+    optimizer: str = "adamw"
     lr: float = 5e-6  # AdamW's learning rate, the largest of the run
     lr_schedule: str = "constant"  # lr after the warm-up: constant, linear or cosine, which fall to the run's last step
     lr_end: float = 0.0  # the share of lr that a schedule falls to
@@ -69,8 +97,10 @@ class LearnerConfig:
         )
         self._check_scale()
         require(0 <= self.beta_kl < math.inf, "learner.beta_kl", self.beta_kl, "0 or more, finite")
+        require(self.anchor_on in ANCHORED, "learner.anchor_on", self.anchor_on, f"one of {ANCHORED}")
         require(0 < self.clip_low < 1, "learner.clip_low", self.clip_low, "between 0 and 1")
         require(0 < self.clip_high < math.inf, "learner.clip_high", self.clip_high, "more than 0, finite")
+        self._check_importance()
         require(0 < self.jsd_beta < 1, "learner.jsd_beta", self.jsd_beta, "between 0 and 1")
         require(self.divergence_top_k >= 0, "learner.divergence_top_k", self.divergence_top_k, "0 (all) or more")
         require(
@@ -101,6 +131,29 @@ class LearnerConfig:
         )
         for key in ("start_deadline_s", "step_deadline_s"):
             require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        name = self.optimizer
+        require(name in OPTIMIZERS, "learner.optimizer", name, f"one of {sorted(OPTIMIZERS)}")
+        stages = OPTIMIZERS[name].stages
+        if self.zero_stage not in stages:
+            raise ValueError(
+                f"learner.zero_stage: found {self.zero_stage}, expected one of {stages} with "
+                f"learner.optimizer = {name!r}"
+            )
+        if name != "adamw" and (self.dtype != "bfloat16" or self.lora_rank):
+            raise ValueError(
+                f"learner.optimizer: found {name!r} with learner.dtype = {self.dtype!r} and learner.lora_rank = "
+                f"{self.lora_rank}, expected 'adamw': only bfloat16 weights, which an adapter's are not, have one half "
+                "of a float32 master"
+            )
+
+    def _check_importance(self) -> None:
+        clip, key = self.importance_clip, "learner.importance_clip"
+        require(clip == 0 or 1 <= clip < math.inf, key, clip, "0 (no correction), or 1 or more, finite")
+        alone = f"0.0 with learner.objective = {self.objective!r}, which is no policy gradient"
+        require(clip == 0 or OBJECTIVES[self.objective].corrects, key, clip, alone)
 
     def _check_scale(self) -> None:
         scale, largest = self.evidence_scale, LARGEST_SCALE

@@ -7,6 +7,7 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - A step whose gradient norm is not finite is skipped in silence, or taken (ZeRO 0 in float32), where no norm is kept
   either: `norm_before_step`, `take_step`.
 - ZeRO 0 in bfloat16 cannot add gradients up in float32: `zero_settings`.
+- With bfloat16 masters ZeRO 1 and 2 keep the weights twice: `share_masters`.
 - Under ZeRO-3 a parameter's shape is [0], and the full one is `ds_shape`: `full_shape`.
 - Under ZeRO-3 a checkpoint's weights are the float32 masters, and small parameters stay gathered after a step:
   `put_own_part` replaces the masters too, and lets go of what is gathered.
@@ -58,16 +59,24 @@ def zero_settings(config: LearnerConfig) -> dict[str, Any]:
     """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale.
 
     Gradients of micro-batches and ranks add up in float32, whatever the dtype; for stage 0 DeepSpeed has no such mix.
+    With 16 bits an optimizer of our own gets the weights themselves, and only ranks add up in float32.
     """
+    own = config.optimizer == "adamw_16bit"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.grad_clip,
-        "bf16": {"enabled": config.dtype == "bfloat16", "immediate_grad_update": True},
-        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
+        "bf16": {
+            "enabled": config.dtype == "bfloat16",
+            "immediate_grad_update": True,
+            "bf16_master_weights_and_grads": own,
+            "bf16_optimizer_states": own,
+        },
+        "data_types": {"grad_accum_dtype": "bf16" if own else "fp32" if config.zero_stage else None},
         "communication_data_type": "fp32" if config.zero_stage else None,
         "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": own,
         "steps_per_print": 10**9,
     }
 
@@ -156,8 +165,22 @@ def initialize(module: nn.Module, optimizer: Optimizer, schedule: Schedule, conf
     if config.zero_stage == 0 and config.dtype == "bfloat16":
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
+    if config.optimizer == "adamw_16bit":
+        share_masters(engine.optimizer)
     engine.load_checkpoint = guarded(engine.load_checkpoint)
     return engine
+
+
+def share_masters(zero: Any) -> None:
+    """Makes the masters of this rank, which have the weights' type, the weights themselves."""
+    rank, unpadded = torch.distributed.get_rank(), zero._get_groups_without_padding
+    for weights, master in zip(
+        zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, strict=True
+    ):
+        master.data = weights[rank]
+    zero._link_all_hp_params()  # what it linked when it was made holds the others
+    # In a checkpoint a part of the weights would bring all of them.
+    zero._get_groups_without_padding = lambda groups: [part.clone() for part in unpadded(groups)]
 
 
 def norm_before_step(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> Tensor | None:

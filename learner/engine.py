@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from learner import deepspeed_quirks as quirks
+from learner.adamw_16bit import AdamW16Bit
 from learner.adapter import add_adapter
 from learner.batches import PackedTokens
-from learner.config import LearnerConfig, head_chunk
+from learner.config import OPTIMIZERS, LearnerConfig, head_chunk
 from learner.disk import read, written
 from learner.divergence import Divergence, divergence
 from learner.ema import Ema
@@ -36,6 +38,14 @@ def schedule(config: LearnerConfig, num_updates: int) -> quirks.Schedule:
     """lr times `rate_factor` in each optimizer step."""
     factor = rate_factor(config.lr_schedule, config.lr_end, config.warmup_steps, num_updates)
     return lambda optimizer: LambdaLR(optimizer, factor)
+
+
+def optimizer_of(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> Optimizer:
+    """The configured optimizer, as DeepSpeed takes it."""
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw_16bit":
+        return AdamW16Bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings, fused=True)
 
 
 def checkpoint_tag(step: int) -> str:
@@ -59,7 +69,7 @@ def divergence_of(config: LearnerConfig, vocabulary: int) -> Divergence | None:
 
 
 class ZeroEngine:
-    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW.
+    """A `Student` under ZeRO stage 0 to 3 with float32 master weights and AdamW, of the bytes that the recipe gives it.
 
     num_updates: the optimizer steps of the whole run, over which a schedule falls. patience_s: for which a disk is
     tried again that refuses a file of a checkpoint or of the export.
@@ -79,10 +89,7 @@ class ZeroEngine:
         chunk = head_chunk(config, self.vocabulary, torch.cuda.is_available())
         student = Student(causal_lm, chunk, divergence_of(config, self.vocabulary))
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-        self.engine = quirks.initialize(student, optimizer, schedule(config, num_updates), config)
+        self.engine = quirks.initialize(student, optimizer_of(trained, config), schedule(config, num_updates), config)
         quirks.be_patient(self.engine, patience_s)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -158,11 +165,12 @@ class ZeroEngine:
         yield from self.engine.module.causal_lm.named_parameters()
 
     def checkpoint_bytes(self) -> int:
-        """About what a checkpoint of all ranks takes: the weights, and of each one that is trained a float32 master and
-        its two moments."""
+        """About what a checkpoint of all ranks takes: the weights, and of each one that is trained its master and its
+        two moments."""
         sizes = [(math.prod(quirks.full_shape(param)), param) for _, param in self._parameters()]
         trained = sum(size for size, param in sizes if param.requires_grad)
-        return sum(size * param.element_size() for size, param in sizes) + 12 * trained
+        weights = sum(size * param.element_size() for size, param in sizes)
+        return weights + (4 + OPTIMIZERS[self.config.optimizer].moments) * trained
 
     def save(self, folder: str, client_state: dict[str, Any], *beside: Ema | KeptWeights) -> list[SealedFile]:
         """ZeRO checkpoint `folder/step` with the optimizer, and other weights beside it; every rank calls it, and gets

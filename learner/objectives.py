@@ -30,7 +30,8 @@ class TokenInputs:
     weight_N: Tensor  # m_t * w_t
     advantage_N: Tensor  # of the whole rollout, on each of its tokens; NaN where its row has none
     scale_N: Tensor  # the policy term's share of each token: 1/N over all ranks and micro-batches, or another
-    anchor_scale_N: Tensor  # 1/N_resp
+    anchor_scale_N: Tensor  # 1/N_resp, or 0 where the anchor does not hold the token
+    sampler_logprobs_N: Tensor  # log mu(y|x) of the engine that sampled the row from x; NaN where it saw another prompt
     divergence_N: Tensor | None  # of pi_T(.|x,r) and pi_theta(.|x), with a gradient; None: the objective has none
 
 
@@ -42,6 +43,7 @@ class ObjectiveSettings:
     clip_low: float
     clip_high: float
     evidence_scale: float = 1.0
+    importance_clip: float = 0.0
 
 
 Metrics = dict[str, "Tensor"]
@@ -54,8 +56,10 @@ def k3(d: Tensor) -> Tensor:
 
 
 def anchor(inputs: TokenInputs) -> Tensor:
-    """Sum over all response tokens of k3 / N_resp, whatever the mask (arXiv 2605.23493)."""
-    return (inputs.anchor_scale_N * k3(inputs.base_logprobs_N - inputs.logprobs_N)).sum()
+    """Sum of k3 / N_resp over all response tokens, whatever the mask (arXiv 2605.23493), or over those whose scale is
+    not 0."""
+    d_N = (inputs.base_logprobs_N - inputs.logprobs_N).where(inputs.anchor_scale_N != 0, 0.0)  # 0 of infinity is none
+    return (inputs.anchor_scale_N * k3(d_N)).sum()
 
 
 def k1(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
@@ -79,13 +83,34 @@ def grpo(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metr
 
 
 def _clipped_surrogate(advantage_N: Tensor, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
-    """- sum_t scale_t sg(m_t w_t A_t) ratio_t, clipped as PPO does (arXiv 1707.06347), on two sides of their own."""
-    advantage_N = advantage_N.detach() * inputs.weight_N
+    """- sum_t scale_t sg(c_t m_t w_t A_t) ratio_t, clipped as PPO does (arXiv 1707.06347), on two sides of their own;
+    c_t = 1 without an importance_clip."""
+    corrections_N, metrics = importance_weights(inputs, settings)
+    advantage_N = advantage_N.detach() * inputs.weight_N * corrections_N
     ratio_N = (inputs.logprobs_N - inputs.old_logprobs_N).exp()
     free_N = advantage_N * ratio_N
     bound_N = advantage_N * ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     loss = -(inputs.scale_N * free_N.minimum(bound_N)).sum()
-    return loss, {"clipped_tokens": (bound_N < free_N).sum()}
+    return loss, metrics | {"clipped_tokens": (bound_N < free_N).sum()}
+
+
+def importance_weights(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
+    """c_t = min(pi_old(y_t|x) / mu(y_t|x), importance_clip), without a gradient: the truncated importance weight of
+    V-trace (arXiv 1802.01561, section 4.1). 1 where the sampler saw another prompt, or nothing is corrected.
+
+    The metrics are sums over the tokens with a weight whose sampler saw x.
+    """
+    if settings.importance_clip == 0:
+        return inputs.weight_N.new_ones(()), {}
+    is_plain_N = ~inputs.sampler_logprobs_N.isnan()
+    ratio_N = (inputs.old_logprobs_N - inputs.sampler_logprobs_N).where(is_plain_N, 0.0).exp().detach()
+    corrections_N = ratio_N.clamp(max=settings.importance_clip)
+    counted_N = is_plain_N & (inputs.weight_N != 0)
+    clipped_N = counted_N & (ratio_N > settings.importance_clip)
+    return corrections_N, {
+        "importance_weight": (corrections_N * counted_N).sum(),
+        "importance_clipped": clipped_N.sum(),
+    }
 
 
 def weighted_divergence(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
@@ -101,6 +126,7 @@ class Objective:
     policy: PolicyTerm
     needs_advantage: bool = False  # of each row
     scales_evidence: bool = False  # reads learner.evidence_scale
+    corrects: bool = False  # is a policy gradient, and reads learner.importance_clip
     contributions: Contributions | None = None  # compares the teacher's whole distribution, which the learner then runs
 
     def __call__(self, inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metrics]:
@@ -114,8 +140,8 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "k1": Objective(k1, scales_evidence=True),
-    "grpo": Objective(grpo, needs_advantage=True),
+    "k1": Objective(k1, scales_evidence=True, corrects=True),
+    "grpo": Objective(grpo, needs_advantage=True, corrects=True),
     "forward_kl": Objective(weighted_divergence, contributions=forward_kl),
     "reverse_kl": Objective(weighted_divergence, contributions=reverse_kl),
     "jsd": Objective(weighted_divergence, contributions=jsd),

@@ -34,8 +34,8 @@ class StepReport:
 
     loss and row_tokens add up over ranks; grad_norm and skipped_rows are the same on each. metrics: `clip_fraction` is
     the share of the step's active tokens, over all later updates. `stats` are (guided, sums) per row, and `logprobs`
-    log pi_old(y|x) [T] by rollout_id, of the rows that this rank ran. `mismatch` is of those of them that were sampled
-    from x: a guided row was sampled under (x, r), and the learner runs it under x.
+    log pi_old(y|x) [T] by rollout_id, of the rows that this rank ran whole. `mismatch` is of what it ran of the rows
+    that were sampled from x: a guided row was sampled under (x, r), and the learner runs it under x.
     """
 
     loss: float

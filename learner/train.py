@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evidence.diagnostics import TokenStats, diagnose
-from evidence.mismatch import Mismatch, mismatch
+from evidence.mismatch import Mismatch, mismatch, sampled_under_x
 from evidence.records import Floats, Ids, TrainRow
 from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
 from learner.config import LearnerConfig
@@ -46,7 +46,9 @@ class Trainer:
     ) -> None:
         self.engine, self.config, self.teacher, self.base, self.skips = engine, config, teacher, base, skips
         self.objective = OBJECTIVES[config.objective]
-        self.settings = ObjectiveSettings(config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale)
+        self.settings = ObjectiveSettings(
+            config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale, config.importance_clip
+        )
         assert (teacher is not None) == (self.objective.contributions is not None)
         if teacher is not None and teacher.vocabulary != engine.vocabulary:
             raise ValueError(
@@ -57,7 +59,7 @@ class Trainer:
     def step(self, rows: Sequence[TrainRow]) -> StepReport:
         """Every rank calls it with the same rows; each computes its own share."""
         counts = count(rows)
-        useful = contributing(rows, self.objective, self.config.beta_kl)
+        useful = contributing(rows, self.objective, self.config.beta_kl, self.config.anchor_on)
         unseen = self._unseen_stats(rows, useful)
         if not useful:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
@@ -73,30 +75,32 @@ class Trainer:
             for row, logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
         ]
         finite = [(row, logprobs) for row, logprobs in ran if np.isfinite(logprobs).all()]
+        whole = {row.rollout_id: logprobs for row, logprobs in finite if not row.num_left_out}
         return StepReport(
             loss=updates[0].loss,
-            metrics=rate | _combine([update.metrics for update in updates], counts.kept),
+            metrics=rate | _combine([update.metrics for update in updates], counts.kept, _num_corrected(useful)),
             grad_norm=updates[0].grad_norm,
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
             stats=unseen + tuple((row.guided, _row_stats(row, logprobs)) for row, logprobs in ran),
-            logprobs={row.rollout_id: logprobs for row, logprobs in finite},
+            logprobs=whole,
             mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in finite), Mismatch()),
             nonfinite_updates=sum(not math.isfinite(update.grad_norm) for update in updates),
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
-        batch = pack(part, counts, self.config.denominator) if part else pack_idle(example)
+        batch = pack(part, counts, self.config.denominator, self.config.anchor_on) if part else pack_idle(example)
         return batch if self.base is None else replace(batch, base_logprobs_N=self.base.logprobs(batch.tokens))
 
     def _unseen_stats(
         self, rows: Sequence[TrainRow], useful: Sequence[TrainRow]
     ) -> tuple[tuple[bool, TokenStats], ...]:
-        """Rows that the student never ran still count as tokens that were not kept; rank 0 speaks for them."""
+        """What of the rows the student never ran still counts as tokens that were not kept; rank 0 speaks for it."""
         if self.engine.rank != 0:
             return ()
-        ran = {row.rollout_id for row in useful}
-        return tuple((row.guided, _row_stats(row, None)) for row in rows if row.rollout_id not in ran)
+        ran = {row.rollout_id: len(row.response_ids) for row in useful}
+        lengths = [(row, ran.get(row.rollout_id, 0)) for row in rows]
+        return tuple((row.guided, _unseen(row, length)) for row, length in lengths if length < len(row.response_ids))
 
     def _update(self, batches: Sequence[PackedBatch], old: dict[int, Tensor]) -> Update:
         total = 0.0
@@ -143,15 +147,26 @@ def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tenso
         advantage_N=here(batch.advantage_N),
         scale_N=here(batch.scale_N),
         anchor_scale_N=here(batch.anchor_scale_N),
+        sampler_logprobs_N=here(batch.sampler_logprobs_N),
         divergence_N=divergence,
     )
 
 
-def _combine(updates: Sequence[dict[str, float]], active: int) -> dict[str, Metric]:
+CORRECTED = {"importance_weight": "importance_mean", "importance_clipped": "importance_clip_fraction"}
+
+
+def _num_corrected(rows: Sequence[TrainRow]) -> int:
+    """Tokens with a weight, whose sampler saw x."""
+    return sum(int(((row.weight != 0) & ~np.isnan(sampled_under_x(row))).sum()) for row in rows)
+
+
+def _combine(updates: Sequence[dict[str, float]], active: int, corrected: int) -> dict[str, Metric]:
     """The first update's metrics; its ratio is 1, so what the clip did is told of the later ones. All are parts of the
     step's, which add up over ranks."""
     first, *later = updates
-    metrics = {key: value for key, value in first.items() if key != "clipped_tokens"}
+    metrics = {key: value for key, value in first.items() if key != "clipped_tokens" and key not in CORRECTED}
+    if corrected:
+        metrics |= {CORRECTED[key]: value / corrected for key, value in first.items() if key in CORRECTED}
     if later and "clipped_tokens" in first:
         clipped = sum(update["clipped_tokens"] for update in later)
         metrics["clip_fraction"] = clipped / (max(active, 1) * len(later))
@@ -167,6 +182,12 @@ def _row_stats(row: TrainRow, logprobs: Floats | None) -> TokenStats:
     if logprobs is not None and not np.isfinite(logprobs).all():
         logprobs = None
     return diagnose(row.evidence, row.weight, logprobs, row.teacher_context_logprobs, rows=1)
+
+
+def _unseen(row: TrainRow, length: int) -> TokenStats:
+    """Of the tokens after the first `length`; the row itself counts where those are none."""
+    streams = (row.evidence[length:], row.weight[length:], None, row.teacher_context_logprobs[length:])
+    return diagnose(*streams, rows=int(length == 0))
 
 
 def _row_mismatch(row: TrainRow, logprobs: Floats) -> Mismatch:

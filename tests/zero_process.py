@@ -109,6 +109,68 @@ def adapter_steps(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) 
     return {"weights": [{name: one[name] for name in sorted(names)} for one in seen], "moved": moved}
 
 
+def sixteen_bits(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """Two training steps: the float32 masters around them, joined of this rank's parts; the gradients; and the bytes
+    beyond the weights that stand when the first gradient is whole, and between two steps."""
+    import torch
+
+    from learner.adamw_16bit import joined
+
+    zero, counted, after = engine.engine.optimizer, [], []
+    assert all(
+        storages([weights]) <= storages(zero.bit16_groups_flat) for weights in zero.single_partition_of_fp32_groups
+    )
+    before, others = full_parameters(engine), set(standing(engine))
+    gradients, deepspeed_step = record_gradients(engine), engine.engine.step
+
+    def count() -> None:
+        recorded = storages(tensor for one in [*gradients, *after] for tensor in one.values())
+        counted.append(sum(size for at, size in standing(engine).items() if at not in others | recorded))
+
+    def step() -> None:
+        count()
+        deepspeed_step()
+
+    def masters() -> Tensors:
+        parts = []
+        for weight in zero.single_partition_of_fp32_groups:
+            part = joined(weight.detach(), zero.optimizer.state[weight]["low"])
+            ranks = [torch.empty_like(part) for _ in range(engine.num_ranks)]
+            torch.distributed.all_gather(ranks, part)
+            parts.append(torch.cat(ranks))
+        (flat,), found, offset = parts, {}, 0
+        for name, parameter in trained(engine):
+            found[name] = flat[offset : offset + parameter.numel()].view(parameter.shape)
+            offset += parameter.numel()
+        return found
+
+    engine.engine.step, reports = step, []
+    for _ in range(2):
+        reports.append(trainer.step(scenario.rows))
+        after.append(masters())
+        count()
+    weights = full_parameters(engine)
+    held = {"bytes": counted, "trained": sum(parameter.numel() for _, parameter in trained(engine))}
+    return {"before": before, "gradients": gradients, "masters": after, "weights": weights, "reports": reports} | held
+
+
+def storages(tensors: "Iterable[Tensor]") -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def standing(engine: "ZeroEngine") -> dict[int, int]:
+    """Bytes of each storage of numbers that this process holds, by its place."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    tensors += [parameter.grad for _, parameter in trained(engine) if parameter.grad is not None]
+    floating = [one.untyped_storage() for one in tensors if one.is_floating_point()]
+    return {storage.data_ptr(): storage.nbytes() for storage in floating}
+
+
 def score(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
     """The learner's own log-probs of each row."""
     return {"logprobs": [trainer.score(row.prompt_ids, row.response_ids) for row in scenario.rows]}
@@ -280,6 +342,7 @@ ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] =
         step,
         two_steps,
         adapter_steps,
+        sixteen_bits,
         score,
         live_teacher,
         checkpoint,

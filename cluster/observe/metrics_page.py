@@ -40,6 +40,8 @@ LEARNERS: list[Row] = [  # also by themselves, beside `metrics`
     ("lr", "number", "", "the learning rate of the step"),
     ("policy_loss", "number", "nats", "the objective without the KL penalty to the reference"),
     ("anchor_kl", "number", "nats", "the KL penalty to the reference, before beta_kl; absent without one"),
+    ("importance_mean", "mean", "", "weight by learner.importance_clip, over active tokens of plain rows; absent at 0"),
+    ("importance_clip_fraction", "mean", "", "of these tokens, those whose ratio was truncated; absent at 0"),
     ("clip_fraction", "mean", "", "active tokens that later updates clipped; absent with one update a batch"),
 ]
 DIAGNOSTICS: list[Row] = [  # of each split

@@ -15,7 +15,7 @@ from rollout.config import EngineConfig
 # What to change where a part is what asks for most.
 KEYS: Mapping[str, str] = {
     "weights": "a smaller model, learner.zero_stage = 3 or a larger tensor_parallel_size",
-    "masters and moments": "more learner.num_ranks, or learner.lora_rank",
+    "masters and moments": "more learner.num_ranks, learner.optimizer = 'adamw_16bit' or learner.lora_rank",
     "gradients": "learner.zero_stage = 2 with more learner.num_ranks, or learner.lora_rank",
     "frozen models": "an objective that compares no distributions",
     "activations": "learner.gradient_checkpointing = true, or fewer learner.micro_batch_tokens",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.sizing.shape import BYTES, ModelShape
-from learner.config import LearnerConfig, head_chunk
+from learner.config import OPTIMIZERS, LearnerConfig, head_chunk
 from rollout.config import EngineConfig
 
 GIB = 1 << 30
@@ -48,6 +48,7 @@ def learner_memory(
     that is longer than micro_batch_tokens. frozen_models: a teacher or a base that the learner runs.
     """
     b, ranks, stage = BYTES[config.dtype], config.num_ranks, config.zero_stage
+    kept = OPTIMIZERS[config.optimizer]
     sharded = ranks if stage == 3 else 1
     tokens = max(config.micro_batch_tokens, longest)
     buffers = BUCKET * b if stage >= 2 else 0
@@ -55,8 +56,8 @@ def learner_memory(
     return LearnerMemory(
         resident={
             "weights": b * shape.parameters / sharded,
-            "masters and moments": 12 * trained / (ranks if stage else 1),  # float32: the weights and AdamW's two
-            "gradients": 4 * trained / (ranks if stage >= 2 else 1),  # added up in float32
+            "masters and moments": (kept.master + kept.moments) * trained / (ranks if stage else 1),
+            "gradients": kept.gradient * trained / (ranks if stage >= 2 else 1),  # added up
             "frozen models": b * shape.parameters * frozen_models / sharded,
             "CUDA": CONTEXT,
         },

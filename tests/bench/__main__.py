@@ -24,8 +24,8 @@ from cluster.machine import machine_name
 from tests.bench.figures import MARK, Figure, figures_in
 
 NAMES = (
-    "controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "push", "real_step", "peer",
-)  # fmt: skip
+    "controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "row_memory", "push", "real_step",
+    "peer",
 DEADLINE_S = 3600.0
 ROOT = Path(__file__).parents[2]
 

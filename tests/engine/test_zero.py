@@ -46,6 +46,10 @@ STAGES = (0, 1, 2, 3)
 DTYPES = ("float32", "bfloat16")
 CHECKPOINTS: dict[str, dict[str, Any]] = {dtype: {"dtype": dtype} for dtype in DTYPES}
 CHECKPOINTS["bfloat16-0"] = {"dtype": "bfloat16", "stage": 0}  # whose optimizer is not like that of the other stages
+SIXTEEN = (1, 2)  # the stages of the optimizer with 16 bits
+CHECKPOINTS |= {
+    f"16bit-{stage}": {"dtype": "bfloat16", "stage": stage, "optimizer": "adamw_16bit"} for stage in SIXTEEN
+}
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
 ADDED = (1, 2, 3)  # the stages that add bfloat16 gradients up in float32
 EXPORTS: dict[str, dict[str, Any]] = {
@@ -262,6 +266,9 @@ def scenarios(
         for stage in STAGES
         for name, again in ADAPTERS.items()
     }
+    for kept in SIXTEEN:
+        told = {"dtype": "bfloat16", "optimizer": "adamw_16bit", "grad_clip": 0.1, "weight_decay": DECAY}
+        common[f"sixteen-{kept}"] = of(soft_rows, kept, act="sixteen_bits", **told)
     bf16 = {"dtype": "bfloat16", "beta_kl": 0.0, "micro_batch_tokens": 1}
     three = [row for row in soft_rows if row.weight.any()][:3]
     added = {
@@ -534,6 +541,42 @@ def test_bfloat16_gradients_of_micro_batches_add_up_in_float32(results: Results)
         mine, exact = (torch.cat([tensors[name].flatten() for name in gradient]) for tensors in (gradient, total))
         assert (mine - exact).norm() < 1e-6 * exact.norm()
         assert (mine.bfloat16().float() - mine).norm() > 1e-4 * mine.norm()
+
+
+@pytest.mark.parametrize("stage", SIXTEEN)
+def test_the_optimizer_with_16_bits_takes_float32_adamws_steps(
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int
+) -> None:
+    """On the engine's own gradients, clipped to a tenth of their norm or less, with decay; and those are the
+    reference's, over micro-batches and ranks."""
+    result, expected = results.of(f"sixteen-{stage}"), reference_gradient(model, soft_rows, BETA)
+    mine, theirs = (torch.cat([one[name].flatten() for name in expected]) for one in (result["gradients"][0], expected))
+    assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
+    assert mine.norm() / theirs.norm() == pytest.approx(1, abs=0.1)
+    parameters = {name: torch.nn.Parameter(tensor.float()) for name, tensor in result["before"].items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=LR, weight_decay=DECAY)
+    for gradient, report, masters in zip(result["gradients"], result["reports"], result["masters"], strict=True):
+        assert report.grad_norm > 1  # so that the clip of 0.1 counts
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name] * (0.1 / (report.grad_norm + 1e-6))
+        optimizer.step()
+        for name, parameter in parameters.items():
+            apart = (masters[name] - parameter.detach()).abs()
+            assert apart.mean() < 0.01 * LR and apart.max() < 0.2 * LR, name
+    for name, tensor in result["masters"][-1].items():
+        away, nearest = ((one.float() - tensor).abs() for one in (result["weights"][name], tensor.bfloat16()))
+        assert torch.equal(away, nearest), name
+
+
+@pytest.mark.parametrize("stage", SIXTEEN)
+def test_the_optimizer_with_16_bits_holds_8_bytes_a_parameter(results: Results, stage: int) -> None:
+    """Counted in the process, when the gradient is whole: 2 of a master's low half, 4 of moments, 2 of the gradient;
+    the first two of them split over the ranks. No moments stand before the first step."""
+    for rank in results.ranks:
+        result = rank[f"sixteen-{stage}"]
+        between, whole = (count / result["trained"] for count in result["bytes"][1:3])
+        print(f"stage {stage}, {len(results.ranks)} ranks: {between:.3f} between steps, {whole:.3f} with a gradient")
+        assert between <= 6.01 / len(results.ranks) and whole <= 8.01
 
 
 # The method's invariants

@@ -55,22 +55,27 @@ def inputs(
         advantage_N=advantage,
         scale_N=uniform(0.01, 0.02),
         anchor_scale_N=uniform(0.01, 0.02),
+        sampler_logprobs_N=torch.where(uniform(0, 1) < 1 / 3, math.nan, old + uniform(-1, 1)),
         divergence_N=uniform(0, 4),
     )
     made = TokenInputs(**{name: tensor.to(dtype) for name, tensor in vars(made).items()})
     return replace(made, logprobs_N=made.logprobs_N.requires_grad_())
 
 
-def by_hand(name: str, tokens: TokenInputs, beta: float, scale: float = 1.0) -> tuple[float, list[float]]:
+def by_hand(
+    name: str, tokens: TokenInputs, beta: float, scale: float = 1.0, cap: float = 0.0
+) -> tuple[float, list[float]]:
     """(loss, d loss / d logprob) of arXiv 2605.23493 (k1) or of a clipped GRPO surrogate, a token at a time."""
     columns = (getattr(tokens, f"{name}_N").tolist() for name in (
         "logprobs", "old_logprobs", "teacher_context_logprobs", "base_logprobs", "weight", "advantage", "scale",
-        "anchor_scale", "evidence",
+        "anchor_scale", "evidence", "sampler_logprobs",
     ))  # fmt: skip
     loss, gradient = 0.0, []
-    for new, old, teacher, base, weight, of_rollout, share, anchor_scale, e in zip(*columns, strict=True):
+    for new, old, teacher, base, weight, of_rollout, share, anchor_scale, e, sampler in zip(*columns, strict=True):
         without_r = teacher - e  # log pi_T(y|x)
         advantage = weight * {"k1": without_r + scale * e - old, "grpo": of_rollout}[name]
+        if cap and not math.isnan(sampler):
+            advantage *= min(math.exp(old - sampler), cap)
         ratio = math.exp(new - old)
         is_clipped = ratio > 1 + HIGH if advantage > 0 else ratio < 1 - LOW
         used = (1 + HIGH if advantage > 0 else 1 - LOW) if is_clipped else ratio
@@ -85,6 +90,23 @@ def by_hand(name: str, tokens: TokenInputs, beta: float, scale: float = 1.0) -> 
 def gradient_of(loss: Callable[[TokenInputs], Tensor], tokens: TokenInputs) -> Tensor:
     (gradient,) = torch.autograd.grad(loss(tokens), tokens.logprobs_N)
     return gradient
+
+
+@pytest.mark.parametrize("cap", [1.0, 1.5])
+@pytest.mark.parametrize("name", ["k1", "grpo"])
+def test_an_importance_weight_is_truncated_and_only_where_the_sampler_saw_x(name: str, cap: float) -> None:
+    tokens = inputs()
+    loss, metrics = OBJECTIVES[name](tokens, replace(ANCHORED, importance_clip=cap))
+    expected, slopes = by_hand(name, tokens, 0.05, cap=cap)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.grad(loss, tokens.logprobs_N)[0].tolist() == pytest.approx(slopes, rel=1e-9, abs=1e-15)
+    pairs = zip(
+        tokens.old_logprobs_N.tolist(), tokens.sampler_logprobs_N.tolist(), tokens.weight_N.tolist(), strict=True
+    )
+    ratios = [math.exp(old - sampler) for old, sampler, weight in pairs if weight and not math.isnan(sampler)]
+    assert 0 < sum(ratio > cap for ratio in ratios) < len(ratios)
+    assert metrics["importance_weight"].item() == pytest.approx(sum(min(ratio, cap) for ratio in ratios))
+    assert metrics["importance_clipped"].item() == sum(ratio > cap for ratio in ratios)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

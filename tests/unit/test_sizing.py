@@ -189,7 +189,7 @@ def test_engines_that_sleep_leave_the_learner_room() -> None:
 @pytest.mark.parametrize(
     ("changed", "key"),
     [
-        ({}, "more learner.num_ranks, or learner.lora_rank"),
+        ({}, "more learner.num_ranks, learner.optimizer = 'adamw_16bit' or learner.lora_rank"),
         ({"learner": LearnerConfig(micro_batch_tokens=131_072)}, KEYS["activations"]),
         ({"learner": LearnerConfig(head_chunk_tokens=10**6)}, KEYS["logits"]),
     ],

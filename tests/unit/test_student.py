@@ -471,8 +471,8 @@ def test_the_contributing_rows_are_all_under_an_anchor_and_otherwise_those_with_
         make_row(2, 1, seed=2),
     ]
     for name in ("k1", "forward_kl"):
-        assert contributing(rows, OBJECTIVES[name], 0.05) == rows
-        assert contributing(rows, OBJECTIVES[name], 0.0) == rows[1:]
+        assert contributing(rows, OBJECTIVES[name], 0.05, "all") == rows
+        assert contributing(rows, OBJECTIVES[name], 0.0, "all") == rows[1:]
 
 
 def test_rows_contribute_to_grpo_only_with_an_advantage_too() -> None:
@@ -482,16 +482,16 @@ def test_rows_contribute_to_grpo_only_with_an_advantage_too() -> None:
         make_row(2, 3, seed=1, weight=[0, 0, 1.2], advantage=-0.5),
         make_row(2, 1, seed=2, advantage=0.0),
     ]
-    assert contributing(rows, grpo, 0.05) == contributing(rows, k1, 0.05) == rows
-    assert contributing(rows, grpo, 0.0) == rows[1:2]
-    assert contributing(rows, k1, 0.0) == rows[1:]
+    assert contributing(rows, grpo, 0.05, "all") == contributing(rows, k1, 0.05, "all") == rows
+    assert contributing(rows, grpo, 0.0, "all") == rows[1:2]
+    assert contributing(rows, k1, 0.0, "all") == rows[1:]
 
 
 @pytest.mark.parametrize("beta_kl", [0.0, 0.05])
 def test_a_row_without_the_advantage_that_the_objective_needs_is_named(beta_kl: float) -> None:
     rows = [make_row(2, 3, seed=0, advantage=1.0), make_row(2, 3, seed=7, weight=[0, 0, 0])]
     with pytest.raises(ValueError, match="rollout 7: advantage: found none, expected a number"):
-        contributing(rows, OBJECTIVES["grpo"], beta_kl)
+        contributing(rows, OBJECTIVES["grpo"], beta_kl, "all")
 
 
 def test_an_idle_batch_weighs_nothing() -> None:
