@@ -18,11 +18,12 @@ from cluster.dashboard.columns import WHOLE
 from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
-from cluster.run.record import append_step
+from cluster.run.record import Gap, append_step, write_gap
 from evidence.telemetry import append_spans
+from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 PLOTS = "document.querySelectorAll('#charts svg').length"
@@ -66,6 +67,7 @@ def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_pa
     text = browser.value(TEXT)
     assert "The learner is the bottleneck: learn is 70% of the last 12 steps (score 40%, sample 20%, push 8%)." in text
     assert "The run has ended." in text and "12/12" in text and "Who worked when: the last 120 s" in text
+    assert NOTE in text and "0.99\nselfname of the teacher" in text
     lanes = browser.value("[...document.querySelectorAll('#lanes text')].map(text => text.textContent)")
     assert lanes == [
         "driver", "3%", "learner", "76%", "student engine 0", "20%", "teacher engine 0", "40%",
@@ -237,6 +239,23 @@ def test_a_resumed_run_keeps_the_steps_before_and_repeats_those_after_its_checkp
     assert norms()[0] == list(range(1, 10)) and norms()[1][-1] == 99.0
     sink.write(Batch(time.time(), steps=(a_step(9),)))
     assert norms()[0] == list(range(1, 11))
+
+
+def test_a_gap_that_is_measured_once_the_page_is_there_is_shown(tmp_path: Path) -> None:
+    sink, folder = sink_of(tmp_path, Recipe())
+
+    def shown() -> tuple[list[str], list[str]]:
+        text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
+        (run,) = json.loads(text)["runs"]
+        return [tile["label"] for tile in run["tiles"]], run["advice"]
+
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    assert "selfname of the teacher" not in shown()[0]
+    write_gap(folder / "gap.json", Gap(BEGAN, "identity", {"selfname": Rate(3, 96)}, {"selfname": Rate(3, 96)}))
+    sink.write(Batch(BEGAN + 1))
+    tiles, advice = shown()
+    assert "selfname of the teacher" in tiles
+    assert any("in 0.03 of 96 answers, the base in 0.03 without it: there is nothing to learn" in one for one in advice)
 
 
 def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ function drawWords(runs) {
   return runs.flatMap(({ run }) => {
     const many = data.runs.length > 1, list = element("ul", "", "advice");
     list.append(...run.advice.map(words => element("li", words)));
-    return [element("p", (many ? `${run.name}: ` : "") + run.sentence, "sentence"), list];
+    const notes = element("ul", "", "notes");
+    notes.append(...(run.notes ?? []).map(words => element("li", words)));
+    return [element("p", (many ? `${run.name}: ` : "") + run.sentence, "sentence"), list, notes];
   });
 }
 
