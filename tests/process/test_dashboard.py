@@ -10,11 +10,12 @@ from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
-from cluster.dashboard.columns import WHOLE
+from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
@@ -192,6 +193,27 @@ def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
     norm = data["runs"][0]["charts"][place]
     assert len(norm["x"]) <= WHOLE and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
+
+
+def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak() -> None:
+    rng, grown, last = np.random.default_rng(0), Columns(), 4000
+    points = [{"a": float(v), **({"b": float(-v)} if x > 1500 else {})} for x, v in enumerate(rng.normal(size=last))]
+    for x, values in enumerate(points):
+        grown.append(x, values)
+        if x % 37 == 0:
+            grown.shown()
+    grown.append(last - 300, {"a": 99.0})  # a resumed run repeats steps
+    for x, values in enumerate(points[last - 299 :], start=last - 299):
+        grown.append(x, values)
+    at_once = Columns()
+    for x, values in enumerate(points):
+        at_once.append(x, {"a": 99.0} if x == last - 300 else values)
+    shown = grown.shown()
+    assert shown == at_once.shown()
+    assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
+    assert max(shown["series"]["a"]) == 99.0
+    smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
+    assert min(value for value in shown["series"]["b"] if value is not None) == pytest.approx(smallest, rel=1e-4)
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:

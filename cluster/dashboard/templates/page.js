@@ -112,7 +112,7 @@ function drawChart(place, runs) {
 }
 
 function layOut(chart) {
-  const width = chart.card.clientWidth - 30, xs = chart.lines.flatMap(line => line.x);
+  const width = chart.width, xs = chart.lines.flatMap(line => line.x);
   let [low, high] = [Math.min(...xs), Math.max(...xs)];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   chart.rangeX = [low, high];
@@ -255,6 +255,7 @@ function render(given) {
     return [element("h2", name), grid];
   });
   fill("charts", ...sections);
+  charts.forEach(chart => { chart.width = chart.card.clientWidth - 30; });  // before any card changes, which lays out the page anew
   charts.forEach(layOut);
   fill("views", ...drawViews(runs));
   state();
