@@ -1,17 +1,11 @@
 """Prometheus and Grafana: the committed files are what the code makes, and a real Prometheus answers every panel."""
 
-import json
 import math
 import re
 import shutil
-import subprocess
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -26,16 +20,7 @@ from cluster.observe.observer import Batch
 from cluster.observe.values import Values
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 from tests.pages import MONITORING
-from tests.runs import free_port
-
-DEADLINE_S = 30.0
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name} (Debian's package prometheus)")
-    return found
+from tests.prometheus import promtool, serving
 
 
 def test_the_committed_files_are_what_the_code_makes() -> None:
@@ -66,15 +51,9 @@ def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
         promql("e_no_such_figure{R}")
 
 
-def check(*arguments: str, cwd: Path | None = None) -> str:
-    done = subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_promtool_accepts_the_rules_and_the_configuration() -> None:
-    assert f"{len(ALERTS)} rules found" in check("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
-    check("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
+    promtool("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
 
 
 # name: series as promtool writes them, minute by minute; when; which alerts fire
@@ -143,7 +122,7 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
         tests.append({"interval": "1m", "input_series": written, "promql_expr_test": asked})
     whole = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(whole))
-    check("test", "rules", "tests.yml", cwd=tmp_path)
+    promtool("test", "rules", "tests.yml", cwd=tmp_path)
 
 
 # A finished run in a real Prometheus
@@ -154,48 +133,13 @@ Query = Callable[[str], list[float]]
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What a PromQL expression's points are over a run of 30 steps, filled in from its files."""
+    """What a PromQL expression's points are over a run of 60 steps, filled in from its files."""
     folder = tmp_path_factory.mktemp("prometheus")
     run, steps = observed_run(folder / "observed", steps=60), 60
     assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
-    check("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
-    (folder / "empty.yml").write_text("")
-    port = free_port()
-    command = [
-        tool("prometheus"), f"--storage.tsdb.path={folder / 'data'}", f"--config.file={folder / 'empty.yml'}",
-        f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=100y", "--log.level=error",
-    ]  # fmt: skip
-    process = subprocess.Popen(command)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(path: str, **query: Any) -> Any:
-        address = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}"
-        with opener.open(address, timeout=DEADLINE_S) as answer:
-            return answer.read()
-
-    def points(expression: str) -> list[float]:
-        asked = {"query": expression, "start": BEGAN, "end": BEGAN + STEP_S * steps, "step": 10}
-        answer = json.loads(ask("/api/v1/query_range", **asked))
-        assert answer["status"] == "success", answer
-        return [float(value) for one in answer["data"]["result"] for _, value in one["values"]]
-
-    try:
-        _wait_until_ready(ask)
-        yield points
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-
-
-def _wait_until_ready(ask: Callable[..., Any]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            ask("/-/ready")
-            return
-        except OSError:
-            assert time.monotonic() < end, "Prometheus did not start"
-            time.sleep(0.1)
+    promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    with serving(folder, "", "--storage.tsdb.retention.time=100y") as server:
+        yield lambda expression: server.points(expression, BEGAN, BEGAN + STEP_S * steps, 10)
 
 
 def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query) -> None:
