@@ -21,17 +21,19 @@ class Columns:
         self.x = array("d")
         self.series: dict[str, array[float]] = {}
         self._size, self._kept = 0, _NOWHERE  # points a bucket, and what is shown of the buckets that are full
+        self._shown: dict[str, Any] | None = None  # as long as nothing is new
 
     def append(self, x: float, values: Values) -> None:
         """One point of every series; an x without a value is left out. What is there from this x on goes: a resumed run
         repeats steps."""
         while self.x and self.x[-1] >= x:
-            self._size = 0
+            self._size, self._shown = 0, None
             for column in (self.x, *self.series.values()):
                 column.pop()
         known = {name: value for name, value in values.items() if value is not None}
         if not known:
             return
+        self._shown = None
         for name in (name for name in known if name not in self.series):
             self.series[name] = array("d", [NAN] * len(self.x))
         self.x.append(x)
@@ -40,13 +42,11 @@ class Columns:
 
     def shown(self) -> dict[str, Any]:
         """{"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
-        kept = self._places()
-        return {
-            "x": rounded(np.frombuffer(self.x)[kept], 13).tolist(),
-            "series": {
-                name: _gaps(rounded(np.frombuffer(column)[kept], 5).tolist()) for name, column in self.series.items()
-            },
-        }
+        if self._shown is None:
+            kept = self._places()
+            series = {n: _gaps(rounded(np.frombuffer(own)[kept], 5).tolist()) for n, own in self.series.items()}
+            self._shown = {"x": rounded(np.frombuffer(self.x)[kept], 13).tolist(), "series": series}
+        return self._shown
 
     def _places(self) -> NDArray[np.intp]:
         """Of the points that are shown. A bucket that is full is looked at once: a write takes as long at step 10,000

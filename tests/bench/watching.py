@@ -1,10 +1,11 @@
 """What watching a run costs: one real run, of which every second step is watched, by everything but trackers.
 
-    python -m tests.bench.watching [--steps 80]
+    python -m tests.bench.watching [--steps 60]
 
-A small random model, so that a step is short and what is shown of it is a large part. In a watched step the observer
-asks, and files, page and Ray's figures are written; in the others it does nothing. The figures are the ratio of a
-watched step to the mean of its neighbours, and the processor time of the threads that show the run.
+The default model with few and short rollouts, so that a step is short and what is shown of it a large part. In a
+watched step the observer asks, and files, page and Ray's figures are written; in the others it does nothing. The
+figures are the ratio of a watched step to the mean of its neighbours, and the processor time of the threads that show
+the run.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import time
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
-from cluster.default_model import prepare_default_model
 from cluster.fleet.assembly import Services
 from cluster.observe.observer import Batch, Observer, Sink
 from cluster.observe.sinks import MetricsSink
@@ -24,7 +24,6 @@ from cluster.run.rundir import RunDir
 from cluster.run.watch import sinks_of
 from evidence.telemetry import Activity
 from tests.bench.figures import Figure
-from tests.fakes import tiny_model
 from tests.runs import RECIPE, SMALL
 
 WARM = 4  # steps at the beginning that do not count
@@ -66,7 +65,7 @@ class InTurns(Observer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=60)
     steps = parser.parse_args().steps
     sinks: list[Timed] = []
 
@@ -78,9 +77,7 @@ def main() -> None:
 
     setattr(start, "observer_of", in_turns)  # noqa: B010
     with tempfile.TemporaryDirectory() as temporary:
-        sizes = {"vocab": 49152, "hidden_size": 128, "head_dim": 32, "tokenizer_from": prepare_default_model()}
-        model = tiny_model(Path(temporary) / "model", dtype="bfloat16", **sizes)  # type: ignore[arg-type]
-        settings = [*SMALL, f"run.steps={steps}", f"model.path={model}"]
+        settings = [*SMALL, f"run.steps={steps}"]
         assert start.run_recipe(load_recipe(RECIPE, settings), str(Path(temporary) / "run"), None) == 0
         records = read_steps(Path(temporary) / "run" / "metrics.jsonl")
     say({step: record.wall_s or 0.0 for step, record in records.items() if step >= WARM}, sinks)
