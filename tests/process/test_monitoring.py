@@ -18,6 +18,7 @@ from cluster.observe.grafana import ROWS, dashboard, promql
 from cluster.observe.monitoring import files
 from cluster.observe.observer import Batch
 from cluster.observe.values import Values
+from cluster.run.record import read_steps
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 from tests.pages import MONITORING
 from tests.prometheus import promtool, serving
@@ -128,40 +129,70 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
 # A finished run in a real Prometheus
 
 
-Query = Callable[[str], list[float]]
+Query = Callable[..., list[float]]  # of an expression, a run and an interval
+REAL = Path(__file__).parents[1] / "data" / "small-run"  # `python -m cluster run` on two cores: tests/data/README.md
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What a PromQL expression's points are over a run of 60 steps, filled in from its files."""
+    """What a PromQL expression's points are over a run of 60 steps that is made up, or over the real one, each filled
+    in from its files."""
     folder = tmp_path_factory.mktemp("prometheus")
-    run, steps = observed_run(folder / "observed", steps=60), 60
-    assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
-    promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    times = [step.time or 0.0 for step in read_steps(REAL / "metrics.jsonl").values()]
+    ranges = {"observed": (BEGAN, BEGAN + 60 * STEP_S), REAL.name: (times[0], times[-1] + 1)}
+    for run in (observed_run(folder / "observed", steps=60), REAL):
+        assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
+        promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
     with serving(folder, "", "--storage.tsdb.retention.time=100y") as server:
-        yield lambda expression: server.points(expression, BEGAN, BEGAN + STEP_S * steps, 10)
+        yield lambda target, run="observed", interval="1m": server.points(
+            promql(target, run=run, interval=interval), *ranges[run], 10 if run == "observed" else 1
+        )
 
 
-def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query) -> None:
+NODES = [title for title, *_ in ROWS[-1][1]]  # Ray's own
+
+
+@pytest.mark.parametrize(("run", "without"), [("observed", NODES), (REAL.name, ["Model FLOP utilisation", *NODES])])
+def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query, run: str, without: list[str]) -> None:
+    """The real one was on a CPU, whose peak is not known."""
     empty = []
     for _, row in ROWS:
         for title, _, targets in row:
             for target in targets:
-                found = prometheus(promql(target, run="observed", interval="1m"))
-                if not any(math.isfinite(value) for value in found):
+                if not any(math.isfinite(value) for value in prometheus(target, run, "20s")):
                     empty.append(title)
-    assert empty == [title for title, *_ in ROWS[-1][1]], "expected all but those of Ray's nodes"
+    assert empty == without
+
+
+def test_prometheus_answers_what_a_real_runs_files_say(prometheus: Query) -> None:
+    steps = list(read_steps(REAL / "metrics.jsonl").values())
+    assert prometheus("e_steps_done{R}", REAL.name)[-1] == len(steps) == 16
+    assert {round(value, 6) for value in prometheus("e_step_seconds{R}", REAL.name)} <= {
+        round(step.wall_s or 0.0, 6) for step in steps
+    }
+    trained = sum((step.rows or 0) - (step.skipped_rows or 0) for step in steps)
+    assert prometheus('e_rollouts_total{R,outcome="trained"}', REAL.name)[-1] == trained
+    assert prometheus('e_learner_part_seconds{R,part="backward"}', REAL.name)[-1] == pytest.approx(
+        steps[-1].learner_parts["backward"], rel=1e-6
+    )
+
+
+def test_the_real_run_names_no_machine() -> None:
+    assert sorted(path.name for path in REAL.iterdir()) == [
+        "config.toml", "gap.json", "metrics.jsonl", "probes.jsonl", "samples.jsonl", "trace.jsonl",
+    ]  # fmt: skip
+    assert not [path.name for path in REAL.iterdir() if re.search(r"/(home|root|tmp|work|mnt)\b", path.read_text())]
 
 
 def test_prometheus_answers_what_the_files_say(prometheus: Query) -> None:
     def last(name: str) -> float:
-        return prometheus(promql(name, run="observed"))[-1]
+        return prometheus(name)[-1]
 
-    assert last("e_steps_done{R}") == 60 and max(prometheus(promql("e_step_seconds{R}", run="observed"))) == STEP_S
+    assert last("e_steps_done{R}") == 60 and max(prometheus("e_step_seconds{R}")) == STEP_S
     assert last('e_rollouts_total{R,outcome="dropped"}') == 60  # 0, 1 and 2 a step, in turn
     assert last('e_lane_busy_seconds_total{R,lane="learner",what="learn"}') == pytest.approx(60 * 7.0)
     assert last('e_engine_generated_tokens_total{R,pool="student"}') == pytest.approx(90 * 598.0)
-    lanes = prometheus(promql('rate(e_lane_busy_seconds_total{R,what="learn"}[5m])', run="observed"))
+    lanes = prometheus('rate(e_lane_busy_seconds_total{R,what="learn"}[5m])')
     assert lanes[-1] == pytest.approx(0.7, rel=0.05)
 
 
