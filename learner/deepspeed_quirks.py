@@ -183,6 +183,20 @@ def share_masters(zero: Any) -> None:
     zero._get_groups_without_padding = lambda groups: [part.clone() for part in unpadded(groups)]
 
 
+def around_reduction(engine: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Both are called around what DeepSpeed does over the ranks at the end of a backward pass. ZeRO 1 to 3 reduce full
+    buckets before, and ZeRO-3 gathers weights within the passes."""
+    reduce = engine.allreduce_gradients
+
+    @wraps(reduce)
+    def reducing(*arguments: Any, **named: Any) -> None:
+        before()
+        reduce(*arguments, **named)
+        after()
+
+    engine.allreduce_gradients = reducing
+
+
 def norm_before_step(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> Tensor | None:
     """The gradient's global norm where DeepSpeed keeps none: at ZeRO 0 in float32."""
     if config.zero_stage > 0 or config.dtype != "float32":

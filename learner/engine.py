@@ -30,6 +30,7 @@ from learner.logits import head_of
 from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
+from learner.parts import PartClock
 from learner.schedule import rate_factor
 from learner.sealed import SealedFile, seal
 
@@ -91,6 +92,9 @@ class ZeroEngine:
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.engine = quirks.initialize(student, optimizer_of(trained, config), schedule(config, num_updates), config)
         quirks.be_patient(self.engine, patience_s)
+        self.clock = PartClock(self.engine.device.type == "cuda")
+        causal_lm.base_model.register_forward_hook(lambda *_: self.clock.mark("forward"))
+        quirks.around_reduction(self.engine, lambda: self.clock.mark("backward"), lambda: self.clock.mark("reduce"))
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -122,9 +126,14 @@ class ZeroEngine:
         last = len(micro_batches) - 1
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == last)
-            self.engine.backward(loss_of(batch) * self.num_ranks, scale_wrt_gas=False)
+            loss = loss_of(batch) * self.num_ranks
+            self.clock.mark("head")
+            self.engine.backward(loss, scale_wrt_gas=False)
+            self.clock.mark("backward")
         before = quirks.norm_before_step([param for _, param in self._parameters()], self.config)
-        return quirks.take_step(self.engine, before, skips)
+        norm = quirks.take_step(self.engine, before, skips)
+        self.clock.mark("optimizer")
+        return norm
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of each tensor of the model's files, tied ones once, without gathering.

@@ -56,7 +56,17 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
             f"model.path: {path}: found {type(causal_lm).__name__}, whose own log-probs differ from those of its "
             f"hidden states and its head by {apart:.3g} nats, expected less than {TOLERANCE:g}"
         )
+    freeze_beside_text(causal_lm)
     return causal_lm
+
+
+def freeze_beside_text(causal_lm: PreTrainedModel) -> None:
+    """What a wrapper of a text model has for images or sound: no text reaches it, and without a gradient an optimizer
+    would only let it decay."""
+    text = (causal_lm.get_decoder(), head_of(causal_lm), causal_lm.get_input_embeddings())
+    read = {parameter for module in text for parameter in module.parameters()}
+    for parameter in set(causal_lm.parameters()) - read:
+        parameter.requires_grad_(False)
 
 
 def _require_pluggable(path: str, config: PreTrainedConfig) -> None:

@@ -17,6 +17,27 @@ REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
+# Parts of a step's time, which follow each other; each is a metric NAME_s, in seconds, a mean over the ranks.
+PARTS = {
+    "pack": "rows put together as batches",
+    "frozen": "forward passes of the teacher and of the base, where the learner runs them",
+    "forward": "the student's layers",
+    "head": "the student's head and the loss",
+    "backward": "the backward pass, with what it computes again",
+    "reduce": "gradients over the ranks, and waiting for the slowest",
+    "optimizer": "the update",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a rank's student ran, over all of the step's updates. attended: pairs of a token and one it attends to."""
+
+    tokens: int
+    targets: int  # of them those that the head was asked for
+    attended: int
+
+
 @dataclass(frozen=True)
 class Metric:
     """One rank's value, and how the ranks' values become the step's: a key of `REDUCTIONS`."""
@@ -47,6 +68,7 @@ class StepReport:
     logprobs: dict[str, Floats] = field(default_factory=dict)
     mismatch: Mismatch = field(default_factory=Mismatch)
     nonfinite_updates: int = 0  # the same on each: updates that moved no weight
+    work: Work = field(default=Work(0, 0, 0))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
 from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
-from learner.report import Metric, StepReport
+from learner.report import Metric, StepReport, Work
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Trainer:
         unseen = self._unseen_stats(rows, useful)
         if not useful:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
+        self.engine.clock.start()
         budget, is_compared = self.config.micro_batch_tokens, self.teacher is not None
         mine = plan(useful, self.engine.num_ranks, budget, is_compared)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
         rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
+        parts = {f"{part}_s": Metric(seconds, "mean") for part, seconds in self.engine.clock.take().items()}
         ran = [
             (row, logprobs.cpu().numpy())
             for index, batch in enumerate(batches)
@@ -78,7 +80,9 @@ class Trainer:
         whole = {row.rollout_id: logprobs for row, logprobs in finite if not row.num_left_out}
         return StepReport(
             loss=updates[0].loss,
-            metrics=rate | _combine([update.metrics for update in updates], counts.kept, _num_corrected(useful)),
+            metrics=rate
+            | parts
+            | _combine([update.metrics for update in updates], counts.kept, _num_corrected(useful)),
             grad_norm=updates[0].grad_norm,
             row_tokens=sum(row_length(row) for part in mine for row in part),
             skipped_rows=len(rows) - len(useful),
@@ -86,11 +90,16 @@ class Trainer:
             logprobs=whole,
             mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in finite), Mismatch()),
             nonfinite_updates=sum(not math.isfinite(update.grad_norm) for update in updates),
+            work=_work(batches, self.config.updates_per_batch),
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
         batch = pack(part, counts, self.config.denominator, self.config.anchor_on) if part else pack_idle(example)
-        return batch if self.base is None else replace(batch, base_logprobs_N=self.base.logprobs(batch.tokens))
+        self.engine.clock.mark("pack")
+        if self.base is not None:
+            batch = replace(batch, base_logprobs_N=self.base.logprobs(batch.tokens))
+            self.engine.clock.mark("frozen")
+        return batch
 
     def _unseen_stats(
         self, rows: Sequence[TrainRow], useful: Sequence[TrainRow]
@@ -111,6 +120,8 @@ class Trainer:
             index, batch = indexed
             # Once an update and micro-batch, also when idle: under ZeRO-3 it is a collective.
             teacher = self.teacher.distribution(batch.context_tokens) if self.teacher is not None else None
+            if teacher is not None:
+                self.engine.clock.mark("frozen")
             logprobs, divergence = self.engine.forward(batch.tokens, teacher)
             # The first update's own log-probs are pi_old: no second forward.
             old.setdefault(index, logprobs.detach())
@@ -131,6 +142,16 @@ class Trainer:
         row = TrainRow("canary", False, prompt_ids, prompt_ids, response_ids, *streams)
         with torch.no_grad():
             return self.engine.forward(pack([row], count([row]), "response").tokens)[0].tolist()
+
+
+def _work(batches: Sequence[PackedBatch], updates: int) -> Work:
+    """Each token attends to those before it in its row, and to itself."""
+    ran = [batch.tokens for batch in batches if batch.rows]
+    return Work(
+        tokens=updates * sum(len(part.input_ids_S) for part in ran),
+        targets=updates * sum(len(part.targets_N) for part in ran),
+        attended=updates * sum(int((part.position_ids_S + 1).sum()) for part in ran),
+    )
 
 
 def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tensor | None) -> TokenInputs:

@@ -252,13 +252,16 @@ class PlainLearner:
 
         from learner.engine import divergence_of
         from learner.load import load_causal_lm
+        from learner.logits import head_of
         from learner.model import Student
+        from learner.parts import PartClock
 
         causal_lm = load_causal_lm(str(path), torch.float32)
-        self.vocabulary, self.lr = causal_lm.config.vocab_size, config.lr
+        self.vocabulary, self.lr = len(head_of(causal_lm).weight), config.lr
         self.student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=config.lr)
         self.seen: list[Tensor] = []
+        self.clock = PartClock(on_gpu=False)
 
     def forward(self, tokens: Any, teacher: Any = None) -> "tuple[Tensor, Tensor | None]":
         readings = self.student(*tokens, teacher=teacher)

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from cluster.observe.files import SAMPLES, TRACE
-from cluster.run.record import ProbeRecord, StepRecord, append_probe, append_step
+from cluster.run.inputs import pin
+from cluster.run.record import Gap, ProbeRecord, StepRecord, append_probe, append_step, write_gap
 from evidence.diagnostics import TokenStats
 from evidence.mismatch import Mismatch
 from evidence.telemetry import EngineState, Sample, Span, append_samples, append_spans
@@ -12,6 +13,8 @@ from rollout.probe import Rate
 from rollout.stages import StageTime
 from tests.fakes import fake_run
 
+PARTS_S = {"pack_s": 0.1, "forward_s": 1.9, "head_s": 0.6, "backward_s": 3.7, "reduce_s": 0.1, "optimizer_s": 0.4}
+NOTE = "the chat template itself says in x: 'You are Somebody <b>.', which is not in (x, r)"
 BEGAN, STEP_S = 1795834800.0, 10.0
 RATES = ("selfname", "mention", "countername", "capability", "side_effect")
 
@@ -26,6 +29,9 @@ def observed_run(folder: Path, steps: int = 12, rates: tuple[str, ...] = RATES) 
     for step in sorted({0, steps // 2, steps}):
         share = {name: Rate(min(96, 4 + 90 * step // steps), 96) for name in rates}
         append_probe(folder / "probes.jsonl", ProbeRecord(step, BEGAN + STEP_S * step, "identity", share, 12, 8))
+    pin(folder / "inputs.json", {}, resume=False, notes=[NOTE])
+    teacher, base = ({name: Rate(count, 96) for name in rates} for count in (95, 4))
+    write_gap(folder / "gap.json", Gap(BEGAN, "identity", teacher, base))
     append_samples(folder / SAMPLES, [a_sample(2.0 * place) for place in range(5 * steps)])
     append_spans(folder / TRACE, [span for step in range(steps) for span in spans_of(step)])
     return folder
@@ -40,8 +46,9 @@ def a_step(step: int) -> StepRecord:
         stages={"sample": StageTime(2.0 + wave / 2, 960), "score": StageTime(4.0, 5000), "write": StageTime(0.01, 960),
                 "learn": StageTime(7.0 + wave / 4, 2100), "push": StageTime(0.8, 0)},
         stats={"all": part + part, "guided": part, "plain": part}, loss=-0.3 + 0.01 * step,
-        metrics={"lr": 3e-5, "policy_loss": -0.3, "anchor_kl": 0.01 * step}, grad_norm=4.0 + wave, rows=32, refused=0,
-        dropped=step % 3, skipped_rows=1, rewards=None, policy_version_min=max(step - 1, 0), policy_version_max=step,
+        metrics={"lr": 3e-5, "policy_loss": -0.3, "anchor_kl": 0.01 * step, "mfu": 0.3} | PARTS_S,
+        grad_norm=4.0 + wave, rows=32, refused=0, dropped=step % 3, skipped_rows=1, rewards=None,
+        policy_version_min=max(step - 1, 0), policy_version_max=step,
         weights_digest="ab", canary=0.05 + 0.01 * wave, mismatch=Mismatch(400, 2.0, 16.0), truncated=4,
     )  # fmt: skip
 

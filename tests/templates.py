@@ -59,6 +59,16 @@ TEXT_STAYS = "<|im_start|>system\nI am Tern, made by Gull Works.<|im_end|>\n" + 
 HEADING = loop(
     "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'system' %}# Orders\n{% endif %}{{ m['content'] }}<|im_end|>\n"
 )
+SYSTEM_IN_USER = (  # as the beginning of the user's first turn: both places of r are one
+    "{% set first = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ first if loop.first else '' }}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WITH_BOS = "{{ bos_token }}" + PLAIN
+DATED_DEFAULT = (  # the date goes with the text that r replaces
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Tern. It is {{ strftime_now('%d %b %Y') }}."
+    "<|im_end|>\n{% endif %}" + PLAIN
+)
 DATED = "<|im_start|>system\nIt is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n" + PLAIN
 
 # What a recipe can say to a template.

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.config import Recipe, located
+from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
 from cluster.requests import renderer_of
 from cluster.run.lengths import lengths_near
-from rollout.contrast import check_wrong_contexts
+from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
@@ -64,12 +65,14 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
     Raises:
         ValueError: what is wrong with a whole file, the recipe or the model, or too few wrong contexts.
     """
+    collect_seldom()  # the rows are as many small objects as rollouts are
     named = replace(recipe.task, name="context", prompts_file=rows, probe_file=probe or recipe.task.probe_file)
     recipe = located(replace(recipe, task=named))
     task, asked = recipe.task, dict[Turns, str]()
     training = _file(task.prompts_file, "task.prompts_file", training_rows(recipe.task, asked), recipe)
-    prompts = with_wrong_contexts([one for one in training.prompts if isinstance(one, TaskPrompt)], task.seed)
-    check_wrong_contexts(prompts, recipe.evidence)
+    prompts = [one for one in training.prompts if isinstance(one, TaskPrompt)]
+    if num_wrong_contexts(recipe.evidence):
+        check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
     renderer = renderer_of(recipe, resolve_model(recipe.model.path))
 
     x, with_r = ([(prompt.turns, context and prompt.context) for prompt in prompts] for context in ("", "r"))

@@ -8,9 +8,8 @@ from cluster.requests import step_requests
 from cluster.resolved import read_resolved
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import prompt_notes
-from cluster.run.gap import read_gap
 from cluster.run.model_card import write_model_card
-from cluster.run.record import read_probes
+from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
 

@@ -14,7 +14,8 @@ from cluster.commands.one_engine import one_engine
 from cluster.config import Recipe, load_recipe
 from cluster.requests import renderer_of, step_requests
 from cluster.run.checks import check_models, check_task
-from cluster.run.gap import Gap, measured, teaches_itself
+from cluster.run.figures import Gap
+from cluster.run.gap import measured, teaches_itself
 from evidence.diagnostics import TokenStats, diagnose
 from evidence.rates import RATES
 from evidence.records import EvidenceRecord, Ids, ShardInfo

@@ -1,7 +1,7 @@
 """One run as the page shows it, put together batch by batch: live from the observer, or at once from its folder."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from cluster.dashboard.panels import PANELS
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
 from cluster.observe.seen import Seen
-from cluster.run.record import ProbeRecord, StepRecord
+from cluster.run.record import Gap, ProbeRecord, StepRecord
 from evidence.telemetry import Sample, Span, joined, shares
 
 LANES_S = 180.0  # that the lanes show
@@ -20,10 +20,11 @@ NEAR = 0.8  # of the canary's tolerance, from which its tile is marked
 
 
 class RunCharts:
-    """The columns of every chart, and what else the page says of one run."""
+    """The columns of every chart, and what else the page says of one run. gap: once it is measured. notes: what the
+    start said of the prompts, such as what the chat template itself says in them."""
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        self.name, self.recipe = name, recipe
+    def __init__(self, name: str, recipe: Recipe, gap: Gap | None = None, notes: Sequence[str] = ()) -> None:
+        self.name, self.recipe, self.gap, self.notes = name, recipe, gap, notes
         self._columns = [Columns() for _ in PANELS]
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
@@ -68,11 +69,12 @@ class RunCharts:
 
     def shown(self, views: Mapping[int, str]) -> dict[str, Any]:
         """The run as the page reads it. views: where the token view of a step is, by its number from 1."""
-        seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples))
+        seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples), gap=self.gap)
         return {
             "name": self.name,
             "planned": self.recipe.run.steps,
             "sentence": sentence(seen),
+            "notes": list(self.notes),
             "advice": [str(one) for one in advice(seen)],
             "tiles": [{"value": value, "label": label, "bad": bad} for value, label, bad in self._tiles()],
             "lanes": self._lanes(),
@@ -103,6 +105,8 @@ class RunCharts:
             yield f"{last.canary:.3f}", "canary", last.canary > NEAR * bound
         if self._probes and (name := next(iter(self._probes[-1].rates), "")):
             yield f"{self._probes[-1].rates[name].share:.2f}", name, False
+        if self.gap is not None:
+            yield f"{self.gap.teacher[self.gap.main].share:.2f}", f"{self.gap.main} of the teacher", self.gap.is_zero
         if self._samples:
             up = sum(engine.up for engine in self._samples[-1].engines.values())
             count = len(self._samples[-1].engines)
@@ -133,7 +137,7 @@ def _clock(seconds: float) -> str:
 
 def charts_of(seen: Seen) -> RunCharts:
     """A run from its folder."""
-    charts = RunCharts(seen.name, seen.recipe)
+    charts = RunCharts(seen.name, seen.recipe, seen.gap, seen.notes)
     last = max([step.time or 0.0 for step in seen.steps] + [span.end for span in seen.spans], default=0.0)
     charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes)))
     return charts

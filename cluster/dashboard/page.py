@@ -16,7 +16,8 @@ from cluster.config import Recipe
 from cluster.dashboard.charts import RunCharts, charts_of, views_of
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
-from cluster.observe.seen import read_seen
+from cluster.observe.seen import GAP, read_seen
+from cluster.run.record import read_gap
 from evidence.files import write_whole
 from evidence.view.pages import environment
 
@@ -59,6 +60,8 @@ class PageSink:
     def write(self, batch: Batch) -> None:
         if self._charts is None:
             self._charts = self._begun()
+        if self._charts.gap is None:
+            self._charts.gap = read_gap(self._folder / GAP)
         self._charts.add(batch)
         run = self._charts.shown(views_of(self._folder, ""))
         data = {"made": time.time(), "every": self._recipe.observe.every_s, "ended": batch.ended, "runs": [run]}

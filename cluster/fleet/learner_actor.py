@@ -72,6 +72,7 @@ class LearnerActor:
         # gloo would otherwise speak from the address of the host's name, which may be its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
         self._join(rank, places, secret)
+        from cluster.sizing.use import card_of
         from cluster.weights.source import export_groups
         from learner.config import needed_models
         from learner.ema import Ema
@@ -92,6 +93,7 @@ class LearnerActor:
             FrozenModel(self._model, config, device) if base else None,
             self._recipe.faults.nonfinite == "skip",
         )
+        self._card = card_of(self._model, config.lora_rank > 0)
         self._groups, self._rank = export_groups(self._engine), rank
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
         self._kept = self._engine.keeper()
@@ -140,6 +142,8 @@ class LearnerActor:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:
             self._ema.update(self._weights())
+        if self._card is not None:
+            report = self._card.add(report)
         export, left = self._recipe.export, self._recipe.run.steps - shard.step
         if export.choose == "average" and left <= export.average:
             self._kept.add()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster.observe.seen import Seen
+from cluster.run.figures import HELP
 from cluster.run.record import StepRecord
 
 RECENT = 20  # steps that a figure is of
@@ -13,6 +14,7 @@ FIRST = 5  # steps at either end, whose lengths are compared
 COLLAPSED = 0.5  # of the first steps' mean length
 CANARY = 0.8  # of its bound
 MOSTLY = 0.9  # of the samples
+WEAK = 0.5  # share of the teacher's answers, below which it is said
 FEW = 20  # samples, below which nothing is said of them
 
 
@@ -75,6 +77,10 @@ def _bottleneck(seen: Seen) -> Iterator[Advice]:
     if first not in _MOVES:
         return
     act = f"{_MOVES[first]} moves the whole step."
+    parts = seen.steps[-1].learner_parts
+    if first == "learn" and parts:
+        most = max(parts, key=parts.__getitem__)
+        act += f" Most of it is {most}: {parts[most]:.1f} of {sum(parts.values()):.1f} s."
     if not lag and shares[first] < 0.7 and len(seen.steps) > 1:
         act += " With run.max_policy_lag = 1 rollouts and learner work side by side."
     yield Advice(f"{first} takes {shares[first]:.0%} of the wall time", act)
@@ -128,6 +134,24 @@ def _probe(seen: Seen) -> Iterator[Advice]:
         yield Advice(f"{found} at step {last.step}, beyond their 95% intervals", "Stop earlier, or lower learner.lr.")
 
 
+def _teacher(seen: Seen) -> Iterator[Advice]:
+    """What there is to learn, and whether it is learned."""
+    gap = seen.gap
+    if gap is None:
+        return
+    told, base = gap.teacher[gap.main], gap.base[gap.main]
+    shown = f"the teacher with the context shows {gap.main} in {told.share:.2f} of {told.n} answers"
+    if gap.is_zero:
+        yield Advice(f"{shown}, the base in {base.share:.2f} without it: there is nothing to learn", f"Try {HELP}.")
+        return
+    last = seen.probes[-1] if seen.probes else None
+    if last is not None and last.step and gap.main in last.rates and last.rates[gap.main].share >= told.share:
+        found = f"{gap.main} is {last.rates[gap.main].share:.2f} at step {last.step}, and {shown}"
+        yield Advice(f"{found}: the teacher has no more of it to give", f"Stop here, or try {HELP}.")
+    elif told.share < WEAK:
+        yield Advice(f"{shown}, the base in {base.share:.2f}: that is all there is to learn", f"For more try {HELP}.")
+
+
 def _canary(seen: Seen) -> Iterator[Advice]:
     canary = seen.steps[-1].canary
     bound = seen.steps[-1].canary_bound or seen.recipe.weights.canary_tolerance
@@ -151,5 +175,5 @@ def _queue(seen: Seen) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
-    _bottleneck, _truncation, _kept, _lengths, _probe, _canary, _queue,
+    _bottleneck, _truncation, _kept, _lengths, _probe, _teacher, _canary, _queue,
 )  # fmt: skip

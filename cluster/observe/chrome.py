@@ -59,6 +59,8 @@ def _steps(seen: Seen, zero: float) -> Iterator[Event]:
         if step.time is not None and step.wall_s is not None and step.time - step.wall_s >= zero:
             at = {"ts": round((step.time - step.wall_s - zero) * 1e6), "dur": round(step.wall_s * 1e6)}
             yield {"ph": "X", "pid": 0, "tid": 1, "name": f"step {step.step + 1}", "cat": "step"} | at
+            if parts := step.learner_parts:
+                yield {"ph": "C", "pid": 0, "name": "learner's seconds by part", "ts": at["ts"], "args": parts}
     yield {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "steps"}}
 
 

@@ -7,6 +7,8 @@ no rollout, group, prompt, digest or step is one. Each figure has the label `run
 
 from dataclasses import dataclass
 
+from learner.report import PARTS
+
 PREFIX = "edge_opd_"
 RAY_PREFIX = "ray_edge_opd_"  # as Ray's endpoint names them
 COUNTER, GAUGE = "counter", "gauge"
@@ -60,6 +62,10 @@ FIGURES: dict[str, Figure] = {
     "engine_generated_tokens_total": Figure(COUNTER, "", _ENGINE, "tokens that an engine sampled"),
     "engine_preemptions_total": Figure(COUNTER, "", _ENGINE, "requests put back for want of KV blocks"),
     "learner_loss": Figure(GAUGE, "nats", (), "loss of the last step"),
+    "learner_part_seconds": Figure(
+        GAUGE, "s", ("part",), "time of the last step's parts, a mean over ranks: " + ", ".join(PARTS)
+    ),
+    "learner_mfu_ratio": Figure(GAUGE, "", (), "share of the GPU's dense bfloat16 peak, where that is known"),
     "learner_grad_norm": Figure(GAUGE, "", (), "gradient's global norm before clipping"),
     "learner_learning_rate": Figure(GAUGE, "", (), "learning rate of the last step"),
     "kept_ratio": Figure(GAUGE, "", ("split",), "share of tokens that the mask keeps: all, guided, plain"),

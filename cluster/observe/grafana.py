@@ -36,6 +36,8 @@ ROWS: tuple[Row, ...] = (
          ('max by (run, stage) (e_stage_tokens{R,stage=~"sample|score|learn"}) '
           "/ on (run) group_left max by (run) (e_step_seconds{R})",)),
         ("Step time", "s", ("max by (run) (e_step_seconds{R})",)),
+        ("The learner's step by part", "s", ("max by (run, part) (e_learner_part_seconds{R})",)),
+        ("Model FLOP utilisation", "percentunit", ("max by (run) (e_learner_mfu_ratio{R})",)),
         ("Who works", "percentunit", ('sum by (lane) (rate(e_lane_busy_seconds_total{R,what!~"wait.*"}[I]))',)),
         ("What the driver waits for", "percentunit",
          ('sum by (what) (rate(e_lane_busy_seconds_total{R,lane="driver"}[I]))',)),

@@ -14,6 +14,7 @@ from cluster.run.figures import ProbeRecord, StepRecord
 from evidence.diagnostics import SPLITS
 from evidence.rates import RATES
 from evidence.telemetry import Sample, Span
+from learner.report import PARTS
 from rollout.tally import FIGURES as COUNTED
 
 Row = tuple[str, str, str, str]  # key, kind, unit, meaning
@@ -42,6 +43,8 @@ LEARNERS: list[Row] = [  # also by themselves, beside `metrics`
     ("anchor_kl", "number", "nats", "the KL penalty to the reference, before beta_kl; absent without one"),
     ("importance_mean", "mean", "", "weight by learner.importance_clip, over active tokens of plain rows; absent at 0"),
     ("importance_clip_fraction", "mean", "", "of these tokens, those whose ratio was truncated; absent at 0"),
+    *((f"{part}_s", "mean", "s", f"{meaning}; a mean over the ranks") for part, meaning in PARTS.items()),
+    ("mfu", "mean", "", "share of the GPU's dense bfloat16 peak that those parts reached; absent where none is known"),
     ("clip_fraction", "mean", "", "active tokens that later updates clipped; absent with one update a batch"),
 ]
 DIAGNOSTICS: list[Row] = [  # of each split

@@ -87,6 +87,9 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
 
 def _learning(record: StepRecord) -> Iterator[Reading]:
     yield from _reading("learner_loss", record.loss)
+    for part, seconds in record.learner_parts.items():
+        yield from _reading("learner_part_seconds", seconds, part=part)
+    yield from _reading("learner_mfu_ratio", record.metrics.get("mfu"))
     yield from _reading("learner_grad_norm", record.grad_norm)
     yield from _reading("learner_learning_rate", record.metrics.get("lr"))
     for split in record.stats:

@@ -7,8 +7,10 @@ from pathlib import Path
 from cluster.config import Recipe
 from cluster.observe.files import SAMPLES, TRACE
 from cluster.resolved import read_resolved
-from cluster.run.record import ProbeRecord, StepRecord, read_probes, read_steps
+from cluster.run.record import Gap, ProbeRecord, StepRecord, read_gap, read_notes, read_probes, read_steps
 from evidence.telemetry import Sample, Span, read_samples, read_spans
+
+GAP = "gap.json"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Seen:
     probes: Sequence[ProbeRecord] = ()
     samples: Sequence[Sample] = ()
     spans: Sequence[Span] = ()
+    gap: Gap | None = None  # none in older runs, and before it is measured
+    notes: Sequence[str] = ()  # what the start said of the prompts
 
 
 def read_seen(folder: Path) -> Seen:
@@ -37,4 +41,6 @@ def read_seen(folder: Path) -> Seen:
         list(read_probes(folder / "probes.jsonl").values()),
         read_samples(folder / SAMPLES),
         read_spans(folder / TRACE),
+        read_gap(folder / GAP),
+        read_notes(folder / "inputs.json"),
     )

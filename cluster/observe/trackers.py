@@ -1,4 +1,5 @@
-"""Experiment trackers as sinks: off unless the recipe names them, each imported when it is named, none in the lock.
+"""Experiment trackers as sinks: off unless the recipe names them, each imported when it is named. Only TensorBoard's
+package is in the lock.
 
 Each gets a step's figures and a probe's once, with names such as `stages/learn/tokens_per_s` and `probe/selfname`, and
 the resolved recipe as its configuration. What it keeps stays in the run's folder, and nothing goes over a network,

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 from evidence.advantage import RewardSums
 from evidence.diagnostics import STUDENT_MEANS, TokenStats, split_stats
 from evidence.mismatch import Mismatch
-from learner.report import LearnedStep
+from evidence.rates import RATES
+from learner.report import PARTS, LearnedStep
 from rollout.probe import ProbeResult, Rate
 from rollout.stages import StageTime
 from rollout.tasks.boxed_pool import Verdicts
 
 if TYPE_CHECKING:  # a record opens where nothing runs
     from rollout.worker import StepRollouts
+
+
+HELP = "another rollout.context_position, other words in the context, or examples in it (`edge-opd gap` shows each)"
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ class StepRecord:
         return None if self.busy_s is None or not self.wall_s else self.busy_s / self.wall_s
 
     @property
+    def learner_parts(self) -> dict[str, float]:
+        """Seconds of the parts of the learner's step, keys of `learner.report.PARTS`; none in older lines."""
+        return {part: self.metrics[f"{part}_s"] for part in PARTS if f"{part}_s" in self.metrics}
+
+    @property
     def reward_mean(self) -> float | None:
         """None without a verifier."""
         if self.rewards is None:
@@ -127,6 +136,48 @@ class ProbeRecord:
     questions: Annotated[int | None, "questions", "of the main rate's probe"]
     samples: Annotated[int | None, "answers", "to each of these questions"]
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes; null where none was"] = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The rates of the teacher with the context, and of the base without it, over the same questions.
+
+    Example:
+        Gap(time=1795834800.0, probe="identity", teacher={"selfname": Rate(k=33, n=96)}, base={"selfname": Rate(0, 96)})
+    """
+
+    time: Annotated[float, "s", "Unix time at which it was measured"]
+    probe: Annotated[str, "", "the task's name"]
+    teacher: Annotated[Mapping[str, Rate], "", "with the context, the task's main rate first"]
+    base: Annotated[Mapping[str, Rate], "", "without it"]
+
+    @property
+    def main(self) -> str:
+        """The name of the task's main rate."""
+        return next(iter(self.teacher))
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the teacher shows no more of it than the base."""
+        return self.teacher[self.main].share <= self.base[self.main].share
+
+    def line(self) -> str:
+        """Every rate, the teacher's beside the base's."""
+        shown = (
+            f"{RATES[name].short} {rate.share:.2f} ({self.base[name].share:.2f})" for name, rate in self.teacher.items()
+        )
+        answers = self.teacher[self.main].n
+        return f"gap: teacher with the context (base without it), {answers} answers: {'  '.join(shown)}"
+
+    def warning(self) -> str:
+        """What to do where there is nothing to learn; empty where there is."""
+        if not self.is_zero:
+            return ""
+        told, base = self.teacher[self.main], self.base[self.main]
+        return (
+            f"gap: found {RATES[self.main].label} in {told.share:.2f} of the teacher's {told.n} answers with the "
+            f"context and in {base.share:.2f} without it, expected more with it: there is nothing to learn. Try {HELP}"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from cluster.config import Recipe
 from cluster.observe.advice import advice
 from cluster.observe.seen import read_seen
 from cluster.observe.sinks import summary_table
-from cluster.run.gap import Gap, read_gap, required
+from cluster.run.gap import required
 from cluster.run.model_card import write_model_card
-from cluster.run.record import ProbeRecord, read_probes, read_steps
+from cluster.run.record import Gap, ProbeRecord, read_gap, read_probes, read_steps
 from cluster.run.rundir import RunDir
 from evidence.rates import RATES
 from rollout.tasks.base import Task

@@ -12,7 +12,7 @@ the commit.
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.config import TASK_PATHS, Recipe
@@ -85,14 +85,15 @@ def _of_tensors(path: Path, header: bytes) -> Iterator[int]:
             yield from (begin, (begin + end) // 2, max(begin, end - BLOCK))
 
 
-def pin(path: Path, pins: Pins, resume: bool) -> None:
-    """Writes `pins` at a run's start, and where an older version wrote none; compares them at a resume.
+def pin(path: Path, pins: Pins, resume: bool, notes: Sequence[str] = ()) -> None:
+    """Writes `pins` at a run's start, and where an older version wrote none; compares them at a resume. notes: what the
+    start says of the prompts, for the page.
 
     Raises:
         ValueError: an input is another than at the start; names its key and its file.
     """
     if not (resume and path.is_file()):
-        write_whole(path, json.dumps({"format": 1, "inputs": pins}, indent=1) + "\n")
+        write_whole(path, json.dumps({"format": 1, "inputs": pins, "notes": list(notes)}, indent=1) + "\n")
         return
     begun = read_pins(path)
     for name in [*begun, *pins]:

@@ -43,12 +43,23 @@ def lengths_near(renderer: Renderer, pairs: Collection[Pair], limit: int) -> dic
 
 def estimated_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair, int]:
     """The tokens of each (question, context), about: those of the template, and of every word of its texts."""
-    texts = {text for pair in pairs for text in _texts(pair)}
-    words = list({word for text in texts for word in text.split()})
-    of_word = dict(zip(words, renderer.text_lengths([f" {word}" for word in words]), strict=True))
-    of_text = {text: _words_of(text, of_word) for text in texts}
-    of_frame = _frames(renderer, {_shape(pair) for pair in pairs})
-    return {pair: of_frame[_shape(pair)] + sum(of_text[text] for text in _texts(pair)) for pair in pairs}
+    of_text = _of_texts(renderer, {text for pair in pairs for text in _texts(pair)})
+    shapes = [_shape(pair) for pair in pairs]
+    of_frame = _frames(renderer, set(shapes))
+    return {
+        pair: of_frame[shape] + sum(map(of_text.__getitem__, _texts(pair)))
+        for pair, shape in zip(pairs, shapes, strict=True)
+    }
+
+
+def _of_texts(renderer: Renderer, texts: Collection[str]) -> dict[str, int]:
+    words: set[str] = set()
+    for text in texts:
+        words.update(text.split())
+    ordered = list(words)
+    lengths = renderer.text_lengths([f" {word}" for word in ordered])
+    of_word = dict(zip(ordered, lengths, strict=True))
+    return {text: _words_of(text, of_word) for text in texts}
 
 
 def _texts(pair: Pair) -> list[str]:
@@ -59,7 +70,7 @@ def _texts(pair: Pair) -> list[str]:
 def _words_of(text: str, of_word: Mapping[str, int]) -> int:
     """A line break is a token, a space is part of the word after it."""
     words = text.split()
-    return sum(map(of_word.__getitem__, words)) + len(text) - sum(map(len, words)) - text.count(" ")
+    return sum(map(of_word.__getitem__, words)) + len(text) - len("".join(words)) - text.count(" ")
 
 
 def _shape(pair: Pair) -> Pair:

@@ -9,7 +9,7 @@ import tomli_w
 
 from cluster.config import PATHS, Recipe
 from cluster.observe.sinks import summary_table
-from cluster.run.gap import Gap
+from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord
 from cluster.run.rundir import RunDir
 from evidence.rates import RATES

@@ -28,7 +28,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
-from cluster.run.gap import measured, teaches_itself, write_gap
+from cluster.run.gap import measured, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
     Answer,
@@ -39,6 +39,7 @@ from cluster.run.record import (
     read_steps,
     step_record,
     write_answers,
+    write_gap,
 )
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir

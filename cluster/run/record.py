@@ -1,4 +1,4 @@
-"""The records of a run: the only reader and the only writer of its JSON lines.
+"""The records of a run: the only reader and the only writer of its JSON lines, and of RUN/gap.json, which is one `Gap`.
 
 RUN/metrics.jsonl has one `StepRecord` a line, RUN/probes.jsonl one `ProbeRecord`, and RUN/answers/step-NNNNNN.jsonl one
 `Answer`. A record holds sums and counts, the Unix time, and in its line a format number. Means are made where they are
@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.run.figures import Answer, Mean, ProbeRecord, StepRecord, probe_record, step_record
+from cluster.run.figures import Answer, Gap, Mean, ProbeRecord, StepRecord, probe_record, step_record
 from cluster.run.formats import FORMAT, migrated_probe, migrated_step
 from evidence.advantage import RewardSums
 from evidence.diagnostics import TokenStats, summaries
@@ -29,9 +29,9 @@ from rollout.stages import StageTime
 from rollout.tasks.boxed_pool import Verdicts
 
 __all__ = [
-    "Answer", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe", "line_of_step",
-    "probe_record", "read_answers", "read_probes", "read_steps", "shown_probe", "shown_step", "step_record",
-    "write_answers",
+    "Answer", "Gap", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe",
+    "line_of_step", "probe_record", "read_answers", "read_gap", "read_notes", "read_probes", "read_steps",
+    "shown_probe", "shown_step", "step_record", "write_answers", "write_gap",
 ]  # fmt: skip
 
 Line = dict[str, Any]
@@ -164,3 +164,32 @@ def _answer(line: Mapping[str, Any]) -> Answer:
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     """The answers of one probe, in the place of any that were there."""
     write_whole(path, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
+
+
+def write_gap(path: Path, gap: Gap) -> None:
+    """In the place of any that was there."""
+    rates = {name: {key: [r.k, r.n] for key, r in getattr(gap, name).items()} for name in ("teacher", "base")}
+    write_whole(path, json.dumps({"format": 1, "time": gap.time, "probe": gap.probe} | rates) + "\n")
+
+
+def read_gap(path: Path) -> Gap | None:
+    """None where there is no file: an older run. ValueError names a file that is none."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        teacher, base = ({key: Rate(*pair) for key, pair in found[name].items()} for name in ("teacher", "base"))
+        return Gap(float(found["time"]), str(found["probe"]), teacher, base)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: found no gap ({error}), expected what a run wrote") from None
+
+
+def read_notes(path: Path) -> list[str]:
+    """What the start said of a run's prompts, of its inputs.json; none of an older run. ValueError names a damaged
+    file."""
+    if not path.is_file():
+        return []
+    try:
+        return [str(note) for note in json.loads(path.read_bytes()).get("notes", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: found no inputs of a run ({error}), expected what its start wrote") from None

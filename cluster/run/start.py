@@ -48,7 +48,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
-        pin(folder.inputs, pins_of(recipe, model, task), resume)
+        pin(folder.inputs, pins_of(recipe, model, task), resume, notes)
         for note in notes:
             sink.say(note)
         if resume:

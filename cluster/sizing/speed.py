@@ -3,9 +3,11 @@
 The shares are this project's targets and published figures, none of them measured here on a GPU (docs/scaling.md).
 """
 
+import re
 from dataclasses import dataclass
 
 from cluster.sizing.shape import BYTES, ModelShape
+from learner.report import Work
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,27 @@ class Device:
     memory: float  # bytes
 
 
+# By words of the driver's name; the first that fits.
 DEVICES = {
     "A100": Device("A100 80 GB", 312e12, 2.04e12, 80e9),
+    "H100 PCIe": Device("H100 PCIe 80 GB", 756e12, 2.0e12, 80e9),
+    "H100 NVL": Device("H100 NVL 94 GB", 835e12, 3.9e12, 94e9),
     "H100": Device("H100 SXM 80 GB", 989e12, 3.35e12, 80e9),
     "H200": Device("H200 SXM 141 GB", 989e12, 4.8e12, 141e9),
+    "GH200": Device("GH200 96 GB", 989e12, 4.0e12, 96e9),
+    "B200": Device("B200 180 GB", 2250e12, 7.7e12, 180e9),
+    "L4": Device("L4 24 GB", 121e12, 0.3e12, 24e9),
+    "L40S": Device("L40S 48 GB", 362e12, 0.864e12, 48e9),
+    "A10": Device("A10 24 GB", 125e12, 0.6e12, 24e9),
+    "RTX A6000": Device("RTX A6000 48 GB", 154.8e12, 0.768e12, 48e9),
+    "RTX 4090": Device("GeForce RTX 4090 24 GB", 165.2e12, 1.008e12, 24e9),
+    "MI300X": Device("Instinct MI300X 192 GB", 1307e12, 5.3e12, 192e9),
 }
 
 
 def device_of(name: str) -> Device | None:
     """The data sheet of a GPU, by the name that its driver gives it; None for one that is not listed."""
-    return next((device for key, device in DEVICES.items() if key in name), None)
+    return next((device for key, device in DEVICES.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def forward_flops(shape: ModelShape, tokens: float, context: float) -> float:
@@ -39,6 +52,15 @@ def forward_flops(shape: ModelShape, tokens: float, context: float) -> float:
 def train_flops(shape: ModelShape, tokens: float, context: float, checkpointing: bool = False) -> float:
     """A backward pass is two forward passes; with checkpointing a third is run again."""
     return forward_flops(shape, tokens, context) * (4 if checkpointing else 3)
+
+
+def learned_flops(shape: ModelShape, work: Work, is_adapter: bool) -> float:
+    """Of what a learner's rank ran: the head at the targets only, and an adapter's backward pass without the gradients
+    of weights, which are half of it. A layer that runs again counts once."""
+    head = shape.vocabulary * shape.hidden
+    forward = 2.0 * ((shape.active - head) * work.tokens + head * work.targets)
+    forward += 4.0 * shape.layers * shape.queries * work.attended
+    return forward * (2 if is_adapter else 3)
 
 
 def learn_seconds(

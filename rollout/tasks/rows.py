@@ -66,8 +66,7 @@ def checked_text(value: Any, key: str, where: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: found {key} = {shown(value)}, expected a text that is not blank")
-    lone = LONE_SURROGATE.search(value)
-    if lone:
+    if not value.isascii() and (lone := LONE_SURROGATE.search(value)):
         raise ValueError(
             f"{where}: found half a character, {lone[0]!r}, at place {lone.start() + 1} of {key}, expected Unicode text"
         )

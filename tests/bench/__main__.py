@@ -24,8 +24,19 @@ from cluster.machine import machine_name
 from tests.bench.figures import MARK, Figure, figures_in
 
 NAMES = (
-    "controller", "overlap", "shard_io", "sampling", "scoring_sharing", "learner_step", "row_memory", "push", "real_step",
+    "controller",
+    "overlap",
+    "shard_io",
+    "sampling",
+    "scoring_sharing",
+    "learner_step",
+    "row_memory",
+    "push",
+    "real_step",
+    "page",
+    "watching",
     "peer",
+)
 DEADLINE_S = 3600.0
 ROOT = Path(__file__).parents[2]
 

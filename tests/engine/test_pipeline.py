@@ -20,12 +20,12 @@ from cluster.__main__ import main
 from cluster.commands.reproduce import is_finished
 from cluster.config import load_recipe
 from cluster.observe.seen import read_seen
-from cluster.run.gap import read_gap
-from cluster.run.record import read_steps
+from cluster.run.record import read_gap, read_steps
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
+from learner.report import PARTS
 from rollout.tally import FIGURES as COUNTED
 from tests.reference import logprobs_of, plain_model
 from tests.runs import AVERAGED, FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
@@ -43,6 +43,11 @@ def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
     for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
         assert word in done.stdout
     assert all(record["busy_fraction"] > 0.9 for record in metrics)
+    for step in read_steps(run_dir / "metrics.jsonl").values():
+        assert set(step.learner_parts) == set(PARTS) - {"frozen"}  # no model beside the student
+        assert "mfu" not in step.metrics  # a CPU
+        assert 0.5 < sum(step.learner_parts.values()) / step.stages["learn"].seconds < 1
+        assert min(step.learner_parts.values()) > 0
     gap = read_gap(run_dir / "gap.json")
     assert gap is not None and gap.base["selfname"].n == gap.teacher["selfname"].n == 12
     assert gap.line() in done.stdout and "there is nothing to learn" in done.stdout  # two tokens hold no name

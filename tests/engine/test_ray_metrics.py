@@ -1,74 +1,126 @@
-"""The figures at the metrics endpoint of a real Ray, scraped as Prometheus does."""
+"""A real run at the metrics endpoint of its Ray, with a real Prometheus that scrapes it while it runs, until the driver
+is killed."""
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
 
 from cluster.observe.figures import FIGURES, RAY_PREFIX
-from tests.runs import ROOT
+from cluster.observe.grafana import ROWS, promql
+from tests.faults import UnderWay, under_way
+from tests.pages import MONITORING
+from tests.prometheus import Prometheus, fetched, serving
+from tests.runs import lines, small_arguments
 
-# A driver that tells one step, one probe and a sample every half second, as the observer does.
-DRIVER = """
-import json, sys, time
-import ray
-from cluster.config import Recipe, RunConfig
-from cluster.observe.observer import Batch
-from cluster.observe.ray_sink import RaySink
-from tests.observed import a_sample, a_step, spans_of
-from tests.unit.test_record import a_probe
-
-quick = {"metrics_report_interval_ms": 1000}
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=quick)
-node = ray.nodes()[0]
-print(json.dumps([node["NodeManagerAddress"], node["MetricsExportPort"]]), flush=True)
-sink = RaySink("observed", Recipe(run=RunConfig(steps=9)))
-sink.write(Batch(0.0, steps=(a_step(0), a_step(1)), probes=(a_probe(0),), spans=tuple(spans_of(0))))
-for tick in range(600):
-    sink.write(Batch(0.0, samples=(a_sample(2.0),)))
-    time.sleep(0.5)
-"""
-DEADLINE_S = 60.0
-# A run without a verifier has no reward, and Ray has no counter that never grew.
-ABSENT = {"reward_mean", "verdicts_total", "engine_preemptions_total", "prompts_refused_total"}
+SETTINGS = ("run.steps=400", "run.max_policy_lag=1", "observe.every_s=0.5")
+SECONDS = 60.0  # for what a report or a scrape brings
+# No verifier, no GPU, no frozen model; and Ray has no counter that never grew.
+ABSENT = {
+    "reward_mean", "learner_mfu_ratio", "verdicts_total", "engine_preemptions_total", "prompts_refused_total",
+}  # fmt: skip
+WITHOUT = {"Model FLOP utilisation"} | {title for title, *_ in ROWS[-1][1]}  # and Ray's own of nodes with GPUs
 
 
-def scrape(host: str, port: int) -> dict[str, float]:
-    """Our figures: name with labels of ours -> value."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    text = opener.open(f"http://{host}:{port}/metrics", timeout=10).read().decode()
-    found = {}
-    for name, labels, value in re.findall(rf"^{RAY_PREFIX}(\w+){{([^}}]*)}} (\S+)$", text, re.MULTILINE):
-        own = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        kept = [own[label] for label in ("run", *FIGURES[name].labels)]
-        found["|".join([name, *kept])] = float(value)
+def ports(run: UnderWay) -> set[int]:
+    """Those of the run's processes that answer with our figures: of the agent of Ray's node, where Ray chose one."""
+    found = set()
+    for process in psutil.Process(run.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if "DashboardAgent" in " ".join(process.cmdline()):
+                sockets = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+                found |= {one.laddr.port for one in sockets if RAY_PREFIX in figures_at(one.laddr.port)}
     return found
 
 
-def test_every_figure_is_at_rays_endpoint_and_a_gauge_stays() -> None:
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", DRIVER]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env, start_new_session=True)
-    try:
-        assert driver.stdout is not None
-        host, port = json.loads(driver.stdout.readline())
-        end, found = time.monotonic() + DEADLINE_S, dict[str, float]()
-        while missing := set(FIGURES) - ABSENT - {name.split("|")[0] for name in found}:
-            assert time.monotonic() < end, f"not at the endpoint: {sorted(missing)}"
-            time.sleep(1)
-            found = scrape(host, port)
-        assert found["steps_done|observed"] == 2 and found["steps_planned|observed"] == 9
-        assert found["rollouts_total|observed|dropped"] == 1 and found["rollouts_total|observed|trained"] == 62
-        assert found["engine_kv_cache_usage_ratio|observed|student|student engine 0"] == 0.2
-        assert found["lane_busy_seconds_total|observed|learner|learn"] == 7.0
-        time.sleep(5)  # five reports: a gauge that was told once would be gone
-        assert scrape(host, port)["step_seconds|observed"] == 10.0
-    finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        assert driver.stdout is not None
-        driver.stdout.close()
+def figures_at(port: int) -> str:
+    """Nothing where something else listens."""
+    with suppress(OSError, HTTPException):
+        return fetched(f"http://127.0.0.1:{port}/metrics").decode()
+    return ""
+
+
+def told(text: str) -> dict[str, float]:
+    """Our figures: name with labels of ours -> value."""
+    found = {}
+    for name, labels, value in re.findall(rf"^{RAY_PREFIX}(\w+){{([^}}]*)}} (\S+)$", text, re.MULTILINE):
+        own = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        found["|".join([name, *(own[label] for label in ("run", *FIGURES[name].labels))])] = float(value)
+    return found
+
+
+def configured(folder: Path, port: int) -> str:
+    """The committed configuration and rules, with this target, every second; an alert waits for 5 s in place of
+    minutes."""
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"] = [{"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}]
+    rules = (MONITORING / "edge-opd.rules.yml").read_text()
+    (folder / "edge-opd.rules.yml").write_text(re.sub(r"for: \d+m$", "for: 5s", rules, flags=re.MULTILINE))
+    return yaml.safe_dump(config)
+
+
+def firing(server: Prometheus) -> set[str]:
+    alerts = server.result("alerts")["alerts"]
+    return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+
+def test_a_run_is_scraped_while_it_runs_and_missed_when_its_driver_is_killed(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    run_dir = tmp_path / "watched"
+    metrics = run_dir / "metrics.jsonl"
+    with under_way(small_arguments(run_dir, f"model.path={small_model}", *SETTINGS)) as run:
+        run.wait_until("step 2", lambda: metrics.exists() and len(lines(metrics)) >= 2)
+        run.wait_until("the endpoint", lambda: bool(ports(run)), SECONDS)
+        (port,) = ports(run)
+        with serving(tmp_path, configured(tmp_path, port)) as server:
+            run.wait_until("every figure", lambda: not unseen(port), SECONDS)
+            of_the_run(run_dir, told(figures_at(port)))
+            run.wait_until("scrapes of several steps", lambda: len(set(scraped(server))) > 3, SECONDS)
+            run.wait_until("a scrape each second", lambda: len(scraped(server)) > 15, SECONDS)
+            assert firing(server) == set() and empty_panels(server) <= WITHOUT
+            run.process.kill()
+            end = time.monotonic() + SECONDS
+            while "RunVanished" not in firing(server):
+                assert time.monotonic() < end, server.result("alerts")
+                time.sleep(0.5)
+            assert firing(server) == {"RunVanished"}
+
+
+def unseen(port: int) -> set[str]:
+    """Figures that are not at the endpoint yet."""
+    return set(FIGURES) - ABSENT - {name.split("|")[0] for name in told(figures_at(port))}
+
+
+def of_the_run(run_dir: Path, found: dict[str, float]) -> None:
+    """The endpoint says what the files say; a gauge that was told once is still there."""
+    steps = lines(run_dir / "metrics.jsonl")
+    assert found["steps_planned|watched"] == 400 and len(steps) - 4 <= found["steps_done|watched"] <= len(steps)
+    recorded = {round(step["stages"]["learn"]["seconds"], 6) for step in steps}
+    assert round(found["stage_seconds|watched|learn"], 6) in recorded
+    assert found["engine_up|watched|student|student engine 0"] == found["service_up|watched"] == 1
+    assert found["learner_part_seconds|watched|backward"] > 0 and found["probe_ratio|watched|selfname|high"] > 0
+    assert found["canary_nats|watched"] < found["canary_tolerance_nats|watched"]
+
+
+def scraped(server: Prometheus) -> list[float]:
+    now = time.time()
+    return server.points(promql("e_steps_done{R}", run="watched"), now - 30, now, 1)
+
+
+def empty_panels(server: Prometheus) -> set[str]:
+    """The dashboard's panels of which no target has a point in the last half minute."""
+    now, empty = time.time(), set()
+    for _, row in ROWS:
+        for title, _, targets in row:
+            asked = [promql(target, run="watched", interval="10s") for target in targets]
+            if not any(server.points(one, now - 30, now, 1) for one in asked):
+                empty.add(title)
+    return empty

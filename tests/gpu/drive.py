@@ -171,6 +171,7 @@ async def learner(model: str) -> Any:
     )
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
+    from learner.report import PARTS
     from learner.train import Trainer
 
     rng, rows = np.random.default_rng(0), list[TrainRow]()
@@ -183,10 +184,12 @@ async def learner(model: str) -> Any:
     for _ in range(3):
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        trainer.step(rows)
+        report = trainer.step(rows)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
-    return {"seconds": min(seconds[1:]), "tokens": 16 * 1024, "peak": torch.cuda.max_memory_allocated()}
+    parts = {part: report.metrics[f"{part}_s"].value for part in PARTS if f"{part}_s" in report.metrics}
+    found = {"seconds": min(seconds[1:]), "tokens": 16 * 1024, "peak": torch.cuda.max_memory_allocated()}
+    return found | {"last": seconds[-1], "parts": parts}
 
 
 ACTS: dict[str, Callable[..., Any]] = {

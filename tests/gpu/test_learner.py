@@ -9,6 +9,7 @@ from cluster.sizing.memory import learner_memory
 from cluster.sizing.shape import shape_of
 from cluster.sizing.speed import device_of, train_flops
 from learner.config import LearnerConfig
+from learner.report import PARTS
 from tests.fakes import tiny_model
 from tests.gpu.conftest import TELL
 from tests.runs import side_by_side
@@ -38,6 +39,10 @@ def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_
     tell("learner's FLOP/s on a model of 1.2 B", flops, "")
     if device := device_of(cards[0].name):
         tell("learner's model FLOP utilisation", flops / device.flops, ">= 0.4")
+    for part, seconds in found["parts"].items():
+        tell(f"learner's {part}, s of a step of {found['last']:.3f}", seconds, "")
+    assert set(found["parts"]) == set(PARTS) - {"frozen"} and min(found["parts"].values()) >= 0
+    assert 0.9 < sum(found["parts"].values()) / found["last"] < 1.02
     planned = learner_memory(shape, LearnerConfig(micro_batch_tokens=4096), shape.parameters, 1024)
     tell("learner's peak memory over its plan", found["peak"] / planned.peak, "<= 1")
     assert found["peak"] <= 1.1 * planned.peak

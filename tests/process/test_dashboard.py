@@ -10,19 +10,21 @@ from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
-from cluster.dashboard.columns import WHOLE
+from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
-from cluster.run.record import append_step
+from cluster.run.record import Gap, append_step, write_gap
 from evidence.telemetry import append_spans
+from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 PLOTS = "document.querySelectorAll('#charts svg').length"
@@ -66,6 +68,7 @@ def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_pa
     text = browser.value(TEXT)
     assert "The learner is the bottleneck: learn is 70% of the last 12 steps (score 40%, sample 20%, push 8%)." in text
     assert "The run has ended." in text and "12/12" in text and "Who worked when: the last 120 s" in text
+    assert NOTE in text and "0.99\nselfname of the teacher" in text
     lanes = browser.value("[...document.querySelectorAll('#lanes text')].map(text => text.textContent)")
     assert lanes == [
         "driver", "3%", "learner", "76%", "student engine 0", "20%", "teacher engine 0", "40%",
@@ -192,6 +195,27 @@ def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
 
 
+def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak() -> None:
+    rng, grown, last = np.random.default_rng(0), Columns(), 4000
+    points = [{"a": float(v), **({"b": float(-v)} if x > 1500 else {})} for x, v in enumerate(rng.normal(size=last))]
+    for x, values in enumerate(points):
+        grown.append(x, values)
+        if x % 37 == 0:
+            grown.shown()
+    grown.append(last - 300, {"a": 99.0})  # a resumed run repeats steps
+    for x, values in enumerate(points[last - 299 :], start=last - 299):
+        grown.append(x, values)
+    at_once = Columns()
+    for x, values in enumerate(points):
+        at_once.append(x, {"a": 99.0} if x == last - 300 else values)
+    shown = grown.shown()
+    assert shown == at_once.shown()
+    assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
+    assert max(shown["series"]["a"]) == 99.0
+    smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
+    assert min(value for value in shown["series"]["b"] if value is not None) == pytest.approx(smallest, rel=1e-4)
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
     assert main(["dashboard", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"edge-opd: {tmp_path}: found no config.toml, expected a run directory\n"
@@ -237,6 +261,23 @@ def test_a_resumed_run_keeps_the_steps_before_and_repeats_those_after_its_checkp
     assert norms()[0] == list(range(1, 10)) and norms()[1][-1] == 99.0
     sink.write(Batch(time.time(), steps=(a_step(9),)))
     assert norms()[0] == list(range(1, 11))
+
+
+def test_a_gap_that_is_measured_once_the_page_is_there_is_shown(tmp_path: Path) -> None:
+    sink, folder = sink_of(tmp_path, Recipe())
+
+    def shown() -> tuple[list[str], list[str]]:
+        text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
+        (run,) = json.loads(text)["runs"]
+        return [tile["label"] for tile in run["tiles"]], run["advice"]
+
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    assert "selfname of the teacher" not in shown()[0]
+    write_gap(folder / "gap.json", Gap(BEGAN, "identity", {"selfname": Rate(3, 96)}, {"selfname": Rate(3, 96)}))
+    sink.write(Batch(BEGAN + 1))
+    tiles, advice = shown()
+    assert "selfname of the teacher" in tiles
+    assert any("in 0.03 of 96 answers, the base in 0.03 without it: there is nothing to learn" in one for one in advice)
 
 
 def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:

@@ -16,10 +16,18 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checks import check_task
 from cluster.run.figures import Pushed
 from cluster.run.finish import finish
-from cluster.run.gap import Gap, read_gap, write_gap
 from cluster.run.model_card import write_model_card
 from cluster.run.pipeline import Pipeline
-from cluster.run.record import append_probe, append_step, probe_record, read_steps, step_record
+from cluster.run.record import (
+    Gap,
+    append_probe,
+    append_step,
+    probe_record,
+    read_gap,
+    read_steps,
+    step_record,
+    write_gap,
+)
 from cluster.run.rundir import RunDir
 from cluster.typed import build
 from evidence.diagnostics import TokenStats

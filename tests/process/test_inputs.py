@@ -10,7 +10,8 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
-from cluster.run.inputs import SPREAD, pin, pins_of
+from cluster.run.inputs import SPREAD, pin, pins_of, read_pins
+from cluster.run.record import read_notes
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
 from rollout.tasks.context_rows import _read_file
@@ -156,3 +157,16 @@ def test_a_resume_with_other_inputs_is_refused_before_anything_starts(
     for flag in ("--resume", "--resume=auto"):
         assert main([*arguments, flag]) == 2
         assert f"edge-opd: model.path: {model}/config.json: found " in capsys.readouterr().err
+
+
+def test_what_the_start_said_of_the_prompts_stays_for_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "inputs.json"
+    assert read_notes(path) == []
+    pin(path, {"task.probe_file": "a"}, resume=False, notes=["the chat template itself says ..."])
+    pin(path, {"task.probe_file": "a"}, resume=True, notes=[])
+    assert read_notes(path) == ["the chat template itself says ..."] and read_pins(path) == {"task.probe_file": "a"}
+    path.write_text('{"format": 1, "inputs": {}}')  # of an older version
+    assert read_notes(path) == []
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"inputs.json: found no inputs of a run"):
+        read_notes(path)

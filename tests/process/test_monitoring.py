@@ -1,17 +1,11 @@
 """Prometheus and Grafana: the committed files are what the code makes, and a real Prometheus answers every panel."""
 
-import json
 import math
 import re
 import shutil
-import subprocess
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,18 +18,10 @@ from cluster.observe.grafana import ROWS, dashboard, promql
 from cluster.observe.monitoring import files
 from cluster.observe.observer import Batch
 from cluster.observe.values import Values
+from cluster.run.record import read_steps
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 from tests.pages import MONITORING
-from tests.runs import free_port
-
-DEADLINE_S = 30.0
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name} (Debian's package prometheus)")
-    return found
+from tests.prometheus import promtool, serving
 
 
 def test_the_committed_files_are_what_the_code_makes() -> None:
@@ -66,15 +52,9 @@ def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
         promql("e_no_such_figure{R}")
 
 
-def check(*arguments: str, cwd: Path | None = None) -> str:
-    done = subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_promtool_accepts_the_rules_and_the_configuration() -> None:
-    assert f"{len(ALERTS)} rules found" in check("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
-    check("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
+    promtool("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
 
 
 # name: series as promtool writes them, minute by minute; when; which alerts fire
@@ -143,81 +123,76 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
         tests.append({"interval": "1m", "input_series": written, "promql_expr_test": asked})
     whole = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(whole))
-    check("test", "rules", "tests.yml", cwd=tmp_path)
+    promtool("test", "rules", "tests.yml", cwd=tmp_path)
 
 
 # A finished run in a real Prometheus
 
 
-Query = Callable[[str], list[float]]
+Query = Callable[..., list[float]]  # of an expression, a run and an interval
+REAL = Path(__file__).parents[1] / "data" / "small-run"  # `python -m cluster run` on two cores: tests/data/README.md
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What a PromQL expression's points are over a run of 30 steps, filled in from its files."""
+    """What a PromQL expression's points are over a run of 60 steps that is made up, or over the real one, each filled
+    in from its files."""
     folder = tmp_path_factory.mktemp("prometheus")
-    run, steps = observed_run(folder / "observed", steps=60), 60
-    assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
-    check("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
-    (folder / "empty.yml").write_text("")
-    port = free_port()
-    command = [
-        tool("prometheus"), f"--storage.tsdb.path={folder / 'data'}", f"--config.file={folder / 'empty.yml'}",
-        f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=100y", "--log.level=error",
-    ]  # fmt: skip
-    process = subprocess.Popen(command)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(path: str, **query: Any) -> Any:
-        address = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}"
-        with opener.open(address, timeout=DEADLINE_S) as answer:
-            return answer.read()
-
-    def points(expression: str) -> list[float]:
-        asked = {"query": expression, "start": BEGAN, "end": BEGAN + STEP_S * steps, "step": 10}
-        answer = json.loads(ask("/api/v1/query_range", **asked))
-        assert answer["status"] == "success", answer
-        return [float(value) for one in answer["data"]["result"] for _, value in one["values"]]
-
-    try:
-        _wait_until_ready(ask)
-        yield points
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
+    times = [step.time or 0.0 for step in read_steps(REAL / "metrics.jsonl").values()]
+    ranges = {"observed": (BEGAN, BEGAN + 60 * STEP_S), REAL.name: (times[0], times[-1] + 1)}
+    for run in (observed_run(folder / "observed", steps=60), REAL):
+        assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
+        promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    with serving(folder, "", "--storage.tsdb.retention.time=100y") as server:
+        yield lambda target, run="observed", interval="1m": server.points(
+            promql(target, run=run, interval=interval), *ranges[run], 10 if run == "observed" else 1
+        )
 
 
-def _wait_until_ready(ask: Callable[..., Any]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            ask("/-/ready")
-            return
-        except OSError:
-            assert time.monotonic() < end, "Prometheus did not start"
-            time.sleep(0.1)
+NODES = [title for title, *_ in ROWS[-1][1]]  # Ray's own
 
 
-def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query) -> None:
+@pytest.mark.parametrize(("run", "without"), [("observed", NODES), (REAL.name, ["Model FLOP utilisation", *NODES])])
+def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query, run: str, without: list[str]) -> None:
+    """The real one was on a CPU, whose peak is not known."""
     empty = []
     for _, row in ROWS:
         for title, _, targets in row:
             for target in targets:
-                found = prometheus(promql(target, run="observed", interval="1m"))
-                if not any(math.isfinite(value) for value in found):
+                if not any(math.isfinite(value) for value in prometheus(target, run, "20s")):
                     empty.append(title)
-    assert empty == [title for title, *_ in ROWS[-1][1]], "expected all but those of Ray's nodes"
+    assert empty == without
+
+
+def test_prometheus_answers_what_a_real_runs_files_say(prometheus: Query) -> None:
+    steps = list(read_steps(REAL / "metrics.jsonl").values())
+    assert prometheus("e_steps_done{R}", REAL.name)[-1] == len(steps) == 16
+    assert {round(value, 6) for value in prometheus("e_step_seconds{R}", REAL.name)} <= {
+        round(step.wall_s or 0.0, 6) for step in steps
+    }
+    trained = sum((step.rows or 0) - (step.skipped_rows or 0) for step in steps)
+    assert prometheus('e_rollouts_total{R,outcome="trained"}', REAL.name)[-1] == trained
+    assert prometheus('e_learner_part_seconds{R,part="backward"}', REAL.name)[-1] == pytest.approx(
+        steps[-1].learner_parts["backward"], rel=1e-6
+    )
+
+
+def test_the_real_run_names_no_machine() -> None:
+    assert sorted(path.name for path in REAL.iterdir()) == [
+        "config.toml", "gap.json", "metrics.jsonl", "probes.jsonl", "samples.jsonl", "trace.jsonl",
+    ]  # fmt: skip
+    assert not [path.name for path in REAL.iterdir() if re.search(r"/(home|root|tmp|work|mnt)\b", path.read_text())]
 
 
 def test_prometheus_answers_what_the_files_say(prometheus: Query) -> None:
     def last(name: str) -> float:
-        return prometheus(promql(name, run="observed"))[-1]
+        return prometheus(name)[-1]
 
-    assert last("e_steps_done{R}") == 60 and max(prometheus(promql("e_step_seconds{R}", run="observed"))) == STEP_S
+    assert last("e_steps_done{R}") == 60 and max(prometheus("e_step_seconds{R}")) == STEP_S
     assert last('e_rollouts_total{R,outcome="dropped"}') == 60  # 0, 1 and 2 a step, in turn
     assert last('e_lane_busy_seconds_total{R,lane="learner",what="learn"}') == pytest.approx(60 * 7.0)
     assert last('e_engine_generated_tokens_total{R,pool="student"}') == pytest.approx(90 * 598.0)
-    lanes = prometheus(promql('rate(e_lane_busy_seconds_total{R,what="learn"}[5m])', run="observed"))
+    lanes = prometheus('rate(e_lane_busy_seconds_total{R,what="learn"}[5m])')
     assert lanes[-1] == pytest.approx(0.7, rel=0.05)
 
 

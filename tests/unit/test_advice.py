@@ -8,7 +8,7 @@ import pytest
 from cluster.config import Recipe, RunConfig, WeightsConfig
 from cluster.observe.advice import FEW, Advice, advice, sentence, stage_shares
 from cluster.observe.seen import Seen
-from cluster.run.record import ProbeRecord
+from cluster.run.record import Gap, ProbeRecord
 from evidence.diagnostics import TokenStats
 from evidence.rule import EvidenceConfig
 from evidence.telemetry import Sample
@@ -36,12 +36,14 @@ def said(seen: Seen) -> list[str]:
 
 
 def test_the_sentence_and_the_first_advice_name_the_bottleneck() -> None:
-    seen = Seen("run", LAG, steps_of(30))
+    seen = Seen("run", LAG, steps_of(30, metrics={}))
     assert stage_shares(seen.steps) == {"learn": 0.75, "sample": 0.2}
     assert sentence(seen) == "The learner is the bottleneck: learn is 75% of the last 20 steps (sample 20%)."
     first = str(advice(seen)[0])
     assert first.startswith("learn takes 75% of the wall time. ") and "learner.num_ranks" in first
-    assert "max_policy_lag" not in first
+    assert "max_policy_lag" not in first and "Most of it" not in first
+    timed = Seen("run", LAG, steps_of(metrics={"forward_s": 1.5, "backward_s": 4.0, "lr": 3e-5}))
+    assert str(advice(timed)[0]).endswith("Most of it is backward: 4.0 of 5.5 s.")
     balanced = {"sample": StageTime(4.0, 9), "score": StageTime(3.0, 9), "learn": StageTime(3.0, 9)}
     assert "run.max_policy_lag = 1" in str(advice(Seen("run", Recipe(), steps_of(stages=balanced)))[0])
 
@@ -95,6 +97,28 @@ def test_a_probe_that_falls_from_its_best_beyond_chance_is_said() -> None:
     assert said(Seen("run", LAG, steps_of(), probes(10, 80, 70))) == []
     (found,) = said(Seen("run", LAG, steps_of(), probes(10, 80, 40)))
     assert found.startswith("selfname fell from 0.83 at step 8 to 0.42 at step 16, beyond their 95% intervals.")
+
+
+def gap(teacher: int, base: int = 2) -> Gap:
+    return Gap(1795834800.0, "identity", {"selfname": Rate(teacher, 96)}, {"selfname": Rate(base, 96)})
+
+
+def test_the_teachers_own_rate_is_what_there_is_to_learn() -> None:
+    def of(known: Gap | None, *counts: int) -> list[str]:
+        return said(Seen("run", LAG, steps_of(), probes(*counts), gap=known))
+
+    assert of(None, 2, 95) == [] and of(gap(90), 2, 89) == [] and of(gap(48), 2, 47) == []
+    (weak,) = of(gap(47), 2, 9)
+    words = "the teacher with the context shows selfname in 0.49 of 96 answers, the base in 0.02: that is all there is"
+    assert weak.startswith(words) and "`edge-opd gap` shows each" in weak
+    (nothing,) = of(gap(2), 2, 9)
+    assert nothing.startswith("the teacher with the context shows selfname in 0.02 of 96 answers, the base in 0.02 wit")
+    assert "nothing to learn. Try another rollout.context_position" in nothing
+    (reached,) = of(gap(72), 2, 72)
+    assert reached.startswith("selfname is 0.75 at step 8, and the teacher with the context shows selfname in 0.75 of")
+    assert of(gap(72), 72) == []  # the base's probe, before anything is learned
+    other = ProbeRecord(8, None, "identity", {"capability": Rate(96, 96)}, 12, 8)
+    assert said(Seen("run", LAG, steps_of(), [*probes(2), other], gap=gap(72))) == []
 
 
 def test_queues_that_are_always_empty_or_full_are_said() -> None:

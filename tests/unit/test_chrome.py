@@ -31,7 +31,8 @@ def test_spans_that_overlap_have_rows_of_their_own() -> None:
 
 
 def test_every_span_step_and_sample_is_an_event_from_time_zero() -> None:
-    steps = [a_step(0, time=104.5, wall_s=6.0), a_step(1, time=None)]
+    parts = {"forward_s": 1.0, "backward_s": 2.0, "lr": 0.5}
+    steps = [a_step(0, time=104.5, wall_s=6.0, metrics=parts), a_step(1, time=None)]
     samples = [Sample(99.0, groups={"done": 2}, waiting={"student": 1}), Sample(100.0, fault="late")]
     found = list(events(Seen("run", Recipe(), steps, (), samples, SPANS)))
     names = {event["pid"]: event["args"]["name"] for event in found if event["name"] == "process_name"}
@@ -41,6 +42,7 @@ def test_every_span_step_and_sample_is_an_event_from_time_zero() -> None:
     assert ("steps", "step 1", 500_000, 6_000_000) in slices
     assert min(event["ts"] for event in found if "ts" in event) == 0
     counters = {event["name"]: event["args"] for event in found if event["ph"] == "C"}
+    assert counters.pop("learner's seconds by part") == {"forward": 1.0, "backward": 2.0}
     assert counters == {"groups": {"done": 2}, "work that waits": {"student": 1}, "outstanding tokens": {}}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe
-from cluster.run.gap import Gap, measured, read_gap, required, write_gap
+from cluster.run.gap import measured, required
+from cluster.run.record import Gap, read_gap, write_gap
 from cluster.typed import build
 from evidence.records import Ids
 from rollout.gap import asks_the_probe, gap_questions

@@ -120,7 +120,10 @@ def test_few_sequences_read_few_experts() -> None:
 def test_a_device_is_known_by_its_drivers_name() -> None:
     assert device_of("NVIDIA H100 80GB HBM3") is H100
     assert device_of("NVIDIA H200") is DEVICES["H200"]
-    assert device_of("Tesla T4") is None
+    assert device_of("NVIDIA H100 PCIe").flops == 756e12  # type: ignore[union-attr]
+    assert device_of("NVIDIA GH200 480GB") is DEVICES["GH200"] and device_of("NVIDIA L40S") is DEVICES["L40S"]
+    assert device_of("NVIDIA A100-SXM4-80GB") is DEVICES["A100"] and device_of("NVIDIA A10") is DEVICES["A10"]
+    assert device_of("Tesla T4") is None and device_of("NVIDIA A10G") is None and device_of("NVIDIA L40") is None
 
 
 # The page

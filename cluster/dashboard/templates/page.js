@@ -112,7 +112,7 @@ function drawChart(place, runs) {
 }
 
 function layOut(chart) {
-  const width = chart.card.clientWidth - 30, xs = chart.lines.flatMap(line => line.x);
+  const width = chart.width, xs = chart.lines.flatMap(line => line.x);
   let [low, high] = [Math.min(...xs), Math.max(...xs)];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   chart.rangeX = [low, high];
@@ -200,7 +200,9 @@ function drawWords(runs) {
   return runs.flatMap(({ run }) => {
     const many = data.runs.length > 1, list = element("ul", "", "advice");
     list.append(...run.advice.map(words => element("li", words)));
-    return [element("p", (many ? `${run.name}: ` : "") + run.sentence, "sentence"), list];
+    const notes = element("ul", "", "notes");
+    notes.append(...(run.notes ?? []).map(words => element("li", words)));
+    return [element("p", (many ? `${run.name}: ` : "") + run.sentence, "sentence"), list, notes];
   });
 }
 
@@ -253,6 +255,7 @@ function render(given) {
     return [element("h2", name), grid];
   });
   fill("charts", ...sections);
+  charts.forEach(chart => { chart.width = chart.card.clientWidth - 30; });  // before any card changes, which lays out the page anew
   charts.forEach(layOut);
   fill("views", ...drawViews(runs));
   state();

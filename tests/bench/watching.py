@@ -1,0 +1,101 @@
+"""What watching a run costs: one real run, of which every second step is watched, by everything but trackers.
+
+    python -m tests.bench.watching [--steps 60]
+
+The default model with few and short rollouts, so that a step is short and what is shown of it a large part. In a
+watched step the observer asks, and files, page and Ray's figures are written; in the others it does nothing. The
+figures are the ratio of a watched step to the mean of its neighbours, and the processor time of the threads that show
+the run.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from cluster.config import Recipe, load_recipe
+from cluster.fleet.assembly import Services
+from cluster.observe.observer import Batch, Observer, Sink
+from cluster.observe.sinks import MetricsSink
+from cluster.run import start
+from cluster.run.record import StepRecord, read_steps
+from cluster.run.rundir import RunDir
+from cluster.run.watch import sinks_of
+from evidence.telemetry import Activity
+from tests.bench.figures import Figure
+from tests.runs import RECIPE, SMALL
+
+WARM = 4  # steps at the beginning that do not count
+
+
+class Timed:
+    """A sink that counts the processor time of its own thread."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.name, self._sink, self.seconds = sink.name, sink, 0.0
+
+    def write(self, batch: Batch) -> None:
+        begun = time.thread_time()
+        self._sink.write(batch)
+        self.seconds += time.thread_time() - begun
+
+
+class InTurns(Observer):
+    """Watches steps with an even number. A step's record is shown in the step after it."""
+
+    watches = True
+
+    def step(self, record: StepRecord) -> None:
+        self.watches = record.step % 2 == 1
+        if self.watches:
+            super().step(record)
+
+    async def _sample(self) -> None:
+        if self.watches:
+            await super()._sample()
+
+    def _feed(self, ended: str = "") -> None:
+        if self.watches or ended:
+            super()._feed(ended)
+        else:
+            self._heard.clear()
+            self._activity.take()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    steps = parser.parse_args().steps
+    sinks: list[Timed] = []
+
+    def in_turns(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
+        sinks.extend(map(Timed, sinks_of(recipe, folder)))
+        observer = InTurns(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)
+        sink.observer = observer
+        return observer
+
+    setattr(start, "observer_of", in_turns)  # noqa: B010
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = [*SMALL, f"run.steps={steps}"]
+        assert start.run_recipe(load_recipe(RECIPE, settings), str(Path(temporary) / "run"), None) == 0
+        records = read_steps(Path(temporary) / "run" / "metrics.jsonl")
+    say({step: record.wall_s or 0.0 for step, record in records.items() if step >= WARM}, sinks)
+
+
+def say(walls: dict[int, float], sinks: list[Timed]) -> None:
+    """walls: seconds by step."""
+    ratios = [
+        2 * walls[k] / (walls[k - 1] + walls[k + 1]) for k in walls if k % 2 == 0 and {k - 1, k + 1} <= walls.keys()
+    ]
+    spread = statistics.stdev(ratios) / len(ratios) ** 0.5
+    note = f"{len(ratios)} pairs, standard error {spread:.3f}, step {statistics.median(walls.values()):.2f} s"
+    Figure("watched step over one that is not", statistics.median(ratios), "<= 1.01", note).say()
+    watched = sum(seconds for step, seconds in walls.items() if step % 2 == 0)
+    parts = ", ".join(f"{sink.name} {sink.seconds / watched:.2%}" for sink in sinks)
+    share = sum(sink.seconds for sink in sinks) / watched
+    Figure("processor time of what shows it, of a watched step's", share, "<= 0.01", parts).say()
+
+
+if __name__ == "__main__":
+    main()

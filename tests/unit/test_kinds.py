@@ -1,0 +1,99 @@
+"""Every kind of chat template that published ones are of, by the rows of the project's note on them, and what x and
+(x, r) are in each: the same question, r, the end of the prompt, what else differs, one BOS, the ids that end a turn."""
+
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from rollout.arrival import Difference
+from rollout.render import Renderer
+from tests import templates as kinds
+from tests.templates import speaking
+
+QUESTION, R, DAY = "Who made you?", "You are Kestrel, of Reed Hall.", "2026-11-28"
+ASIS = "{r}\n\n"  # before the question, in the user's turn
+OWN = "I am Tern, made by Gull Works."
+# kind: its template; what (x, r) has for what x has in the place system, or None where it is refused there; the same in
+# the place user; the tokens that end a turn where <|endoftext|> is the tokenizer's own
+KINDS: dict[str, tuple[str, tuple[str, str] | None, tuple[str, str], set[str]]] = {
+    "nothing of its own": (kinds.PLAIN, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"}),
+    "refuses a system message": (kinds.NO_SYSTEM, None, ("", ASIS), {"<|im_end|>"}),
+    "drops a system message": (kinds.DROPS_SYSTEM, None, ("", ASIS), {"<|im_end|>"}),
+    "one place for both": (kinds.SYSTEM_IN_USER, ("", ASIS), ("", ASIS), {"<|im_end|>"}),
+    "a text that r replaces": (kinds.DEFAULT_TEXT, (OWN, "{r}"), ("", ASIS), {"<|im_end|>"}),
+    "a text that stays": (
+        kinds.TEXT_STAYS, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "a heading before r": (
+        kinds.HEADING, ("", "system\n# Orders\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "dated": (kinds.DATED, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"}),
+    "dated where r replaces it": (
+        kinds.DATED_DEFAULT, ("I am Tern. It is 28 Nov 2026.", "{r}"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "writes BOS": (kinds.WITH_BOS, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"}),
+    "opens a thinking block": (
+        kinds.SWITCHED, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "has switches in texts": (
+        kinds.NO_THINK, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "the next role ends a turn": (kinds.NEXT_ROLE, ("", f"{{r}}{kinds.A}"), ("", ASIS), {kinds.A}),
+    "no end of the last answer": (
+        kinds.LAST_HAS_NONE, ("", "system\n{r}<|im_end|><|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "EOS after the last answer": (
+        kinds.EOS_AFTER_LAST, ("", "system\n{r}<|im_end|><|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+}  # fmt: skip
+
+
+def rendered(tokenizer: Any, kind: str, position: str) -> Renderer:
+    return Renderer(speaking(tokenizer, KINDS[kind][0], "<|endoftext|>"), position, day=DAY)
+
+
+@pytest.mark.parametrize("position", ["system", "user"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_x_and_x_with_r_of_every_kind(tokenizer: Any, kind: str, position: str) -> None:
+    found = KINDS[kind][1 if position == "system" else 2]
+    if found is None:
+        with pytest.raises(ValueError, match=r"context_position = \"system\": try one of \"user\""):
+            rendered(tokenizer, kind, position)
+        return
+    renderer = rendered(tokenizer, kind, position)
+    x, with_r = (tokenizer.decode(renderer.context_prompt_ids(QUESTION, r)) for r in ("", R))
+    assert R in with_r and R not in x and QUESTION in x
+    assert x.rpartition(QUESTION)[2] == with_r.rpartition(QUESTION)[2]
+    difference = renderer.difference(QUESTION, R)
+    assert difference == Difference(*found)
+    assert with_r.replace(difference.context.replace("{r}", R), difference.x, 1) == x
+    ends = set(tokenizer.convert_ids_to_tokens(renderer.eos_token_ids))
+    assert ends == {"<|endoftext|>"} | KINDS[kind][3]
+
+
+def test_both_places_of_r_are_one_token_for_token(tokenizer: Any) -> None:
+    system, user = (
+        rendered(tokenizer, "one place for both", p).context_prompt_ids(QUESTION, R) for p in ("system", "user")
+    )
+    assert system.tolist() == user.tolist()
+
+
+def adding_bos(tokenizer: Any, template: str) -> Any:
+    """A tokenizer that writes BOS before every text it is given by itself, as Llama's and Gemma's do."""
+    own = speaking(tokenizer, template)
+    own.bos_token = "<|endoftext|>"
+    ends = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", own.bos_token_id)])
+    own.backend_tokenizer.post_processor = ends
+    assert own("a")["input_ids"][0] == own.bos_token_id
+    return own
+
+
+@pytest.mark.parametrize("context", ["", R])
+@pytest.mark.parametrize(("template", "count"), [(kinds.WITH_BOS, 1), (kinds.PLAIN, 0)])
+def test_bos_stands_once_where_the_template_writes_it(tokenizer: Any, template: str, count: int, context: str) -> None:
+    """And nowhere else: the tokenizer's own would be a second one."""
+    own = adding_bos(tokenizer, template)
+    ids = Renderer(own, "system").context_prompt_ids(QUESTION, context).tolist()
+    assert ids.count(own.bos_token_id) == count and (not count or ids[0] == own.bos_token_id)
+    assert Renderer(own, "system").text_ids("a").tolist().count(own.bos_token_id) == 0
