@@ -176,7 +176,19 @@ def guarded_load() -> dict[str, Any]:
     return found
 
 
-ONE_RANK = (first_step, non_finite, kept_norm, accumulation, guarded_load)
+def bfloat16_masters() -> dict[int, bool]:
+    """Whether bfloat16 masters have memory of their own beside the weights."""
+    settings = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    found = {}
+    for stage in (1, 2):
+        made, _ = engine(stage, "bfloat16", bf16={"enabled": True, **settings}, data_types={"grad_accum_dtype": "bf16"})
+        (master,), (weights,) = made.optimizer.single_partition_of_fp32_groups, made.optimizer.bit16_groups_flat
+        assert master.dtype == weights.dtype and master.equal(weights)
+        found[stage] = master.untyped_storage().data_ptr() != weights.untyped_storage().data_ptr()
+    return found
+
+
+ONE_RANK = (bfloat16_masters, first_step, non_finite, kept_norm, accumulation, guarded_load)
 TWO_RANKS = (shared_memory, shapes, latest)
 
 

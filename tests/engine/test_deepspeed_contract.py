@@ -64,6 +64,10 @@ def test_zero_0_in_bfloat16_and_it_alone_takes_a_step_as_it_starts(alone: dict[s
     assert alone["first_step"]["0-bfloat16"] == [1.0]
 
 
+def test_bfloat16_masters_are_a_second_copy_of_the_weights(alone: dict[str, Any]) -> None:
+    assert alone["bfloat16_masters"] == {1: True, 2: True}
+
+
 @pytest.mark.parametrize("kind", ["0-bfloat16", "1-float32", "1-bfloat16", "2-bfloat16"])
 def test_a_step_whose_norm_is_not_finite_is_skipped_in_silence(alone: dict[str, Any], kind: str) -> None:
     assert alone["non_finite"][kind] == (float("inf"), False, True)  # no exception, and no weight moved
