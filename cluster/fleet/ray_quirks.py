@@ -14,6 +14,8 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
   starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
 - Every service listens on all interfaces, also of a local Ray, and 127.0.0.1 as the node's address is replaced by the
   host's own. Where clusters are off, as by default on macOS, all of them listen on the loopback: `stay_on_loopback`.
+- Once its head (gcs_server) is gone, `ray.nodes` and `remove_placement_group` do not return, and a minute later Ray
+  ends the driver with status 1 and lines of its own: `cluster.fleet.head` (tests/engine/test_head.py).
 - A local Ray writes a token that is not there yet to ~/.ray/auth_token, which every user may read as the umask usually
   is: `ask_for_a_token`, `keep_token_private`.
 """

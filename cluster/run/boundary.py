@@ -4,10 +4,13 @@ Before a run has begun a ValueError is bad input, which a user mends (exit statu
 failure at run time, with the stage that it ended (exit status 1): a damaged shard, a torn line, a late prompt.
 """
 
+import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pyarrow as pa
 from ray.exceptions import RayError, RayTaskError
@@ -15,7 +18,9 @@ from safetensors import SafetensorError
 
 from cluster.errors import cause_of, explained, leaves
 from cluster.fleet.calls import Died
+from cluster.fleet.processes import end_processes, own_processes
 from cluster.observe.sinks import MetricsSink
+from cluster.run.rundir import RunDir
 
 READERS = (pa.ArrowException, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError)
 OUTSIDE = (*READERS, RayError)  # of libraries, which are no ValueError or RuntimeError
@@ -42,6 +47,16 @@ def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
             raise ValueError("; ".join(lines)) from None
         kind = Died if any(is_lost(error) for error in leaves(errors)) else RuntimeError
         raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
+
+
+def end_at_once(sink: MetricsSink, folder: RunDir, line: str) -> NoReturn:
+    """Ends the process, and what it started, with exit status 1 and a line of the stage: for a failure after which
+    nothing would come to an end that ends as usual."""
+    sink.close()
+    print(f"edge-opd: {sink.doing}: {line}; --resume continues from what stands", file=sys.stderr, flush=True)
+    folder.release()
+    end_processes(own_processes()[:-1])
+    os._exit(1)
 
 
 def _named(leaf: BaseException) -> Exception:

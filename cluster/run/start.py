@@ -10,6 +10,7 @@ from cluster.errors import cause_of
 from cluster.faults import Restarts
 from cluster.fleet.assembly import running, start
 from cluster.fleet.calls import Died
+from cluster.fleet.head import watched_head
 from cluster.fleet.launch import adapter_of
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_cluster import cluster_cards, connect, plan_for
@@ -18,7 +19,7 @@ from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
-from cluster.run.boundary import run_time
+from cluster.run.boundary import end_at_once, run_time
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_recipe
 from cluster.run.choice import Choice
@@ -67,7 +68,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
     connect()  # which has a handler of its own for SIGTERM
-    with heeding(recipe.faults.grace_s) as stop:
+    with heeding(recipe.faults.grace_s) as stop, watched_head(partial(end_at_once, sink, folder)):
         await _survive(recipe, folder, sink, resume, model, task, stop)
 
 

@@ -1,0 +1,56 @@
+"""Ray's head, the process `gcs_server`. Without it Ray ends a driver by its own hand, a minute later, with lines of its
+own and before anything here could say what was lost. Nor does a call of Ray's return then that needs the head.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+
+LOOK_S = 2.0  # between two looks, and for an answer
+OWN_S = 10.0  # without an answer from the head of a run's own Ray, which nobody starts again
+RAYS_S = 60.0  # after which Ray ends a driver, unless told otherwise
+TOLD = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def patience_s() -> float:
+    """Seconds without an answer after which the head is gone. That of a cluster may be started again, as KubeRay does
+    with one whose state is kept outside: it has two thirds of Ray's own patience."""
+    rays = float(os.environ.get(TOLD, RAYS_S))
+    return 2 / 3 * rays if os.environ.get("RAY_ADDRESS") else min(OWN_S, 2 / 3 * rays)
+
+
+def answers(address: str) -> bool:
+    """Whether something listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def watched_head(gone: Callable[[str], object], address: str = "") -> Iterator[None]:
+    """Within it `gone` is called once, in a thread of its own, when the head has not answered for its patience: with a
+    line that says so. The event loop may be held up by then. address: by default that of the connected Ray."""
+    address = address or str(ray.get_runtime_context().gcs_address)
+    seconds, ended = patience_s(), threading.Event()
+
+    def watch() -> None:
+        silent_s = 0.0
+        while not ended.wait(LOOK_S):
+            silent_s = 0.0 if answers(address) else silent_s + LOOK_S
+            if silent_s >= seconds:
+                gone(f"Ray's head (gcs_server) at {address} does not answer for {seconds:g} s: it died or was killed")
+                return
+
+    thread = threading.Thread(target=watch, name="head", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()

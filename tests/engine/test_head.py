@@ -1,0 +1,66 @@
+"""A Ray whose head is killed, under a driver that waits for it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from cluster.run.rundir import RunDir
+from tests.runs import ROOT
+
+DRIVER = """
+import sys, time
+from functools import partial
+from pathlib import Path
+import psutil, ray
+from cluster.fleet.head import watched_head
+from cluster.fleet.ray_cluster import connect
+from cluster.observe.sinks import MetricsSink
+from cluster.run.boundary import end_at_once
+from cluster.run.rundir import RunDir
+
+class Actor:
+    def wait(self, seconds):
+        time.sleep(seconds)
+
+connect()
+folder = RunDir(Path(sys.argv[1]))
+folder.hold()
+sink = MetricsSink(folder.root, 9)
+sink.stage("step 3: sampling")
+actor = ray.remote(Actor).options(num_cpus=0).remote()
+with watched_head(partial(end_at_once, sink, folder)):
+    ray.get(actor.wait.remote(0))
+    started = psutil.Process().children(recursive=True)
+    print(*(process.pid for process in started), flush=True)
+    time.sleep(5)  # in which it answers
+    (gcs,) = [process for process in started if "gcs_server" in process.name()]
+    gcs.kill()
+    print(time.time(), flush=True)
+    ray.get(actor.wait.remote(600))
+"""
+
+
+def test_a_run_whose_rays_head_is_killed_ends_with_a_line_before_ray_ends_it(tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=ROOT, env=env)
+    ended = time.time()
+    said = re.escape("edge-opd: step 3: sampling: Ray's head (gcs_server) at 127.0.0.1:")
+    line = rf"{said}\d+ does not answer for 10 s: it died or was killed; --resume continues from what stands"
+    assert done.returncode == 1 and re.fullmatch(line, done.stderr.splitlines()[-1]), done.stderr[-3000:]
+    numbers, killed = done.stdout.splitlines()
+    assert ended - float(killed) < 25
+    end = time.monotonic() + 20
+    while (left := [number for number in map(int, numbers.split()) if psutil.pid_exists(number)]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.1)  # a process that is killed takes a moment to end
+    assert not left
+    again = RunDir(tmp_path)
+    again.hold()
+    again.release()

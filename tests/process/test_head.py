@@ -1,0 +1,51 @@
+"""How long Ray's head may be silent. Of a real Ray: tests/engine/test_head.py."""
+
+import socket
+import time
+
+import pytest
+
+from cluster.fleet import head
+from cluster.fleet.head import watched_head
+
+PATIENCE = [(None, "", 10.0), (None, "10.0.0.1:6379", 40.0), ("6", "", 4.0), ("300", "x", 200.0)]
+
+
+@pytest.mark.parametrize(("rays", "address", "seconds"), PATIENCE)
+def test_a_head_has_less_time_than_ray_gives_it(
+    monkeypatch: pytest.MonkeyPatch, rays: str | None, address: str, seconds: float
+) -> None:
+    for name, value in ((head.TOLD, rays), ("RAY_ADDRESS", address)):
+        monkeypatch.setenv(name, value or "")
+        if not value:
+            monkeypatch.delenv(name)
+    assert head.patience_s() == seconds
+
+
+def test_a_head_that_listens_is_waited_for_and_one_that_is_gone_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "LOOK_S", 0.1)
+    monkeypatch.setenv(head.TOLD, "0.75")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with watched_head(said.append, address):
+            time.sleep(1.0)
+    assert said == []
+    with watched_head(said.append, address):
+        time.sleep(1.5)
+    assert said == [f"Ray's head (gcs_server) at {address} does not answer for 0.5 s: it died or was killed"]
+
+
+def test_a_head_that_comes_again_within_its_time_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "LOOK_S", 0.1)
+    monkeypatch.setenv(head.TOLD, "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with watched_head(said.append, f"127.0.0.1:{port}"):
+        time.sleep(0.5)
+        with socket.create_server(("127.0.0.1", port)):
+            time.sleep(2.0)
+    assert said == []
