@@ -78,6 +78,7 @@ class ReplayMachine(RuleBasedStateMachine):
         self.sampled = 0
         self.learner: Any = Chain()
         self.version: int | None = 0  # None: crashed
+        self.whole: dict[int, bytes] = {}  # by step: what was written
         self.damaged: set[int] = set()
         self.stands = self.checkpoint = 0  # steps with a shard in the manifest; of the newest checkpoint
 
@@ -97,6 +98,7 @@ class ReplayMachine(RuleBasedStateMachine):
         if crash == "shard":
             return
         self.manifest.append_written(shard)
+        self.whole[step] = Path(shard.uri).read_bytes()
         self.damaged.discard(step)
         self.stands = step + 1
         if crash == "written":
@@ -131,7 +133,7 @@ class ReplayMachine(RuleBasedStateMachine):
         elif content:
             content[at] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
-        self.damaged.add(step)
+        (self.damaged.discard if content == self.whole[step] else self.damaged.add)(step)  # a bit that flips back
 
     @rule()
     def resume(self) -> None:
