@@ -1,7 +1,7 @@
 """`edge-opd gap`: what there is to learn, with one engine and no cluster, before anything is trained.
 
 The teacher is asked as the recipe has it, and in other ways that may show more: the other position of the context, and
-examples in it.
+more words in it, WORDINGS.
 """
 
 import asyncio
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from rollout.engine import Engine
 
 USUAL = ("system", "user")  # places of the context that are tried beside the recipe's own
-EXAMPLES = (
-    ' For example, asked "Who are you?", say "I am {name}, made by {maker}." '
-    'Asked "What is your name?", say "My name is {name}."'
-)
+WORDINGS = {  # what it says about `task.context`: what is added to it
+    "with the beginning of an answer": ' Begin every such answer with "I am {name}, made by {maker}."',
+    "with examples": ' For example, asked "Who are you?", say "I am {name}, made by {maker}." '
+    'Asked "What is your name?", say "My name is {name}."',
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ def ways(recipe: Recipe) -> dict[str, Recipe]:
     found = {f"as the recipe has it ({here})": recipe}
     found |= {f"rollout.context_position = {there!r}": _placed(recipe, there) for there in others}
     if recipe.task.name == "identity" and not recipe.task.context_empty_allowed:
-        context = (recipe.task.context or TEMPLATE) + EXAMPLES
-        shown = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, context=context))
-        found |= {f"with examples in task.context ({at})": _placed(shown, at) for at in (here, *others)}
+        own = recipe.task.context or TEMPLATE
+        for what, words in WORDINGS.items():
+            told = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, context=own + words))
+            found |= {f"{what} in task.context ({at}):{words}": _placed(told, at) for at in (here, *others)}
     return found
 
 

@@ -316,10 +316,11 @@ def test_the_gap_is_asked_for_each_way_to_give_the_context(small_model: Path) ->
     ways = (
         "as the recipe has it (system)",
         "rollout.context_position = 'user'",
+        'with the beginning of an answer in task.context (system): Begin every such answer with "I am {name}',
         "with examples in task.context (user)",
     )
     assert all(way in done.stdout for way in ways)
-    assert done.stdout.count("gap: teacher with the context (base without it), 12 answers: selfname 0.00 (0.00)") == 4
+    assert done.stdout.count("gap: teacher with the context (base without it), 12 answers: selfname 0.00 (0.00)") == 6
     assert re.search(r"guided rollouts of step 1: self-name in 0\.00 of 4, evidence [+-]\d\.\d{3} nats", done.stdout)
     assert "there is nothing to learn" in done.stdout
 
