@@ -131,7 +131,7 @@ def _deserialise(data: pa.Buffer, uri: str) -> pa.Table:
             raise ValueError(f"{uri}: found {unpacked} bytes in {data.size} packed ones, expected at most {most}")
         table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, struct.error, OSError) as error:
+    except (pa.ArrowException, struct.error, OverflowError, OSError) as error:
         raise ValueError(f"{uri}: found {data.size} bytes ({error}), expected a whole Arrow IPC file") from error
     return table
 

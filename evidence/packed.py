@@ -20,7 +20,7 @@ def unpacked_bytes(data: pa.Buffer) -> int:
     """Of the buffers that are compressed; 0 where none is. An Arrow reader unpacks no buffer to more than it says.
 
     Raises:
-        struct.error: it is no Arrow IPC file.
+        struct.error, OverflowError: it is no Arrow IPC file.
     """
     view = memoryview(data)
     length, _ = TAIL.unpack_from(view, len(view) - TAIL.size)
@@ -32,7 +32,7 @@ def unpacked_bytes(data: pa.Buffer) -> int:
 def _of_message(view: memoryview, start: int, body: int) -> int:
     message = _root(view, start + (8 if _int(view, "<i", start) == CONTINUES else 4))
     kind, batch = _field(view, message, 1), _table(view, message, 2)
-    if kind and view[kind] == 2:  # of a dictionary, which has its batch within
+    if kind and _int(view, "<B", kind) == 2:  # of a dictionary, which has its batch within
         batch = _table(view, batch, 1)
     if not _field(view, batch, 3):  # not compressed
         return 0

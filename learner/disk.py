@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from evidence.patience import retried
 
 T = TypeVar("T")
+NEVER = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # what trying again does not mend
 # What torch says of a disk that is full, by the format of the file ("unexpected pos 64 vs 0"), and safetensors.
 REFUSED = ("inline_container.cc", "write(): fd", "I/O error")
 
@@ -25,7 +26,7 @@ def written(seconds: float, path: str | Path, write: Callable[[], T]) -> T:
                 raise
             raise OSError(f"{path}: the disk refused it: {str(error).partition(chr(10))[0]}") from error
 
-    return retried(seconds, attempt)
+    return retried(seconds, attempt, NEVER)
 
 
 def read(seconds: float, look: Callable[[], T]) -> T:

@@ -87,27 +87,30 @@ def run_process(
             then: it was stopped, or a disk hangs. It is ended.
     """
     folder = Path(arguments[arguments.index("--run-dir") + 1]) if "--run-dir" in arguments else None
-    with subprocess.Popen([*command, *arguments]) as process:
-        seen, since = _newest(folder), time.monotonic()
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(min(LOOK_S, silent_s))
-            if seen != (seen := _newest(folder)):
-                since = time.monotonic()
-            if time.monotonic() - since > silent_s:
-                process.kill()  # one that was stopped hears nothing else; what it started ends with it
-                where = f" in {folder}" if folder else ""
-                raise RuntimeError(
-                    f"edge-opd {arguments[0]}: its process has written nothing{where} for {silent_s:g} s, and is ended"
-                )
+    process = subprocess.Popen([*command, *arguments])
+    seen, since = _newest(folder), time.monotonic()
+    while time.monotonic() - since <= silent_s:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(min(LOOK_S, silent_s))
+        if seen != (seen := _newest(folder)):
+            since = time.monotonic()
+    process.kill()  # one that was stopped hears nothing else; what it started ends with it
+    with suppress(subprocess.TimeoutExpired):  # one that waits for a disk does not hear this either
+        process.wait(LOOK_S)
+    where = f" in {folder}" if folder else ""
+    raise RuntimeError(
+        f"edge-opd {arguments[0]}: its process has written nothing{where} for {silent_s:g} s, and is ended"
+    )
 
 
 def _newest(folder: Path | None) -> float:
-    """When something of a run's folder was written last: its files, and what is in the folders in it."""
+    """When the run in a folder wrote last: its records, or in the folders in it. Its lease is renewed by a thread that
+    outlives a driver that hangs."""
     if folder is None or not folder.is_dir():
         return 0.0
-    times = [folder.stat().st_mtime]
+    times = [0.0]
     for path in folder.glob("*"):
         with suppress(FileNotFoundError):  # written under another name
-            times.append(path.stat().st_mtime)
+            if path.suffix == ".jsonl" or path.is_dir():
+                times.append(path.stat().st_mtime)
     return max(times)

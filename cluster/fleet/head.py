@@ -2,9 +2,11 @@
 own and before anything here could say what was lost. Nor does a call of Ray's return then that needs the head.
 """
 
+import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ LOOK_S = 2.0  # between two looks, and for an answer
 OWN_S = 10.0  # without an answer from the head of a run's own Ray, which nobody starts again
 RAYS_S = 60.0  # after which Ray ends a driver, unless told otherwise
 TOLD = "RAY_gcs_rpc_server_reconnect_timeout_s"
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL}  # errors of this host, which say nothing of it
 
 
 def patience_s() -> float:
@@ -24,12 +27,12 @@ def patience_s() -> float:
 
 
 def answers(address: str) -> bool:
-    """Whether something listens there."""
+    """Whether something listens there, as far as this host can tell."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in OURS
     return True
 
 
@@ -41,10 +44,13 @@ def watched_head(gone: Callable[[str], object], address: str = "") -> Iterator[N
     seconds, ended = patience_s(), threading.Event()
 
     def watch() -> None:
-        silent_s = 0.0
+        answered, missed = time.monotonic(), 0
         while not ended.wait(LOOK_S):
-            silent_s = 0.0 if answers(address) else silent_s + LOOK_S
-            if silent_s >= seconds:
+            if answers(address):
+                answered, missed = time.monotonic(), 0
+                continue
+            missed += 1  # counted too, since this process may have been stopped for a while
+            if time.monotonic() - answered >= seconds and missed * 2 * LOOK_S >= seconds:
                 gone(f"Ray's head (gcs_server) at {address} does not answer for {seconds:g} s: it died or was killed")
                 return
 

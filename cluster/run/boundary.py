@@ -52,11 +52,13 @@ def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
 def end_at_once(sink: MetricsSink, folder: RunDir, line: str) -> NoReturn:
     """Ends the process, and what it started, with exit status 1 and a line of the stage: for a failure after which
     nothing would come to an end that ends as usual."""
-    sink.close()
-    print(f"edge-opd: {sink.doing}: {line}; --resume continues from what stands", file=sys.stderr, flush=True)
-    folder.release()
-    end_processes(own_processes()[:-1])
-    os._exit(1)
+    try:
+        sink.close()
+        print(f"edge-opd: {sink.doing}: {line}; --resume continues from what stands", file=sys.stderr, flush=True)
+        end_processes(own_processes()[:-1])  # before another run may have the folder that they write to
+        folder.release()
+    finally:
+        os._exit(1)
 
 
 def _named(leaf: BaseException) -> Exception:

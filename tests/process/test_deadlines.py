@@ -134,6 +134,10 @@ for number in range(6):
     (folder / "samples.jsonl").write_text(str(number))
 if sys.argv[1] == "stopped":
     os.kill(os.getpid(), signal.SIGSTOP)
+while sys.argv[1] == "hangs":  # but for the thread that renews its lease
+    time.sleep(0.3)
+    (folder / "owner.new").write_text("")
+    (folder / "owner.new").rename(folder / "owner.json")
 sys.exit(3)
 """
 
@@ -146,6 +150,8 @@ def test_a_run_that_writes_is_waited_for_and_one_that_is_stopped_is_ended(tmp_pa
     with pytest.raises(RuntimeError, match=what):
         run_process(["stopped", "--run-dir", str(tmp_path)], 1.2, command)
     assert 2 < time.monotonic() - begun < 20
+    with pytest.raises(RuntimeError, match=what.replace("stopped", "hangs")):
+        run_process(["hangs", "--run-dir", str(tmp_path)], 1.2, command)
     with pytest.raises(RuntimeError, match=r"^edge-opd report: its process has written nothing for 0.5 s, and is "):
         run_process(["report"], 0.5, (sys.executable, "-c", "import time; time.sleep(600)"))
 

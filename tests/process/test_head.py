@@ -1,5 +1,6 @@
 """How long Ray's head may be silent. Of a real Ray: tests/engine/test_head.py."""
 
+import errno
 import socket
 import time
 
@@ -35,6 +36,32 @@ def test_a_head_that_listens_is_waited_for_and_one_that_is_gone_is_said_once(mon
     with watched_head(said.append, address):
         time.sleep(1.5)
     assert said == [f"Ray's head (gcs_server) at {address} does not answer for 0.5 s: it died or was killed"]
+
+
+def test_a_host_that_answers_nothing_has_no_more_time_than_one_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look waits for an answer there, as long as between two looks."""
+
+    def unanswered(*_: object, timeout: float) -> None:
+        time.sleep(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(head, "LOOK_S", 0.1)
+    monkeypatch.setattr(head.socket, "create_connection", unanswered)
+    monkeypatch.setenv(head.TOLD, "1.5")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said: list[float] = []
+    begun = time.monotonic()
+    with watched_head(lambda _: said.append(time.monotonic() - begun), "10.0.0.1:1"):
+        time.sleep(1.6)
+    assert len(said) == 1 and 1.0 <= said[0] < 1.5
+
+
+def test_what_this_host_lacks_says_nothing_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object, timeout: float) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(head.socket, "create_connection", without)
+    assert head.answers("127.0.0.1:1")
 
 
 def test_a_head_that_comes_again_within_its_time_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:

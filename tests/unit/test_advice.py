@@ -117,6 +117,8 @@ def test_the_teachers_own_rate_is_what_there_is_to_learn() -> None:
     (reached,) = of(gap(72), 2, 72)
     assert reached.startswith("selfname is 0.75 at step 8, and the teacher with the context shows selfname in 0.75 of")
     assert of(gap(72), 72) == []  # the base's probe, before anything is learned
+    beyond = replace(LAG, learner=replace(LAG.learner, evidence_scale=1.25))
+    assert said(Seen("run", beyond, steps_of(), probes(2, 72), gap=gap(72))) == []  # further than the teacher
     other = ProbeRecord(8, None, "identity", {"capability": Rate(96, 96)}, 12, 8)
     assert said(Seen("run", LAG, steps_of(), [*probes(2), other], gap=gap(72))) == []
 

@@ -1,6 +1,7 @@
 """A shard of somebody's is not unpacked before it has said what it becomes."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,3 +69,14 @@ def test_more_batches_than_a_shard_has_are_not_walked_through() -> None:
     rows = MOST + 1
     with pytest.raises(struct.error, match=f"{rows} batches"):
         unpacked_bytes(packed(pa.table({"a": list(range(rows))}), None, 1))
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+def test_a_flipped_bit_is_found_or_changes_what_is_said(codec: str | None) -> None:
+    content = bytearray(packed(table(3), codec).to_pybytes())
+    for at in range(len(content)):
+        for bit in (0, 4, 7):
+            content[at] ^= 1 << bit
+            with suppress(struct.error, OverflowError):
+                assert unpacked_bytes(pa.py_buffer(bytes(content))) >= 0
+            content[at] ^= 1 << bit
