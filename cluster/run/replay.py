@@ -4,7 +4,6 @@ A shard that stands costs no rollout: after a checkpoint was loaded, the learner
 shards, to the same weights.
 """
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from cluster.run.record import StepRecord, append_step, read_steps, step_record
 from cluster.run.rundir import RunDir
 from evidence.advantage import reward_sums
 from evidence.manifest import Manifest
-from evidence.patience import retried, retried_beside
+from evidence.patience import retried_beside
 from evidence.records import ShardInfo
 from evidence.shards import find_shard, read_shard
 from evidence.sidecar import write_student
@@ -60,7 +59,7 @@ async def catch_up(
     version = loaded = await Checkpoints(folder.checkpoints, recipe.faults.store_s).load(learner, sink.say)
     await choice.resume(version)
     trained = await patient(manifest.trained)
-    for info in await asyncio.to_thread(standing, folder, version, recipe, sink.say):
+    for info in await standing(folder, version, recipe, sink.say):
         sink.stage(f"step {info.step + 1}: learning again from its shard")
         begun = time.perf_counter()
         learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
@@ -96,15 +95,15 @@ def require_same_weights(resumed: Resumed, digest: str, folder: RunDir, say: Cal
     say(f"{what}: learned again from their shards, they differ in rounding")
 
 
-def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], None]) -> list[ShardInfo]:
+async def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], None]) -> list[ShardInfo]:
     """The shards to learn from, from step `version` on, without a gap. One that is damaged or gone ends them, and is
     named."""
-    written = {info.step: info for info in Manifest(folder.manifest).written().values()}
+    patient = partial(retried_beside, recipe.faults.store_s)
+    written = {info.step: info for info in (await patient(Manifest(folder.manifest).written)).values()}
     found: list[ShardInfo] = []
     while (info := written.get(version + len(found))) is not None:
         try:
-            look = partial(read_shard, find_shard(folder.root, info), expected=info)
-            retried(recipe.faults.store_s, look, (FileNotFoundError,))
+            await patient(partial(_whole, folder, info), (FileNotFoundError,))
         except (ValueError, FileNotFoundError) as error:
             say(f"step {info.step + 1} is sampled again: {error}")
             break
@@ -113,6 +112,10 @@ def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[str], 
         end = version + len(found)
         return found[: max(end - end % recipe.teacher.snapshot_every - version, 0)]
     return found
+
+
+def _whole(folder: RunDir, info: ShardInfo) -> None:
+    read_shard(find_shard(folder.root, info), expected=info)
 
 
 def supersede_after(folder: RunDir, step: int) -> None:

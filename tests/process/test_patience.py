@@ -276,11 +276,11 @@ def test_a_resume_reads_a_shard_again_that_its_disk_failed_to_give(
     info = write_shard(table(), str(tmp_path / "shards"), "a.arrow")
     Manifest(folder.manifest).append_written(info)
     read = failing_once(monkeypatch, replay, "read_shard", number)
-    assert standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=5.0)), pytest.fail) == [info]
+    assert asyncio.run(standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=5.0)), pytest.fail)) == [info]
     assert len(read) == 2
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         failing_once(monkeypatch, replay, "read_shard", number)
-        standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=0.0)), pytest.fail)
+        asyncio.run(standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=0.0)), pytest.fail))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
