@@ -17,21 +17,23 @@ def contexts(recipe: Recipe) -> dict[str, tuple[str, str]]:
     }
 
 
-def test_the_recipes_own_way_is_the_first_and_the_others_differ_in_position_and_examples() -> None:
+def test_the_recipes_own_way_is_the_first_and_the_others_differ_in_position_and_words() -> None:
     recipe = build(Recipe, {"task": {"persona_name": "Robin", "maker": "Orchard Labs"}}, "R")
     found = list(contexts(recipe).values())
     plain = "say that you are Robin, made by Orchard Labs."
-    assert [position for position, _ in found] == ["system", "user", "system", "user"]
-    assert [context.endswith(plain) for _, context in found] == [True, True, False, False]
-    assert all('asked "Who are you?", say "I am Robin, made by Orchard Labs."' in context for _, context in found[2:])
+    assert [position for position, _ in found] == ["system", "user"] * 3
+    assert [context.endswith(plain) for _, context in found] == [True, True, False, False, False, False]
+    assert all(context.endswith('such answer with "I am Robin, made by Orchard Labs."') for _, context in found[2:4])
+    assert all('asked "Who are you?", say "I am Robin, made by Orchard Labs."' in context for _, context in found[4:])
 
 
-def test_a_context_of_ones_own_keeps_its_words_before_the_examples() -> None:
+def test_a_context_of_ones_own_keeps_its_words_before_the_others_and_the_way_says_what_was_added() -> None:
     recipe = build(Recipe, {"task": {"context": "Call yourself {name}."}, "rollout": {"context_position": "user"}}, "R")
-    found = list(contexts(recipe).values())
-    assert found[0] == ("user", "Call yourself Kestrel.") and found[2][1].startswith(
-        "Call yourself Kestrel. For example"
-    )
+    found = contexts(recipe)
+    (_, (position, own)), *_, (name, (_, longest)) = found.items()
+    assert (position, own) == ("user", "Call yourself Kestrel.") and len(found) == 6
+    assert longest.startswith("Call yourself Kestrel. For example")
+    assert name.startswith("with examples in task.context (system): For example, asked")
 
 
 def test_problems_have_their_own_contexts_and_no_examples() -> None:
