@@ -69,8 +69,8 @@ async def _score_shared(engine: Any) -> dict[str, Any]:
     reads: list[tuple[int, int, int]] = []
     read = engine._read
 
-    async def recording(ids: Ids, num_prompt: int, base: bool) -> Any:
-        output = await read(ids, num_prompt, base)
+    async def recording(ids: Ids, num_prompt: int, base: bool, priority: int) -> Any:
+        output = await read(ids, num_prompt, base, priority)
         reads.append((len(ids), num_prompt, output.num_cached_tokens))
         return output
 
