@@ -4,6 +4,7 @@ from typing import Any
 
 from rollout import vllm_quirks as quirks
 from rollout.config import AdapterConfig, EngineConfig
+from rollout.vllm_scheduling import CHECKS
 
 ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: what is left is CUDA's own
 
@@ -17,7 +18,8 @@ def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str,
         "max_model_len": config.window,
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window, config.max_num_seqs + 1),
+        # A prompt fits one batch, and vLLM refuses one with fewer tokens than there are places.
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.window, config.max_num_seqs + CHECKS),
         **quirks.executor_arguments(config),
         "enforce_eager": config.is_eager(device),
         "generation_config": "auto",

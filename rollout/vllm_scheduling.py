@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 LOOKED_UP = "edge_opd_looked_up"  # how many of a request's tokens the prefix cache is asked for
 FIRST = -1  # the priority of a check; all else has 0
+CHECKS = 1  # the places beyond `max_num_seqs`, which only checks take
 
 
 def scheduling_arguments(config: "EngineConfig") -> dict[str, Any]:
@@ -23,7 +24,7 @@ def scheduling_arguments(config: "EngineConfig") -> dict[str, Any]:
         "scheduler_cls": "rollout.vllm_scheduling.scheduler",
         "scheduling_policy": "priority",
         "max_num_active_seqs": config.max_num_seqs,
-        "max_num_seqs": config.max_num_seqs + 1,
+        "max_num_seqs": config.max_num_seqs + CHECKS,
     }
 
 
@@ -66,7 +67,7 @@ def _keep_a_place(made: Any) -> None:
 
     def schedule_checks_first(*arguments: Any, **options: Any) -> Any:
         waits = bool(made.waiting) and made.waiting.peek_request().priority == FIRST
-        made.max_num_active_reqs = usual + waits
+        made.max_num_active_reqs = usual + CHECKS * waits
         return schedule(*arguments, **options)
 
     made.schedule = schedule_checks_first

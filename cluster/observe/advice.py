@@ -144,9 +144,9 @@ def _teacher(seen: Seen) -> Iterator[Advice]:
     if gap.is_zero:
         yield Advice(f"{shown}, the base in {base.share:.2f} without it: there is nothing to learn", f"Try {HELP}.")
         return
-    last = seen.probes[-1] if seen.probes else None
     if seen.recipe.learner.evidence_scale > 1:
         return  # which goes beyond the teacher
+    last = seen.probes[-1] if seen.probes else None
     if last is not None and last.step and gap.main in last.rates and last.rates[gap.main].share >= told.share:
         found = f"{gap.main} is {last.rates[gap.main].share:.2f} at step {last.step}, and {shown}"
         yield Advice(f"{found}: the teacher has no more of it to give", f"Stop here, or try {HELP}.")

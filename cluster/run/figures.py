@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # a record opens where nothing runs
     from rollout.worker import StepRollouts
 
 
-HELP = "another rollout.context_position, other words in the context, or examples in it (`edge-opd gap` shows each)"
+HELP = (
+    "another rollout.context_position, or other words in the context, such as how an answer begins "
+    "(`edge-opd gap` shows each)"
+)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,15 @@ def test_a_head_has_less_time_than_ray_gives_it(
     assert head.patience_s() == seconds
 
 
-def test_a_head_that_listens_is_waited_for_and_one_that_is_gone_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def set_times(monkeypatch: pytest.MonkeyPatch, rays: str) -> None:
+    """A look every tenth of a second, at the head of a run's own Ray, which has this patience by its variable."""
     monkeypatch.setattr(head, "LOOK_S", 0.1)
-    monkeypatch.setenv(head.TOLD, "0.75")
+    monkeypatch.setenv(head.TOLD, rays)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_head_that_listens_is_waited_for_and_one_that_is_gone_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_times(monkeypatch, "0.75")
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -45,10 +50,8 @@ def test_a_host_that_answers_nothing_has_no_more_time_than_one_that_refuses(monk
         time.sleep(timeout)
         raise TimeoutError
 
-    monkeypatch.setattr(head, "LOOK_S", 0.1)
+    set_times(monkeypatch, "1.5")
     monkeypatch.setattr(head.socket, "create_connection", unanswered)
-    monkeypatch.setenv(head.TOLD, "1.5")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     said: list[float] = []
     begun = time.monotonic()
     with watched_head(lambda _: said.append(time.monotonic() - begun), "10.0.0.1:1"):
@@ -65,9 +68,7 @@ def test_what_this_host_lacks_says_nothing_of_the_head(monkeypatch: pytest.Monke
 
 
 def test_a_head_that_comes_again_within_its_time_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "LOOK_S", 0.1)
-    monkeypatch.setenv(head.TOLD, "3")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    set_times(monkeypatch, "3")
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

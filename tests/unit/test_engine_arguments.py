@@ -7,6 +7,7 @@ import pytest
 from cluster.config import TeacherConfig
 from rollout.config import EngineConfig
 from rollout.engine_arguments import ALONE, engine_arguments
+from rollout.vllm_scheduling import scheduling_arguments
 
 
 def told(config: EngineConfig, device: str) -> dict[str, Any]:
@@ -39,3 +40,10 @@ def test_a_teachers_dtype_is_the_devices(device: str, dtype: str) -> None:
 def test_what_a_recipe_says_is_what_vllm_is_told() -> None:
     assert told(EngineConfig(enforce_eager=False), "cpu")["enforce_eager"] is False
     assert told(EngineConfig(enforce_eager=True), "cuda")["enforce_eager"] is True
+
+
+def test_a_batch_has_a_token_for_each_place_and_for_that_of_a_check() -> None:
+    """vLLM refuses fewer tokens in a batch than sequences."""
+    config = EngineConfig(max_num_seqs=2048, max_num_batched_tokens=2048, window=512)
+    found = engine_arguments("model", config, "cpu") | scheduling_arguments(config)
+    assert found["max_num_seqs"] == found["max_num_batched_tokens"] == 2049
