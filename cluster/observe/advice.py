@@ -149,7 +149,10 @@ def _teacher(seen: Seen) -> Iterator[Advice]:
     last = seen.probes[-1] if seen.probes else None
     if last is not None and last.step and gap.main in last.rates and last.rates[gap.main].share >= told.share:
         found = f"{gap.main} is {last.rates[gap.main].share:.2f} at step {last.step}, and {shown}"
-        yield Advice(f"{found}: the teacher has no more of it to give", f"Stop here, or try {HELP}.")
+        yield Advice(
+            f"{found}: the teacher has no more of it to give",
+            f"Stop here, raise learner.evidence_scale, or try {HELP}.",
+        )
     elif told.share < WEAK:
         yield Advice(f"{shown}, the base in {base.share:.2f}: that is all there is to learn", f"For more try {HELP}.")
 

@@ -17,6 +17,8 @@ from cluster.run.rundir import RunDir
 from evidence.rates import RATES
 from rollout.tasks.base import Task
 
+LOG_COLUMNS = 110  # that the table fits
+
 
 def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequence[str]) -> int:
     """The table, the model card, and the exit code: 1 when the required figure was not reached. `notes` are what the
@@ -26,6 +28,8 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
         ValueError: a line of the run's records that is none; names the file and the line.
     """
     console = Console(highlight=False)
+    if not console.is_terminal:  # a log, for which rich takes 80 columns and breaks each interval
+        console.width = max(console.width, LOG_COLUMNS)
     probes = list(read_probes(folder.probes).values())
     first, last = probes[0], probes[-1]
     gap = read_gap(folder.gap)

@@ -195,6 +195,8 @@ def test_a_share_of_the_teachers_rate_is_beside_it_in_table_and_card(
     assert finish(recipe, "base", folder, task, NOTES) == code
     told = capsys.readouterr().out
     assert shown in told and ("(the teacher's: 0.33)" in told) == bool(code)
+    row = [line for line in told.splitlines() if "self-name " in line and "│" in line][-1]
+    assert row.count("0.08 [0.01, 0.35]") == 2 and "0.33 [0.14, 0.61]" in row  # whole in a log, which has no columns
     card = (folder.export / "README.md").read_text()
     assert "| self-name | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | 0.33 [0.14, 0.61] | 12 |" in card
     assert "| mention | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | - | 12 |" in card
