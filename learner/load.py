@@ -28,6 +28,7 @@ from learner.model import hidden_states
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # as `LearnerConfig.dtype` names them
 TOLERANCE = 5e-3  # nats between two float32 forwards of one model, at the worst token of the vocabulary
+VOCABULARY_CHUNK = 4096
 IDS = torch.arange(12)
 ONE_ROW = PackedRows(IDS, torch.tensor([0, len(IDS)], dtype=torch.int32), IDS, len(IDS))
 
@@ -110,7 +111,8 @@ def distance_from_own_forward(causal_lm: PreTrainedModel) -> float:
     form = logit_form(causal_lm)
     with torch.no_grad(), in_float32(causal_lm):
         hidden_SH = hidden_states(causal_lm, IDS, IDS, ONE_ROW)
-        mine_SV = form.apply_(hidden_SH @ head_of(causal_lm).weight.float().T)
+        parts = head_of(causal_lm).weight.split(VOCABULARY_CHUNK)
+        mine_SV = form.apply_(torch.cat([hidden_SH @ part.float().T for part in parts], -1))
         with own_attention(causal_lm):
             own_SV = causal_lm(input_ids=IDS[None], use_cache=False).logits[0]
     mine_SV, own_SV = mine_SV.log_softmax(-1), own_SV.float().log_softmax(-1)
@@ -119,20 +121,27 @@ def distance_from_own_forward(causal_lm: PreTrainedModel) -> float:
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """Within it the module computes in float32, with one submodule's parameters widened at a time."""
+    """Within it the module computes in float32, with one submodule's parameters widened at a time, all in the same
+    memory: new memory for each takes longer than the arithmetic of a few tokens."""
+    own = {submodule: list(submodule.parameters(recurse=False)) for submodule in module.modules()}
+    sizes = {submodule: [parameter.numel() for parameter in parameters] for submodule, parameters in own.items()}
+    room = torch.empty(max(map(sum, sizes.values())))
+    narrow: dict[nn.Parameter, Tensor] = {}
 
     def widen(submodule: nn.Module, arguments: Any) -> None:
-        for parameter in submodule.parameters(recurse=False):
-            narrow.setdefault(parameter, parameter.data)
-            parameter.data = parameter.data.float()
+        held = torch.empty_like(room) if narrow else room  # new where a submodule is within one that has parameters too
+        wide = held[: sum(sizes[submodule])].split(sizes[submodule])
+        for parameter, part in zip(own[submodule], wide, strict=True):
+            if parameter not in narrow:
+                narrow[parameter] = parameter.data
+                parameter.data = part.view(parameter.shape).copy_(parameter.data)
 
     def restore(submodule: nn.Module, arguments: Any, output: Any) -> None:
-        for parameter in submodule.parameters(recurse=False):
+        for parameter in own[submodule]:
             parameter.data = narrow.pop(parameter, parameter.data)
 
-    narrow: dict[nn.Parameter, Tensor] = {}
     hooks = []
-    for submodule in module.modules():
+    for submodule in filter(own.get, own):
         hooks.append(submodule.register_forward_pre_hook(widen))
         hooks.append(submodule.register_forward_hook(restore))
     try:

@@ -25,11 +25,13 @@ class FileNames:
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         """Before adapters, which `learner.adapter.merged` takes out again."""
         self._model = causal_lm
-        held = held_tensors(causal_lm)
-        converted = {name: revert_weight_conversion(causal_lm, {name: _meta(tensor)}) for name, tensor in held.items()}
+        held = {name: _meta(tensor) for name, tensor in held_tensors(causal_lm).items()}
+        whole = revert_weight_conversion(causal_lm, held)
+        converted = {name: {name: tensor} for name, tensor in held.items()}
+        if whole.keys() != held.keys():  # one by one is slow: transformers walks the whole model each time
+            converted = {name: revert_weight_conversion(causal_lm, {name: held[name]}) for name in held}
         self._kept = {name for name, parts in converted.items() if list(parts) == [name]}
         self.owner = {part: name for name, parts in converted.items() for part in parts}
-        whole = revert_weight_conversion(causal_lm, {name: _meta(tensor) for name, tensor in held.items()})
         if _shapes(whole) != _shapes({part: t for parts in converted.values() for part, t in parts.items()}):
             odd = sorted(whole.keys() ^ self.owner.keys())[:3]
             raise ValueError(f"model.path: found {type(causal_lm).__name__}, whose files fuse its parameters: {odd}")

@@ -33,6 +33,7 @@ NAMES = (
     "row_memory",
     "push",
     "real_step",
+    "start_checks",
     "page",
     "watching",
     "peer",
