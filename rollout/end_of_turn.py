@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER, NEXT, THOUGHT = "an evidence-marker answered", "a second evidence-marker asked", "an evidence-marker thought"
+THOUGHT_KEYS = ("thinking", "reasoning", "reasoning_content", "thought")  # names that templates use
 ASK = ("user", "a first evidence-marker asked")
 
 
@@ -49,7 +50,7 @@ def _after_answer(template: ChatTemplate) -> str:
 
 def _after_thought(template: ChatTemplate) -> str:
     """What it writes between a thought and its answer, of a template that shows thoughts."""
-    answer = {"role": "assistant", "content": ANSWER, "thinking": THOUGHT, "reasoning_content": THOUGHT}
+    answer = {"role": "assistant", "content": ANSWER, **dict.fromkeys(THOUGHT_KEYS, THOUGHT)}
     try:
         (text,) = template.texts([[*messages((ASK,)), answer]], generation_prompt=False)
     except Refusal:

@@ -38,6 +38,12 @@ def test_the_ids_that_end_a_turn(
     assert sorted(renderer.eos_token_ids) == sorted(own.convert_tokens_to_ids(expected))
 
 
+@pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content", "thought"])
+def test_a_thought_is_known_by_each_of_its_names(tokenizer: Any, key: str) -> None:
+    own = speaking(tokenizer, kinds.MESSAGES_OF_A_TURN.replace("m.thinking", f"m.{key}"), TEXT)
+    assert Renderer(own, "user").eos_token_ids == (own.convert_tokens_to_ids(TEXT),)  # C ends the thought as well
+
+
 def test_a_template_that_does_not_show_the_answer_is_refused(tokenizer: Any) -> None:
     with pytest.raises(
         ValueError, match=r"^my/model: found a chat template that does not show an assistant's text, exp"
