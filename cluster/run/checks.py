@@ -4,6 +4,7 @@ Each check raises ValueError, which names the key or the file, what was found an
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -120,17 +121,17 @@ def _resolve(path: str, key: str) -> str:
 
 
 def check_family(model: str, key: str) -> None:
-    """A model that is no causal language model, such as most that wrap one for images; the learner would say so only
-    when engines have started."""
+    """A model that is no causal language model, such as most that wrap one for images, or one that an engine cannot
+    load here; learner and engine would say so only when they have started."""
     config = AutoConfig.from_pretrained(model)
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
     parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
-    raise ValueError(
-        f"{key}: {model}: found {config.model_type!r}{wraps}, expected a causal language model"
-        + (": save its text model as a folder of its own" if parts else "")
-    )
+    alone = "save its text model as a folder of its own"
+    found = f"{key}: {model}: found {config.model_type!r}{wraps}, expected"
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"{found} a causal language model" + (f": {alone}" if parts else ""))
+    if "vision_config" in parts and find_spec("torchvision") is None:  # vLLM 0.32.0 imports it for every such model
+        raise ValueError(f"{found} torchvision to be installed, without which vLLM does not load it; or {alone}")
 
 
 def check_parallel(pool: str, config: EngineConfig, model: str) -> None:

@@ -1,6 +1,7 @@
 """A text model in a wrapper for images: its text part is trained, and what is beside it stays as it was."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def text_model(folder: Path) -> torch.nn.Module:
     return alone.eval()
 
 
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_run_needs_torchvision_for_it(wrapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError,
+        match=rf"^model.path: {wrapped}: found 'gemma3' \(vision_config beside a text model\), expected torch",
+    ):
+        check_family(str(wrapped), "model.path")
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    check_family(str(wrapped), "model.path")
+
+
 def test_log_probs_are_those_of_the_text_model_alone(wrapped: Path) -> None:
     """Packed rows, first and last token included."""
     rows, config = [in_vocabulary(row) for row in ROWS], LearnerConfig(**SETTINGS | {"beta_kl": 0.05})  # type: ignore[arg-type]
@@ -56,7 +70,6 @@ def test_log_probs_are_those_of_the_text_model_alone(wrapped: Path) -> None:
 
 
 def test_a_step_moves_every_tensor_of_the_text_and_none_beside_it(wrapped: Path) -> None:
-    check_family(str(wrapped), "model.path")  # the start of a run accepts it
     config = LearnerConfig(**SETTINGS)  # type: ignore[arg-type]
     engine = fakes.PlainLearner(wrapped, config)
     causal_lm = engine.student.causal_lm
