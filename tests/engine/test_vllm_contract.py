@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.weights.receiver import stale_heads
 from evidence.records import RolloutRequest
 from rollout import vllm_quirks as quirks
 from rollout import vllm_scheduling as scheduling
@@ -329,8 +330,49 @@ def test_a_reload_leaves_a_shared_heads_packed_copy_stale(layers: torch.nn.Modul
     finalize_layerwise_reload(layers, None)
     assert torch.equal(head.weight, new)
     assert error() > 1, changed("a shared head is packed anew by a reload")
+    assert stale_heads(layers) == ["language_model.lm_head"]
     quirks.mend_shared_heads(layers)
-    assert error() < 1e-3
+    assert error() < 1e-3 and not stale_heads(layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_head_is_stale_by_the_smallest_change(layers: torch.nn.Module, dtype: torch.dtype) -> None:
+    """As a step's weights differ from the last step's: a few numbers, by one step of bfloat16 each."""
+    embedding, head = (layers["language_model"][name] for name in ("embed_tokens", "lm_head"))  # type: ignore[index]
+    layers.to(dtype)
+    head.weight = embedding.weight
+    for layer in (embedding, head, layers["other_head"]):  # type: ignore[index]
+        layer.quant_method.process_weights_after_loading(layer)
+    assert not stale_heads(layers)
+    moved = embedding.weight.data[7, 0]
+    moved.copy_(moved * (1 + 2.0**-7))  # the first of the columns that are looked at, in one row of 512
+    assert "language_model.lm_head" in stale_heads(layers)
+    quirks.mend_shared_heads(layers)
+    assert "language_model.lm_head" not in stale_heads(layers)
+
+
+def test_a_fused_layer_is_loaded_with_its_first_part(layers: torch.nn.Module) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload, record_metadata_for_reloading
+
+    fused = torch.nn.ModuleDict(
+        {
+            "qkv_proj": QKVParallelLinear(64, 16, 4, 2, bias=False),
+            "gate_up_proj": MergedColumnParallelLinear(64, [32, 32]),
+        }
+    )
+    record_metadata_for_reloading(fused)
+    for layer in fused.values():
+        layer.quant_method.process_weights_after_loading(layer)
+    initialize_layerwise_reload(fused)
+    assert not quirks.partly_loaded(fused)  # nothing has come: the names of load_weights say so
+    for rows, part in ((64, "q"), (32, "k"), (32, "v")):
+        weight = fused["qkv_proj"].weight
+        weight.weight_loader(weight, torch.randn(rows, 64), part)
+        assert quirks.partly_loaded(fused) == ([] if part == "v" else ["qkv_proj"]), changed("q alone is not k and v")
+    weight = fused["gate_up_proj"].weight
+    weight.weight_loader(weight, torch.randn(32, 64), 0)
+    assert quirks.partly_loaded(fused) == ["gate_up_proj"]
 
 
 def test_a_reload_leaves_experts_unpacked() -> None:
