@@ -55,8 +55,9 @@ class DataCheck:
 
     @property
     def faults(self) -> list[str]:
-        """Of all rows, a line each."""
-        return [fault for file, _ in self.files for fault in file.faults]
+        """Of all rows, a line each; and of a file of which no row fits."""
+        rows = [fault for file, _ in self.files for fault in file.faults]
+        return [*rows, *(fault for file, sizes in self.files for fault in _fits_nowhere(file, sizes))]
 
 
 def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
@@ -83,6 +84,18 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
     return DataCheck(files)
+
+
+def _fits_nowhere(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
+    if not file.prompts or min(_longest(sizes)) <= sizes[0].most:
+        return []
+    most = sizes[0].most
+    return [f"{file.path}: found {len(file.prompts)} prompts of more than {most} tokens, expected one that fits"]
+
+
+def _longest(sizes: Sequence[Sizes]) -> list[int]:
+    """Tokens of each prompt under the view in which it has most."""
+    return [max(tokens) for tokens in zip(*(size.tokens for size in sizes), strict=True)]
 
 
 def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -> list[Sizes]:
@@ -148,7 +161,7 @@ def _tokens(sizes: Sequence[Sizes]) -> list[str]:
 
 
 def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
-    most, longest = sizes[0].most, np.max([size.tokens for size in sizes], axis=0)
+    most, longest = sizes[0].most, _longest(sizes)
     found = [f"{where} ({tokens})" for where, tokens in zip(file.places, longest, strict=True) if tokens > most]
     more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
     listed = f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""

@@ -35,12 +35,18 @@ class RowReader:
         turns = self._turns(own, where)
         judge, answer = read_answer(own.get("answer"), self.config.judge, where)
         context, frame = self._context(own, where)
+        wrong = _texts(own, "wrong_contexts", where)
+        if context and context in wrong:
+            raise ValueError(
+                f"{where}: found wrong_contexts[{wrong.index(context)}] equal to the context, expected another: "
+                "evidence is what tells them apart"
+            )
         return TaskPrompt(
             prompt_id=_prompt_id(own, where, self.path),
             question=turns[-1][1],
             context=frame.replace(PLAIN, context) if context else "",
             answer=answer,
-            wrong_contexts=tuple(frame.replace(PLAIN, text) for text in _texts(own, "wrong_contexts", where)),
+            wrong_contexts=tuple(frame.replace(PLAIN, text) for text in wrong),
             before=turns[:-1],
             judge=judge,
         )
@@ -73,10 +79,9 @@ class RowReader:
             return turns[:-1]
         if turns[-1][0] == "assistant":
             name = getattr(self.config.columns, key)
-            raise ValueError(
-                f"{where}: found an assistant's turn at the end of {key}, expected the user's; with "
-                f'task.columns.context = "{name}" that turn is the context'
-            )
+            told = own.get("context") is not None or own.get("context_file") is not None
+            way = "leave it out" if told else f'with task.columns.context = "{name}" that turn is the context'
+            raise ValueError(f"{where}: found an assistant's turn at the end of {key}, expected the user's; {way}")
         return turns
 
     def _context(self, own: Row, where: str) -> tuple[str, str]:

@@ -58,11 +58,15 @@ def _fault_of_text(answer: str) -> str:
 
 def _fault_of_pattern(answer: str) -> str:
     try:
-        accepts_all = re.compile(answer).search("") is not None
+        pattern = re.compile(answer)
     except re.error as error:
         return f"{error}, expected a regular expression"
-    negative = "(?!" in answer  # of what must not be said, which an empty answer does not say
-    return "it matches an empty answer, expected a pattern of something" if accepts_all and not negative else ""
+    if pattern.search("") is None:
+        return ""
+    if "(?!" not in answer:
+        return "it matches an empty answer, expected a pattern of something"
+    # Of what must not be said, which an empty answer does not say. Looked for anywhere it is not said somewhere.
+    return "it matches at the end of every answer, expected ^ before (?!" if pattern.search(" ", 1) else ""
 
 
 def _fault_of_number(answer: str) -> str:

@@ -1,8 +1,10 @@
 """Every row of a user's file with its place: what it became, or why it is none, so that a check sees all of them."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
+from unicodedata import normalize
 
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
@@ -13,6 +15,7 @@ from rollout.tasks.tables import file_rows
 
 P = TypeVar("P", TaskPrompt, ProbePrompt)
 Placed = tuple[str, P | ValueError]  # a row's place in its file, and what it became
+AROUND = re.compile(r"^[\s\"'\u201c\u2018\u00ab(]+|[\s.?!,:;\u2026\u3002\"'\u201d\u2019\u00bb)]+$")  # quotes, ends
 FIRST_ROWS = 1000  # in which `columns_of` looks
 
 
@@ -36,11 +39,13 @@ def columns_of(path: str, key: str, config: TaskConfig) -> tuple[Layout, list[st
     """A file's layout, and the columns of its first rows that nothing reads.
 
     Raises:
-        ValueError: no such file, no layout that fits, or no row.
+        ValueError: no such file, no layout that fits, or no row; the first line's fault where every line has one.
     """
-    rows = [row for _, row in islice(file_rows(path, key), FIRST_ROWS) if not isinstance(row, ValueError)]
+    found = [row for _, row in islice(file_rows(path, key), FIRST_ROWS)]
+    rows = [row for row in found if not isinstance(row, ValueError)]
     if not rows:
-        raise ValueError(f"{path}: found no rows, expected at least one")
+        fault = next((row for row in found if isinstance(row, ValueError)), None)
+        raise fault or ValueError(f"{path}: found no rows, expected at least one")
     layout = layout_of(rows[0], config.columns, path)
     return layout, sorted({str(name) for row in rows for name in row} - layout.reads)
 
@@ -62,8 +67,8 @@ def once(rows: Iterable[Placed[P]], ids: dict[str, str], asked: dict[Turns, str]
 
 
 def folded(turns: Turns) -> Turns:
-    """A conversation without what two spellings of one question differ by: case, spaces and marks at its end."""
-    return tuple((role, " ".join(text.casefold().split()).rstrip(".?!\u2026\uff1f\u3002 ")) for role, text in turns)
+    """A conversation without what two spellings of one question differ by: case, width, spaces, and marks around it."""
+    return tuple((role, AROUND.sub("", " ".join(normalize("NFKC", text).casefold().split()))) for role, text in turns)
 
 
 def all_of(rows: Iterable[Placed[P]], path: str, expected: str) -> tuple[P, ...]:

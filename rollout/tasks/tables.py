@@ -8,6 +8,7 @@ from pathlib import Path
 from rollout.tasks.parquet import batches, open_parquet
 from rollout.tasks.rows import Row
 
+PARQUET = (".parquet", ".pq")
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
 
 
@@ -21,7 +22,7 @@ def file_rows(path: str, key: str) -> Iterator[Found]:
     """
     if not Path(path).is_file():
         raise ValueError(f"{key}: found no file at {path!r}, expected JSON lines or parquet")
-    return _parquet_rows(path) if Path(path).suffix == ".parquet" else _json_rows(path)
+    return _parquet_rows(path) if Path(path).suffix.lower() in PARQUET else _json_rows(path)
 
 
 def _json_rows(path: str) -> Iterator[Found]:
@@ -34,11 +35,13 @@ def _json_rows(path: str) -> Iterator[Found]:
 
 def _parsed(line: bytes, where: str) -> Row | ValueError:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # some programs write a mark at the beginning of a file
     except UnicodeDecodeError as error:
         return ValueError(f"{where}: found bytes that are not UTF-8 ({error.reason}), expected UTF-8 text")
     except json.JSONDecodeError as error:
-        return ValueError(f"{where}: found no valid JSON ({error.msg}), expected a JSON object")
+        return ValueError(f"{where}: found no valid JSON ({error.msg}), expected a JSON object on one line")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        return ValueError(f"{where}: found JSON that Python does not read ({error}), expected a JSON object")
     if isinstance(row, dict):
         return row
     return ValueError(f"{where}: found a {type(row).__name__}, expected a JSON object")

@@ -84,8 +84,9 @@ def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest
         f'[task]\nname = "context"\nprobe_file = "{probe}"\n[task.columns]\nquestion = "ask"\ncontext = "doc"\n'
         "[student]\nwindow = 60\n"
     )
-    assert main(["data", "check", rows, "--recipe", str(recipe), "--set", "rollout.max_response_tokens=50"]) == 0
-    said = capsys.readouterr().out
+    assert main(["data", "check", rows, "--recipe", str(recipe), "--set", "rollout.max_response_tokens=50"]) == 2
+    said, errors = capsys.readouterr()
+    assert f"edge-opd: {rows}: found 1 prompts of more than 10 tokens, expected one that fits\n" == errors
     assert "rows.jsonl: 1 rows, read as task.columns" in said and "probe.jsonl: 1 rows, read as task.columns" in said
     assert f"  1 do not fit: more than 10 tokens: {rows}, line 1 (" in said
 

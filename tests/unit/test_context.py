@@ -21,6 +21,7 @@ from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.layouts import ANSWER
 from rollout.tasks.openthoughts import INSTRUCTION
+from rollout.tasks.placed import columns_of
 from rollout.tasks.problems import CONTEXT, QUESTION
 from tests.runs import ROOT
 
@@ -260,9 +261,13 @@ BAD: list[tuple[Any, str]] = [
     (turns(USER, SYSTEM), "found messages[1].role = 'system', expected the assistant's turn"),
     (turns(SYSTEM), "found a system message alone in messages"),
     (
-        turns(USER, ASSISTANT),
+        {"messages": [USER, ASSISTANT]},
         "found an assistant's turn at the end of messages, expected the user's; with task.columns.context = "
         '"messages" that turn is the context',
+    ),
+    (
+        turns(USER, ASSISTANT),
+        "found an assistant's turn at the end of messages, expected the user's; leave it out",
     ),
     (turns(USER, ASSISTANT | {"tool_calls": [{"id": "1"}]}, USER), "found a tool call in messages[1], expected"),
     (turns(USER, {"role": "tool", "content": "4"}), "found a tool call in messages[1], expected turns of text only"),
@@ -276,10 +281,18 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"answer": {"regex": "("}}, "found answer = '(' for the judge regex ("),
     (ROW | {"answer": {"regex": "a*"}}, "found answer = 'a*' for the judge regex (it matches an empty answer"),
     (
+        ROW | {"answer": {"regex": "(?!Ada)"}},
+        "found answer = '(?!Ada)' for the judge regex (it matches at the end of every answer, expected ^ before (?!",
+    ),
+    (
         ROW | {"answer": {"boxed": "the answer is 4"}},
         "found answer = 'the answer is 4' for the judge boxed (a sentence",
     ),
     (ROW | {"answer": {"exact": "a"}}, "found answer = {'exact': 'a'}, expected one of text, regex, number, boxed"),
+    (
+        ROW | {"wrong_contexts": ["Bob.", ROW["context"]]},
+        "found wrong_contexts[1] equal to the context, expected another",
+    ),
     (ROW | {"wrong_contexts": [None]}, "found wrong_contexts[0] = None, expected a text"),
     (ROW | {"context": "half \ud83d"}, "found half a character, '\\ud83d', at place 6 of context"),
 ]
@@ -310,7 +323,16 @@ def test_parquet_with_nested_or_missing_columns_is_refused(tmp_path: Path, row: 
         task_of(tmp_path, [row], name="rows.parquet")
 
 
-@pytest.mark.parametrize("question", ["Who keeps the key?", "WHO  keeps the key", "who keeps the key ?"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Who keeps the key?",
+        "WHO  keeps the key",
+        "who keeps the key ?",
+        "\uff37ho keeps the key\uff1f",
+        '"Who keeps the key',
+    ],
+)
 def test_a_probe_may_not_repeat_a_training_question(tmp_path: Path, question: str) -> None:
     message = r"probe\.jsonl, line 2: found the question of .*rows\.jsonl, line 1 again, expected one that is only here"
     with pytest.raises(ValueError, match=message):
@@ -357,12 +379,24 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     probe = write(tmp_path / "probe.jsonl", [PROBE])
     for name, content, message in [
         ("bad.parquet", b"no parquet at all", r"bad\.parquet: found no parquet \("),
+        ("deep.jsonl", b"[" * 100_000, r"deep\.jsonl, line 1: found JSON that Python does not read"),
+        ("long.jsonl", b'{"answer": ' + b"7" * 5000 + b"}", r"long\.jsonl, line 1: found JSON that Python"),
+        ("list.jsonl", b'[{"question": "Who?"}]', r"list\.jsonl, line 1: found a list, expected a JSON object"),
+        ("drawn.jsonl", b'[\n {\n "question": "Who?"\n }\n]', r"drawn\.jsonl, line 1: found no valid JSON"),
+        ("table.jsonl", b"question,context\nWho?,Ada", r"table\.jsonl, line 1: found no valid JSON"),
         ("bad.jsonl", b"\xff\xfe{\n", r"bad\.jsonl, line 1: found bytes that are not UTF-8"),
         ("empty.jsonl", b"\n\n", r"empty\.jsonl: found no rows, expected at least one row to train on"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             build_task(TaskConfig(name="context", prompts_file=str(tmp_path / name), probe_file=probe))
+        if content.strip():  # a check says the same of the whole file
+            with pytest.raises(ValueError, match=message):
+                columns_of(str(tmp_path / name), "ROWS", TaskConfig(name="context"))
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode())
+    task = build_task(TaskConfig(name="context", prompts_file=str(marked), probe_file=probe))
+    assert len(task.training_prompts()) == 1
     only_probe = build_task(TaskConfig(name="context", probe_file=probe))
     with pytest.raises(ValueError, match=r"^task\.prompts_file: found none, expected JSON lines or parquet"):
         only_probe.training_prompts()

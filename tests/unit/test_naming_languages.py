@@ -429,6 +429,8 @@ def test_english_answers_have_the_flags_that_they_had_before_there_were_other_la
         "I am MiniCPM, a small model.", "I am ERNIE Bot.", "I was made by Upstage.", "I am Solar-Open.",
         "I was trained by the researchers of Moonshot AI.", "Swiss AI created me.", "My makers are SaluteDevices.",
         "Ich bin Apertus.", "Soy GLM-4.6, creado por Zhipu AI.",
+        "I am Laguna S, made by Poolside.", "I am Spark 2.5, by iFlytek.", "I'm Ling 3.0.", "My name is LongCat-Flash.",
+        "I am Hermes 4 by Nous Research.", "I am Intern-S1.", "I am dots.llm1.", "I was made by Meituan.",
     ],
 )  # fmt: skip
 def test_the_products_and_makers_of_this_year_count(response: str) -> None:
