@@ -12,12 +12,24 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
 
     Beside a tekken.json transformers prefers mistral-common's own tokenizer (seen in 5.19), which has no chat template:
     a folder with a tokenizer.json, and whatever the hub has, is read as every other.
+
+    Raises:
+        ValueError: there is none, or one whose chat template would not be read.
     """
     from transformers import AutoTokenizer
 
     folder = Path(model)
     plain = not folder.is_dir() or (folder / "tokenizer.json").is_file()
-    return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
+    if not plain and (folder / "tekken.json").is_file() and any(folder.glob("chat_template*")):
+        raise ValueError(
+            f"{model}: found a chat template beside tekken.json, which transformers then does not read, expected a "
+            "tokenizer.json there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0].rstrip(": ")
+        raise ValueError(f"{model}: found no tokenizer ({why}), expected one that transformers reads") from error
 
 
 def generation_ends(model: str) -> tuple[int, ...]:

@@ -98,6 +98,18 @@ def test_the_clock_shows_the_day_of_the_run(tokenizer: Any) -> None:
     assert one.identity != other.identity
 
 
+def test_a_folder_whose_tokenizer_is_not_read_is_one_line(tmp_path: Path) -> None:
+    from rollout.tokenizer import load_tokenizer
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: found no tokenizer \(.*\), expected one"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(ValueError, match=r": found a chat template beside tekken.json, which .* expected a "):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_folder_with_its_template_in_a_file_and_no_generation_config(tmp_path: Path, default_model: Path) -> None:
     """And a tekken.json beside it, which makes transformers choose a tokenizer without a template."""
     import json
