@@ -21,7 +21,7 @@ from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
 from cluster.run.boundary import end_at_once, run_time
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.checks import check_recipe
+from cluster.run.checks import check_caches, check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.inputs import pin, pins_of
@@ -84,7 +84,9 @@ async def _survive(
     )
     if adapter := adapter_of(recipe, model):
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
-    if plan.device != "cpu":
+    if plan.device == "cpu":
+        check_caches(recipe, model)
+    else:
         import torch  # the version of its CUDA
 
         recipe = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
