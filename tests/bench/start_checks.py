@@ -3,8 +3,8 @@ thread.
 
     python -m tests.bench.start_checks [--rounds 3]
 
-The driver's look at recipe, prompts and storage (here a folder), and at what a resumed run is to find again; the learner's
-at packed rows, at the model's own forward, at an export, and at what is between head and logits, once more.
+The driver's look at recipe, prompts and storage (here a folder), and at what a resumed run is to find again; the
+learner's at packed rows, at the model's own forward, at an export, and at what is between head and logits, once more.
 Reading the model's weights and importing libraries are not counted: a run without checks does them as well.
 """
 
