@@ -25,6 +25,10 @@ VARLEN_DTYPES = (torch.bfloat16, torch.float16)  # those of flash attention
 LARGEST_HEAD = 256  # of flash attention
 
 
+class UnsupportedModel(ValueError):
+    """A model that the learner does not compute; says what it has that the learner lacks."""
+
+
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """Which packed tokens rows consist of.
@@ -67,12 +71,12 @@ def packed_rows(
 ) -> tuple[Tensor, None]:
     """Attention output [1, S, A, D]."""
     if packed is None or attention_mask is not None or dropout != 0.0:
-        raise ValueError(
+        raise UnsupportedModel(
             f"model.path: found {type(module).__name__}, which the packed rows do not reach, expected {PLAIN}"
         )
     odd = [key for key in ("softcap", "s_aux") if kwargs.get(key) is not None]
     if odd or packed.longest > (sliding_window or packed.longest):
-        raise ValueError(f"model.path: found {odd or 'rows longer than its sliding window'}, expected {PLAIN}")
+        raise UnsupportedModel(f"model.path: found {odd or 'rows longer than its sliding window'}, expected {PLAIN}")
     query_SAD, key_SAD, value_SAD = (stream[0].transpose(0, 1) for stream in (query_1ASD, key_1ASD, value_1ASD))
     attend = _by_kernel if takes_varlen(query_SAD, key_SAD, value_SAD) else _by_padding
     return attend(query_SAD, key_SAD, value_SAD, packed, scaling)[None].to(query_1ASD.dtype), None

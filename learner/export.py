@@ -65,7 +65,8 @@ class Exporter:
 
     def rehearse(self, shapes: Mapping[str, Tensor], folder: Path) -> None:
         """Before the first step: everything but the weights is written next to `folder` and read again, and tensors of
-        `shapes` (on the meta device, as the learner holds them) are all that the model read asks for, and fit.
+        `shapes` (on the meta device, as the learner holds them) are all that the model read asks for, and fit. Names
+        and shapes of weights are compared, and room for them; their content is first read again by `write`.
 
         Raises:
             ValueError: they do not, or there is no room for them, or the base has a file that cannot be read.

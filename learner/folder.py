@@ -9,6 +9,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)  # of a tokenizer: git-lfs takes what is large
+QUANTISED = "quantize_config.json"  # how GPTQ was told before config.json had a place for it
 POINTER = b"version https://git-lfs"  # how the file of three lines begins that git-lfs leaves in a weight's place
 
 
@@ -22,6 +29,11 @@ def check_model_folder(path: str, key: str = "model.path") -> None:
     if not folder.is_dir() and not path.startswith((".", "/")):
         return
     check_unquantised(_json(folder / "config.json", key), f"{key}: {folder / 'config.json'}")
+    if (folder / QUANTISED).is_file():
+        raise _quantised(f"{key}: {folder / QUANTISED}", "GPTQ or AWQ")
+    for name in TOKENS:
+        if (folder / name).is_file():
+            _check_no_pointer(folder / name, key, "the tokenizer")
     for file in _weight_files(folder, key):
         _check_file(file, key)
 
@@ -29,13 +41,19 @@ def check_model_folder(path: str, key: str = "model.path") -> None:
 def check_unquantised(config: dict[str, Any], where: str) -> None:
     """ValueError, which begins with `where`, for GPTQ, AWQ, bitsandbytes, compressed-tensors and their like: training
     needs the weights themselves."""
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
+    for part in (config, config.get("text_config")):
+        quantised = isinstance(part, dict) and (part.get("quantization_config") or part.get("compression_config"))
+        if not quantised:
+            continue
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise ValueError(
-            f"{where}: found weights that are quantised ({method or 'no method named'}), "
-            "expected bfloat16, float16 or float32: name the model that they were made from, or save it dequantised"
-        )
+        raise _quantised(where, method or "no method named")
+
+
+def _quantised(where: str, how: str) -> ValueError:
+    return ValueError(
+        f"{where}: found weights that are quantised ({how}), expected bfloat16, float16 or float32: name the model "
+        "that they were made from, or save it dequantised"
+    )
 
 
 def _weight_files(folder: Path, key: str) -> list[Path]:
@@ -56,12 +74,7 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
 
 
 def _check_file(file: Path, key: str) -> None:
-    with file.open("rb") as opened:
-        head = opened.read(len(POINTER))
-    if head == POINTER:
-        raise ValueError(
-            f"{key}: {file}: found a git-lfs pointer, expected the weights: run `git lfs pull` in {file.parent}"
-        )
+    head = _check_no_pointer(file, key, "the weights")
     if file.suffix != ".safetensors":
         if head.startswith(b"PK") and not zipfile.is_zipfile(file):
             raise ValueError(f"{key}: {file}: found a part of a file, expected weights: copy or download it again")
@@ -78,6 +91,17 @@ def _check_file(file: Path, key: str) -> None:
         ) from None
 
 
+def _check_no_pointer(file: Path, key: str, expected: str) -> bytes:
+    """How the file begins."""
+    with file.open("rb") as opened:
+        head = opened.read(len(POINTER))
+    if head == POINTER:
+        raise ValueError(
+            f"{key}: {file}: found a git-lfs pointer, expected {expected}: run `git lfs pull` in {file.parent}"
+        )
+    return head
+
+
 def _json(file: Path, key: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -86,6 +110,7 @@ def _json(file: Path, key: str) -> dict[str, Any]:
             f"{key}: found no {file.name} in {file.parent}, expected a Hugging Face model folder"
         ) from None
     except ValueError as error:
+        _check_no_pointer(file, key, "the file itself")
         raise ValueError(f"{key}: {file}: found no JSON ({error}), expected a Hugging Face model folder") from None
     if not isinstance(content, dict):
         raise ValueError(f"{key}: {file}: found {type(content).__name__}, expected a JSON object")

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from learner import attention
-from learner.attention import PackedRows, own_attention
+from learner.attention import PackedRows, UnsupportedModel, own_attention
 from learner.folder import check_model_folder, check_unquantised
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
@@ -36,27 +36,16 @@ ONE_ROW = PackedRows(IDS, torch.tensor([0, len(IDS)], dtype=torch.int32), IDS, l
 def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """A Hugging Face causal language model from a local folder or a hub id.
 
-    ValueError when the folder is missing, where the model would mix packed rows, and where the learner's log-probs
-    would not be the model's.
+    ValueError when the folder is missing or lacks a tensor, where the model cannot run packed rows or would mix them,
+    and where the learner's log-probs would not be the model's.
     """
     check_model_folder(path)
     config = AutoConfig.from_pretrained(path)
     check_unquantised(config.to_dict(), f"model.path: {path}")
     _require_pluggable(path, config)
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attention.NAME
-    )
-    if mixes_rows(causal_lm):
-        raise ValueError(
-            f"model.path: {path}: found {type(causal_lm).__name__}, in which packed rows see each other, expected a "
-            "model whose tokens meet in attention only (no state-space, convolution or linear-attention layers)"
-        )
-    apart = distance_from_own_forward(causal_lm)
-    if not apart < TOLERANCE:
-        raise ValueError(
-            f"model.path: {path}: found {type(causal_lm).__name__}, whose own log-probs differ from those of its "
-            f"hidden states and its head by {apart:.3g} nats, expected less than {TOLERANCE:g}"
-        )
+    causal_lm = _read_whole(path, config, dtype)
+    with _in_one_line(path, causal_lm):
+        _require_computed(path, causal_lm)
     freeze_beside_text(causal_lm)
     return causal_lm
 
@@ -80,6 +69,61 @@ def _require_pluggable(path: str, config: PreTrainedConfig) -> None:
             f"model.path: {path}: found {family.__name__}, whose attention cannot be replaced, expected a model that "
             "attends through transformers' AttentionInterface"
         )
+
+
+def _read_whole(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder; ValueError for a tensor that its files lack, or have in another shape: transformers draws
+    such at random and goes on. What a family leaves out of its files, such as a tied head, it does not report."""
+    try:
+        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention.NAME,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"model.path: {path}: found weights that cannot be read ({_first_line(error)})") from error
+    missing, other = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    rest = f" (and {len(missing) + len(other) - 1} more)" if len(missing) + len(other) > 1 else ""
+    if missing:
+        expected = f"expected every tensor of {type(causal_lm).__name__}"
+        raise ValueError(f"model.path: {path}: found no {missing[0]} in its files{rest}, {expected}")
+    if other:
+        name, shape, asked = other[0]
+        raise ValueError(f"model.path: {path}: {name}: found {tuple(shape)}{rest}, expected {tuple(asked)}")
+    return causal_lm
+
+
+def _require_computed(path: str, causal_lm: PreTrainedModel) -> None:
+    """UnsupportedModel unless the learner's forward of packed rows is the model's own of each."""
+    if mixes_rows(causal_lm):
+        raise UnsupportedModel(
+            f"model.path: {path}: found {type(causal_lm).__name__}, in which packed rows see each other, expected a "
+            "model whose tokens meet in attention only (no state-space, convolution or linear-attention layers)"
+        )
+    apart = distance_from_own_forward(causal_lm)
+    if not apart < TOLERANCE:
+        raise UnsupportedModel(
+            f"model.path: {path}: found {type(causal_lm).__name__}, whose own log-probs differ from those of its "
+            f"hidden states and its head by {apart:.3g} nats, expected less than {TOLERANCE:g}"
+        )
+
+
+@contextmanager
+def _in_one_line(path: str, causal_lm: PreTrainedModel) -> Iterator[None]:
+    """A forward that fails, in whatever way its family has, becomes a ValueError that names the family."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except (AttributeError, TypeError, RuntimeError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"model.path: {path}: found {type(causal_lm).__name__}, which cannot be run on packed rows "
+            f"({_first_line(error)}), expected a model that takes what Llama takes"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def mixes_rows(causal_lm: PreTrainedModel) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from learner.attention import own_attention
+from learner.attention import UnsupportedModel, own_attention
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def head_of(causal_lm: PreTrainedModel) -> nn.Module:
     """The module whose weight [V, H] turns hidden states into logits; ValueError where there is none, or a bias too."""
     head, name = causal_lm.get_output_embeddings(), type(causal_lm).__name__
     if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
-        raise ValueError(f"{name}: found no output embeddings, expected a head with one weight")
+        raise UnsupportedModel(f"model.path: {name}: found no output embeddings, expected a head with one weight")
     if getattr(head, "bias", None) is not None:
-        raise ValueError(f"{name}: an lm_head with a bias is not supported")
+        raise UnsupportedModel(f"model.path: {name}: an lm_head with a bias is not supported")
     return head
 
 
@@ -60,7 +60,7 @@ def logit_form(causal_lm: PreTrainedModel) -> LogitForm:
     scale = float(found[1]) / SMALL
     form = LogitForm(scale, None if torch.isclose(found[2], torch.tensor(scale * LARGE)) else float(found[2]))
     if not torch.allclose(form.apply_(PROBED.clone()), found, rtol=1e-5, atol=1e-6):
-        raise ValueError(
+        raise UnsupportedModel(
             f"model.path: found {type(causal_lm).__name__}, which makes {found[4]:g} of a logit of {PROBED[4]:g} and "
             f"{found[-1]:g} of {PROBED[-1]:g}, expected logits that are scaled or soft-capped at most"
         )

@@ -47,6 +47,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", "Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "deepseek_v3": ("DeepseekV3", "DeepseekV3", ROUTED | LATENT | {"head_dim": 4, "num_key_value_heads": 4}),
     "glm4_moe": ("Glm4Moe", "Glm4Moe", ROUTED | {"head_dim": 8}),
+    "llama4_text": ("Llama4", "Llama4Text", {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 48}),
+    "minicpm3": ("MiniCPM3", "MiniCPM3", LATENT),
+    "deepseek_v32": ("DeepseekV32", "DeepseekV32", ROUTED | LATENT | {"head_dim": 4, "num_key_value_heads": 4}),
+    "glm_moe_dsa": ("GlmMoeDsa", "GlmMoeDsa", ROUTED | LATENT | {"head_dim": 4, "num_key_value_heads": 4}),
     "apertus": ("Apertus", "Apertus", {}),
 }  # fmt: skip
 

@@ -6,8 +6,10 @@ more words in it, WORDINGS.
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.commands.one_engine import one_engine
@@ -103,6 +105,7 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
     config, renderer = recipe.probe, renderer_of(recipe, model)
     sampling = config.sampling(renderer.eos_token_ids, renderer.keeps_special)
     gaps: dict[str, Gap] = {}
+    say = partial(print, file=sys.stderr)
 
     async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
         async with deadline(recipe.rollout.deadline_s, f"{what}: no answers (rollout.deadline_s)"):
@@ -111,7 +114,7 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
     with one_engine(model, recipe.teacher, "gap: its engine") as engine:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
-            gap = await measured(way, build_task(way.task), renderer_of(way, model), texts, base)
+            gap = await measured(way, build_task(way.task), renderer_of(way, model), texts, base, say)
             gaps |= {name: gap} if gap else {}
         return gaps, await _guided(recipe, model, engine)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -19,6 +20,7 @@ from cluster.fleet.processes import Process, end_processes, log_to_file, own_pro
 from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
 from cluster.sizing.cards import Card, find_cards, visible
+from rollout.cores import num_cores
 
 CARDS_S = 60.0  # for a node's answer, with the start of a worker there
 
@@ -37,15 +39,16 @@ def connect() -> None:
         return
     stay_on_loopback()
     ask_for_a_token(os.environ)
+    ray.init(namespace=run, log_to_driver=False, logging_level="ERROR", **local_arguments(folder))
+
+
+def local_arguments(folder: Path) -> dict[str, Any]:
+    """What a Ray of the run's own is started with: the job's cores, of which Ray itself knows a quota, not an affinity.
+
+    folder: the run's, for temporary files.
+    """
     own = None if os.environ.get("RAY_TMPDIR") else str(folder / RAY)
-    ray.init(
-        address="local",
-        namespace=run,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=own,
-    )
+    return {"address": "local", "num_cpus": num_cores(), "include_dashboard": False, "_temp_dir": own}
 
 
 def _disconnect(folder: Path) -> None:

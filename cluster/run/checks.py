@@ -6,7 +6,9 @@ Each check raises ValueError, which names the key or the file, what was found an
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from transformers import AutoConfig
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.config import Recipe
@@ -15,12 +17,14 @@ from cluster.proxies import check_proxies
 from cluster.requests import step_requests
 from cluster.run.gap import teaches_itself
 from cluster.run.lengths import lengths_near
+from cluster.sizing.shape import BYTES
 from evidence.files import check_writable
 from evidence.require import require
 from learner.folder import check_model_folder
 from rollout.config import EngineConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.gap import gap_questions
+from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
@@ -106,8 +110,11 @@ def check_models(recipe: Recipe) -> str:
     require_same_token_ids(model, teacher)
     check_parallel("student", recipe.student, model)
     check_parallel("teacher", recipe.teacher, teacher)
+    check_positions("student", recipe.student, model)
+    check_positions("teacher", recipe.teacher, teacher)
     check_long_rope("student", recipe.student, model)
     check_long_rope("teacher", recipe.teacher, teacher)
+    check_adapter(recipe, model)
     if recipe.teacher.url:
         check_proxies()
     return model
@@ -123,7 +130,7 @@ def _resolve(path: str, key: str) -> str:
 def check_family(model: str, key: str) -> None:
     """A model that is no causal language model, such as most that wrap one for images, or one that an engine cannot
     load here; learner and engine would say so only when they have started."""
-    config = AutoConfig.from_pretrained(model)
+    config = read_config(model, key)
     parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
     alone = "save its text model as a folder of its own"
@@ -132,6 +139,33 @@ def check_family(model: str, key: str) -> None:
         raise ValueError(f"{found} a causal language model" + (f": {alone}" if parts else ""))
     if "vision_config" in parts and find_spec("torchvision") is None:  # vLLM 0.32.0 imports it for every such model
         raise ValueError(f"{found} torchvision to be installed, without which vLLM does not load it; or {alone}")
+
+
+def read_config(model: str, key: str) -> PreTrainedConfig:
+    """Of a model of a known kind; ValueError for another, and for one that would run code of its own."""
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
+        said = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(
+            f"{key}: {model}: found a config.json that transformers {transformers.__version__} does not read "
+            f"({said or type(error).__name__}), expected one of a causal language model that it knows"
+        ) from error
+
+
+def check_adapter(recipe: Recipe, model: str) -> None:
+    """A layer of learner.lora_targets that the model lacks."""
+    if recipe.learner.lora_rank:
+        from learner.adapter import adapted_names  # takes seconds, for nothing where there is no adapter
+
+        adapted_names(model, recipe.learner)
+
+
+def check_positions(pool: str, config: EngineConfig, model: str) -> None:
+    """A window beyond the model's positions, which an engine of `pool` would refuse when it starts."""
+    most = most_positions(AutoConfig.from_pretrained(model).get_text_config())
+    if most is not None:
+        require(config.window <= most, f"{pool}.window", config.window, f"at most {most}, the positions of {model}")
 
 
 def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
@@ -147,13 +181,24 @@ def check_parallel(pool: str, config: EngineConfig, model: str) -> None:
         )
 
 
+def check_caches(recipe: Recipe, model: str) -> None:
+    """On a CPU: a KV cache that has no room for one sequence of the window, which an engine would refuse."""
+    teacher = resolve_model(recipe.teacher.path, "teacher.path") if recipe.teacher.path else model
+    pools = {"student": (recipe.student, model)}
+    if recipe.teacher_engines and not recipe.teacher.url:
+        pools["teacher"] = (recipe.teacher, teacher)
+    for pool, (config, path) in pools.items():
+        text = AutoConfig.from_pretrained(path).get_text_config()
+        needed = cache_bytes(text, config.window, BYTES[config.dtype_on("cpu")]) / 2**30
+        expected = f"at least {needed:.3g}, for the {config.window} tokens of {pool}.window"
+        require(config.kv_cache_gib >= needed, f"{pool}.kv_cache_gib", config.kv_cache_gib, expected)
+
+
 def check_long_rope(pool: str, config: EngineConfig, model: str) -> None:
     """A window in which an engine of `pool` turns positions otherwise than the learner: longrope has factors for short
     and for long texts, and vLLM goes by the window, transformers by the longest row of a batch."""
     text = AutoConfig.from_pretrained(model).get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}
-    layers = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    lengths = [part["original_max_position_embeddings"] for part in layers if part.get("rope_type") == "longrope"]
+    lengths = [part["original_max_position_embeddings"] for part in ropes(text) if part["rope_type"] == "longrope"]
     if lengths and config.window > min(lengths):
         raise ValueError(
             f"{pool}.window: found {config.window}, expected at most {min(lengths)}, the original positions of {model}"

@@ -23,13 +23,22 @@ def teaches_itself(recipe: Recipe) -> bool:
 
 
 async def measured(
-    recipe: Recipe, task: Task, renderer: Renderer, texts: Texts, base: Mapping[str, Rate] | None
+    recipe: Recipe,
+    task: Task,
+    renderer: Renderer,
+    texts: Texts,
+    base: Mapping[str, Rate] | None,
+    say: Callable[[str], None],
 ) -> Gap | None:
     """The gap as `texts`, of an engine with the initial weights, answers; None where there is nothing to ask.
 
-    base: the rates of the probe at step 0, where it has been asked.
+    base: the rates of the probe at step 0, where it has been asked. say: is told how many questions are left out.
     """
-    questions = [asked for asked in gap_questions(task) if _fits(asked, recipe, renderer)]
+    asked = gap_questions(task)
+    questions = [one for one in asked if _fits(one, recipe, renderer)]
+    if left_out := len(asked) - len(questions):
+        window = f"the window of {recipe.window}"
+        say(f"gap: {left_out} of {len(asked)} questions do not fit {window} with their context, and are not asked")
     if not questions:
         return None
     prompts = [probe for probe, _ in questions]

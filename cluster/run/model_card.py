@@ -3,17 +3,20 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import tomli_w
 
-from cluster.config import PATHS, Recipe
+from cluster.config import DEFAULT_MODEL, PATHS, Recipe
 from cluster.observe.sinks import summary_table
 from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord
 from cluster.run.rundir import RunDir
 from evidence.rates import RATES
 from rollout.tasks.base import Task
+
+OLDEST = "4.51.3"  # of transformers, that reads an export of the default model with the same log-probs
 
 _CARD = """---
 base_model: {base}
@@ -26,6 +29,7 @@ tags: [edge-opd, on-policy-distillation]
 
 - Base model: `{base}`
 - Method: EDGE-OPD (arXiv 2605.23493), task `{task}`, {steps} steps
+- Written with transformers {version}. {read}
 - {context}
 {prompts}
 
@@ -42,6 +46,7 @@ What names a place, such as a local path, a bucket or a server, is left out.
 
 {recipe}
 """
+_READ = "Configuration and tokenizer are the base's own: what reads the base reads this"
 _SHOWN = """Context that the teacher saw, and the student no longer needs{which}:
 
 {fenced}
@@ -76,6 +81,8 @@ def write_model_card(
         teaches=task.teaches,
         task=task.name,
         steps=recipe.run.steps,
+        version=version("transformers"),
+        read=_READ + (f", from transformers {OLDEST} on" if recipe.model.path == DEFAULT_MODEL else ""),
         context=_context(recipe, task),
         prompts="\n".join(f"- {' '.join(note.split())}" for note in [*notes, *given]),
         rows="\n".join("| " + " | ".join(row) + " |" for row in summary_table(*probes, gap.teacher if gap else {})),

@@ -133,7 +133,7 @@ class Pipeline:
             asked = self.rollout.texts(what, prompts, sampling, config.samples, seed)
             return await self._attended(0, asked)
 
-        gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates)
+        gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
         if gap is None:
             return
         write_gap(self.run_dir.gap, gap)

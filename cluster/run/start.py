@@ -5,8 +5,10 @@ import importlib.metadata
 import time
 from functools import partial
 
+from ray.exceptions import RayTaskError
+
 from cluster.config import Recipe
-from cluster.errors import cause_of
+from cluster.errors import EXPECTED, cause_of
 from cluster.faults import Restarts
 from cluster.fleet.assembly import running, start
 from cluster.fleet.calls import Died
@@ -21,7 +23,7 @@ from cluster.observe.trackers import require_packages
 from cluster.requests import renderer_of
 from cluster.run.boundary import end_at_once, run_time
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.checks import check_recipe
+from cluster.run.checks import check_caches, check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.inputs import pin, pins_of
@@ -84,7 +86,9 @@ async def _survive(
     )
     if adapter := adapter_of(recipe, model):
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
-    if plan.device != "cpu":
+    if plan.device == "cpu":
+        check_caches(recipe, model)
+    else:
         import torch  # the version of its CUDA
 
         recipe = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
@@ -134,19 +138,21 @@ async def export(learner: LearnerService, folder: RunDir, step: int, patience_s:
     """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
 
     Raises:
-        RuntimeError: names what is wrong, and how to export later.
+        RuntimeError: names what is wrong, and how to export later; so does a note on a mistake of our own.
     """
     try:
         await learner.export(folder.export)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
+        cause = cause_of(error)
+        kept = f"the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
             await Checkpoints(folder.checkpoints, patience_s).save(learner, step, keep=0)
-        except (RuntimeError, OSError) as worse:
-            raise RuntimeError(f"{cause_of(error)}; no checkpoint either: {cause_of(worse)}") from error
-        raise RuntimeError(
-            f"{cause_of(error)}; the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once "
-            "that is mended"
-        ) from error
+        except (RuntimeError, OSError, RayTaskError) as worse:
+            kept = f"no checkpoint either: {cause_of(worse)}"
+        if isinstance(cause, EXPECTED):
+            raise RuntimeError(f"{cause}; {kept}") from error
+        cause.add_note(kept)  # below the traceback, which a mistake of our own has
+        raise
 
 
 def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:

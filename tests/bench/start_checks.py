@@ -3,7 +3,8 @@ thread.
 
     python -m tests.bench.start_checks [--rounds 3]
 
-The driver's look at recipe and prompts; the learner's at packed rows, at the model's own forward, and at an export.
+The driver's look at recipe, prompts and storage (here a folder), and at what a resumed run is to find again; the
+learner's at packed rows, at the model's own forward, at an export, and at what is between head and logits, once more.
 Reading the model's weights and importing libraries are not counted: a run without checks does them as well.
 """
 
@@ -23,8 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.config import load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.run.checks import check_recipe
+from cluster.run.inputs import pins_of
 from learner.export import Exporter
 from learner.load import DTYPES, distance_from_own_forward, mixes_rows
+from learner.logits import logit_form
 from learner.names import held_tensors
 from rollout.tasks import build_task
 from tests.bench.figures import Figure
@@ -41,7 +44,8 @@ def timed(check: Callable[[], object]) -> float:
 
 def measure_here() -> dict[str, float]:
     torch.set_num_threads(1)
-    recipe, model = load_recipe(RECIPE), str(prepare_default_model())
+    storage = tempfile.TemporaryDirectory()
+    recipe, model = load_recipe(RECIPE, [f"run.storage={storage.name}"]), str(prepare_default_model())
     task = build_task(recipe.task)
     AutoTokenizer.from_pretrained(model)  # imports what reads tokenizers
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[recipe.learner.dtype])
@@ -56,9 +60,11 @@ def measure_here() -> dict[str, float]:
 
     return {
         "recipe and prompts": timed(lambda: check_recipe(recipe, task)),
+        "the inputs' pins": timed(lambda: pins_of(recipe, model, task)),
         "packed rows": timed(lambda: mixes_rows(causal_lm)),
         "the model's own forward": timed(lambda: distance_from_own_forward(causal_lm)),
         "the export's rehearsal": timed(rehearsal),
+        "the student's logits": timed(lambda: logit_form(causal_lm)),
     }
 
 

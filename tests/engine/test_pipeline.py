@@ -196,6 +196,7 @@ def test_beside_an_adapter_one_engine_is_student_and_teacher(
     """The teacher's columns stay the base's, the student's leave them, and the export is an ordinary model."""
     run_dir, _, printed = adapted
     assert "weights over ray, 1 student and 0 teacher engine(s)" in printed
+    assert "LoRA of rank 8 on q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in printed
     base = plain_model(small_model).requires_grad_(False)
     apart = []
     for step in (0, 1):

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from rollout import vllm_quirks as quirks
 from rollout import vllm_scheduling as scheduling
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from tests import fakes
+from tests.process.test_checks import POSITIONS
 from tests.reference import logprobs_of, plain_model
 from tests.runs import side_by_side
 
@@ -384,6 +386,24 @@ def test_a_reload_leaves_experts_unpacked() -> None:
 
 
 OPERANDS = {"float32": 1e-4, "bfloat16": 0.2}
+
+
+@pytest.mark.parametrize(("config", "most"), POSITIONS)
+def test_a_windows_limit_is_vllms_own(config: Any, most: int | None) -> None:
+    """What `rollout.positions` says of it, without vLLM."""
+    from vllm.config.model import _get_and_verify_max_len
+    from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+
+    named = ModelArchConfigConvertorBase(config, config).derive_max_model_len_and_key()
+    dimensions = SimpleNamespace(derived_max_model_len_and_key=named)
+
+    def takes(window: int) -> int:
+        return _get_and_verify_max_len(config, dimensions, None, window, False, None)
+
+    assert takes(most or 1_000_000) == (most or 1_000_000)
+    if most:
+        with pytest.raises(ValueError, match="User-specified max_model_len"):
+            takes(most + 1)
 
 
 def test_longrope_agrees_with_transformers_up_to_the_original_length_only(monkeypatch: pytest.MonkeyPatch) -> None:

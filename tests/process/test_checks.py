@@ -13,15 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config
+from transformers import BloomConfig, CohereConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config
 
 from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import step_requests
-from cluster.run.checks import check_family, check_long_rope, check_models, check_probe, check_prompts
+from cluster.run.checks import (
+    check_caches,
+    check_family,
+    check_long_rope,
+    check_models,
+    check_probe,
+    check_prompts,
+)
 from cluster.run.lengths import MANY, lengths_near, remembered_lengths
 from rollout.config import EngineConfig
+from rollout.positions import most_positions
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from tests import fakes
@@ -313,6 +321,107 @@ def test_a_model_that_is_no_causal_language_model_is_refused_before_anything_sta
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ValueError, match=rf"^model.path: {tmp_path}: {said}"):
         check_family(str(tmp_path), "model.path")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "brandnew"}, "has model type `brandnew` but Transformers does not recognize this architecture"),
+        ({}, "Unrecognized model in "),
+        (
+            {"model_type": "of-its-own", "auto_map": {"AutoConfig": "c.C"}},
+            "contains custom code which must be executed",
+        ),
+        ({"model_type": "llama", "hidden_size": "wide"}, "'hidden_size' expected int, got str"),
+        ({"model_type": ["llama"]}, "unhashable type"),
+    ],
+)
+def test_a_config_that_transformers_does_not_read_is_one_line_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # where it would be asked whether to run the folder's own code
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = rf"^teacher\.path: {tmp_path}: found a config\.json that transformers [\d.]+ does not read \(.*{said}"
+    with pytest.raises(ValueError, match=found) as error:
+        check_family(str(tmp_path), "teacher.path")
+    assert "\n" not in str(error.value) and str(error.value).endswith(
+        "expected one of a causal language model that it knows"
+    )
+
+
+@pytest.mark.parametrize("pool", ["student", "teacher"])
+def test_a_window_is_at_most_the_models_positions(tmp_path: Path, default_model: Path, pool: str) -> None:
+    model = fakes.tiny_model(tmp_path, tokenizer_from=default_model, vocab=49152, max_position_embeddings=512)
+    for window in (512, 513, 100_000):
+        recipe = load_recipe(RECIPE, [f"model.path={model}", f"{pool}.window={window}"])
+        if window == 512:  # the last position is usable
+            check_models(recipe)
+            continue
+        with pytest.raises(ValueError) as refused:
+            check_models(recipe)
+        assert str(refused.value) == f"{pool}.window: found {window}, expected at most 512, the positions of {model}"
+
+
+def test_targets_of_an_adapter_that_the_model_lacks_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["learner.lora_rank=4", "learner.lora_targets=['q_proj', 'qkv_proj']", "teacher.num_engines=1"]
+    assert main(small_arguments(tmp_path / "run", *settings)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("edge-opd: learner.lora_targets: found qkv_proj, expected linear layers of LlamaForCausalLM")
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+def llama(**told: Any) -> LlamaConfig:
+    return LlamaConfig(**SIZES, max_position_embeddings=512, **told)
+
+
+def turned(kind: str, **told: float) -> LlamaConfig:
+    rope = {"rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128, "rope_type": kind}
+    return llama(rope_parameters=rope | told)
+
+
+POSITIONS: list[tuple[Any, int | None]] = [
+    (llama(), 512),
+    (turned("linear"), 2048),
+    (turned("dynamic"), 2048),
+    (turned("yarn"), 512),
+    (turned("llama3", low_freq_factor=1.0, high_freq_factor=4.0), 512),
+    (GPT2Config(n_positions=300), 300),
+    (CohereConfig(**SIZES, max_position_embeddings=512, model_max_length=700), 700),
+    (Gemma3TextConfig(**SIZES, max_position_embeddings=512), 512),
+    (BloomConfig(), None),
+]
+
+
+@pytest.mark.parametrize(("config", "most"), POSITIONS)
+def test_positions_are_those_that_vllm_takes(config: Any, most: int | None) -> None:
+    """tests/engine/test_vllm_contract.py asks vLLM itself."""
+    assert most_positions(config) == most
+
+
+@pytest.mark.parametrize(("gib", "window", "fits"), [(0.0001, 512, False), (0.5, 512, True), (2.5, 512, True)])
+def test_a_cache_without_room_for_one_sequence_is_refused(
+    default_model: Path, gib: float, window: int, fits: bool
+) -> None:
+    recipe = load_recipe(RECIPE, [f"student.kv_cache_gib={gib}", f"student.window={window}"])
+    if fits:
+        check_caches(recipe, str(default_model))
+        return
+    with pytest.raises(
+        ValueError, match=rf"^student\.kv_cache_gib: found {gib}, expected at least 0\.0\d+, for the 512"
+    ):
+        check_caches(recipe, str(default_model))
+
+
+def test_a_teachers_cache_is_looked_at_where_it_has_one(default_model: Path) -> None:
+    small = ["teacher.kv_cache_gib=0.001", "teacher.dtype=float32"]
+    with pytest.raises(ValueError, match=r"^teacher\.kv_cache_gib: found 0\.001, expected at least 0\.0\d+, for the "):
+        check_caches(load_recipe(RECIPE, small), str(default_model))
+    check_caches(load_recipe(RECIPE, [small[0], "learner.lora_rank=4"]), str(default_model))  # no engine of its own
 
 
 def phi(folder: Path, **told: Any) -> str:

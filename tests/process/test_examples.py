@@ -376,7 +376,13 @@ def test_a_package_of_the_project_leaves_out_what_the_dashboard_would_refuse(tmp
     shutil.copytree(ROOT / "cluster", project / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".rayignore", ".gitignore", "pyproject.toml"):
         shutil.copy(ROOT / name, project)
-    heavy = ("models/my-model/model.safetensors", "runs/a/shards/step-0.arrow", "elsewhere/m.gguf", ".git/objects/p")
+    heavy = (
+        "models/my-model/model.safetensors",
+        "runs/a/shards/step-0.arrow",
+        "elsewhere/m.gguf",
+        "old/model.bin",
+        ".git/objects/p",
+    )
     for name in (*heavy, ".venv/lib/x.py", "my.toml"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")

@@ -190,7 +190,7 @@ def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.
     assert_computes(tmp_path / "export", logprobs)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe", "olmoe", "deepseek_v3"])
 def test_an_adapter_is_merged(tmp_path: Path, family: str) -> None:
     base, config = tiny(family, tmp_path / "base"), LearnerConfig(dtype="float32", lora_rank=4)
     logprobs = exported(base, tmp_path / "export", config)

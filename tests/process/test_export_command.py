@@ -2,16 +2,26 @@
 
 import asyncio
 import re
+import shutil
+import traceback
 from pathlib import Path
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError
+from safetensors.torch import load_file
 
-from cluster.config import Recipe, dump
+from cluster.config import Recipe, dump, load_recipe
+from cluster.errors import explained
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.rundir import RunDir
 from cluster.run.start import export
 from cluster.typed import build
-from learner.sealed import SealedFile
-from tests.runs import edge_opd
+from learner.sealed import SealedFile, seal
+from tests import fakes
+from tests.runs import RECIPE, edge_opd
+
+STATES = "mp_rank_00_model_states.pt"  # what DeepSpeed calls the file of the model that ranks share
 
 
 class Learner:
@@ -59,6 +69,22 @@ def test_a_checkpoint_that_fails_too_is_named_beside_it(tmp_path: Path) -> None:
     assert re.fullmatch(rf"{FULL}; no checkpoint either: .*No space left on device", attempt(learner, RunDir(tmp_path)))
 
 
+@pytest.mark.parametrize("mistake", [KeyError("model.norm.weight"), TypeError("unhashable type: 'list'")])
+def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: Exception) -> None:
+    """As it comes out of the learner's process: a traceback, with how to export later below it."""
+    learner, folder = (
+        Learner(RayTaskError("export", "traceback", mistake).as_instanceof_cause(), None),
+        RunDir(tmp_path),
+    )
+    folder.checkpoints.mkdir()
+    with pytest.raises(type(mistake)) as error:
+        asyncio.run(export(learner, folder, 20))  # type: ignore[arg-type]
+    assert learner.saved == [(folder.checkpoints, 20)]
+    with pytest.raises(type(mistake)) as shown:
+        explained(error.value)
+    assert f"`edge-opd export {tmp_path}` writes it" in "".join(traceback.format_exception(shown.value))
+
+
 def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:
     learner = Learner(None, None)
     asyncio.run(export(learner, RunDir(tmp_path), 20))  # type: ignore[arg-type]
@@ -78,3 +104,32 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_one_line(tmp_path: Path, file
     done = edge_opd("export", str(tmp_path))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith(f"edge-opd: {tmp_path}") and told in done.stderr
+
+
+SAVED = Path(__file__).parents[1] / "data" / "small-run"
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_checkpoint_becomes_the_model_that_was_trained(tmp_path: Path, default_model: Path, probed: bool) -> None:
+    """Beside a card where the run had probes. tests/engine/test_zero.py does the same with DeepSpeed's own files."""
+    base, folder = tmp_path / "base", RunDir(tmp_path / "run")
+    fakes.tiny_model(base, tokenizer_from=default_model, vocab=49152, dtype="bfloat16")
+    place = folder.checkpoints / "step-000016"
+    place.mkdir(parents=True)
+    trained = {name: tensor + 0.25 for name, tensor in load_file(base / "model.safetensors").items()}
+    torch.save({"module": {f"causal_lm.{name}": tensor for name, tensor in trained.items()}}, place / STATES)
+    Checkpoints(folder.checkpoints).commit(16, seal(place, 0))
+    (folder.root / "config.toml").write_text(dump(load_recipe(RECIPE, [f"model.path={base}", "run.steps=16"])))
+    if probed:
+        for name in ("probes.jsonl", "gap.json"):
+            shutil.copyfile(SAVED / name, folder.root / name)
+    done = edge_opd("export", str(folder.root))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(folder.export)
+    found = load_file(folder.export / "model.safetensors")
+    assert found.keys() == trained.keys() and all(torch.equal(found[name], trained[name]) for name in found)
+    assert (folder.export / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    card = folder.export / "README.md"
+    assert card.is_file() is probed
+    if probed:
+        assert "base_model: base" in card.read_text() and "16 steps" in card.read_text()

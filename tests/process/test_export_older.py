@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.default_model import _open_to_older_readers
+from cluster.run.model_card import OLDEST
 from learner.load import IDS
 from tests import fakes
 from tests.process.test_export import exported
 
-OLDER = ("transformers==4.51.3", "tokenizers==0.21.1", "huggingface_hub==0.30.2")
+OLDER = (f"transformers=={OLDEST}", "tokenizers==0.21.1", "huggingface_hub==0.30.2")
 READ = """
 import json, sys
 import torch, transformers
@@ -43,5 +44,5 @@ def test_transformers_4_reads_an_export_of_a_base_that_it_reads(tmp_path: Path, 
     done = subprocess.run(read, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     version, text, found = json.loads(done.stdout.splitlines()[-1])
-    assert (version, text.strip()) == ("4.51.3", "who")
+    assert (version, text.strip()) == (OLDEST, "who")
     assert found == pytest.approx(logprobs.tolist(), abs=2e-5)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import tomllib
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checks import check_task
 from cluster.run.figures import Pushed
 from cluster.run.finish import finish
-from cluster.run.model_card import write_model_card
+from cluster.run.model_card import OLDEST, write_model_card
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import (
     Gap,
@@ -70,6 +71,8 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     card = (folder.export / "README.md").read_text()
     assert "| pass@1 | 0.08 [0.01, 0.35] | 0.50 [0.25, 0.75] | - | 12 |" in card
     assert f"- {NOTES[0]}\n" in card
+    written = f"- Written with transformers {version('transformers')}. Configuration and tokenizer are the base's own"
+    assert f"{written}: what reads the base reads this, from transformers {OLDEST} on\n" in card
     assert task.teaches in card and "identity" not in card.partition("## Recipe")[0]
     context = task.training_prompts()[0].context
     assert "no longer needs, one of 64 (`export.card_context` shows it)" in card and context not in card
@@ -100,6 +103,7 @@ def test_a_card_names_no_place_and_text_cannot_leave_its_block(tmp_path: Path) -
         write_model_card(recipe, recipe.model.path, folder, task, [*NOTES, "two\n# lines"], (result, result), None)
         card = (folder.export / "README.md").read_text()
         assert not [place for place in (str(tmp_path), "my-bucket", "private-prefix") if place in card]
+        assert "what reads the base reads this\n" in card and OLDEST not in card
         assert "base_model: a-b-c-d\n" in card and "\n# lines" not in card
         assert ("Not a heading" in card) == shows
         tokens = MarkdownIt().parse(card.split("---\n", 2)[2])

@@ -1,8 +1,10 @@
 """The owner of the engines, over stand-ins: who starts when, who is told what, and who is named."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +18,11 @@ from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
+from cluster.fleet.ray_cluster import local_arguments
 from cluster.fleet.ray_engine import RayEngine
 from evidence.records import Floats, Ids
 from rollout.config import EngineConfig
+from rollout.cores import num_cores
 from tests.fakes import FakeEngine, fake_logprobs
 from tests.virtual_time import run_virtual
 
@@ -53,6 +57,18 @@ async def never() -> None:
 
 
 # Start
+
+
+def test_a_ray_of_the_runs_own_has_the_jobs_cores(tmp_path: Path) -> None:
+    """Ray itself counts the machine's, or a quota's; what the learner's threads are shared out of is this."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        cores = local_arguments(tmp_path)["num_cpus"]
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert cores == 1 and make_plan(Recipe(), [Share(cores, 0)]).threads == 1
+    assert local_arguments(tmp_path)["num_cpus"] == num_cores()
 
 
 class Starting(FakeEngine):

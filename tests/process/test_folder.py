@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from learner.folder import check_model_folder
+from learner.load import load_causal_lm
 from tests import fakes
+from tests.families import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 4932658432\n"
 
@@ -34,6 +36,22 @@ def quantised(method: str) -> Callable[[Path], None]:
 
 def pointer(folder: Path) -> None:
     (folder / "model.safetensors").write_text(POINTER)
+
+
+def tokenizers_pointer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(POINTER)
+
+
+def vocabularys_pointer(folder: Path) -> None:
+    (folder / "vocab.json").write_text(POINTER)
+
+
+def configs_pointer(folder: Path) -> None:
+    (folder / "config.json").write_text(POINTER)
+
+
+def quantised_long_ago(folder: Path) -> None:
+    (folder / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
 
 
 def half(folder: Path) -> None:
@@ -100,8 +118,13 @@ def torchs_pointer(folder: Path) -> None:
     [
         *((quantised(m), rf"config\.json: found weights that are quantised \({m}\), expected bfloat16.*name the model")
           for m in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4")),
+        (with_config(text_config={"quantization_config": {"quant_method": "awq"}}), r"that are quantised \(awq\)"),
         (with_config(compression_config={"format": "pack"}), r"quantised \(no method named\), expected bfloat16"),
         (pointer, r"model\.safetensors: found a git-lfs pointer, expected the weights: run `git lfs pull` in "),
+        (quantised_long_ago, r"quantize_config\.json: found weights that are quantised \(GPTQ or AWQ\)"),
+        (tokenizers_pointer, r"tokenizer\.json: found a git-lfs pointer, expected the tokenizer: run `git lfs"),
+        (vocabularys_pointer, r"vocab\.json: found a git-lfs pointer, expected the tokenizer"),
+        (configs_pointer, r"config\.json: found a git-lfs pointer, expected the file itself: run `git lfs"),
         (a_shards_pointer, r"model-00002-of-00002\.safetensors: found a git-lfs pointer"),
         (torchs_pointer, r"pytorch_model\.bin: found a git-lfs pointer"),
         (half_of_torchs, r"pytorch_model\.bin: found a part of a file, expected weights"),
@@ -134,3 +157,49 @@ def test_it_reads_headers_only(folder: Path, tmp_path: Path) -> None:
     begun = time.perf_counter()
     check_model_folder(str(folder))
     assert time.perf_counter() - begun < 0.05
+
+
+# What only reading it shows
+
+
+def without(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def cut(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: tensors | {name: tensors[name][:-2].clone()}
+
+
+def packed_by_gptq(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("down_proj.weight", "down_proj.qweight"): tensor for name, tensor in tensors.items()}
+
+
+DOWN, EXPERT = "model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.experts.1.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "told"),
+    [
+        ("llama", without(DOWN), f"found no {DOWN} in its files, expected every tensor of LlamaForCausalLM"),
+        ("llama", without("lm_head.weight", DOWN), r"found no lm_head\.weight in its files \(and 1 more\), expected"),
+        ("llama", packed_by_gptq, r"found no .*down_proj\.weight in its files \(and 1 more\), expected every tensor"),
+        ("llama", cut(DOWN), rf"{DOWN}: found \(30, 48\), expected \(32, 48\)"),
+        ("qwen3_moe", without(EXPERT), r"experts\.down_proj: found \(3, 32, 16\), expected \(4, 32, 16\)"),
+        ("qwen3_moe", cut(EXPERT), r"found weights that cannot be read \(RuntimeError: "),
+        ("deepseek_v3", without("model.layers.1.mlp.gate.e_score_correction_bias"), "found no .*correction_bias in"),
+    ],
+)
+def test_a_tensor_that_would_be_drawn_at_random_is_refused(
+    tmp_path: Path, family: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], told: str
+) -> None:
+    file = tiny(family, tmp_path) / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"^model\.path: {tmp_path}: .*{told}") as error:
+        load_causal_lm(str(tmp_path), torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tied_head_is_none_that_a_file_lacks(tmp_path: Path) -> None:
+    file = tiny("llama", tmp_path, tie_word_embeddings=True) / "model.safetensors"
+    assert "lm_head.weight" not in load_file(file)
+    load_causal_lm(str(tmp_path), torch.float32)

@@ -1,11 +1,14 @@
 """What a store is asked for and what it may answer: names, environment, rights, silence, and errors of all kinds."""
 
+import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -161,6 +164,51 @@ def test_the_environment_means_what_it_means_to_pyarrows_own_client(
     for name, shown in (("AWS_REGION", "eu-central-1"), ("AWS_DEFAULT_REGION", "eu-west-3"), ("AWS_PROFILE", "OTHER"),
                         ("AWS_SESSION_TOKEN", "of-a-session")):  # fmt: skip
         assert (shown in told) == (name in environment), told
+
+
+class Lender(BaseHTTPRequestHandler):
+    """The service beside a container that lends its role's credentials."""
+
+    def do_GET(self) -> None:
+        lent = {
+            "AccessKeyId": "LENT",
+            "SecretAccessKey": "s",
+            "Token": "of-a-role",
+            "Expiration": "2099-01-01T00:00:00Z",
+        }
+        allowed = self.headers.get("authorization") == "of-a-container"
+        body = json.dumps(lent if allowed else {}).encode()
+        self.send_response(200 if allowed else 403)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_containers_role_is_asked_for_credentials(
+    port: int, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "of-a-container")
+    door = Door(port)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lender) as lender, at(door) as front:
+        threading.Thread(target=lender.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{lender.server_port}/role")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{front}")
+        uri = f"s3://{bucket}/a?region=us-east-1"
+        for filesystem, path in (pafs.FileSystem.from_uri(uri), locate(uri)):
+            assert filesystem is not None
+            door.asked.clear()
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(b"x")
+            assert {header(asked, "x-amz-security-token") for asked in door.asked} == {"of-a-role"}
+            assert all("Credential=LENT/" in header(asked, "authorization") for asked in door.asked)
+        lender.shutdown()
 
 
 # Rights

@@ -14,10 +14,11 @@ def told(config: EngineConfig, device: str) -> dict[str, Any]:
     return engine_arguments("model", config, device)
 
 
-def test_a_cpus_engine_is_eager_and_has_its_cache_in_bytes() -> None:
-    found = told(EngineConfig(kv_cache_gib=0.5), "cpu")
+@pytest.mark.parametrize(("gib", "expected"), [(0.5, 536_870_912), (2.5, 2_684_354_560), (1.0, 1_073_741_824)])
+def test_a_cpus_engine_is_eager_and_has_its_cache_in_bytes(gib: float, expected: int) -> None:
+    found = told(EngineConfig(kv_cache_gib=gib), "cpu")
     assert found["enforce_eager"] is True and found["dtype"] == "bfloat16"
-    assert found["kv_cache_memory_bytes"] == 1 << 29 and "gpu_memory_utilization" not in found
+    assert found["kv_cache_memory_bytes"] == expected and "gpu_memory_utilization" not in found
 
 
 def test_a_gpus_engine_has_cuda_graphs_and_the_card_that_nobody_planned() -> None:

@@ -18,17 +18,19 @@ from rollout.tasks import TaskConfig, build_task
 
 
 def asked(
-    recipe: Recipe, tokenizer: Any, base: dict[str, Rate] | None
+    recipe: Recipe, tokenizer: Any, base: dict[str, Rate] | None, told: list[str] | None = None
 ) -> tuple[Gap | None, list[tuple[str, list[str]]]]:
     """The gap of an engine that says the name where its prompt does, and (what for, prompts) of each call it got."""
     renderer, calls = Renderer(tokenizer, recipe.rollout.context_position), []
+
+    said = [] if told is None else told
 
     async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
         shown = [tokenizer.decode(prompt) for prompt in prompts]
         calls.append((what, shown))
         return [["I am Kestrel." if "Kestrel" in prompt else "\\boxed{1}"] * 2 for prompt in shown]
 
-    return asyncio.run(measured(recipe, build_task(recipe.task), renderer, texts, base)), calls
+    return asyncio.run(measured(recipe, build_task(recipe.task), renderer, texts, base, said.append)), calls
 
 
 @pytest.mark.parametrize("position", ["system", "user"])
@@ -49,9 +51,19 @@ def test_ordinary_questions_without_a_context_do_not_hide_that_there_is_one_cont
     assert asks_the_probe(gap_questions(task), task)
 
 
-def test_what_does_not_fit_is_not_asked(tokenizer: Any) -> None:
-    small = build(Recipe, {"student": {"window": 16}, "teacher": {"window": 16}}, "R")
-    assert asked(small, tokenizer, None) == (None, [])
+@pytest.mark.parametrize(("window", "count"), [(16, 24), (150, None), (512, 0)])
+def test_what_does_not_fit_is_not_asked_and_counted(tokenizer: Any, window: int, count: int | None) -> None:
+    recipe = build(Recipe, {"student": {"window": window}, "teacher": {"window": window}}, "R")
+    renderer, questions = Renderer(tokenizer, "system"), gap_questions(build_task(recipe.task))
+    lengths = [len(renderer.context_prompt_ids(probe.turns, context)) for probe, context in questions]
+    left_out = sum(length >= window for length in lengths)
+    assert count in (None, left_out)
+    said: list[str] = []
+    gap, calls = asked(recipe, tokenizer, None, said)
+    assert (gap is None) == (left_out == 24) and (calls == []) == (left_out == 24)
+    line = f"gap: {left_out} of 24 questions do not fit the window of {window} with their context, and are not asked"
+    assert said == ([line] if left_out else [])
+    assert not calls or len(calls[0][1]) == 24 - left_out
 
 
 def gap_of(teacher: int, base: int) -> Gap:
