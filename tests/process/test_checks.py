@@ -26,6 +26,7 @@ from cluster.run.checks import (
     check_models,
     check_probe,
     check_prompts,
+    check_recipe,
 )
 from cluster.run.lengths import MANY, lengths_near, remembered_lengths
 from rollout.config import EngineConfig
@@ -117,6 +118,28 @@ def test_prompts_that_may_be_refused_are_counted_before_the_run(
         note,
     )
     assert checked(load_recipe(RECIPE), default_model) == ""
+
+
+def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
+    tmp_path: Path, default_model: Path
+) -> None:
+    """Of the default model's own text, one line; of rows that do not fit, another; of a template that thinks, a third.
+    The model is tiny: no check reads its weights."""
+    model = fakes.tiny_model(tmp_path / "model", vocab=49152, tokenizer_from=default_model)
+    template = model / "chat_template.jinja"
+    opens = "{% if add_generation_prompt %}<think>{% endif %}"
+    template.write_text(template.read_text() + opens)
+    prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
+    recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
+    resolved, (own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
+    assert resolved == str(model)
+    assert own == (
+        "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM, trained by Hugging Face', "
+        "which is not in (x, r)"
+    )
+    assert difference.startswith("2 of 2 contexts: x has ") and difference.endswith("where (x, r) has '{r}'")
+    assert thinks.startswith("x ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens")
+    assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:

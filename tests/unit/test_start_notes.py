@@ -1,0 +1,68 @@
+"""What the start of a run says of its prompts: the template's own text, what tells (x, r) from x, and a thought."""
+
+from typing import Any
+
+import pytest
+
+from cluster.config import Recipe
+from cluster.run.checks import check_prompts, prompt_notes
+from cluster.typed import build
+from rollout.render import Renderer
+from rollout.requests import StepRequests
+from rollout.tasks import build_task
+from tests import templates as kinds
+from tests.templates import speaking
+
+SIZES = {"student": {"window": 4096}, "teacher": {"window": 4096}}  # a token a byte
+OWN = "the chat template itself says in x: 'I am Tern, made by Gull Works.', which {}"
+TOKENS = "the 33 tokens of rollout.max_response_tokens and the 77 of probe.max_tokens are spent on the thought first"
+
+
+def notes(tokenizer: Any, chat: str, position: str = "system", **tables: dict[str, Any]) -> list[str]:
+    """Of a run of the identity task whose steps draw each of its 36 prompts once."""
+    rollout = {"context_position": position, "max_response_tokens": 33, "prompts_per_step": 12}
+    settings = {"rollout": rollout, "probe": {"max_tokens": 77}, "run": {"steps": 3}, **SIZES, **tables}
+    recipe = build(Recipe, settings, "R")
+    renderer = Renderer(speaking(tokenizer, chat), position, "my/model", recipe.template)
+    task = build_task(recipe.task)
+    requests = StepRequests(task.training_prompts(), renderer, recipe.rollout, recipe.evidence, recipe.window, 0)
+    assert check_prompts(recipe, requests, task) == ""
+    return prompt_notes(recipe, requests)
+
+
+@pytest.mark.parametrize(
+    ("position", "fate", "differing"),
+    [
+        ("system", "is not in (x, r)", "x has 'I am Tern, made by Gull Works.' where (x, r) has '{r}'"),
+        ("user", "stays beside r in (x, r)", r"x has '' where (x, r) has '{r}\n\n'"),
+    ],
+)
+def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
+    tokenizer: Any, position: str, fate: str, differing: str
+) -> None:
+    own, difference = notes(tokenizer, kinds.DEFAULT_TEXT, position)
+    count = len(build_task(Recipe().task).training_prompts())
+    assert own == OWN.format(fate)
+    assert difference == f"{count} of {count} contexts: {differing}"
+
+
+def test_a_prompt_that_opens_a_thought_says_what_the_tokens_are_spent_on_and_how_to_turn_it_off(tokenizer: Any) -> None:
+    _, thinking = notes(tokenizer, kinds.SWITCHED)
+    assert thinking == (
+        f"x ends inside a thinking block (<think>): {TOKENS}, and rates are over what follows </think>; the template "
+        "takes template.enable_thinking"
+    )
+    assert len(notes(tokenizer, kinds.SWITCHED, template={"enable_thinking": False})) == 1
+    _, hidden = notes(tokenizer, kinds.HIDDEN_TAGS)
+    assert hidden == f"x ends inside a thinking block ([THINK]): {TOKENS}, and rates are over what follows [/THINK]"
+
+
+def test_of_many_differences_the_commonest_are_shown_and_the_others_counted(tokenizer: Any) -> None:
+    """A template that says something else before r in each conversation."""
+    by_length = kinds.HEADING.replace("# Orders", "# Orders of {{ messages[-1]['content'] | length }}")
+    *shown, rest = notes(tokenizer, by_length)
+    counts = [int(line.split()[0]) for line in shown]
+    assert len(shown) == 3 and counts == sorted(counts, reverse=True) and counts[0] > 1
+    assert all("# Orders of " in line for line in shown)
+    lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
+    assert rest == f"{len(lengths) - 3} more differences between x and (x, r)"
