@@ -39,7 +39,8 @@ class FakeEngine:
     """A `Sampler`, a `Scorer` and an `EngineClient` whose log-probs are `fake_logprobs` of its model. Remembers each
     call it got.
 
-    sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call. told: verbs with their arguments.
+    sampled: (requests, sampling, seed) a call. scored: (prompts, responses) a call. asked: (prompts, sampling) a call
+    of `texts`. told: verbs with their arguments.
     """
 
     def __init__(self, version: int = 0, model: str = "", name: str = "fake engine") -> None:
@@ -47,6 +48,7 @@ class FakeEngine:
         self.told: list[tuple[object, ...]] = []
         self.sampled: list[tuple[list[RolloutRequest], SamplingConfig, int]] = []
         self.scored: list[tuple[list[Ids], list[Ids]]] = []
+        self.asked: list[tuple[list[Ids], SamplingConfig]] = []
 
     async def start(self) -> str:
         self.told.append(("start",))
@@ -62,6 +64,7 @@ class FakeEngine:
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int
     ) -> list[list[str]]:
+        self.asked.append((list(prompts), sampling))
         return [[f"{prompt.tolist()} {seed + index}" for index in range(num_samples)] for prompt in prompts]
 
     async def tell(self, verb: str, *arguments: object) -> None:

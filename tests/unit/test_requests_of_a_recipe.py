@@ -7,13 +7,16 @@ from typing import Any
 from cluster.config import Recipe
 from cluster.requests import renderer_of, step_requests
 from cluster.typed import build
+from rollout.tokenizer import load_tokenizer
 from tests import templates as kinds
 from tests.templates import speaking
 
 
 def folder_of(tokenizer: Any, path: Path) -> str:
-    """A model's folder without weights, whose template has a clock and a switch; D ends a response in its settings."""
+    """A model's folder without weights, whose template has a clock and a switch; D ends a response in its settings, and
+    a tag of a thought is a token of its own."""
     own = speaking(tokenizer, kinds.DATED + kinds.SWITCHED.removeprefix(kinds.PLAIN))
+    own.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", kinds.D, "</think>"]})
     own.save_pretrained(path)
     (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": own.convert_tokens_to_ids(kinds.D)}))
@@ -27,7 +30,7 @@ def test_all_that_a_recipe_says_of_a_prompt_reaches_it(tokenizer: Any, tmp_path:
         "teacher": {"window": 4096},
     }  # fmt: skip
     recipe, model = build(Recipe, settings, "R"), folder_of(tokenizer, tmp_path)
-    renderer = renderer_of(recipe, model)
+    renderer, tokenizer = renderer_of(recipe, model), load_tokenizer(model)
     prompt = tokenizer.decode(renderer.context_prompt_ids("Who?", "You are Kestrel."))
     assert "It is 03 Feb 2026." in prompt and prompt.endswith("assistant\n<think>\n</think>\n")
     assert "user\nYou are Kestrel.\n\nWho?" in prompt
@@ -40,6 +43,7 @@ def test_all_that_a_recipe_says_of_a_prompt_reaches_it(tokenizer: Any, tmp_path:
 
 
 def test_without_them_the_template_decides(tokenizer: Any, tmp_path: Path) -> None:
-    renderer = renderer_of(Recipe(), folder_of(tokenizer, tmp_path))
+    model = folder_of(tokenizer, tmp_path)
+    renderer, tokenizer = renderer_of(Recipe(), model), load_tokenizer(model)
     prompt = tokenizer.decode(renderer.context_prompt_ids("Who?", "You are Kestrel."))
     assert prompt.endswith("assistant\n<think>\n") and "system\nYou are Kestrel.<" in prompt
