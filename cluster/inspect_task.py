@@ -36,9 +36,10 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 from cluster.config import Recipe, load_recipe
 from cluster.run.record import probe_record, shown_probe
 from cluster.typed import build
+from rollout.placement import placed
 from rollout.probe import summarise_so_far
 from rollout.tasks import build_task
-from rollout.tasks.base import ProbePrompt
+from rollout.tasks.base import Turns
 from rollout.thinking import answer_of
 
 WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
@@ -52,7 +53,8 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     if loaded.template:
         given = json.dumps({"chat_template_kwargs": loaded.template})
         _warn(f"template: found variables, which inspect does not send; expected --extra-body '{given}'")
-    samples = [Sample(id=str(i), input=_chat(prompt)) for i, prompt in enumerate(prompts)]
+    chats = [placed(prompt.turns, prompt.context, loaded.rollout.context_position) for prompt in prompts]
+    samples = [Sample(id=str(place), input=_chat(turns)) for place, turns in enumerate(chats)]
     return InspectTask(
         dataset=MemoryDataset(samples, name=f"{loaded.task.name} probe"),
         solver=[say_where_top_k_ends(config.top_k), generate()],
@@ -68,9 +70,9 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     )
 
 
-def _chat(prompt: ProbePrompt) -> list[ChatMessage]:
+def _chat(turns: Turns) -> list[ChatMessage]:
     kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
-    return [kinds[role](content=text) for role, text in prompt.turns]
+    return [kinds[role](content=text) for role, text in turns]
 
 
 def _recipe(task: str, recipe: str) -> Recipe:

@@ -5,13 +5,26 @@ x alone is rendered first: what fails there is the template's, and not r's.
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rollout.placement import POSITIONS, placed
+from rollout.tasks.base import Turns
 from rollout.template import ChatTemplate, Message, Refusal, messages
+from rollout.thinking import answer_of
 
 MARK = "evidence-marker"
 _QUESTION = "a question about evidence"
+_ABOUT = {"name": MARK, "description": MARK, "parameters": {"type": "object", "properties": {}}}
+# What a template may need beside messages, as those have it that are given it.
+_NEEDS: dict[str, list[Any]] = {
+    "tools": [[], [{"type": "function", "function": _ABOUT, **_ABOUT}]],
+    "documents": [[], [{"title": MARK, "text": MARK, "content": MARK}]],
+}
 _SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
+
+
+class LostText(ValueError):
+    """A text of x itself that the template does not show as it was written."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,12 @@ def require_rendered(template: ChatTemplate) -> None:
             f"{template.model}: found a chat template that does not show a user's text"
             f"{', which it takes as a list of parts' * _takes_parts(template)}, expected one that does"
         )
-    for name in sorted(template.printed_as_nothing(messages((("user", MARK),)))):
+    require_defined(template, (("user", MARK),))
+
+
+def require_defined(template: ChatTemplate, turns: Turns) -> None:
+    """ValueError where the template prints a variable in this conversation that has no value."""
+    for name in sorted(template.printed_as_nothing(messages(turns))):
         raise ValueError(
             f"{template.model}: found a chat template that prints the variable {name!r}, which nothing defines, "
             f"expected template.{name}"
@@ -48,8 +66,9 @@ def require_rendered(template: ChatTemplate) -> None:
 
 def _need(template: ChatTemplate, said: str) -> str:
     """What a template that refuses a user's message needs, where that can be found out."""
-    if template.renders(messages((("user", MARK),)), tools=[]):
-        return f"found a chat template that needs tools ({said}), expected one that renders a conversation without"
+    for name, tries in _NEEDS.items():
+        if any(template.renders(messages((("user", MARK),)), **dict[str, Any]({name: given})) for given in tries):
+            return f"found a chat template that needs {name} ({said}), expected one that renders a conversation without"
     if _takes_parts(template):
         return f"found a chat template that takes a text as a list of parts ({said}), expected one that takes texts"
     missing = [name for name in template.own_variables - template.variables.keys() if f"'{name}'" in said]
@@ -114,6 +133,18 @@ def _sentences(text: str, tokens: Collection[str]) -> str:
 def shortened(text: str) -> str:
     """Its beginning and its end where it is long."""
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 2 :]}"
+
+
+def require_texts(x: str, turns: Turns) -> None:
+    """`LostText` unless the text of every turn is in x as it was written; of an assistant's, what follows its thought,
+    which many templates take away."""
+    for role, text in turns:
+        written = (answer_of(text) if role == "assistant" else text).strip()
+        if written not in x:
+            raise LostText(
+                f"found a text of the role {role!r} that does not arrive in x as it is written "
+                f"({_where_cut(x, written)}), expected it whole"
+            )
 
 
 def difference(x: str, context: str, r: str, question: str) -> Difference:

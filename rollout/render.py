@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evidence.records import Ids
-from rollout.arrival import MARK, Difference, OwnText, difference, own_text, require_place, require_rendered
+from rollout.arrival import (
+    MARK,
+    Difference,
+    OwnText,
+    difference,
+    own_text,
+    require_defined,
+    require_place,
+    require_rendered,
+    require_texts,
+)
 from rollout.end_of_turn import end_token_ids
 from rollout.placement import POSITIONS, placed
 from rollout.tasks.base import Turns
-from rollout.template import ChatTemplate, messages
+from rollout.template import ChatTemplate, Refusal, messages
 from rollout.thinking import TAGS, answer_of, opened_by
 from rollout.tokenizer import load_tokenizer
 
@@ -57,8 +67,11 @@ class Renderer:
         self._ids = lru_cache(REMEMBERED)(self._tokenize)
         require_rendered(self.template)
         require_place(self.template, context_position)
+        self._defined: set[tuple[str, ...]] = set()  # the roles of conversations in which every variable has a value
+        self._require_defined(self._placed(MARK, MARK))
         own = [token for token in (tokenizer.eos_token_id, *ends) if token is not None]
         self.eos_token_ids = end_token_ids(self.template, tokenizer, own)
+        self._require_defined(((USER, MARK), ("assistant", MARK), (USER, MARK)))
         self.opened = opened_by(self.template.text(((USER, MARK),)).rpartition(MARK)[2])
         # Whether a text without special tokens would have lost where its thought ends.
         self.keeps_special = any(
@@ -103,10 +116,30 @@ class Renderer:
         """What tells (x, r) from x beside r.
 
         Raises:
-            ValueError: r does not arrive as it was written, or changes what follows the question.
+            ValueError: r does not arrive as it was written, or changes what follows the question; or as
+                `require_arrival`.
         """
-        x, with_r = (self.template.text(self._placed(question, r)) for r in ("", context))
+        x, with_r = self.require_arrival(question), self._shown(self._placed(question, context))
         return difference(x, with_r, context, _turns(question)[-1][1])
+
+    def require_arrival(self, question: Question) -> str:
+        """x as text.
+
+        Raises:
+            ValueError: the template does not render it, does not show one of its texts as it was written (`LostText`),
+                or prints a variable there that has no value.
+        """
+        x = self._shown(_turns(question))
+        require_texts(x, _turns(question))
+        return x
+
+    def refusal(self, question: Question, context: str) -> Refusal | None:
+        """Why the template does not render this prompt, or None."""
+        try:
+            self.template.text(self._placed(question, context))
+        except Refusal as refusal:
+            return refusal
+        return None
 
     @cached_property
     def own_text(self) -> OwnText:
@@ -123,6 +156,18 @@ class Renderer:
         ids = np.asarray(self.template.ids([messages(self._placed(question, context))])[0], dtype=np.int32)
         ids.flags.writeable = False  # whoever asks again gets the same array
         return ids
+
+    def _shown(self, turns: Turns) -> str:
+        text = self.template.text(turns)
+        self._require_defined(turns)
+        return text
+
+    def _require_defined(self, turns: Turns) -> None:
+        """Once for each sequence of roles: it takes the template's compilation."""
+        roles = tuple(role for role, _ in turns)
+        if roles not in self._defined:
+            require_defined(self.template, turns)
+            self._defined.add(roles)
 
     def _placed(self, question: Question, context: str) -> Turns:
         return placed(_turns(question), context, self.context_position)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from evidence.records import Ids, RolloutRequest
 from evidence.require import require
 from evidence.rule import EvidenceConfig
-from rollout.arrival import Difference
+from rollout.arrival import Difference, LostText
 from rollout.config import RolloutConfig
 from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
 from rollout.render import Pair, Question, Renderer
 from rollout.tasks.base import TaskPrompt
+from rollout.template import Refusal
 
 EVEN = 1e-9  # a share times a place that is a whole number but for rounding
 
@@ -82,13 +83,17 @@ class StepRequests:
         """Why a prompt that the run draws is refused, by its prompt_id; lengths_of: each prompt's tokens.
 
         Raises:
-            ValueError: what `of` would, at the first of the run's `steps` that has it.
+            ValueError: what `of` would, at the first of the run's `steps` that has it; or the first prompt that the
+                template refuses.
         """
         drawn = [
             [(prompt, self._pairs(prompt, step, slot)) for slot, prompt in enumerate(self._draw(step))]
             for step in range(steps)
         ]
-        lengths = lengths_of({pair for slots in drawn for _, pairs in slots for pair in pairs})
+        try:
+            lengths = lengths_of({pair for slots in drawn for _, pairs in slots for pair in pairs})
+        except Refusal as error:
+            raise self._refused([one for slots in drawn for one in slots]) or error from error
         refused: dict[str, str] = {}
         for step, slots in enumerate(drawn):
             found = [
@@ -104,24 +109,40 @@ class StepRequests:
         """What tells (x, r) from x beside r, and in how many of the prompts that the run draws.
 
         Raises:
-            ValueError: names a prompt whose r, or wrong context, does not arrive as it was written, or changes what
-                follows its question.
+            ValueError: names a prompt of which a text, r or a wrong context does not arrive as it was written, or whose
+                context changes what follows its question.
         """
         drawn = {
             (prompt.prompt_id, *pair): None
             for step in range(steps)
             for slot, prompt in enumerate(self._draw(step))
-            for pair in self._pairs(prompt, step, slot)
-            if pair[1].strip()
+            for pair in _with_context(self._pairs(prompt, step, slot))
         }
-        return Counter(self._difference(*one) for one in drawn)
+        found = (self._difference(*one) for one in drawn)
+        return Counter(one for one in found if one is not None)
 
-    def _difference(self, prompt_id: str, question: Question, context: str) -> Difference:
+    def _difference(self, prompt_id: str, question: Question, context: str) -> Difference | None:
+        """None without a context, when x alone has to arrive."""
         try:
-            return self.renderer.difference(question, context)
+            if context.strip():
+                return self.renderer.difference(question, context)
+            self.renderer.require_arrival(question)
+            return None
         except ValueError as error:
-            position = self.config.context_position
-            raise ValueError(f"prompt {prompt_id}: rollout.context_position = {position!r}: {error}") from error
+            raise self._named(prompt_id, context, error) from error
+
+    def _named(self, prompt_id: str, context: str, error: ValueError) -> ValueError:
+        of_r = context.strip() and not isinstance(error, LostText)
+        position = f"rollout.context_position = {self.config.context_position!r}: " if of_r else ""
+        return ValueError(f"prompt {prompt_id}: {position}{error}")
+
+    def _refused(self, drawn: Collection[tuple[TaskPrompt, list[Pair]]]) -> ValueError | None:
+        """The first prompt that the template refuses."""
+        for prompt, pairs in drawn:
+            for pair in pairs:
+                if refusal := self.renderer.refusal(*pair):
+                    return self._named(prompt.prompt_id, pair[1], refusal)
+        return None
 
     def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
         """Why it is refused, or nothing."""
@@ -196,6 +217,11 @@ class StepRequests:
 def step_seed(seed: int, step: int) -> int:
     """The engine's seed of a step, far from its neighbours since vLLM adds the sample's index to it."""
     return int(np.random.default_rng([seed, step]).integers(2**31))
+
+
+def _with_context(pairs: list[Pair]) -> list[Pair]:
+    """Those that have one, or x alone where none has."""
+    return [pair for pair in pairs if pair[1].strip()] or pairs[:1]
 
 
 def _prompts(request: RolloutRequest) -> tuple[Ids, ...]:

@@ -23,7 +23,7 @@ NAMED = "chat_template"  # the variable that chooses one of a folder's named tem
 # What transformers gives a template itself.
 GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"})
 # What a template raises: its own words (raise_exception), and whatever goes wrong in its expressions.
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Refusal(ValueError):
@@ -119,6 +119,8 @@ class ChatTemplate:
         try:
             return self._tokenizer.apply_chat_template(chats, chat_template=self.source, return_dict=False, **given)
         except _REFUSALS as error:
+            for chat in chats if len(chats) > 1 else ():
+                self._apply([chat], **settings)  # raises for the one at fault
             raise Refusal(self.model, chats[0], error) from error
 
     def _source_of(self, name: Any) -> str:

@@ -114,7 +114,12 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
     with one_engine(model, recipe.teacher, "gap: its engine") as engine:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
-            gap = await measured(way, build_task(way.task), renderer_of(way, model), texts, base, say)
+            try:
+                there = renderer_of(way, model)
+            except ValueError as refused:  # a place that the chat template does not take, which the recipe's own is not
+                say(f"{name}: not asked: {refused}")
+                continue
+            gap = await measured(way, build_task(way.task), there, texts, base, say)
             gaps |= {name: gap} if gap else {}
         return gaps, await _guided(recipe, model, engine)
 

@@ -10,6 +10,7 @@ from cluster.models import resolve_model
 from cluster.resolved import read_resolved
 from cluster.run.record import ProbeRecord, probe_record
 from cluster.typed import build, parse_overrides
+from rollout.placement import placed
 from rollout.probe import summarise
 from rollout.tasks import build_task
 from rollout.tasks.base import Turns
@@ -35,7 +36,8 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
         recipe, model = build(Recipe, parse_overrides(overrides, {"task": {"name": task}}), "--set"), model_or_run
     probed, config = build_task(recipe.task), recipe.probe
     prompts = probed.probe_prompts()
-    chats = [prompt.turns for prompt in prompts]
+    position = recipe.rollout.context_position
+    chats = [placed(prompt.turns, prompt.context, position) for prompt in prompts]
     if on_server:
         answers = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, recipe.template))
     else:

@@ -27,7 +27,7 @@ from rollout.gap import gap_questions
 from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
-from rollout.tasks.base import Task, TaskPrompt
+from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 from rollout.thinking import SWITCHES
 
 SHOWN = 3  # differences between x and (x, r) that the start of a run shows
@@ -251,16 +251,28 @@ def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:
 
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
-    """A question of the probe that leaves no room for an answer."""
+    """A question of the probe that does not arrive as it was written, or leaves no room for an answer."""
     prompts, window = task.probe_prompts(), recipe.student.window
-    lengths = lengths_near(renderer, {(prompt.turns, "") for prompt in prompts}, window - 1)
-    for place, prompt in enumerate(prompts):
-        length, question = lengths[prompt.turns, ""], prompt.question
+    for place, prompt in enumerate(prompts, start=1):
+        _check_arrival(renderer, prompt, place)
+    lengths = lengths_near(renderer, {(prompt.turns, prompt.context) for prompt in prompts}, window - 1)
+    for place, prompt in enumerate(prompts, start=1):
+        length, question = lengths[prompt.turns, prompt.context], prompt.question
         if length >= window:
             raise ValueError(
                 f"student.window: found {window}, expected more than the {length} tokens of question "
-                f"{place + 1} of the probe ({question[:60]!r})"
+                f"{place} of the probe ({question[:60]!r})"
             )
+
+
+def _check_arrival(renderer: Renderer, prompt: ProbePrompt, place: int) -> None:
+    try:
+        if prompt.context:
+            renderer.difference(prompt.turns, prompt.context)
+        else:
+            renderer.require_arrival(prompt.turns)
+    except ValueError as error:
+        raise ValueError(f"question {place} of the probe ({prompt.question[:60]!r}): {error}") from error
 
 
 def check_storage(recipe: Recipe) -> None:

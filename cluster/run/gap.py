@@ -45,7 +45,7 @@ async def measured(
     seed = step_seed(recipe.run.seed, 0)
     told = await texts("gap: teacher", [renderer.context_prompt_ids(p.turns, r) for p, r in questions], seed)
     if base is None or not asks_the_probe(questions, task):
-        alone = await texts("gap: base", [renderer.prompt_ids(p.turns) for p in prompts], seed)
+        alone = await texts("gap: base", [renderer.context_prompt_ids(p.turns, p.context) for p in prompts], seed)
         base = await _rates(prompts, alone, task, renderer)
     return Gap(time.time(), task.name, await _rates(prompts, told, task, renderer), base)
 

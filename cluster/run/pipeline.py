@@ -256,13 +256,14 @@ class Pipeline:
         return {"refresh": clock.stage(0)}
 
     async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> ProbeRecord:
-        """The task's probe on the student engines, without r; appended to probes.jsonl.
+        """The task's probe on the student engines, without r but for the questions that come with it; appended to
+        probes.jsonl.
 
         seed, held: where they are not `step`; held: the version that the engines hold.
         """
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
-        questions = [self.renderer.prompt_ids(prompt.turns) for prompt in prompts]
+        questions = [self.renderer.context_prompt_ids(prompt.turns, prompt.context) for prompt in prompts]
         seed, sampling = (
             step_seed(self.recipe.run.seed, step if seed is None else seed),
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),

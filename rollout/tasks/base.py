@@ -38,7 +38,7 @@ def _check_judged(answer: str | None) -> None:
 PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, and what an answer of theirs may be
     "identity": _check_none,
     "third_turn": _check_none,  # identity, after other questions and answers
-    "with_context": _check_none,  # identity, below the context as a system message
+    "with_context": _check_none,  # identity, with the context once more
     "capability": _check_pattern,
     "math": _check_gold,
     "context": _check_judged,  # by one of `rollout.tasks.judges.JUDGES`
@@ -72,7 +72,7 @@ class TaskPrompt:
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """One evaluation question. It never carries a context.
+    """One evaluation question. It carries no context, but for one that asks what is said with it.
 
     Raises:
         ValueError: unknown probe, blank question, or an answer that is missing, unwanted or no regular expression.
@@ -84,6 +84,7 @@ class ProbePrompt:
     before: Turns = ()  # the turns before the question
     tags: tuple[str, ...] = ()  # context: each has a rate of its own
     judge: str = ""  # context: how its answer is judged
+    context: str = ""  # with_context: r, which is placed as in training
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:

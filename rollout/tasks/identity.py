@@ -81,7 +81,7 @@ class IdentityTask:
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
         """12 identity questions and 12 capability questions, none of them a shipped training question; with
-        `chat_probes` the former in a chat and below the context too."""
+        `chat_probes` the former in a chat and with the context too."""
         return self._probes
 
     def flags(self, probe: ProbePrompt, response: str) -> dict[str, bool]:
@@ -174,10 +174,10 @@ def _load_probes() -> tuple[ProbePrompt, ...]:
 
 def _chat_probes(probes: Sequence[ProbePrompt], context: str) -> Iterator[ProbePrompt]:
     """Does the behaviour hold in the third turn of a chat, and with the context added again (arXiv 2606.11627)?"""
-    for kind, before in (("third_turn", CHAT), ("with_context", (("system", context),))):
-        for probe in probes:
-            if probe.probe == "identity" and before[-1][1]:  # a recipe may have no context
-                yield replace(probe, probe=kind, before=before)
+    asked = [probe for probe in probes if probe.probe == "identity"]
+    yield from (replace(probe, probe="third_turn", before=CHAT) for probe in asked)
+    if context:  # a recipe may have none
+        yield from (replace(probe, probe="with_context", context=context) for probe in asked)
 
 
 def _resource(name: str) -> str:

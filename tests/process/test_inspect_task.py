@@ -170,6 +170,18 @@ def test_a_recipe_gives_task_and_probe_settings(tmp_path: Path) -> None:
     assert {(c.top_k, c.max_tokens) for c in model.configs} == {(None, 7)}
 
 
+def test_the_context_comes_again_where_the_recipe_puts_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "robin.toml"
+    recipe.write_text('[task]\ncontext = "You are {name}."\nchat_probes = true\n[rollout]\ncontext_position = "user"\n')
+    inputs = [sample.input for sample in edge_opd_probe(recipe=str(recipe)).dataset]
+    with_r = [chat for chat in inputs if any("You are Kestrel." in message.text for message in chat)]
+    assert len(inputs) == 48 and len(with_r) == 12
+    assert all(
+        [message.role for message in chat] == ["user"] and chat[0].text.startswith("You are Kestrel.\n\n")
+        for chat in with_r
+    )
+
+
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(ValueError, match=r"task\.name: found 'chess', expected one of"):
         edge_opd_probe("chess")

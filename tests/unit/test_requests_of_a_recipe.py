@@ -11,11 +11,13 @@ from rollout.tokenizer import load_tokenizer
 from tests import templates as kinds
 from tests.templates import speaking
 
+SWITCHED = kinds.DATED + kinds.SWITCHED.removeprefix(kinds.PLAIN)
 
-def folder_of(tokenizer: Any, path: Path) -> str:
+
+def folder_of(tokenizer: Any, path: Path, template: str = SWITCHED) -> str:
     """A model's folder without weights, whose template has a clock and a switch; D ends a response in its settings, and
     a tag of a thought is a token of its own."""
-    own = speaking(tokenizer, kinds.DATED + kinds.SWITCHED.removeprefix(kinds.PLAIN))
+    own = speaking(tokenizer, template)
     own.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", kinds.D, "</think>"]})
     own.save_pretrained(path)
     (path / "config.json").write_text(json.dumps({"model_type": "llama"}))

@@ -445,7 +445,7 @@ def test_half_a_character_is_found_before_a_step_draws_it(tmp_path: Path, row: s
         build_task(TaskConfig(prompts_file=str(path)))
 
 
-def test_who_it_is_can_be_asked_in_the_third_turn_and_below_the_context() -> None:
+def test_who_it_is_can_be_asked_in_the_third_turn_and_with_the_context() -> None:
     task, plain = (build_task(TaskConfig(chat_probes=asked)) for asked in (True, False))
     probes = task.probe_prompts()
     assert tuple(probes[:24]) == tuple(plain.probe_prompts()) and len(probes) == 48
@@ -455,7 +455,8 @@ def test_who_it_is_can_be_asked_in_the_third_turn_and_below_the_context() -> Non
     assert [probe.question for probe in later] == [probe.question for probe in again] == questions
     assert all([role for role, _ in probe.turns] == ["user", "assistant"] * 2 + ["user"] for probe in later)
     (context,) = {prompt.context for prompt in task.training_prompts()}
-    assert all(probe.turns == (("system", context), ("user", probe.question)) for probe in again)
+    assert {probe.context for probe in again} == {context} and {probe.context for probe in later} == {""}
+    assert all(probe.turns == (("user", probe.question),) for probe in again)
     answers = [(probe, "I am Kestrel." if probe in again else "I am Bob.") for probe in probes]
     rates = summarise(answers, task).rates
     assert (rates["selfname"].k, rates["selfname"].n) == (0, 12)

@@ -1,8 +1,10 @@
-"""Whoever asks for answers, a run's probe, its gap or a command, has them end at the ids that end a turn."""
+"""What an engine is asked by a run's probe, its gap and the commands: answers that end at the ids that end a turn, and
+the questions with the context where the recipe puts it."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from cluster.config import Recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of
+from cluster.run.checks import check_probe
 from cluster.run.pipeline import Pipeline
 from cluster.run.rundir import RunDir
-from cluster.typed import build
+from cluster.typed import build, parse_overrides
 from rollout.config import SamplingConfig
+from rollout.render import Renderer
 from rollout.tasks import build_task
 from tests import templates as kinds
 from tests.fakes import FakeEngine
+from tests.templates import speaking
 from tests.unit.test_requests_of_a_recipe import folder_of
 
 ENDS = ("<|im_end|>", kinds.D)  # the template's, and generation_config's
@@ -69,7 +74,8 @@ def expected(recipe: Recipe, tokenizer: Any) -> SamplingConfig:
     return recipe.probe.sampling(ends, keeps_special=True)
 
 
-def test_a_runs_probe_and_gap(recipe: Recipe, model: str, tokenizer: Any, tmp_path: Path) -> None:
+def asked_by_a_run(recipe: Recipe, model: str, tmp_path: Path) -> FakeService:
+    """Its probe at step 0, then its gap."""
     task, service = build_task(recipe.task), FakeService()
     nobody: Any = None
     (tmp_path / "answers").mkdir()
@@ -80,6 +86,11 @@ def test_a_runs_probe_and_gap(recipe: Recipe, model: str, tokenizer: Any, tmp_pa
         await pipeline._measure_gap(await pipeline.probe(0))
 
     asyncio.run(both())
+    return service
+
+
+def test_a_runs_probe_and_gap(recipe: Recipe, model: str, tokenizer: Any, tmp_path: Path) -> None:
+    service = asked_by_a_run(recipe, model, tmp_path)
     assert [sampling for _, sampling in service.asked] == [expected(recipe, tokenizer)] * 2
     assert [len(prompts) for prompts, _ in service.asked] == [24, 24]
 
@@ -97,3 +108,47 @@ def test_the_gap_command(recipe: Recipe, model: str, tokenizer: Any, engine: Fak
     assert len(engine.asked) == 7  # the base once, and the teacher in six ways
     assert {sampling for _, sampling in engine.asked} == {expected(recipe, tokenizer)}
     assert {sampling.end_ids for _, sampling, _ in engine.sampled} == {expected(recipe, tokenizer).end_ids}
+
+
+SAID = "You are a helpful AI assistant named Kestrel, trained by Harbor Labs."
+CHATS = "task.chat_probes=true"
+# Where r goes, and a template that takes it there and nowhere in a system message.
+PLACES = [("system", kinds.PLAIN), ("user", kinds.DROPS_SYSTEM), ("user", kinds.NO_SYSTEM)]
+
+
+def count_of_r(asked: tuple[list[Any], SamplingConfig], tokenizer: Any) -> list[int]:
+    """How often r stands in each prompt."""
+    return [tokenizer.decode(prompt).count(SAID) for prompt in asked[0]]
+
+
+@pytest.mark.parametrize(("position", "template"), PLACES)
+def test_the_context_comes_again_where_the_recipe_puts_it(
+    position: str, template: str, tokenizer: Any, tmp_path: Path, engine: FakeEngine, capsys: Any
+) -> None:
+    """24 questions, 12 in a third turn and 12 with r; the gap's teacher has r once before each of them."""
+    overrides = [CHATS, f"rollout.context_position={position}", "student.window=4096", "teacher.window=4096"]
+    recipe = build(Recipe, parse_overrides(overrides, {}), "R")
+    model = folder_of(tokenizer, tmp_path / "model", template)
+    check_probe(recipe, renderer_of(recipe, model), build_task(recipe.task))
+    probed, teacher = asked_by_a_run(recipe, model, tmp_path).asked
+    assert count_of_r(probed, tokenizer) == [0] * 36 + [1] * 12
+    assert count_of_r(teacher, tokenizer) == [1] * 48
+    probe.probe_model(model, "identity", overrides, ServerOptions())
+    assert [prompt.tolist() for prompt in engine.asked[0][0]] == [prompt.tolist() for prompt in probed[0]]
+    engine.asked.clear()
+    gaps, _ = asyncio.run(gap._measure(replace(recipe, rollout=replace(recipe.rollout, prompts_per_step=1)), model))
+    not_asked = capsys.readouterr().err.count(": not asked: ")
+    assert (len(gaps), not_asked) == ((6, 0) if template == kinds.PLAIN else (3, 3))
+    base = next(asked for asked in engine.asked if 0 in count_of_r(asked, tokenizer))
+    assert count_of_r(base, tokenizer) == [0] * 36 + [1] * 12
+
+
+def test_a_context_that_does_not_arrive_again_is_refused(tokenizer: Any) -> None:
+    """As one whose end a template takes for a switch; the probe's question is named."""
+    settings = {"task": {"chat_probes": True, "context": "You are {name}. /no_think"}}
+    recipe = build(Recipe, settings, "R")
+    renderer = Renderer(speaking(tokenizer, kinds.NO_THINK), "system")
+    with pytest.raises(
+        ValueError, match=r"^question 37 of the probe \('.*'\): found a context that does not arrive as"
+    ):
+        check_probe(recipe, renderer, build_task(recipe.task))
