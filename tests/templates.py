@@ -79,6 +79,7 @@ SWITCHED = PLAIN + (
 NO_THINK = loop(TURN.replace("m['content']", "m['content'] | replace('/no_think', '')")) + (
     "{% if '/no_think' in messages[0]['content'] and add_generation_prompt %}<think>\n\n</think>\n{% endif %}"
 )
+CUTS_THOUGHTS = loop(TURN.replace("m['content']", "m['content'].split('</think>')[-1] | trim"))
 CUTS_THINK = loop(TURN.replace("m['content']", "m['content'] | replace('/think', '')"))
 HIDDEN_TAGS = PLAIN + "{% if add_generation_prompt %}[THINK]{% endif %}"
 
@@ -90,8 +91,12 @@ ALTERNATES = (
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + PLAIN
 )
 NEEDS_TOOLS = "{% for tool in tools %}{{ tool['name'] }}{% endfor %}" + PLAIN
+NEEDS_A_TOOL = "{% if not tools %}{{ raise_exception('give me a tool') }}{% endif %}" + PLAIN
+NEEDS_DOCUMENTS = NEEDS_A_TOOL.replace("tool", "document")
+RECURSES = "{% macro again(m) %}{{ again(m) }}{% endmacro %}{{ again(messages) }}" + PLAIN
 NEEDS_VARIABLE = "{{ place.name }}" + PLAIN
 PRINTS_NOTHING = "<|im_start|>system\nYou live in {{ town }}.<|im_end|>\n" + PLAIN
+PRINTS_NOTHING_IN = loop("{% if m['role'] == 'ROLE' %}Hall {{ town }}: {% endif %}" + TURN)  # in turns of a role
 WANTS_PARTS = loop("<|im_start|>{{ m['role'] }}\n{{ m['content'][0].text + '' }}<|im_end|>\n")
 SKIPS_TEXT = loop("<|im_start|>{% for part in m['content'] %}{{ part.text }}{% endfor %}<|im_end|>\n")
 WRONG_SYNTAX = "one line\n{% if messages %}{{ messages[0]['content'] }}"
