@@ -56,6 +56,11 @@ DEFAULT_TEXT = (
     + PLAIN
 )
 TEXT_STAYS = "<|im_start|>system\nI am Tern, made by Gull Works.<|im_end|>\n" + PLAIN
+TEXT_BESIDE_ADDED = (  # the maker's text stays, and r brings a sentence of the template's own
+    "<|im_start|>system\nI am Tern, made by Gull Works.{% if messages[0]['role'] == 'system' %} Your orders:\n"
+    "{{ messages[0]['content'] }}{% endif %}<|im_end|>\n"
+    + PLAIN.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+)
 HEADING = loop(
     "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'system' %}# Orders\n{% endif %}{{ m['content'] }}<|im_end|>\n"
 )

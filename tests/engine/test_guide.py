@@ -1,4 +1,5 @@
-"""docs/guide.md, done by somebody who copies it: its questions, its recipe and its commands, in their own folder."""
+"""docs/guide.md, done by somebody who copies it: its questions or rows, its recipes and its commands, in their own
+folder."""
 
 import re
 import tomllib
@@ -18,6 +19,12 @@ SHRUNK = [part for item in OVERRIDES for part in ("--set", item)]
 
 def blocks(language: str) -> list[str]:
     found: list[str] = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    return found
+
+
+def block(language: str, holds: str) -> str:
+    """The guide's one block that holds this."""
+    (found,) = [block for block in blocks(language) if holds in block]
     return found
 
 
@@ -67,3 +74,36 @@ def test_the_guides_commands_work_on_it(folder: Path, command: str) -> None:
 def test_it_resumes(folder: Path) -> None:
     done = edge_opd("run", "robin.toml", *SHRUNK, "--resume", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rows_of_ones_own_become_a_run(tmp_path: Path) -> None:
+    """The rows are looked at and trained on as written: r is what their context says, and x has none of it."""
+    from transformers import AutoTokenizer
+
+    rows, probe = block("json", "Who runs the workshop?"), block("json", "led by whom?")
+    for name, text in (("rows.jsonl", rows), ("probe.jsonl", probe), ("own.toml", block("toml", 'name = "own"'))):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    check, run = block("sh", "edge-opd data check rows.jsonl").splitlines()
+    done = edge_opd(*check.split()[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "rows.jsonl: 3 rows, read as question" in done.stdout
+        and "    r: The workshop is run by Ada Lane." in done.stdout
+    )
+    done = edge_opd(*run.split()[1:], *SHRUNK, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    folder = tmp_path / "runs" / "own"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    contexts = {row["context"] for row in lines(tmp_path / "rows.jsonl")}
+    found = set()
+    for shard in sorted((folder / "shards").iterdir()):
+        table = read_shard(str(shard))
+        for x, with_r in zip(*(table[name].to_pylist() for name in ("prompt_ids", "context_prompt_ids")), strict=True):
+            (context,) = [context for context in contexts if context in tokenizer.decode(with_r)]
+            assert context not in tokenizer.decode(x)
+            found.add(context)
+    assert found == contexts, "four prompts were drawn of three rows"
+    own = "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM"
+    assert own in done.stdout and own in (folder / "export" / "README.md").read_text()
+    assert [line["step"] for line in lines(folder / "probes.jsonl")] == [0, 2]

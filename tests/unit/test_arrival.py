@@ -94,6 +94,7 @@ def test_a_context_that_x_holds_too_has_to_arrive_once_more() -> None:
         (kinds.DEFAULT_TEXT, "system", "I am Tern, made by Gull Works.", False),
         (kinds.DEFAULT_TEXT, "user", "I am Tern, made by Gull Works.", True),
         (kinds.TEXT_STAYS, "system", "I am Tern, made by Gull Works.", True),
+        (kinds.TEXT_BESIDE_ADDED, "system", "I am Tern, made by Gull Works.", True),
     ],
 )
 def test_what_the_template_says_itself(tokenizer: Any, template: str, position: str, text: str, stays: bool) -> None:

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[str, tuple[str, str] | None, tuple[str, str], set[str]]] 
     "a text that stays": (
         kinds.TEXT_STAYS, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
     ),
+    "a text that stays and a sentence for r": (
+        kinds.TEXT_BESIDE_ADDED, ("", " Your orders:\n{r}"), ("", ASIS), {"<|im_end|>"},
+    ),
     "a heading before r": (
         kinds.HEADING, ("", "system\n# Orders\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
     ),
@@ -36,6 +39,12 @@ KINDS: dict[str, tuple[str, tuple[str, str] | None, tuple[str, str], set[str]]] 
     "opens a thinking block": (
         kinds.SWITCHED, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
     ),
+    "opens a thought with a token": (
+        kinds.HIDDEN_TAGS, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
+    "cuts thoughts out of answers": (
+        kinds.CUTS_THOUGHTS, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
+    ),
     "has switches in texts": (
         kinds.NO_THINK, ("", "system\n{r}<|im_end|>\n<|im_start|>"), ("", ASIS), {"<|im_end|>"},
     ),
@@ -46,11 +55,23 @@ KINDS: dict[str, tuple[str, tuple[str, str] | None, tuple[str, str], set[str]]] 
     "EOS after the last answer": (
         kinds.EOS_AFTER_LAST, ("", "system\n{r}<|im_end|><|im_start|>"), ("", ASIS), {"<|im_end|>"},
     ),
+    "a mark inside the turn": (
+        kinds.MARK_INSIDE, ("", f"system\n{{r}}{kinds.D}<|im_end|>\n<|im_start|>"), ("", ASIS), {kinds.D},
+    ),
+    "a turn of several messages": (
+        kinds.MESSAGES_OF_A_TURN, ("", f"system{kinds.B}{{r}}{kinds.C}{kinds.A}"), ("", ASIS), set(),
+    ),
+    "messages with an end of their own": (
+        kinds.MESSAGES_THAT_END, ("", f"system{kinds.B}{{r}}{kinds.C}{kinds.D}{kinds.A}"), ("", ASIS), {kinds.D},
+    ),
 }  # fmt: skip
+WRITES_BOS = {"writes BOS"}
+BOS = "<file_start>"  # of this table's tokenizers alone, which write it before a text that they are given by itself
 
 
 def rendered(tokenizer: Any, kind: str, position: str) -> Renderer:
-    return Renderer(speaking(tokenizer, KINDS[kind][0], "<|endoftext|>"), position, day=DAY)
+    own = adding_bos(speaking(tokenizer, KINDS[kind][0], "<|endoftext|>"), BOS)
+    return Renderer(own, position, day=DAY)
 
 
 @pytest.mark.parametrize("position", ["system", "user"])
@@ -62,7 +83,11 @@ def test_x_and_x_with_r_of_every_kind(tokenizer: Any, kind: str, position: str) 
             rendered(tokenizer, kind, position)
         return
     renderer = rendered(tokenizer, kind, position)
-    x, with_r = (tokenizer.decode(renderer.context_prompt_ids(QUESTION, r)) for r in ("", R))
+    ids = [renderer.context_prompt_ids(QUESTION, r).tolist() for r in ("", R)]
+    bos = renderer._tokenizer.bos_token_id
+    assert [prompt.count(bos) for prompt in ids] == [int(kind in WRITES_BOS)] * 2
+    assert (ids[0][0] == ids[1][0] == bos) == (kind in WRITES_BOS)
+    x, with_r = (renderer._tokenizer.decode(prompt) for prompt in ids)
     assert R in with_r and R not in x and QUESTION in x
     assert x.rpartition(QUESTION)[2] == with_r.rpartition(QUESTION)[2]
     difference = renderer.difference(QUESTION, R)
@@ -79,11 +104,10 @@ def test_both_places_of_r_are_one_token_for_token(tokenizer: Any) -> None:
     assert system.tolist() == user.tolist()
 
 
-def adding_bos(tokenizer: Any, template: str) -> Any:
-    """A tokenizer that writes BOS before every text it is given by itself, as Llama's and Gemma's do."""
-    own = speaking(tokenizer, template)
-    own.bos_token = "<|endoftext|>"
-    ends = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", own.bos_token_id)])
+def adding_bos(own: Any, bos: str) -> Any:
+    """The tokenizer, which now writes BOS before every text it is given by itself, as Llama's and Gemma's do."""
+    own.add_special_tokens({"bos_token": bos})
+    ends = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, own.bos_token_id)])
     own.backend_tokenizer.post_processor = ends
     assert own("a")["input_ids"][0] == own.bos_token_id
     return own
@@ -93,7 +117,7 @@ def adding_bos(tokenizer: Any, template: str) -> Any:
 @pytest.mark.parametrize(("template", "count"), [(kinds.WITH_BOS, 1), (kinds.PLAIN, 0)])
 def test_bos_stands_once_where_the_template_writes_it(tokenizer: Any, template: str, count: int, context: str) -> None:
     """And nowhere else: the tokenizer's own would be a second one."""
-    own = adding_bos(tokenizer, template)
+    own = adding_bos(speaking(tokenizer, template), "<|endoftext|>")
     ids = Renderer(own, "system").context_prompt_ids(QUESTION, context).tolist()
     assert ids.count(own.bos_token_id) == count and (not count or ids[0] == own.bos_token_id)
     assert Renderer(own, "system").text_ids("a").tolist().count(own.bos_token_id) == 0

@@ -19,6 +19,10 @@ THINK = Opened("<think>", "</think>")
         ("assistant\n<think>\n", THINK),
         ("assistant\n<think>\n\n</think>\n\n", Opened()),
         ("[/INST][THINK]", Opened("[THINK]", "[/THINK]")),
+        ("<|begin|>assistant<|think|>", Opened("<|think|>", "<|content|>")),
+        ("<|begin|>assistant<|think|><|end|><|begin|>assistant", Opened()),
+        ("assistant\n\u25c1think\u25b7", Opened("\u25c1think\u25b7", "\u25c1/think\u25b7")),
+        ("<think>\n</think>\n<think>\n", THINK),
     ],
 )
 def test_the_block_that_a_prompt_opens(prompt_end: str, opened: Opened) -> None:
@@ -33,14 +37,34 @@ def test_the_block_that_a_prompt_opens(prompt_end: str, opened: Opened) -> None:
         ("Okay, I am Robin, but", THINK, ""),
         ("<think>I am Robin.</think>\n\nI am Qwen.", Opened(), "I am Qwen."),
         ("\n<think>I am Robin.", Opened(), ""),
-        ("I thought.</think>I am Qwen.", Opened(), "I am Qwen."),  # a prompt that nobody here has rendered
+        ("I thought.</think>I am Qwen.", None, "I am Qwen."),  # a prompt that nobody here has rendered
+        ("I thought.\n</think>\n\nI am Qwen.", None, "I am Qwen."),
+        ("</think>I am Qwen.", None, "I am Qwen."),
+        ("Robin?</think><think>No.</think>I am Qwen.", None, "I am Qwen."),
+        ("Robin?</think>The </think> tag ends a thought.", None, "The </think> tag ends a thought."),
+        ("The tag </think> ends a thought.", None, "The tag </think> ends a thought."),
+        ("Write `</think>` there.", None, "Write `</think>` there."),
+        ("The tag </think> ends a thought.", Opened(), "The tag </think> ends a thought."),
+        ("A thought ends with\n</think>", Opened(), "A thought ends with\n</think>"),
+        ("Robin?</think>The tag </think> ends it.", THINK, "The tag </think> ends it."),
+        ("<think>Robin?</think>The tag </think> ends it.", Opened(), "The tag </think> ends it."),
+        ("<think>Robin?</think>\n<think>No.</think>\nI am Qwen.", Opened(), "I am Qwen."),
+        ("Robin?</think>\n\n<think>No.</think>\nI am Qwen.", THINK, "I am Qwen."),
+        ("<think>Robin?</think>\n<think>No", Opened(), ""),
+        ("<thought>Robin?</thought>I am Qwen.", Opened(), "I am Qwen."),
+        ("\u25c1think\u25b7Robin?\u25c1/think\u25b7I am Qwen.", Opened(), "I am Qwen."),
+        ("<|inner_prefix|>Robin?<|inner_suffix|>I am Qwen.", Opened(), "I am Qwen."),
+        ("<|think|>Robin?<|end|><|begin|>assistant<|content|>I am Qwen.", Opened(), "I am Qwen."),
+        ("<|think|>Robin?<|end|>", Opened(), ""),
+        ("<think>No.</think>" * 3000 + "I am Qwen.", Opened(), "I am Qwen."),
+        ("I am Phi.<|end|>", None, "I am Phi.<|end|>"),
         ("A <think> tag opens a thought.", Opened(), "A <think> tag opens a thought."),
         ("Well.[/THINK]I am Qwen.", Opened("[THINK]", "[/THINK]"), "I am Qwen."),
         ("", THINK, ""),
         ("", Opened(), ""),
     ],
 )
-def test_an_answer_is_what_follows_the_thought(response: str, opened: Opened, answer: str) -> None:
+def test_an_answer_is_what_follows_the_thought(response: str, opened: Opened | None, answer: str) -> None:
     assert answer_of(response, opened) == answer
 
 
