@@ -1,17 +1,16 @@
 """RUN/inputs.json: what a run was begun with, by content: a resume with other prompts or another model under the same
 name is refused.
 
-Of a model's folder: its config, tokenizer, template and index by their content. Its weights, which may be 100 GB, by
-their size, by the header that names their tensors, and by samples: blocks at equal distances, and the first, the middle
-and the last block of each tensor. That is some thousand reads of 4 KiB. It sees weights that were trained, merged or
-replaced, be it one tensor, and whatever else changed in one piece of more than 1/64 of a file; not a few bytes within a
-tensor. What a frozen teacher then says of a text is compared as well (`cluster.run.teacher_check`). Of a hub's model:
-the commit.
+Of a model's folder: its config, tokenizer, template and index by their content. Its weights, which may be 100 GB, and
+of which only those count that are loaded, by their size, by the header that names their tensors, and by samples: blocks
+at equal distances, and the first, the middle and the last block of each tensor. That is some thousand reads of 4 KiB.
+It sees weights that were trained, merged or replaced, be it one tensor, and whatever else changed in one piece of more
+than 1/64 of a file; not a few bytes within a tensor. What a frozen teacher then says of a text is compared as well
+(`cluster.run.teacher_check`). Of a hub's model: the commit.
 """
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
 SETTLES = ("*.json", "*.jinja", "*.model", "*.txt")  # of a model's folder, what is read whole
+INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+METADATA = "__metadata__"  # of a safetensors file, which is no tensor
 BLOCK, SPREAD = 4096, 64  # bytes of a sample, and how many there are at equal distances of a file of weights
 
 
@@ -44,8 +45,19 @@ def _of_model(path: str) -> Iterator[tuple[str, str]]:
         return
     for pattern in SETTLES:
         yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
-    for pattern in WEIGHTS:
-        yield from ((str(file), _head(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
+    yield from ((str(file), _head(file)) for file in _loaded(folder))
+
+
+def _loaded(folder: Path) -> list[Path]:
+    """Those of weights that an index names, or all of a kind where there is none: vLLM loads each of them."""
+    if index := next((folder / name for name in INDEX if (folder / name).is_file()), None):
+        try:
+            named = {folder / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: found no weight_map ({error!r}), expected the file of each tensor") from None
+    else:
+        named = set(next(filter(None, (list(folder.glob(pattern)) for pattern in WEIGHTS)), []))
+    return sorted(file for file in named if file.is_file())
 
 
 def hub_commit(hub_id: str) -> str:
@@ -65,9 +77,8 @@ def _sha256(path: Path) -> str:
 def _head(path: Path) -> str:
     """Of a file of weights: its size, its header where it is a safetensors file, and samples."""
     size, samples = path.stat().st_size, hashlib.sha256()
+    header = _header(path, size)
     with path.open("rb") as file:
-        first = file.read(8)
-        header = file.read(struct.unpack("<Q", first)[0]) if path.suffix == ".safetensors" else first
         for place in sorted({*range(0, size, max(BLOCK, -(-size // SPREAD))), *_of_tensors(path, header)}):
             file.seek(place)
             samples.update(file.read(BLOCK))
@@ -75,14 +86,35 @@ def _head(path: Path) -> str:
     return f"{size} bytes, header {header_sha256}, samples {samples.hexdigest()}"
 
 
+def _header(path: Path, size: int) -> bytes:
+    """Of a safetensors file what names its tensors, else its first bytes. ValueError for a file that is none: no more
+    of it is read than there is."""
+    with path.open("rb") as file:
+        first = file.read(8)
+        if path.suffix != ".safetensors":
+            return first
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > size - 8:
+            raise ValueError(
+                f"{path}: found {size:,} bytes that are no whole safetensors file, expected weights: copy or download "
+                "it again (`git lfs pull` where it is a pointer), or remove it where it is no part of the model"
+            )
+        return file.read(length)
+
+
 def _of_tensors(path: Path, header: bytes) -> Iterator[int]:
     """Where the first, the middle and the last block of each tensor begin."""
     if path.suffix != ".safetensors":
         return
-    for name, tensor in json.loads(header).items():
-        if name != "__metadata__":
-            begin, end = (8 + len(header) + offset for offset in tensor["data_offsets"])
-            yield from (begin, (begin + end) // 2, max(begin, end - BLOCK))
+    try:
+        tensors = {name: tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != METADATA}
+        places = [(8 + len(header) + int(begin), 8 + len(header) + int(end)) for begin, end in tensors.values()]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: found a header that names no tensors ({error!r}), expected a safetensors file"
+        ) from None
+    for begin, end in places:
+        yield from (max(0, place) for place in (begin, (begin + end) // 2, max(begin, end - BLOCK)))
 
 
 def pin(path: Path, pins: Pins, resume: bool, notes: Sequence[str] = ()) -> None:
@@ -96,7 +128,8 @@ def pin(path: Path, pins: Pins, resume: bool, notes: Sequence[str] = ()) -> None
         write_whole(path, json.dumps({"format": 1, "inputs": pins, "notes": list(notes)}, indent=1) + "\n")
         return
     begun = read_pins(path)
-    for name in [*begun, *pins]:
+    # Older versions named weights too that nothing loads. One that is loaded no more is another index, or is missed.
+    for name in [name for name in [*begun, *pins] if name in pins or not name.endswith((".safetensors", ".bin"))]:
         if not _is_same(begun.get(name), pins.get(name)):
             raise ValueError(
                 f"{name}: found {pins.get(name, 'nothing')}, expected {begun.get(name, 'nothing')} as when the run "

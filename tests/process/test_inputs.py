@@ -114,6 +114,59 @@ def test_weights_of_the_same_size_and_header_that_have_changed_are_refused(
     resumed(recipe, folder)
 
 
+GOOD_HEADER = b'{"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+NO_WEIGHTS = {
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n",
+    "empty": b"",
+    "short": b"\x02\x00\x00",
+    "garbage": b"\xff" * 64,
+    "a longer header than the file": (len(GOOD_HEADER) + 5).to_bytes(8, "little") + GOOD_HEADER + b"1234",
+    "no JSON": (4).to_bytes(8, "little") + b"{{{{1234",
+    "no object": (2).to_bytes(8, "little") + b"[]",
+    "no offsets": (9).to_bytes(8, "little") + b'{"t": {}}',
+    "offsets that are words": (30).to_bytes(8, "little") + b'{"t": {"data_offsets": "ab"}} ',
+}
+
+
+def indexed(model: Path, *names: str) -> None:
+    weight_map = {f"tensor-{at}": name for at, name in enumerate(names)}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("content", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_a_file_beside_the_weights_that_are_loaded_is_not_read(begun: tuple[Recipe, Path], content: bytes) -> None:
+    recipe, folder = begun
+    indexed(folder / "model", "model.safetensors")
+    (folder / "model" / "consolidated.safetensors").write_bytes(content)
+    pins = pins_of(recipe, str(folder / "model"), build_task(recipe.task))
+    assert not [name for name in pins if "consolidated" in name]
+    assert [name for name in pins if name.endswith("model.safetensors")]
+    older = pins | {f"model.path: {folder}/model/consolidated.safetensors": "9 bytes, header 00"}
+    pin(folder / "older.json", older, resume=False)
+    pin(folder / "older.json", pins, resume=True)
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+@pytest.mark.parametrize("content", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_weights_that_are_none_are_refused_by_name(begun: tuple[Recipe, Path], content: bytes, has_index: bool) -> None:
+    recipe, folder = begun
+    bad = folder / "model" / "consolidated.safetensors"
+    bad.write_bytes(content)
+    if has_index:
+        indexed(folder / "model", "model.safetensors", bad.name)
+    with pytest.raises(ValueError, match=rf"^{bad}: found .*, expected ") as caught:
+        resumed(recipe, folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"t": 1}}'])
+def test_an_index_that_is_none_is_refused_by_name(begun: tuple[Recipe, Path], text: str) -> None:
+    recipe, folder = begun
+    (folder / "model" / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^.*/model.safetensors.index.json: found no weight_map \(.*, expected the"):
+        resumed(recipe, folder)
+
+
 def test_a_hubs_model_is_its_commit(begun: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, folder = begun
     task = build_task(recipe.task)
