@@ -85,8 +85,7 @@ class TeacherConfig(EngineConfig):
         require(self.snapshot_every >= 1, "snapshot_every", self.snapshot_every, "at least 1")
         require(0 <= self.ema_rate < 1, "ema_rate", self.ema_rate, "0 to below 1")
         require(not (self.path and self.follows), "path", self.path, f"none for a {self.kind} teacher")
-        is_url = self.url.startswith(("http://", "https://"))
-        require(is_url or not self.url, "url", self.url, "the base of a server's API, such as 'http://HOST:8000/v1'")
+        _check_server(self.url)
         require(not (self.url and self.follows), "url", self.url, f"none for a {self.kind} teacher")
         require(not (self.url and self.path), "url", self.url, "none beside teacher.path: the server has its model")
 
@@ -185,6 +184,17 @@ class Recipe:
     def window(self) -> int:
         """Prompt and response tokens that both engines hold."""
         return min(self.student.window, self.teacher.window)
+
+
+def _check_server(url: str) -> None:
+    """ValueError for what is no base of a server's API, or may hold a credential, which the message does not repeat."""
+    if "@" in url or "?" in url or "#" in url:
+        raise ValueError(
+            "url: found a user, a query or a fragment, which may hold a credential, expected none, since a run's files "
+            "repeat it: put the server's key into OPENAI_API_KEY"
+        )
+    is_url = url.startswith(("http://", "https://"))
+    require(is_url or not url, "url", url, "the base of a server's API, such as 'http://HOST:8000/v1'")
 
 
 def _is_day(text: str) -> bool:

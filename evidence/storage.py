@@ -29,6 +29,7 @@ _FSSPEC = ("fsspec+", "hf://")  # a URI whose path is the rest of it, as it is
 _PATH_CHARACTERS = "/%:@!$&'()*+,;="  # beside letters, digits, and "-._~": RFC 3986, 3.3
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ELSEWHERE = "put credentials into the environment of every node (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+_USER = {"abfs", "abfss", "gs", "gcs", "hdfs"}  # schemes whose part before an "@" is a container, a role or a name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -81,15 +82,16 @@ def refuse_credentials(uri: str) -> None:
     if not mark:
         return
     scheme, rest = scheme.lower(), unquote(rest)
-    has_user = scheme == "s3" and "@" in re.split("[/?]", rest)[0]
-    if has_user or _PASSWORD.match(rest):
+    has_user = scheme.removeprefix("fsspec+") not in _USER and "@" in re.split("[/?]", rest)[0]
+    if has_user or _PASSWORD.match(rest if scheme.endswith("file") else rest.lstrip("/")):
         raise ValueError(
             f"{scheme}://...: found credentials in the URI, expected none, since a run's files repeat it: {_ELSEWHERE}"
         )
+    given = dict.fromkeys(re.findall(r"#([^/?&;#=]*)=", rest), "#")  # a name may have a "#", and no option
     if is_opaque := uri.lower().startswith(_FSSPEC):
-        given = dict.fromkeys(re.findall(r"[?&;]([^/?&;]*)=", rest), "")
+        given |= dict.fromkeys(re.findall(r"[?&;]([^/?&;]*)=", rest), "")
     else:
-        given = options_of(uri)
+        given |= options_of(uri)
     taken = () if is_opaque else OPTIONS.get(scheme, ())
     if bad := [name for name, value in given.items() if name not in taken or not _PLAIN.fullmatch(value)]:
         which = f"the option {bad[0]}" if bad[0] in taken else f"option {list(given).index(bad[0]) + 1}"

@@ -279,6 +279,11 @@ SECRET = "s3cr3t"
         f"abfs://:{SECRET}@account/container",
         f"s3://KEY%3A{SECRET}%40bucket/runs",
         f"S3://{SECRET}@bucket/runs",
+        f"s3:///AK:{SECRET}@bucket/runs",
+        f"fsspec+https://{SECRET}@host/runs",
+        f"fsspec+s3://{SECRET}@bucket/runs",
+        f"hf://{SECRET}@datasets/me/rows",
+        f"hf://{SECRET}%40datasets/me/rows",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -302,6 +307,10 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         f"s3://bucket/runs?endpoint_override=KEY:{SECRET}@host:9000",
         f"gs://bucket/runs?private_key={SECRET}",
         f"file:///runs?token={SECRET}",
+        f"fsspec+s3://bucket/runs#token={SECRET}",
+        f"s3://bucket/runs#token={SECRET}",
+        f"gs://bucket/runs#a#token%3D{SECRET}",
+        f"hf://datasets/me/rows#token={SECRET}",
     ],
 )
 def test_an_option_that_is_not_known_to_hold_no_secret_is_refused(uri: str) -> None:
@@ -333,6 +342,11 @@ def refused(uri: str, why: str) -> None:
         "hdfs://user@host:8020/runs",
         "hdfs://host:8020/user@example/runs",
         "abfs://container@account.dfs.core.windows.net/runs",
+        "fsspec+abfs://container@account/runs",
+        "hf://datasets/me/rows@main/x",
+        "file:///data/a:b@c",
+        "file:///data:b@c/run #1",
+        "s3://bucket/run#1",
     ],
 )
 def test_a_uri_without_a_secret_is_taken(uri: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump, load_recipe, located
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
@@ -237,6 +238,24 @@ def test_a_base_that_is_missing_or_comes_round_again_is_refused(tmp_path: Path) 
 
 
 # Teachers
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cr3t@h/v1", "https://s3cr3t@h/v1", "http://h/v1?api_key=s3cr3t", "http://h/v1#s3cr3t",
+        "http://user:pw@h/v1?api_key=s3cr3t", "user:s3cr3t@h",
+    ],
+)  # fmt: skip
+def test_a_teachers_url_with_a_credential_is_refused_and_not_repeated(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["run", str(RECIPES[0]), "--run-dir", str(run), "--set", f"teacher.url={url}"]) == 2
+    said = capsys.readouterr()
+    assert "teacher.url: found a user, a query or a fragment" in said.err and not run.exists()
+    assert "s3cr3t" not in said.out + said.err
+    assert TeacherConfig(url="http://h:8000/v1").url == "http://h:8000/v1"
 
 
 @pytest.mark.parametrize(
