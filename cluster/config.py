@@ -190,8 +190,8 @@ def _check_server(url: str) -> None:
     """ValueError for what is no base of a server's API, or may hold a credential, which the message does not repeat."""
     if "@" in url or "?" in url or "#" in url:
         raise ValueError(
-            "url: found a user, a query or a fragment, which may hold a credential, expected none, since a run's files "
-            "repeat it: put the server's key into OPENAI_API_KEY"
+            "url: found a user, a query or a fragment, which may hold a credential and a run's files would repeat, "
+            "expected the base of a server's API, such as 'http://HOST:8000/v1', with its key in OPENAI_API_KEY"
         )
     is_url = url.startswith(("http://", "https://"))
     require(is_url or not url, "url", url, "the base of a server's API, such as 'http://HOST:8000/v1'")
