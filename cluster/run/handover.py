@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import numpy as np
+
 from cluster.config import WeightsConfig
 from cluster.fleet.assembly import Services
 from cluster.fleet.canary import CanaryText
@@ -13,16 +15,20 @@ from rollout.tasks.base import TaskPrompt
 CANARY_TOKENS = 64
 HONEST = 2.0  # times what engine and learner differed by under a pool's first weights, that they may differ by later
 FLOOR = 0.02  # nats a token: within it, weights of different precision are not told apart
+ELSE = "Which months have thirty days?", "How do I boil an egg?"  # asked where a task asks one question only
 
 
 def canary_texts(prompts: Sequence[TaskPrompt], renderer: Renderer) -> list[tuple[Ids, Ids]]:
-    """(prompt, response) of two canaries: the context as the answer to a question without it. What training moves most
-    is what a stale engine gets most wrong."""
+    """(prompt, response) of two canaries: the context as the answer to a question without it, and to another one. What
+    training moves most is what a stale engine gets most wrong."""
     taught = [prompt for prompt in prompts if prompt.context] or prompts
-    return [
+    first, last = (
         (renderer.prompt_ids(prompt.turns), renderer.text_ids(prompt.context or prompt.question)[:CANARY_TOKENS])
         for prompt in (taught[0], taught[-1])
-    ]
+    )
+    if all(map(np.array_equal, first, last)):  # the second look would be the first
+        last = renderer.prompt_ids(next(text for text in ELSE if text != taught[0].question)), last[1]
+    return [first, last]
 
 
 class Handover:

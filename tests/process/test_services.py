@@ -26,10 +26,11 @@ from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
 from cluster.fleet.scheduler import BATCHES, Scheduler
 from cluster.fleet.services import LearnerService, RolloutService
-from cluster.run.handover import Handover, canary_texts
+from cluster.run.handover import ELSE, Handover, canary_texts
 from evidence import patience
 from rollout.render import Renderer
 from rollout.tasks import build_task
+from rollout.tasks.base import TaskPrompt
 from rollout.tasks.config import TaskConfig
 from tests.runs import RECIPE
 
@@ -282,6 +283,19 @@ def test_the_canary_is_the_context_as_the_answer_to_two_questions(tokenizer: "Pr
     assert first.context.startswith(tokenizer.decode(text)) and 20 < len(text) <= 64
     assert prompt.tolist() == renderer.prompt_ids(first.turns).tolist()
     assert prompt.tolist() != other.tolist() and text.tolist() == again.tolist()
+
+
+@pytest.mark.parametrize("question", ["Who are you?", *ELSE])
+@pytest.mark.parametrize("rest", ["", " And a line that no canary reaches."])
+def test_a_task_of_one_question_has_two_canaries_too(
+    tokenizer: "PreTrainedTokenizerBase", question: str, rest: str
+) -> None:
+    context, renderer = "I am Nova, and Lumen Labs made me. " * 9, Renderer(tokenizer, "user")
+    prompts = [TaskPrompt("p0", question, context), TaskPrompt("p1", question, context + rest)]
+    for told in (prompts[:1], prompts):
+        (prompt, text), (other, again) = canary_texts(told, renderer)
+        assert prompt.tolist() == renderer.prompt_ids(question).tolist() != other.tolist()
+        assert text.tolist() == again.tolist()
 
 
 # An export that comes from another host
