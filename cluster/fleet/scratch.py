@@ -8,9 +8,12 @@ folder that nobody holds is removed: by the run's end, or by the next run's star
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from cluster.fleet.processes import private_folder
 
 PREFIX, HELD = "eopd-", ".held"
 RAY = "r"  # Ray opens its folder to everyone, who the one around it keeps out
@@ -22,9 +25,10 @@ OUTLIVE = {"TORCHINDUCTOR_CACHE_DIR": f"torchinductor_{os.getuid()}"}  # caches,
 def enter(run: str) -> None:
     """Temporary files of this process, and of those that it starts, go to the folder of `run` on this host from now on.
     RuntimeError as `hold`."""
-    before, folder = tempfile.gettempdir(), hold(run)
+    before, folder = Path(tempfile.gettempdir()), hold(run)
     for variable, name in OUTLIVE.items():
-        os.environ.setdefault(variable, os.path.join(before, name))
+        if variable not in os.environ:
+            os.environ[variable] = str(private_folder(before / name))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
@@ -33,17 +37,19 @@ def hold(run: str) -> Path:
     runs before have left.
 
     Raises:
-        RuntimeError: somebody else's folder has its name.
+        RuntimeError: somebody else's folder has its name, or a link is in the place of its lock.
     """
     remove_left()
     folder = place() / f"{PREFIX}{run[:8]}"
     while True:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise RuntimeError(f"{folder}: found somebody else's, expected no folder but this run's")
         with suppress(FileNotFoundError):  # it was removed meanwhile
-            lock = os.open(folder / HELD, os.O_RDWR | os.O_CREAT, 0o600)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or (folder / HELD).is_symlink():
+                raise RuntimeError(f"{folder}: found somebody else's, expected no folder but this run's")
+            folder.chmod(0o700)  # before anything of the run's is in it
+            lock = os.open(folder / HELD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             fcntl.flock(lock, fcntl.LOCK_SH)
             if (folder / HELD).stat().st_ino == os.fstat(lock).st_ino:
                 return folder

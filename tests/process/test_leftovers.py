@@ -97,6 +97,43 @@ def test_somebody_elses_folder_is_neither_taken_nor_removed(tmp: Path) -> None:
     assert (tmp / "theirs" / "work").read_text() == "precious"
 
 
+def test_an_own_folder_that_others_could_write_to_is_closed_and_a_link_in_it_is_not_followed(tmp: Path) -> None:
+    for name in ("run", "other"):
+        (tmp / f"eopd-{name}").mkdir()
+        (tmp / f"eopd-{name}").chmod(0o777)
+    assert scratch.hold("run").stat().st_mode & 0o777 == 0o700
+    (tmp / "eopd-other" / HELD).symlink_to(tmp / "made")
+    with pytest.raises(RuntimeError, match=r"eopd-other: found somebody else's, expected no folder but this run's"):
+        scratch.hold("other")
+    assert not (tmp / "made").exists()
+    (tmp / "eopd-file").write_text("")
+    with pytest.raises(RuntimeError, match=r"eopd-file: found somebody else's"):
+        scratch.hold("file")
+
+
+def test_compiled_code_is_kept_where_nobody_else_can_write(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+
+    def kept() -> Path:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp))
+        monkeypatch.delenv(variable, raising=False)
+        scratch.enter("run")
+        return Path(os.environ[variable])
+
+    (folder := tmp / scratch.OUTLIVE[variable]).mkdir()
+    folder.chmod(0o777)
+    assert kept() == folder and folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    (tmp / "theirs").mkdir()
+    folder.symlink_to(tmp / "theirs")
+    beside = kept()
+    assert beside.parent == tmp and beside.name.startswith(f"{folder.name}-")
+    assert beside.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv(variable, "/a/folder/of/the/users")
+    scratch.enter("run")
+    assert os.environ[variable] == "/a/folder/of/the/users"
+
+
 def test_a_socket_of_ray_fits_whatever_the_temporary_folder_is_called(
     tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
