@@ -75,6 +75,27 @@ def test_a_file_is_its_ranks(name: str, rank: int) -> None:
     assert owner(name) == rank
 
 
+def test_a_ranks_files_and_their_folders_are_synced_before_they_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk keeps after the power failed no test can see: here, that the kernel was asked to write each."""
+    (place := tmp_path / "step-000008").mkdir()
+    for name in (name.format(rank) for name in NAMES for rank in (0, 1)):
+        (place / name).write_bytes(b"weights")
+    synced, fsync = list[Path](), os.fsync
+
+    def record(file: int) -> None:
+        fsync(file)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+
+    monkeypatch.setattr(os, "fsync", record)
+    for rank, files in ((0, {name.format(0) for name in NAMES}), (1, {name.format(1) for name in NAMES[1:]})):
+        synced.clear()
+        assert {file.name for file in seal(place, rank)} == files
+        assert set(synced) == {*(place / name for name in files), place, tmp_path}
+        assert set(synced[-2:]) == {place, tmp_path}, "a folder is synced once its files are"
+
+
 def test_a_checkpoint_has_every_ranks_files_with_size_and_checksum(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 8)
     (found,) = checkpoints.complete()
