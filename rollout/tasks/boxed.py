@@ -10,7 +10,7 @@ import atexit
 import re
 from functools import cache
 
-from rollout.tasks.boxed_numbers import Written, written
+from rollout.tasks.boxed_numbers import Written, has_product, parts, written
 from rollout.tasks.boxed_pool import Judges, Verdicts
 
 MAX_CHARS = 256  # a longer box holds no final answer
@@ -43,11 +43,21 @@ def is_correct(gold: str, response: str) -> bool:
 
 def is_worked_out(gold: str, response: str) -> bool:
     """`is_correct`, for an answer that is worked out: where `gold` is a number, 3 + 4 is not as good as 7, nor is 14/2,
-    and a fraction counts in lowest terms."""
-    wanted, found = written(_tidy(gold)), written(_tidy(last_boxed(response)))
-    in_digits = wanted is Written.WHOLE and "%" not in gold  # of which 0.5 is as good as 50%
-    is_written = found is Written.WHOLE or (found is not None and not in_digits)
-    return (wanted is None or is_written) and is_correct(gold, response)
+    and a fraction counts in lowest terms. So it is with each number in a list, a tuple or a set."""
+    wanted, found = _tidy(gold), _tidy(last_boxed(response))
+    return _is_as_far(wanted, found) and is_correct(gold, response)
+
+
+def _is_as_far(gold: str, answer: str) -> bool:
+    """Whether an answer leaves no more to work out than `gold` does."""
+    wanted, found = parts(gold), parts(answer)
+    if (number := written(gold)) is not None:
+        wanted, found = [number], [written(answer)]
+    if not any(wanted):  # no number
+        return has_product(gold) or not has_product(answer)
+    in_digits = "%" not in gold  # of which 0.5 is as good as 50%
+    others = [sum(part is not Written.WHOLE for part in of) for of in (wanted, found)]
+    return found.count(None) <= wanted.count(None) and (not in_digits or others[1] <= others[0])
 
 
 def verdicts() -> Verdicts:

@@ -26,12 +26,27 @@ _WHOLE = re.compile(rf"{_DIGITS}(?:\.0*)?")
 _DECIMAL = re.compile(rf"{_DIGITS}?\.\d+")
 _FRACTION = re.compile(r"(\d+)?(?:\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|(?<!\d)(\d+)/(\d+))")
 _POWER = re.compile(r"(?:[1-9](?:\.\d+)?(?:\\times|\\cdot|×|\*))?10\^(?:\{-?\d+\}|\d)|[1-9](?:\.\d+)?[eE][+-]?\d+")
+_CANCELS = re.compile(r"(?<![a-zA-Z])([a-zA-Z]+)/\1(?![a-zA-Z])")  # which looks like a unit, and is 1
+_PRODUCT = re.compile(
+    r"(?<![\d.^_])(?<!\^\{)\d+(?:\.\d+)?(?:\*|\\cdot|\\times|×)\d+(?!\d|\.\d|\^)"
+)  # of two numbers; a power stays as it is
+# What parts of a list, a tuple, a set, an interval or a matrix stand between, and what surrounds them.
+_OF_ALL = re.compile(r"^[^=]*(?:=|\\in(?![a-z]))(?= ?(?:\\\{|[(\[]))")  # (x, y) = (1, 2)
+_BETWEEN = re.compile(
+    r"(?<!\{),|;|\\cup|\\\\|&|[<>≤≥]|\\(?:[lg]t|[lg]e|ne)q?(?:slant)?(?![a-z])|(?<![a-z\\])(?:and|or)(?![a-z])"
+    r"|\\text *\{ *(?:and|or) *\}|\\(?:begin|end)\{[a-z]*matrix\}"
+)
+_OPENS = re.compile(r"^(?:\\\{|\\pm|±|[(\[ ])+")
+_CLOSES = re.compile(r"(?:\\\}|[)\] ])+$")
+_NOTHING_TO_DO = re.compile(r"[a-zA-Z]|[+-]?(?:\\infty|∞)")  # the x of 1 < x < 2, and an open end
 
 
 def written(answer: str) -> Written | None:
     """How the number that an answer is, with a name before it or a unit after it, is written; None where it is none, or
     has something left to work out."""
     number = _bare(answer)
+    if _CANCELS.search(_NAMED.sub("", answer)):
+        return None
     if _WHOLE.fullmatch(number):
         return Written.WHOLE
     if _DECIMAL.fullmatch(number) or _POWER.fullmatch(number) or _in_lowest_terms(number):
@@ -39,8 +54,30 @@ def written(answer: str) -> Written | None:
     return None
 
 
+def parts(answer: str) -> list[Written | None]:
+    """How each part of a list, a tuple, a set, an interval or a matrix is written; of anything else, the whole."""
+    found = [_part(part) for part in _BETWEEN.split(_OF_ALL.sub("", _plain(answer)))]
+    return [written(part) for part in found if part and not _NOTHING_TO_DO.fullmatch(part)]
+
+
+def has_product(answer: str) -> bool:
+    """Whether two numbers of it are still to be multiplied, as in 3 * 4x."""
+    return bool(_PRODUCT.search(_plain(answer).replace(" ", "")))
+
+
+def _part(part: str) -> str:
+    part = part.strip()
+    if part.count("{") != part.count("}"):  # the first or the last one of {1, 2}
+        part = part.removeprefix("{") if part.count("{") > part.count("}") else part.removesuffix("}")
+    return _CLOSES.sub("", _OPENS.sub("", part))
+
+
+def _plain(answer: str) -> str:
+    return _SPACE.sub(" ", _DRESS.sub("", answer)).strip()
+
+
 def _bare(answer: str) -> str:
-    bare = _SPACE.sub(" ", _DRESS.sub("", _NAMED.sub("", answer))).strip()
+    bare = _plain(_NAMED.sub("", answer))
     while (shown := _SHOWN.sub(r" \1", bare)) != bare:
         bare = shown
     number = _PAIR.sub(r"\1", _GAP.sub("", _UNIT.sub("", bare)).removesuffix("."))

@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from rollout.tasks.boxed_numbers import Written, written
+from rollout.tasks.boxed_numbers import Written, has_product, parts, written
 
 WHOLE = [
     *("7", "-7", "+7", "\u22127", "07", "7.", "7.0", "7.00", "1,234", "1{,}234,567", "1234567", "$7$", "\\$7",
       "(7)", "(-7)"),
     *("7 cm", "7\\text{ cm}", "7 \\text{ m/s}^2", "7\\,\\mathrm{m}", "7^\\circ", "7°", "50\\%", "50%",
       "7 square units"),
-    *("x = 7", "x=7", "3 + 4 = 7", "\\text{area} = 7", "\\mathbf{7}", "\\text{7}", "\\left(7\\right)",
+    *("x = 7", "x=7", "3 + 4 = 7", "7x/x = 7", "\\text{area} = 7", "\\mathbf{7}", "\\text{7}", "\\left(7\\right)",
       "\\boxed{7}"),
 ]  # fmt: skip
 OTHER = [
@@ -27,7 +27,7 @@ NEITHER = [
     *("{7, 8}", "(3, 4)", "(3)(4)", "x + 1", "seven", "\\frac{1}{0}", "12 \\times 10^2", "3 times 4",
       "7 or 8", "\\sum 7"),
     *("\\frac{1}{2} + \\frac{1}{3}", "1/2/3", "12:30", "101_2", "e^{2}", "\\left\\lfloor 7.5 \\right\\rfloor",
-      "7 - 0 cm"),
+      "7 - 0 cm", "7x/x", "7 ab/ab"),
 ]  # fmt: skip
 
 
@@ -41,9 +41,37 @@ def test_how_a_number_is_written(answers: list[str], how: Written | None) -> Non
     assert found == dict.fromkeys(answers, how)
 
 
-@pytest.mark.parametrize("part", ["a", "a ", "\\text{", "7", "1,234", "{", "%", "=", "^\\circ", "\\frac{1}{2}", "a^2"])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        *(
+            (text, [Written.WHOLE, Written.WHOLE])
+            for text in ("(1,2)", "{1,2}", "\\{1, 2\\}", "[1;2)", "1 or 2", "1\\text{ and }2")
+        ),
+        *((text, [Written.WHOLE, Written.WHOLE]) for text in ("(x, y) = (1, 2)", "x = 1, y = 2", "1 \\leq x < 2")),
+        ("{\\frac{1}{2}, 1+1}", [Written.OTHER, None]),
+        ("(1{,}234, 5, \\infty)", [Written.WHOLE, Written.WHOLE]),
+        ("\\begin{pmatrix}1 & 2-1\\\\\\frac12 & 7\\end{pmatrix}", [Written.WHOLE, None, Written.OTHER, Written.WHOLE]),
+        ("(x-1)(x+1)", [None]),
+        ("", []),
+    ],
+)
+def test_each_part_of_several_is_told(answer: str, expected: list[Written | None]) -> None:
+    assert parts(answer) == expected
+
+
+def test_a_product_of_two_numbers_is_told_from_powers() -> None:
+    assert all(map(has_product, ("3*4\\pi", "3 \\cdot 4x", "2.5\\times 2\\pi", "\\sqrt{3*4}")))
+    assert not any(map(has_product, ("12\\pi", "2 \\cdot 3^n", "x^2 \\cdot 3", "x^{2*n}", "2\\cdot\\pi", "2(3+x)")))
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a", "a ", "\\text{", "7", "1,234", "{", "%", "=", "^\\circ", "\\frac{1}{2}", "a^2", "\\{", "and", "2*", "a/"],
+)
 def test_no_answer_of_the_longest_kind_takes_long(part: str) -> None:
     began = time.process_time()
     for end in ("", "!", "7", "}"):
-        written((part * 256)[:255] + end)
+        text = (part * 256)[:255] + end
+        written(text), parts(text), has_product(text)
     assert time.process_time() - began < 0.5
