@@ -64,7 +64,8 @@ mutants: setup ## changes to the mask, the batches and the losses that no unit t
 bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
 	$(BIN)/python -m tests.bench
 
-chaos: setup ## kills and stops processes of small runs at random moments; a table and runs/chaos.json; 20 minutes
+chaos: setup ## kills a run's Ray, and processes of small runs at random moments; a table and runs/chaos.json; 25 minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) tests/chaos
 	$(BIN)/python -m tests.chaos
 
 # The benchmarks' peer and what it needs beside the project's packages, apart from them.

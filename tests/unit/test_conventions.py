@@ -95,6 +95,14 @@ def test_docs_show_make_targets_that_exist() -> None:
     assert {"local-smoke", "test", "setup", "lint"} <= shown <= targets
 
 
+def test_every_folder_of_tests_is_run_by_a_target() -> None:
+    run = set(
+        re.findall(r"(?<= )tests/\w+", "\n".join(re.findall(r"^\t.*PYTEST.*", (ROOT / "Makefile").read_text(), re.M)))
+    )
+    folders = {relative(path.parent) for path in PYTHON if path.name.startswith("test_")}
+    assert {"tests/unit", "tests/engine", "tests/chaos"} <= folders == run
+
+
 def test_docs_link_to_files_that_exist() -> None:
     missing = [
         (doc, target)
