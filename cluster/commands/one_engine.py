@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import end_processes, own_processes
 from rollout.config import EngineConfig
 
@@ -26,6 +27,7 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
 
     from rollout.engine import Engine
 
+    keep_gloo_on_this_host()
     try:
         with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
             engine = Engine(model, config, "cuda" if torch.cuda.is_available() else "cpu")

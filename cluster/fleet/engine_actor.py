@@ -1,13 +1,12 @@
 """The Ray shell around an engine. Nothing is decided here."""
 
-import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import ray
 
 from cluster.fleet.calls import Died
-from cluster.fleet.network import LOOPBACK, interface_towards
+from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import last_lines
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.models import resolve_model
@@ -39,8 +38,7 @@ class EngineActor:
 
     async def start(self) -> str:
         """Builds the engine; returns the address of its host."""
-        # One engine's workers are on one host; gloo would otherwise speak from the address of the host's name.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(LOOPBACK, 9))
+        keep_gloo_on_this_host()
         from rollout.engine import Engine
 
         self.engine = Engine(resolve_model(self._model), *self._arguments)

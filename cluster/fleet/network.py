@@ -1,5 +1,6 @@
 """Which of a host's addresses and interfaces others see."""
 
+import os
 import socket
 
 import psutil
@@ -30,3 +31,8 @@ def interface_towards(address: str, port: int) -> str:
         if any(found.address == own for found in addresses):
             return str(name)
     raise OSError(f"found no network interface with the address {own}, expected one that leads to {address}")
+
+
+def keep_gloo_on_this_host() -> None:
+    """For an engine, whose workers are on one host: gloo would otherwise listen at the address of the host's name."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(LOOPBACK, 9))
