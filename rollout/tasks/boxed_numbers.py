@@ -66,10 +66,10 @@ def has_product(answer: str) -> bool:
 
 
 def _part(part: str) -> str:
-    part = part.strip()
+    part = _CLOSES.sub("", _OPENS.sub("", part))
     if part.count("{") != part.count("}"):  # the first or the last one of {1, 2}
         part = part.removeprefix("{") if part.count("{") > part.count("}") else part.removesuffix("}")
-    return _CLOSES.sub("", _OPENS.sub("", part))
+    return part.strip()
 
 
 def _plain(answer: str) -> str:
