@@ -89,7 +89,7 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
         WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
 
     (refused,) = await asyncio.gather(asyncio.to_thread(send), return_exceptions=True)
-    after = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+    after = [] if refused else (await engine.score([PROMPT], [RESPONSE]))[0].tolist()  # it is amid an update for good
     state = await engine.weight_state()
     engine.shutdown()
     found = {"before": before, "after": after, "fresh": fresh, "state": state, "sent": digest.hexdigest()}
@@ -150,13 +150,11 @@ def test_a_tied_head_that_the_file_repeats_takes_the_learners_weights(
     assert result["state"] == [5, result["sent"]]
 
 
-def test_a_stale_tied_head_is_refused_by_name(results: dict[str, dict[str, Any]], default_model: Path) -> None:
-    """Every number that was sent has arrived, and the outputs are wrong all the same."""
+def test_a_stale_tied_head_is_refused_by_name(results: dict[str, dict[str, Any]]) -> None:
+    """Every number that was sent has arrived, and the head computes with those of before all the same."""
     result = results["unmended"]
     assert "weights: lm_head computes with other weights than it was sent" in result["refused"]
-    assert result["state"] == result["fresh"]
-    expected = np.array(hf_logprobs(changed_model(str(default_model))))
-    assert np.abs(np.array(result["after"]) - expected).mean() > 0.1
+    assert result["state"] == result["fresh"] == [0, ""]
 
 
 if __name__ == "__main__":
