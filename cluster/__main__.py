@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
+from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained, printable
 from cluster.own_files import require_own_files
 
 
@@ -81,9 +81,9 @@ def _data_check(arguments: argparse.Namespace) -> int:
     else:
         recipe = build(Recipe, parse_overrides(arguments.set, {"task": {"name": "context"}}), "--set")
     check = check_data(arguments.rows, arguments.probe, recipe)
-    print(to_text(check))
+    print(printable(to_text(check)))
     for line in fault_lines(check.faults):
-        print(f"edge-opd: {line}", file=sys.stderr)
+        print(f"edge-opd: {printable(line)}", file=sys.stderr)
     return 2 if check.faults else 0
 
 

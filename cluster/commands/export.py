@@ -18,10 +18,11 @@ def export_run(run: Path) -> Path:
     """Writes RUN/export from RUN/checkpoints in this process alone, without Ray; returns the folder.
 
     Raises:
-        ValueError: it is no run, or it has no checkpoint.
+        ValueError: it is no run, or it has no checkpoint, or another process holds it.
         RuntimeError: the model cannot be written, or is another one when it is read again.
     """
     folder, recipe = RunDir(run), read_resolved(run).recipe
+    folder.hold()  # a run that goes on writes its own export there, and removes checkpoints
     checkpoint = Checkpoints(folder.checkpoints).sound()
     model = resolve_model(recipe.model.path)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device

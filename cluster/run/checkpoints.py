@@ -63,7 +63,7 @@ class Checkpoints:
             files = tuple(SealedFile(**file) for file in json.loads(path.read_bytes())["files"])
         except (ValueError, KeyError, TypeError):
             return None
-        return Checkpoint(int(step), folder, files)
+        return Checkpoint(int(step), folder, files) if files else None
 
     def _latest(self) -> str:
         path = self.folder / LATEST

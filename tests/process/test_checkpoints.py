@@ -144,7 +144,7 @@ def test_the_newest_that_is_whole_is_loaded_and_the_other_is_named(tmp_path: Pat
     assert checkpoints.sound() == checkpoints.place(8)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": [{}]}', b"\xff\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": [{}]}', b'{"files": []}', b"\xff\x00"])
 def test_a_damaged_complete_json_is_no_complete_one(tmp_path: Path, content: bytes) -> None:
     checkpoints = save(tmp_path, 8, 16)
     (checkpoints.place(16) / "complete.json").write_bytes(content)

@@ -69,6 +69,14 @@ def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_nothing_of_a_row_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    title = "\x1b]0;mine\x07"
+    good, bad = ROWS[0] | {"question": f"Who {title}?"}, {"question": None, "prompt_id": title, title: 1}
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", [good, bad])]) == 2
+    said = capsys.readouterr()
+    assert "Who  ]0;mine ?" in said.out and not {"\x1b", "\x07"} & {*said.out, *said.err}
+
+
 def test_many_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", [ROWS[0], *({"question": 1} for _ in range(SHOWN_FAULTS + 3))])
     assert main(["data", "check", rows]) == 2

@@ -1,6 +1,7 @@
 """A run whose export fails, and `edge-opd export` afterwards."""
 
 import asyncio
+import os
 import re
 import shutil
 import traceback
@@ -104,6 +105,16 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_one_line(tmp_path: Path, file
     done = edge_opd("export", str(tmp_path))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith(f"edge-opd: {tmp_path}") and told in done.stderr
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(dump(build(Recipe, {}, "test")))
+    running = RunDir(tmp_path)
+    running.hold()
+    done = edge_opd("export", str(tmp_path))
+    assert done.returncode == 2 and f"process {os.getpid()}" in done.stderr.splitlines()[-1], done.stderr
+    running.release()
+    assert "found no checkpoint" in edge_opd("export", str(tmp_path)).stderr
 
 
 SAVED = Path(__file__).parents[1] / "data" / "small-run"
