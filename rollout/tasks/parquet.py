@@ -24,7 +24,7 @@ def open_parquet(path: str) -> "pq.ParquetFile":
 
     try:
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: found no parquet ({str(error).splitlines()[0]}), expected a parquet file") from error
 
 

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rollout.tasks.parquet import batches, open_parquet
 from rollout.tasks.rows import Row
 
 PARQUET = (".parquet", ".pq")
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
 
 
@@ -49,6 +52,19 @@ def _parsed(line: bytes, where: str) -> Row | ValueError:
 
 def _parquet_rows(path: str) -> Iterator[Found]:
     with open_parquet(path) as parquet:
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches(parquet, path))
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(_read(parquet, path), start=1):
             yield f"{path}, row {number}", row
+
+
+def _read(parquet: "pq.ParquetFile", path: str) -> Iterator[Row]:
+    """ValueError, which names the file, where a page is damaged or a value is of no Python type."""
+    import pyarrow as pa
+
+    try:
+        for batch in batches(parquet, path):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if str(error).startswith(path):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path}: found rows that cannot be read ({why}), expected parquet of texts") from error

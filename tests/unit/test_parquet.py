@@ -41,3 +41,22 @@ def test_rows_and_groups_that_are_too_large_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(parquet, "GROUP_BYTES", 1 << 10)
     with pytest.raises(ValueError, match=rf"^{path}: row group 1: found 2\d+ bytes, expected at most 1024$"):
         list(file_rows(path, "task.prompts_file"))
+
+
+@pytest.mark.parametrize("damaged", [10, 200, 1000])
+def test_a_damaged_file_is_one_line_with_its_name(tmp_path: Path, damaged: int) -> None:
+    """A page's header, a text, compressed data."""
+    path, rows = tmp_path / "rows.pq", [{"question": f"Who keeps key {n}?", "context": "Ada " * 50} for n in range(500)]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="snappy")
+    content = bytearray(path.read_bytes())
+    content[damaged] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path}: found rows that cannot be read \(.+\), expected parquet of"):
+        list(file_rows(str(path), "task.prompts_file"))
+
+
+def test_a_value_of_no_python_type_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.PARQUET"
+    pq.write_table(pa.table({"question": ["Who?"], "when": pa.array([1], pa.timestamp("ns"))}), path)
+    with pytest.raises(ValueError, match=rf"^{path}: found rows that cannot be read \(Nanosecond .+\)"):
+        list(file_rows(str(path), "task.prompts_file"))
