@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from pyarrow import fs as pafs
 
 from evidence.patience import within
+from evidence.require import first_line
 
 _PASSWORD = re.compile(r"[^/?@]*:(?!\d+(/|$))[^?]*@")  # with a "/" in it too: a secret key has one, often unescaped
 _S3 = (
@@ -118,7 +119,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem | None, str]:
             raise ValueError(
                 f"{uri}: found {error.__cause__}, expected a path or a URI that pyarrow can open"
             ) from error
-        first = str(error).splitlines()[0]  # without Java's libraries, HDFS lists every place where it looked
+        first = first_line(error)  # without Java's libraries, HDFS lists every place where it looked
         raise OSError(f"cannot open {uri!r}: {first}") from error
     if isinstance(found, pafs.LocalFileSystem):
         return None, path

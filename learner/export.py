@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from evidence.require import first_line
 from learner.adapter import add_adapter, merged
 from learner.attention import PackedRows
 from learner.batches import PackedTokens
@@ -95,7 +96,7 @@ class Exporter:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
         except (OSError, ValueError) as error:
-            raise ValueError(f"export: {self._base}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"export: {self._base}: {first_line(error)}") from error
         expected = FileNames(model).split_all(held_tensors(model))
         found, asked = ({name: tuple(t.shape) for name, t in some.items()} for some in (files, expected))
         if found != asked:
@@ -112,7 +113,7 @@ class Exporter:
         try:
             written(patience_s, folder, lambda: self._write(self.files(state), logprobs, folder))
         except (OSError, ValueError, SafetensorError) as error:
-            raise RuntimeError(f"export: {folder}: {str(error).splitlines()[0]}") from error
+            raise RuntimeError(f"export: {folder}: {first_line(error)}") from error
 
     def _write(self, files: Mapping[str, Tensor], logprobs: Tensor, folder: Path) -> None:
         partial = _emptied(folder)

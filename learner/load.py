@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from evidence.require import first_line
 from learner import attention
 from learner.attention import PackedRows, UnsupportedModel, own_attention
 from learner.folder import check_model_folder, check_unquantised
@@ -80,7 +81,8 @@ def _read_whole(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreT
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except RuntimeError as error:
-        raise ValueError(f"model.path: {path}: found weights that cannot be read ({_first_line(error)})") from error
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"model.path: {path}: found weights that cannot be read ({said})") from error
     missing, other = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
     rest = f" (and {len(missing) + len(other) - 1} more)" if len(missing) + len(other) > 1 else ""
     if missing:
@@ -117,13 +119,8 @@ def _in_one_line(path: str, causal_lm: PreTrainedModel) -> Iterator[None]:
     except (AttributeError, TypeError, RuntimeError, ValueError, LookupError) as error:
         raise ValueError(
             f"model.path: {path}: found {type(causal_lm).__name__}, which cannot be run on packed rows "
-            f"({_first_line(error)}), expected a model that takes what Llama takes"
+            f"({type(error).__name__}: {first_line(error)}), expected a model that takes what Llama takes"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def mixes_rows(causal_lm: PreTrainedModel) -> bool:

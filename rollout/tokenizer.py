@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evidence.require import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -28,7 +30,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
     except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0].rstrip(": ")
+        why = first_line(error).rstrip(": ")
         raise ValueError(f"{model}: found no tokenizer ({why}), expected one that transformers reads") from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rollout.tasks.openthoughts import LAYOUTS, RULES, Example, Layout, select
-from rollout.tasks.parquet import batches, open_parquet
+from rollout.tasks.parquet import open_parquet, parquet_rows
 
 
 def write_openthoughts(source: Path, out: Path, limit: int, seed: int) -> Counter[str]:
@@ -45,8 +45,7 @@ def _examples(files: list[Path]) -> Iterator[Example]:
     for path in files:
         with open_parquet(str(path)) as parquet:
             layout = _layout(path, parquet.schema_arrow)
-            for batch in batches(parquet, str(path), layout.columns):
-                yield from map(layout.read, batch.to_pylist())
+            yield from map(layout.read, parquet_rows(parquet, str(path), layout.columns))
 
 
 def _layout(path: Path, schema: pa.Schema) -> Layout:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
 from cluster.default_model import default_model_path
+from cluster.errors import printable
 from cluster.models import resolve_model
 from rollout.tokenizer import load_tokenizer
 
@@ -29,7 +30,8 @@ def decoder_of(run: Path, model: str, follow: bool) -> Decoder:
     """
     export = run / "export"
     if not (follow or model == DEFAULT_MODEL or (export / "tokenizer_config.json").is_file()):
-        remedy = f"found no export in {run}; --follow reads the tokenizer of its model, {model}"
+        named = " ".join(printable(model).split())  # by the run's own recipe, which may be somebody else's
+        remedy = f"found no export in {run}; --follow reads the tokenizer of its model, {named}"
         return Decoder(_as_numbers, f"token ids instead of text: {remedy}")
     local = default_model_path() if model == DEFAULT_MODEL else Path(model).expanduser()
     folder = export if (export / "tokenizer_config.json").is_file() else local

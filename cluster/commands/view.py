@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from cluster.commands.decoding import Decode, Decoder, decoder_of
 from cluster.config import Recipe
-from cluster.errors import printable
 from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir
 from evidence.columns import flat_column
@@ -70,7 +69,7 @@ def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
 def _decoder(run: Path, recipe: Recipe, follow: bool) -> Decoder:
     decoder = decoder_of(run, recipe.model.path, follow)
     if decoder.note:
-        print(f"edge-opd: {printable(decoder.note)}", file=sys.stderr)
+        print(f"edge-opd: {decoder.note}", file=sys.stderr)
     return decoder
 
 

@@ -1,12 +1,16 @@
 """Parquet from anyone, a few rows at a time: a small file may say that it is a large one, or become one."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from evidence.require import first_line
+from rollout.tasks.rows import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+T = TypeVar("T")
 BATCH_ROWS = 1024
 FEW_ROWS = 16  # at a time, where one value may be large: values that repeat are stored once
 PART_BYTES = 1 << 20  # of a column in a row group; in a larger one a value may be large
@@ -25,14 +29,20 @@ def open_parquet(path: str) -> "pq.ParquetFile":
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: found no parquet ({str(error).splitlines()[0]}), expected a parquet file") from error
+        raise ValueError(f"{path}: found no parquet ({first_line(error)}), expected a parquet file") from error
+
+
+def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """As `batches`, each row as Python's own values; also ValueError for a value of no such type."""
+    for batch in batches(file, path, columns):
+        yield from _readable(batch.to_pylist, path)
 
 
 def batches(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
     """The rows of a file in their order, some at a time.
 
     Raises:
-        ValueError: a row group or some rows that are larger than memory is for.
+        ValueError: a row group or some rows that are larger than memory is for, or that cannot be read.
     """
     seen = 0
     for number in range(file.num_row_groups):
@@ -42,8 +52,9 @@ def batches(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = N
                 f"{path}: row group {number + 1}: found {group.total_byte_size} bytes, expected at most {GROUP_BYTES}"
             )
         largest = max((group.column(i).total_uncompressed_size for i in range(group.num_columns)), default=0)
-        rows = BATCH_ROWS if largest <= PART_BYTES else FEW_ROWS
-        for batch in file.iter_batches(rows, [number], columns=None if columns is None else list(columns)):
+        most = BATCH_ROWS if largest <= PART_BYTES else FEW_ROWS
+        found = file.iter_batches(most, [number], columns=None if columns is None else list(columns))
+        while (batch := _readable(lambda found=found: next(found, None), path)) is not None:  # type: ignore[misc]
             if batch.nbytes > BATCH_BYTES:
                 raise ValueError(
                     f"{path}, row {seen + 1}: found {batch.nbytes} bytes in {len(batch)} rows, expected at most "
@@ -51,3 +62,14 @@ def batches(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = N
                 )
             seen += len(batch)
             yield batch
+
+
+def _readable(read: Callable[[], T], path: str) -> T:
+    """ValueError, which names the file, where a page is damaged or a value is of no Python type."""
+    import pyarrow as pa
+
+    try:
+        return read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = first_line(error)
+        raise ValueError(f"{path}: found rows that cannot be read ({why}), expected whole parquet") from error

@@ -3,15 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rollout.tasks.parquet import batches, open_parquet
+from rollout.tasks.parquet import open_parquet, parquet_rows
 from rollout.tasks.rows import Row
 
 PARQUET = (".parquet", ".pq")
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
-
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
 
 
@@ -25,7 +21,7 @@ def file_rows(path: str, key: str) -> Iterator[Found]:
     """
     if not Path(path).is_file():
         raise ValueError(f"{key}: found no file at {path!r}, expected JSON lines or parquet")
-    return _parquet_rows(path) if Path(path).suffix.lower() in PARQUET else _json_rows(path)
+    return _numbered(path) if Path(path).suffix.lower() in PARQUET else _json_rows(path)
 
 
 def _json_rows(path: str) -> Iterator[Found]:
@@ -50,21 +46,7 @@ def _parsed(line: bytes, where: str) -> Row | ValueError:
     return ValueError(f"{where}: found a {type(row).__name__}, expected a JSON object")
 
 
-def _parquet_rows(path: str) -> Iterator[Found]:
+def _numbered(path: str) -> Iterator[Found]:
     with open_parquet(path) as parquet:
-        for number, row in enumerate(_read(parquet, path), start=1):
+        for number, row in enumerate(parquet_rows(parquet, path), start=1):
             yield f"{path}, row {number}", row
-
-
-def _read(parquet: "pq.ParquetFile", path: str) -> Iterator[Row]:
-    """ValueError, which names the file, where a page is damaged or a value is of no Python type."""
-    import pyarrow as pa
-
-    try:
-        for batch in batches(parquet, path):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if str(error).startswith(path):
-            raise
-        why = str(error).splitlines()[0]
-        raise ValueError(f"{path}: found rows that cannot be read ({why}), expected parquet of texts") from error

@@ -218,6 +218,15 @@ def _not_parquet(folder: Path) -> list[str]:
     return [str(folder / "in.parquet")]
 
 
+def _damaged(folder: Path) -> list[str]:
+    """A page's header."""
+    path = write(folder / "in.parquet", [metadata_row()] * 100)
+    content = bytearray(path.read_bytes())
+    content[10] ^= 0xFF
+    path.write_bytes(content)
+    return [str(path)]
+
+
 def _missing(folder: Path) -> list[str]:
     return [str(folder / "in.parquet")]
 
@@ -232,6 +241,7 @@ def _limit_0(folder: Path) -> list[str]:
         (_no_columns, ("in.parquet: found the columns problem (string), answer (int64), expected problem, deepseek_",)),
         (_other_turns, ("found the columns conversations (list<", "or conversations (default)")),
         (_not_parquet, ("in.parquet: found no parquet (",)),
+        (_damaged, ("in.parquet: found rows that cannot be read (",)),
         (_missing, ("in.parquet: found no parquet file, expected one or a folder of them",)),
         (_limit_0, ("--limit: found 0, expected at least 1",)),
     ],

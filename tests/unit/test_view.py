@@ -355,6 +355,11 @@ def test_a_tokenizer_without_a_tokenizer_json_is_left_to_transformers(run: Path)
     assert (found.decode([3, 4, 0, 2, 1]), found.note) == ("ab aba b", "")
 
 
+def test_a_note_is_one_plain_line_whatever_a_run_calls_its_model(run: Path) -> None:
+    note = decoder_of(run, "some/\x1b]0;mine\x07model\nedge-opd: all is well", follow=False).note
+    assert note.endswith("reads the tokenizer of its model, some/ ]0;mine model edge-opd: all is well")
+
+
 def test_without_either_the_ids_are_shown_and_what_is_missing_is_said(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
