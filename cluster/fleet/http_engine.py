@@ -4,7 +4,8 @@ Of vLLM's own in that API: `prompt_logprobs` of completions, token ids as a prom
 /tokenize (vLLM 0.32).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from cluster.errors import printable
 from cluster.keys import key_for, withheld
 from cluster.proxies import check_proxies, through
 from evidence.records import Floats, Ids, RolloutRequest, Sample
+from evidence.require import first_line
 from rollout.config import EngineConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -52,27 +54,26 @@ class HttpEngine:
             max_retries=MAX_RETRIES,
             timeout=self._config.start_deadline_s,
         )
-        try:
-            served = [model async for model in self._client.models.list()]
-            self._model = self._only(served)
-            await self._require_same_tokens()
-        except openai.OpenAIError as error:
-            self._explain(error)
+        with self._as_vllm_answers("/models"):
+            served = [(str(model.id), model) async for model in self._client.models.list()]
+        self._model = self._only(served)
+        await self._require_same_tokens()
         return str(urlsplit(self._url).hostname)
 
-    def _only(self, served: Sequence[Any]) -> str:
+    def _only(self, served: Sequence[tuple[str, Any]]) -> str:
         if len(served) != 1:
-            names = ", ".join(model.id for model in served)
+            names = f" ({', '.join(name for name, _ in served)})" if served else ""
             raise ValueError(
-                f"teacher.url: {self._url}: found {len(served)} models ({names}), expected one{through(self._url)}"
+                f"teacher.url: {self._url}: found {len(served)} models{names}, expected one{through(self._url)}"
             )
-        found = getattr(served[0], "max_model_len", None)
+        ((name, model),) = served
+        found = getattr(model, "max_model_len", None)
         if found is not None and found <= self._config.window:  # one more token than is scored
             raise ValueError(
                 f"teacher.window: found {self._config.window}, expected less than the {found} tokens that "
-                f"{served[0].id} at {self._url} holds"
+                f"{name} at {self._url} holds"
             )
-        return str(served[0].id)
+        return name
 
     async def _require_same_tokens(self) -> None:
         from cluster.models import resolve_model
@@ -83,8 +84,10 @@ class HttpEngine:
         expected = tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
         root = self._client.with_options(base_url=self._url.rstrip("/").removesuffix("/v1"))
         asked = {"model": self._model, "prompt": SAMPLE_TEXT, "add_special_tokens": False}
-        found: Any = await root.post("/tokenize", body=asked, cast_to=object)
-        if found.get("tokens") != expected:
+        with self._as_vllm_answers("/tokenize"):
+            answer: Any = await root.post("/tokenize", body=asked, cast_to=object)
+            found = answer["tokens"]
+        if found != expected:
             raise ValueError(
                 f"teacher.url: {self._url}: found other token ids for {SAMPLE_TEXT!r} than the student's tokenizer "
                 "gives, expected the same: a teacher needs the student's tokenizer"
@@ -96,17 +99,13 @@ class HttpEngine:
         Raises:
             RuntimeError: names the server and what it answered.
         """
-        import openai
-
         assert self._client is not None
         rows = [np.concatenate(row).tolist() for row in zip(prompts, responses, strict=True)]
-        try:
+        with self._as_vllm_answers("/completions"):
             reply = await self._client.completions.create(
                 model=self._model, prompt=rows, max_tokens=1, temperature=0.0, extra_body={"prompt_logprobs": 0}
             )
-        except openai.OpenAIError as error:
-            self._explain(error)
-        choices = sorted(reply.choices, key=lambda choice: choice.index)
+            choices = sorted(reply.choices, key=lambda choice: choice.index)
         if len(choices) != len(rows):
             raise RuntimeError(f"{self.name} {self._url}: found {len(choices)} answers, expected {len(rows)}")
         return [self._of_response(*pair) for pair in zip(choices, responses, strict=True)]
@@ -119,13 +118,29 @@ class HttpEngine:
     def _of_response(self, choice: Any, response: Ids) -> Floats:
         """Each token's own log-prob; the list begins with None for the first token of the prompt."""
         places = getattr(choice, "prompt_logprobs", None)
-        if not places or len(places) <= len(response):
+        if not isinstance(places, list) or len(places) <= len(response):
             raise RuntimeError(
                 f"{self.name} {self._url}: found no prompt_logprobs in its answer, expected those of every token: "
                 "the server is to be a vLLM server"
             )
         own = zip(places[-len(response) :], response.tolist(), strict=True)
-        return np.array([place[str(token)]["logprob"] for place, token in own], np.float32)
+        with self._as_vllm_answers("/completions"):
+            return np.array([place[str(token)]["logprob"] for place, token in own], np.float32)
+
+    @contextmanager
+    def _as_vllm_answers(self, path: str) -> Iterator[None]:
+        """Within it, what is no such answer is a RuntimeError that names the server."""
+        import openai
+
+        try:
+            yield
+        except openai.OpenAIError as error:
+            self._explain(error)
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            said = f"({type(error).__name__}: {printable(first_line(error))}){through(self._url)}"
+            raise RuntimeError(
+                f"{self.name} {self._url}: found an answer of {path} that is no vLLM server's {said}"
+            ) from error
 
     def _explain(self, error: "openai.OpenAIError") -> NoReturn:
         cause = error.__cause__ or error
