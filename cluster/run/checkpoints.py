@@ -34,7 +34,13 @@ class Checkpoint:
     @property
     def fault(self) -> str:
         """What is wrong with it at a glance; empty where nothing is."""
-        return next((fault for file in self.files or () if (fault := size_fault(self.folder / file.name, file))), "")
+        if self.files is None:
+            return ""
+        named = {COMPLETE, *(file.name for file in self.files)}
+        more = sorted(path for path in self.folder.iterdir() if path.is_file() and path.name not in named)
+        sizes = [size_fault(self.folder / file.name, file) for file in self.files]
+        unsealed = [f"{path}: found a file that {COMPLETE} does not name, expected those alone" for path in more]
+        return next(filter(None, [*sizes, *unsealed]), "")
 
 
 class Checkpoints:
@@ -77,7 +83,7 @@ class Checkpoints:
         """
         wrong = []
         for found in self.complete():
-            if not (some := faults(found.folder, found.files or ())):
+            if not (some := [found.fault] if found.fault else faults(found.folder, found.files or ())):
                 return found.folder
             wrong += some
         damaged = f" ({wrong[0]})" if wrong else ""

@@ -128,13 +128,18 @@ def pin(path: Path, pins: Pins, resume: bool, notes: Sequence[str] = ()) -> None
         write_whole(path, json.dumps({"format": 1, "inputs": pins, "notes": list(notes)}, indent=1) + "\n")
         return
     begun = read_pins(path)
-    # Older versions named weights too that nothing loads. One that is loaded no more is another index, or is missed.
-    for name in [name for name in [*begun, *pins] if name in pins or not name.endswith((".safetensors", ".bin"))]:
+    for name in [name for name in [*begun, *pins] if name in pins or not _is_idle(name)]:
         if not _is_same(begun.get(name), pins.get(name)):
             raise ValueError(
                 f"{name}: found {pins.get(name, 'nothing')}, expected {begun.get(name, 'nothing')} as when the run "
                 "began: it goes on with the inputs that it began with"
             )
+
+
+def _is_idle(name: str) -> bool:
+    """Weights that stand there and nothing loads, which older versions pinned too."""
+    file = Path(name.partition(": ")[2])
+    return file.suffix in (".safetensors", ".bin") and file.is_file()
 
 
 def _is_same(begun: str | None, now: str | None) -> bool:

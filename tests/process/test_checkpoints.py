@@ -144,6 +144,15 @@ def test_the_newest_that_is_whole_is_loaded_and_the_other_is_named(tmp_path: Pat
     assert checkpoints.sound() == checkpoints.place(8)
 
 
+def test_a_file_that_no_rank_wrote_is_not_read(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 8, 16)
+    more = checkpoints.place(16) / "zero_pp_rank_7_mp_rank_00_optim_states.pt"
+    more.write_bytes(b"more")
+    said = f"checkpoint at step 16 is passed over: {more}: found a file that complete.json does not name"
+    assert load(checkpoints) == (8, f"{said}, expected those alone")
+    assert checkpoints.sound() == checkpoints.place(8)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": [{}]}', b'{"files": []}', b"\xff\x00"])
 def test_a_damaged_complete_json_is_no_complete_one(tmp_path: Path, content: bytes) -> None:
     checkpoints = save(tmp_path, 8, 16)

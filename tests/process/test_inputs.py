@@ -144,6 +144,9 @@ def test_a_file_beside_the_weights_that_are_loaded_is_not_read(begun: tuple[Reci
     older = pins | {f"model.path: {folder}/model/consolidated.safetensors": "9 bytes, header 00"}
     pin(folder / "older.json", older, resume=False)
     pin(folder / "older.json", pins, resume=True)
+    (folder / "model" / "consolidated.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"consolidated.safetensors: found nothing, expected 9 bytes"):
+        pin(folder / "older.json", pins, resume=True)
 
 
 @pytest.mark.parametrize("has_index", [False, True])
