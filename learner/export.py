@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download, split_torch_state_dict_into_shard
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from evidence.require import first_line
 from learner.adapter import add_adapter, merged
@@ -67,7 +67,8 @@ class Exporter:
     def rehearse(self, shapes: Mapping[str, Tensor], folder: Path) -> None:
         """Before the first step: everything but the weights is written next to `folder` and read again, and tensors of
         `shapes` (on the meta device, as the learner holds them) are all that the model read asks for, and fit. Names
-        and shapes of weights are compared, and room for them; their content is first read again by `write`.
+        and shapes of weights are compared, and room for them; their content is first read again by `write`. The
+        tokenizer's files are the base's own, which whoever makes prompts has read.
 
         Raises:
             ValueError: they do not, or there is no room for them, or the base has a file that cannot be read.
@@ -89,8 +90,6 @@ class Exporter:
 
     def _read_again(self, folder: Path, files: Mapping[str, Tensor]) -> None:
         try:
-            if any(folder.glob("tokenizer*")):
-                AutoTokenizer.from_pretrained(str(folder))
             if (folder / "generation_config.json").is_file():
                 GenerationConfig.from_pretrained(str(folder))
             with torch.device("meta"):

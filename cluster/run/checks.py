@@ -4,6 +4,7 @@ Each check raises ValueError, which names the key or the file, what was found an
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import transformers
@@ -33,10 +34,20 @@ from rollout.thinking import SWITCHES
 SHOWN = 3  # differences between x and (x, r) that the start of a run shows
 
 
-def check_recipe(recipe: Recipe, task: Task) -> tuple[str, list[str]]:
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run works on beside its recipe, read once: the student's resolved model, the task, and its chat template
+    and tokenizer."""
+
+    model: str
+    task: Task
+    renderer: Renderer
+
+
+def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
     """Everything that can be known without an engine, the cheapest first.
 
-    Returns the student's resolved model, and what is worth knowing of its prompts, a line each.
+    Returns what was read for it, and what is worth knowing of the prompts, a line each.
     """
     check_task(recipe, task)
     model = check_models(recipe)
@@ -44,7 +55,7 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[str, list[str]]:
     refused = check_prompts(recipe, requests, task)
     notes = [*prompt_notes(recipe, requests), *([refused] if refused else [])]
     check_storage(recipe)
-    return model, notes
+    return RunInputs(model, task, requests.renderer), notes
 
 
 def check_task(recipe: Recipe, task: Task) -> None:

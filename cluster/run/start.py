@@ -20,10 +20,9 @@ from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
-from cluster.requests import renderer_of
 from cluster.run.boundary import end_at_once, run_time
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.checks import check_caches, check_recipe
+from cluster.run.checks import RunInputs, check_caches, check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.inputs import pin, pins_of
@@ -35,7 +34,7 @@ from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from evidence.patience import retried, retried_beside
-from rollout.tasks import Task, build_task
+from rollout.tasks import build_task
 
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
@@ -47,38 +46,38 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     recipe, resume = dated(recipe, folder), folder.has_begun if resume is None else resume
-    model, notes = check_recipe(recipe, task)
+    inputs, notes = check_recipe(recipe, task)
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:
-        pin(folder.inputs, pins_of(recipe, model, task), resume, notes)
+        pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes)
         for note in notes:
             sink.say(note)
         if resume:
             sink.stage("reading what stands in the run's folder")
             with run_time(sink):
                 sink.say(retried(recipe.faults.store_s, partial(outlook, folder)))
-        asyncio.run(_run(recipe, folder, sink, resume, model, task))
+        asyncio.run(_run(recipe, folder, sink, resume, inputs))
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):
-            return finish(recipe, model, folder, task, notes)
+            return finish(recipe, inputs.model, folder, task, notes)
     finally:
         sink.close()
         folder.release()
 
 
-async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task) -> None:
+async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs) -> None:
     connect()  # which has a handler of its own for SIGTERM
     with heeding(recipe.faults.grace_s) as stop, watched_head(partial(end_at_once, sink, folder)):
-        await _survive(recipe, folder, sink, resume, model, task, stop)
+        await _survive(recipe, folder, sink, resume, inputs, stop)
 
 
 async def _survive(
-    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task, stop: Stop
+    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop
 ) -> None:
     """The services, started again with what stands where one of them or a rank dies."""
-    plan = plan_for(recipe)
+    plan, model = plan_for(recipe), inputs.model
     sink.say(
         f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
         f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
@@ -96,7 +95,7 @@ async def _survive(
     restarts = Restarts(recipe.faults)
     while True:
         try:
-            return await _serve(recipe, folder, sink, resume, model, task, stop, plan)
+            return await _serve(recipe, folder, sink, resume, inputs, stop, plan)
         except Died as death:
             if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
                 raise
@@ -105,11 +104,11 @@ async def _survive(
 
 
 async def _serve(
-    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, model: str, task: Task, stop: Stop, plan: Plan
+    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop, plan: Plan
 ) -> None:
     """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
-    metadata = shard_metadata(recipe, model, folder.root.name)
+    metadata = shard_metadata(recipe, inputs.model, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
         activity = watch(services)
         with run_time(sink, takes_input=True):
@@ -126,8 +125,8 @@ async def _serve(
                 resumed = await catch_up(services.learner, folder, sink, recipe, choice)
             if resumed.version and recipe.run.max_policy_lag:
                 await services.rollout.resume(await patient(partial(learned_groups, folder)))
-            renderer = renderer_of(recipe, model)
-            pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice, plan.engines_sleep)
+            asked = (inputs.renderer, inputs.task)
+            pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(resumed)
                 sink.stage("exporting the model")

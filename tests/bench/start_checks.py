@@ -5,7 +5,8 @@ thread.
 
 The driver's look at recipe, prompts and storage (here a folder), and at what a resumed run is to find again; the
 learner's at packed rows, at the model's own forward, at an export, and at what is between head and logits, once more.
-Reading the model's weights and importing libraries are not counted: a run without checks does them as well.
+Reading the model's weights and its tokenizer, once each, and importing libraries are not counted: a run without checks
+does them as well. The tokenizer is timed beside the check that reads it.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from cluster.config import load_recipe
 from cluster.default_model import prepare_default_model
@@ -30,6 +31,7 @@ from learner.load import DTYPES, distance_from_own_forward, mixes_rows
 from learner.logits import logit_form
 from learner.names import held_tensors
 from rollout.tasks import build_task
+from rollout.tokenizer import load_tokenizer
 from tests.bench.figures import Figure
 from tests.bench.learner_step import ROOT
 
@@ -47,7 +49,7 @@ def measure_here() -> dict[str, float]:
     storage = tempfile.TemporaryDirectory()
     recipe, model = load_recipe(RECIPE, [f"run.storage={storage.name}"]), str(prepare_default_model())
     task = build_task(recipe.task)
-    AutoTokenizer.from_pretrained(model)  # imports what reads tokenizers
+    load_tokenizer(model)  # imports what reads tokenizers
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[recipe.learner.dtype])
     for parameter in causal_lm.parameters():
         parameter.data.sum()  # a mapped file is read at the first touch
@@ -59,7 +61,7 @@ def measure_here() -> dict[str, float]:
             exporter.rehearse(shapes, Path(folder) / "export")
 
     return {
-        "recipe and prompts": timed(lambda: check_recipe(recipe, task)),
+        "recipe and prompts": timed(lambda: check_recipe(recipe, task)) - timed(lambda: load_tokenizer(model)),
         "the inputs' pins": timed(lambda: pins_of(recipe, model, task)),
         "packed rows": timed(lambda: mixes_rows(causal_lm)),
         "the model's own forward": timed(lambda: distance_from_own_forward(causal_lm)),

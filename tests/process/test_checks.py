@@ -131,8 +131,8 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     template.write_text(template.read_text() + opens)
     prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
-    resolved, (own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
-    assert resolved == str(model)
+    inputs, (own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
+    assert inputs.model == str(model)
     assert own == (
         "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM, trained by Hugging Face', "
         "which is not in (x, r)"
