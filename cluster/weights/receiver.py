@@ -38,7 +38,12 @@ class _Checked:
             for name, tensor in listed:
                 digest.add(name, tensor)
             filled = load(listed)
-            unfilled.difference_update(unfilled if filled is None else filled)  # None: this model does not tell
+            if filled is None:  # as vLLM lets a model do
+                raise RuntimeError(
+                    f"weights: found {type(model).__name__}, which does not say what it has loaded, expected the "
+                    "names: a push could not be proved"
+                )
+            unfilled.difference_update(filled)
             return filled
 
         model.load_weights = load_and_digest

@@ -96,6 +96,21 @@ def test_a_push_that_leaves_a_parameter_of_the_engine_names_it(renamed: dict[str
         assert receiver.received == ""
 
 
+class SilentLayers(Layers):
+    def load_weights(self, weights: Any) -> None:  # type: ignore[override]
+        super().load_weights(weights)
+
+
+def test_a_model_that_does_not_say_what_it_loaded_is_refused() -> None:
+    from cluster.weights.receiver import checked
+
+    receiver: Any = checked(PlainReceiver)()  # type: ignore[arg-type]
+    receiver.model = SilentLayers()
+    receiver.start_weight_update()
+    with pytest.raises(RuntimeError, match=r"found SilentLayers, which does not say what it has loaded, expected"):
+        receiver.model.load_weights(list(SENT.items()))
+
+
 @pytest.mark.parametrize("theirs", ["ab", "cd"])
 def test_weights_flow_only_to_who_has_the_groups_secret(theirs: str) -> None:
     from cluster.weights.transports.gloo import broadcast, open_group
