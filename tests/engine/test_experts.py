@@ -75,12 +75,12 @@ async def _drive(model: str) -> dict[str, Any]:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe", "glm4_moe"])
 def test_an_engine_has_the_experts_that_were_pushed(tmp_path: Path, default_model: Path, family: str) -> None:
     from transformers import AutoTokenizer
 
     # vLLM on CPUs knows no smaller heads, and pads experts that are no multiple of 32, which no reload fits.
-    experts = {"mixtral": "intermediate_size"}.get(family, "moe_intermediate_size")
+    experts = "intermediate_size" if family in ("mixtral", "olmoe") else "moe_intermediate_size"
     sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152, experts: 128}
     folder, target = tiny(family, tmp_path / "model", **sizes), tmp_path / "found.json"
     AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
