@@ -8,7 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SAFE_INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", SAFE_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+STATES = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # a trainer's, which vLLM passes over as well
 TOKENS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,8 +36,10 @@ def check_model_folder(path: str, key: str = "model.path") -> None:
     for name in TOKENS:
         if (folder / name).is_file():
             _check_no_pointer(folder / name, key, "the tokenizer")
-    for file in _weight_files(folder, key):
+    files = _weight_files(folder, key)
+    for file in files:
         _check_file(file, key)
+    _require_same_files(folder, files, key)
 
 
 def check_unquantised(config: dict[str, Any], where: str) -> None:
@@ -63,14 +67,40 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
         raise ValueError(f"{key}: {folder}: found no weights, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
     if first.suffix != ".json":
         return [first]
-    mapped = _json(first, key).get("weight_map")
-    if not isinstance(mapped, dict) or not mapped:
-        raise ValueError(f"{key}: {first}: found no weight_map, expected the shard of each tensor")
-    files = sorted({folder / name for name in mapped.values()})
+    files = sorted({folder / name for name in _mapped(first, key).values()})
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None:
         raise ValueError(f"{key}: {first}: found no {missing.name} beside it, expected all {len(files)} shards")
     return files
+
+
+def _mapped(index: Path, key: str) -> dict[str, str]:
+    mapped = _json(index, key).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        raise ValueError(f"{key}: {index}: found no weight_map, expected the shard of each tensor")
+    return mapped
+
+
+def _require_same_files(folder: Path, ours: list[Path], key: str) -> None:
+    """ValueError for weights that vLLM would read and transformers would not, or the other way about."""
+    theirs = engines_files(folder, key)
+    for file in sorted({*ours} ^ {*theirs}):
+        one, other = ("vLLM", "transformers") if file in theirs else ("transformers", "vLLM")
+        raise ValueError(
+            f"{key}: {file}: found weights that {one} would read and {other} would not, expected one set of weights in "
+            "the folder: move the other set, and its index, elsewhere"
+        )
+
+
+def engines_files(folder: Path, key: str) -> list[Path]:
+    """What vLLM reads (seen in 0.32.0): every file of the first kind that there is; of safetensors those of the index,
+    where there is one. Contract: test_the_files_that_an_engine_reads_are_the_learners."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return [file for file in sorted(folder.glob("*.bin")) if not file.name.endswith(STATES)]
+    index = folder / SAFE_INDEX
+    named = {folder / name for name in _mapped(index, key).values()} if index.is_file() else {*files}
+    return [file for file in files if file in named]
 
 
 def _check_file(file: Path, key: str) -> None:

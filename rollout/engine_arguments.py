@@ -14,6 +14,7 @@ def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str,
     on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization or ALONE}
     return {
         "model": model,
+        **quirks.HUGGING_FACE,
         "dtype": config.dtype_on(device),
         "max_model_len": config.window,
         "tensor_parallel_size": config.tensor_parallel_size,

@@ -40,6 +40,16 @@ Without: the first push over ipc is a TypeError.
 Contract: test_a_python_type_is_pickled_only_when_allowed
 """
 
+HUGGING_FACE = {"load_format": "hf", "config_format": "hf", "tokenizer_mode": "hf"}
+"""An engine reads the files that the learner reads.
+
+Seen: 0.32.0, one consolidated*.safetensors anywhere in a model's folder makes it a Mistral one to vLLM: such files are
+    its weights, params.json its config and tekken.json its tokenizer, whatever stands in Hugging Face's own files.
+Without: a frozen teacher that was trained further scores with the weights that it had before; or, with the file in a
+    folder of its own, no weights are found.
+Contract: test_the_files_that_an_engine_reads_are_the_learners
+"""
+
 
 def enter_cpu_environment(config: "EngineConfig") -> None:
     """Sets the environment of a CPU engine's process, before vLLM is imported.

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,13 @@ import torch
 
 from cluster.weights.receiver import stale_heads
 from evidence.records import RolloutRequest
+from learner.folder import engines_files
 from rollout import vllm_quirks as quirks
 from rollout import vllm_scheduling as scheduling
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from tests import fakes
 from tests.process.test_checks import POSITIONS
+from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
 from tests.reference import logprobs_of, plain_model
 from tests.runs import side_by_side
 
@@ -351,6 +354,51 @@ def test_a_head_is_stale_by_the_smallest_change(layers: torch.nn.Module, dtype: 
     assert "language_model.lm_head" in stale_heads(layers)
     quirks.mend_shared_heads(layers)
     assert "language_model.lm_head" not in stale_heads(layers)
+
+
+@pytest.fixture
+def of_two_formats(model: Path, tmp_path: Path) -> Path:
+    """Hugging Face's shards, beside what makes vLLM take a folder for Mistral's own."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    beside("consolidated.safetensors")(folder)
+    in_shards(folder)
+    (folder / "params.json").write_text(json.dumps({"dim": 64, "n_layers": 1}))
+    (folder / "tekken.json").write_text("{}")
+    return folder
+
+
+def files_of(folder: Path, **formats: str) -> list[Path]:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model_loader
+
+    loader: Any = get_model_loader(EngineArgs(model=str(folder), **formats).create_load_config())
+    return sorted(map(Path, loader._prepare_weights(str(folder), None, None, True, None)[1]))
+
+
+def test_the_files_that_an_engine_reads_are_the_learners(of_two_formats: Path) -> None:
+    from vllm.tokenizers.registry import resolve_tokenizer_args
+    from vllm.transformers_utils.config import get_config
+
+    formats, folder = quirks.HUGGING_FACE, of_two_formats
+    modes = [
+        resolve_tokenizer_args(str(folder), tokenizer_mode=mode)[0] for mode in ("auto", formats["tokenizer_mode"])
+    ]
+    assert modes == ["mistral", "hf"], changed("tekken.json beside consolidated weights is the tokenizer")
+    mistrals = [folder / "consolidated.safetensors"]
+    assert files_of(folder, load_format="auto") == mistrals, changed("consolidated weights are preferred")
+    shards = [folder / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert files_of(folder, load_format=formats["load_format"]) == shards
+    config = get_config(str(folder), trust_remote_code=False, config_format=formats["config_format"])
+    assert config.hidden_size == 128, changed("config.json is read")
+
+
+@pytest.mark.parametrize(
+    "kind", [in_shards, torchs_beside_a_trainers, beside_torchs, beside("a.safetensors"), two_of_torchs]
+)
+def test_the_files_that_an_engine_reads_are_known(model: Path, tmp_path: Path, kind: Any) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    kind(folder)
+    assert engines_files(folder, "model.path") == files_of(folder, load_format=quirks.HUGGING_FACE["load_format"])
 
 
 def test_a_fused_layer_is_loaded_with_its_first_part(layers: torch.nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Folders that cannot be trained, each refused in one line that says what to do."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,9 +114,42 @@ def torchs_pointer(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_text(POINTER)
 
 
+def beside(*names: str) -> Callable[[Path], None]:
+    def copy(folder: Path) -> None:
+        for name in names:
+            shutil.copyfile(folder / "model.safetensors", folder / name)
+
+    return copy
+
+
+def shards_beside_the_whole(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    in_shards(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+
+
+def torchs_beside_an_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    torch.save({"weight": torch.zeros(10)}, folder / "pytorch_model.bin")
+
+
+def two_of_torchs(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "pytorch_model_old.bin"):
+        torch.save({"weight": torch.zeros(10)}, folder / name)
+
+
+BY_VLLM = "found weights that vLLM would read and transformers would not, expected one set of weights"
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (beside("consolidated.safetensors"), rf"/consolidated\.safetensors: {BY_VLLM}"),
+        (beside("model_backup.safetensors"), rf"/model_backup\.safetensors: {BY_VLLM}"),
+        (shards_beside_the_whole, rf"/model-00001-of-00002\.safetensors: {BY_VLLM}"),
+        (torchs_beside_an_adapter, rf"/adapter_model\.safetensors: {BY_VLLM}"),
+        (two_of_torchs, rf"/pytorch_model_old\.bin: {BY_VLLM}"),
         *((quantised(m), rf"config\.json: found weights that are quantised \({m}\), expected bfloat16.*name the model")
           for m in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4")),
         (with_config(text_config={"quantization_config": {"quant_method": "awq"}}), r"that are quantised \(awq\)"),
@@ -144,7 +178,24 @@ def test_a_folder_that_cannot_be_trained_is_one_line(folder: Path, damage: Calla
     assert str(error.value).startswith("teacher.path: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [None, in_shards])
+def in_shards_beside_another_set(folder: Path) -> None:
+    beside("consolidated.safetensors")(folder)
+    in_shards(folder)
+
+
+def torchs_beside_a_trainers(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.bin"):
+        torch.save({"weight": torch.zeros(10)}, folder / name)
+
+
+def beside_torchs(folder: Path) -> None:
+    torch.save({"weight": torch.zeros(10)}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "kind", [None, in_shards, in_shards_beside_another_set, torchs_beside_a_trainers, beside_torchs]
+)
 def test_a_good_folder_and_a_hub_id_pass(folder: Path, kind: Callable[[Path], None] | None) -> None:
     if kind is not None:
         kind(folder)
