@@ -33,6 +33,7 @@ from learner.names import FileNames, held_tensors
 # Of the base's folder: weights, whatever their format.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json")
 LEFT_OUT = (*WEIGHTS, "README.md", ".*")  # and what a run writes itself
+TEMPLATES = "additional_chat_templates/*.jinja"  # beside the files of the folder itself: its named templates
 SHARD_BYTES = 5 << 30
 # Nats, mean over a text: another order of sums in float32; in bfloat16 as much as another device may differ.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
@@ -126,10 +127,13 @@ class Exporter:
             shutil.rmtree(partial, ignore_errors=True)  # a disk that is full has room for a checkpoint again
 
     def _copy_base(self, folder: Path) -> None:
-        for source in base_folder(self._base).iterdir():
+        base = base_folder(self._base)
+        for source in (*base.iterdir(), *base.glob(TEMPLATES)):
             if source.is_file() and not any(fnmatch(source.name, pattern) for pattern in LEFT_OUT):
                 # Content alone, so that the mode is the umask's and not that of a read-only store of models.
-                shutil.copyfile(source, folder / source.name)
+                target = folder / source.relative_to(base)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
         path = folder / "config.json"
         content = path.read_text(encoding="utf-8")
         changed = changed_config(json.loads(content), self._config.dtype, self._untied)

@@ -19,7 +19,8 @@ from evidence.files import write_whole
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
-SETTLES = ("*.json", "*.jinja", "*.model", "*.txt")  # of a model's folder, what is read whole
+# Of a model's folder, what is read whole.
+SETTLES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 WEIGHTS = ("*.safetensors", "*.bin")
 METADATA = "__metadata__"  # of a safetensors file, which is no tensor

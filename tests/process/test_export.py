@@ -65,7 +65,8 @@ def assert_computes(folder: Path, logprobs: torch.Tensor) -> None:
 
 
 def beside(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 EXPORTED = ("llama", "deepseek_v3", "glm4_moe", "apertus", "qwen3_moe", "mixtral", "olmoe", "gemma3", "gemma4", "gpt2")
@@ -77,6 +78,8 @@ def test_an_export_is_the_base_folder_with_other_weights(tmp_path: Path, family:
     (base / "generation_config.json").write_text(UNWRITABLE)
     (base / "note.txt").write_text("whatever a base has")
     (base / "README.md").write_text("the base's own card")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
     logprobs = exported(base, tmp_path / "export")
     assert_computes(tmp_path / "export", logprobs)
     files = beside(base)

@@ -33,6 +33,8 @@ def begun(tmp_path: Path, small_model: Path) -> tuple[Recipe, Path]:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         overrides.append(f"{key}={file}")
     model = shutil.copytree(small_model, tmp_path / "model")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "rag.jinja").write_text("{{ messages[0].content }}")
     recipe = load_recipe(RECIPE, [*overrides, f"model.path={model}"])
     pin(tmp_path / "inputs.json", pins_of(recipe, str(model), build_task(recipe.task)), resume=False)
     return recipe, tmp_path
@@ -60,6 +62,7 @@ def test_the_same_inputs_go_on_whenever_they_were_written(begun: tuple[Recipe, P
         ("task.probe_file.jsonl", "task.probe_file"),
         ("model/config.json", "model.path"),
         ("model/tokenizer.json", "model.path"),
+        ("model/additional_chat_templates/rag.jinja", "model.path"),
         ("model/model.safetensors", "model.path"),
         ("model/new.safetensors", "model.path"),
     ],
