@@ -122,6 +122,9 @@ def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
                 f"{where}: found answer = {shown(value)}, expected one of {', '.join(JUDGES)} with its answer"
             )
         ((judge, value),) = named.items()
+    elif isinstance(value, list):  # as SQuAD has them
+        several = 'of several any of which is right, a pattern such as {"regex": "Bob|Robert"}'
+        raise ValueError(f"{where}: found answer = {shown(value)}, expected one, or {several}")
     elif _is_number(value) and judge != "boxed":
         judge = "number"
     answer = str(value) if _is_number(value) else checked_text(value, "answer", where)

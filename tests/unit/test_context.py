@@ -288,6 +288,7 @@ BAD: list[tuple[Any, str]] = [
         ROW | {"answer": {"boxed": "the answer is 4"}},
         "found answer = 'the answer is 4' for the judge boxed (a sentence",
     ),
+    (ROW | {"answer": ["Bob", "Robert"]}, "found answer = ['Bob', 'Robert'], expected one, or of several any"),
     (ROW | {"answer": {"exact": "a"}}, "found answer = {'exact': 'a'}, expected one of text, regex, number, boxed"),
     (
         ROW | {"wrong_contexts": ["Bob.", ROW["context"]]},
