@@ -8,8 +8,8 @@
 # Neither says why. load_format "hf" reads what transformers reads.
 #
 # Seen, on Python 3.11 without a GPU (a random Llama of two layers, in shards with an index, beside another's weights):
-#   auto: 0.0000 nats from consolidated.safetensors, 6.0912 nats from the shards
-#   hf:   5.9912 nats from consolidated.safetensors, 0.0000 nats from the shards
+#   auto: 0.0000 nats from consolidated.safetensors, 4.9308 nats from the shards
+#   hf:   4.9308 nats from consolidated.safetensors, 0.0000 nats from the shards
 #   auto, with the file in old/: Cannot find any model weights with ...
 # Fails when this changes.
 set -euo pipefail
