@@ -14,8 +14,10 @@ import ray
 
 LOOK_S = 2.0  # between two looks, and for an answer
 OWN_S = 10.0  # without an answer from the head of a run's own Ray, which nobody starts again
+HANGS_S = 30.0  # of one that is there, and may be slow on a busy host
 RAYS_S = 60.0  # after which Ray ends a driver, unless told otherwise
 TOLD = "RAY_gcs_rpc_server_reconnect_timeout_s"
+OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # RFC 9113, 3.4, with no settings
 OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL}  # errors of this host, which say nothing of it
 
 
@@ -26,13 +28,21 @@ def patience_s() -> float:
     return 2 / 3 * rays if os.environ.get("RAY_ADDRESS") else min(OWN_S, 2 / 3 * rays)
 
 
-def answers(address: str) -> bool:
-    """Whether something listens there, as far as this host can tell."""
+def answers(address: str) -> bool | None:
+    """Whether a server of HTTP/2 answers there, which gRPC is on, as far as this host can tell; None for one that takes
+    a connection and says nothing: of a process that was stopped the system itself takes them."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
+        opened = socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S)
     except OSError as error:
         return error.errno in OURS
+    with opened:
+        try:
+            if os.environ.get("RAY_USE_TLS") != "1":  # a server of TLS has nothing to say to this
+                opened.sendall(OPENING)
+                opened.recv(1)
+        except OSError:
+            return None
     return True
 
 
@@ -46,12 +56,14 @@ def watched_head(gone: Callable[[str], object], address: str = "") -> Iterator[N
     def watch() -> None:
         answered, missed = time.monotonic(), 0
         while not ended.wait(LOOK_S):
-            if answers(address):
+            found = answers(address)
+            if found:
                 answered, missed = time.monotonic(), 0
                 continue
             missed += 1  # counted too, since this process may have been stopped for a while
-            if time.monotonic() - answered >= seconds and missed * 2 * LOOK_S >= seconds:
-                gone(f"Ray's head (gcs_server) at {address} does not answer for {seconds:g} s: it died or was killed")
+            limit, why = (HANGS_S, "it hangs or was stopped") if found is None else (seconds, "it died or was killed")
+            if time.monotonic() - answered >= limit and missed * 2 * LOOK_S >= limit:
+                gone(f"Ray's head (gcs_server) at {address} does not answer for {limit:g} s: {why}")
                 return
 
     thread = threading.Thread(target=watch, name="head", daemon=True)

@@ -1,13 +1,15 @@
-"""A Ray whose head is killed, under a driver that waits for it."""
+"""A Ray whose head is killed or stopped, under a driver that waits for it."""
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from cluster.run.rundir import RunDir
 from tests.runs import ROOT
@@ -39,22 +41,28 @@ with watched_head(partial(end_at_once, sink, folder)):
     print(*(process.pid for process in started), flush=True)
     time.sleep(5)  # in which it answers
     (gcs,) = [process for process in started if "gcs_server" in process.name()]
-    gcs.kill()
+    gcs.send_signal(int(sys.argv[2]))
     print(time.time(), flush=True)
     ray.get(actor.wait.remote(600))
 """
 
 
-def test_a_run_whose_rays_head_is_killed_ends_with_a_line_before_ray_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "seconds", "why"),
+    [(signal.SIGKILL, 10, "it died or was killed"), (signal.SIGSTOP, 30, "it hangs or was stopped")],
+)
+def test_a_run_whose_rays_head_is_lost_ends_with_a_line_before_ray_ends_it(
+    tmp_path: Path, number: signal.Signals, seconds: int, why: str
+) -> None:
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=ROOT, env=env)
     ended = time.time()
     said = re.escape("edge-opd: step 3: sampling: Ray's head (gcs_server) at 127.0.0.1:")
-    line = rf"{said}\d+ does not answer for 10 s: it died or was killed; --resume continues from what stands"
+    line = rf"{said}\d+ does not answer for {seconds} s: {why}; --resume continues from what stands"
     assert done.returncode == 1 and re.fullmatch(line, done.stderr.splitlines()[-1]), done.stderr[-3000:]
     numbers, killed = done.stdout.splitlines()
-    assert ended - float(killed) < 25
+    assert ended - float(killed) < seconds + 15
     end = time.monotonic() + 20
     while (left := [number for number in map(int, numbers.split()) if psutil.pid_exists(number)]) and (
         time.monotonic() < end
