@@ -33,6 +33,7 @@ from inspect_ai.scorer import (
 from inspect_ai.scorer import scorer as inspect_scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
+from cluster.commands.probe_server import checked_answer
 from cluster.config import Recipe, load_recipe
 from cluster.run.record import probe_record, shown_probe
 from cluster.typed import build
@@ -40,7 +41,6 @@ from rollout.placement import placed
 from rollout.probe import summarise_so_far
 from rollout.tasks import build_task
 from rollout.tasks.base import Turns
-from rollout.thinking import answer_of
 
 WITHOUT_TOP_K = ("openai", "openai-api")  # providers whose protocol has no such setting
 
@@ -108,16 +108,25 @@ def flags(task: str, recipe: str) -> Scorer:
     prompts = probed.probe_prompts()
 
     async def score(state: TaskState, target: Target) -> Score:
-        text = answer_of(state.output.completion)
-        if not text and state.output.stop_reason != "stop":
+        output = state.output
+        elsewhere = _beside_text(output.message) if output.choices else []
+        answer = checked_answer(output.completion, f"stop_reason {output.stop_reason}", elsewhere)
+        if answer.lost:
             raise RuntimeError(
-                f"question {state.sample_id}: found an empty answer (stop_reason {state.output.stop_reason}), expected "
-                "text; a larger probe.max_tokens leaves room for reasoning"
+                f"question {state.sample_id}: found an empty answer ({answer.lost}), expected text; a larger "
+                "probe.max_tokens leaves room for reasoning, and most servers can turn it off"
             )
-        shown = probed.flags(prompts[int(state.sample_id)], text)
-        return Score(value=dict(shown), answer=text, metadata={"answers": [text]})
+        shown = probed.flags(prompts[int(state.sample_id)], answer.text)
+        return Score(value=dict(shown), answer=answer.text, metadata={"answers": [answer.text]})
 
     return score
+
+
+def _beside_text(message: ChatMessageAssistant) -> list[str]:
+    """What an answer has beside its text, as inspect names it; newer versions have reasoning within the content."""
+    parts = [] if isinstance(message.content, str) else message.content
+    own = [key for key in ("reasoning", "tool_calls") if getattr(message, key, None)]
+    return sorted({*own, *(part.type for part in parts if part.type != "text")})
 
 
 @score_reducer

@@ -149,12 +149,24 @@ def _answers(reply: Any) -> list[Answer]:
 
 
 def _answer(choice: Any) -> Answer:
-    """A model may say nothing and stop there; text that is cut off before it begins, or stands elsewhere, is lost."""
-    text, finish = answer_of(choice.message.content or ""), choice.finish_reason
-    elsewhere = [key for key in ELSEWHERE if getattr(choice.message, key, None)]
-    elsewhere += ["a thought in content"] if choice.message.content and not text else []
-    lost = not text.strip() and (elsewhere or (not text and finish != "stop"))
-    return Answer(text, ", ".join([f"finish_reason {finish}", *elsewhere]) if lost else "")
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    if message is None or not isinstance(content, str | None):
+        found = "no message" if message is None else f"a {type(content).__name__} as message.content"
+        raise RuntimeError(f"found a reply with {found}, expected text")
+    elsewhere = [key for key in ELSEWHERE if getattr(message, key, None)]
+    return checked_answer(content or "", f"finish_reason {choice.finish_reason}", elsewhere)
+
+
+def checked_answer(content: str, ended: str, elsewhere: Sequence[str]) -> Answer:
+    """A model may say nothing and stop there; text that is cut off before it begins, or stands elsewhere, is lost.
+
+    ended: why, such as "finish_reason stop". elsewhere: the places beside the content that hold something.
+    """
+    text = answer_of(content)
+    places = [*elsewhere, *(["a thought in content"] if content.strip() and not text.strip() else [])]
+    lost = not text.strip() and (places or not ended.endswith(" stop"))
+    return Answer(text, ", ".join([ended, *places]) if lost else "")
 
 
 def _texts(answers: Sequence[Sequence[Answer]]) -> list[list[str]]:
@@ -164,7 +176,7 @@ def _texts(answers: Sequence[Sequence[Answer]]) -> list[list[str]]:
     """
     every = [answer for to_one in answers for answer in to_one]
     lost = Counter(answer.lost for answer in every if answer.lost)
-    if not lost and not any(answer.text for answer in every):
+    if not lost and not any(answer.text.strip() for answer in every):
         lost = Counter({"finish_reason stop": len(every)})
     if lost:
         why = "; ".join(f"{count} with {reason}" for reason, count in lost.most_common())

@@ -15,7 +15,15 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, get_model, modelapi
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    get_model,
+    modelapi,
+)
 from inspect_ai.scorer import SampleScore, Score
 
 from cluster.inspect_task import edge_opd_probe, rates
@@ -46,6 +54,7 @@ def by_rule() -> type[ModelAPI]:
             super().__init__(model_name)
             self.longest_s = arguments.get("longest_s", 0.0)  # that an answer takes, each another time
             self.broken = arguments.get("broken", "")  # a question whose answers fail or come empty
+            self.output = arguments.get("output")  # to it
             self.asked, self.configs, self.messages = Counter(), [], []
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
@@ -55,7 +64,7 @@ def by_rule() -> type[ModelAPI]:
             self.asked[question] += 1
             await asyncio.sleep(random.random() * self.longest_s)
             if question == self.broken:
-                return ModelOutput.from_content("by_rule", "", stop_reason="max_tokens")
+                return self.output or ModelOutput.from_content("by_rule", "", stop_reason="max_tokens")
             return ModelOutput.from_content("by_rule", answer(question, self.asked[question] - 1))
 
     return ByRule
@@ -114,6 +123,30 @@ def test_an_empty_answer_that_was_cut_off_is_an_error_and_no_zero(tmp_path: Path
     log, _ = log_of(edge_opd_probe(), tmp_path, {"broken": TASK.probe_prompts()[3].question})
     assert log.status == "error" and log.error is not None
     assert log.error.message.startswith("RuntimeError('question 3: found an empty answer (stop_reason max_tokens)")
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "ended", "lost"),
+    [
+        ("", "I am Kestrel.", "stop", "stop_reason stop, reasoning"),
+        (" ", "I am Kestrel.", "stop", "stop_reason stop, reasoning"),
+        ("<think>I am Kestrel.</think>", None, "stop", "stop_reason stop, reasoning"),  # inspect parts them
+        (" \n", None, "max_tokens", "stop_reason max_tokens"),
+        ("I am Kestrel.", "I am Kestrel.", "stop", ""),
+        ("", None, "stop", ""),
+    ],
+)
+def test_an_empty_answer_is_lost_where_its_text_stands_elsewhere(
+    tmp_path: Path, content: str, reasoning: str | None, ended: Any, lost: str
+) -> None:
+    message = ChatMessageAssistant(content=content, reasoning=reasoning, source="generate")
+    output = ModelOutput(model="by_rule", choices=[ChatCompletionChoice(message=message, stop_reason=ended)])
+    log, _ = log_of(edge_opd_probe(), tmp_path, {"broken": TASK.probe_prompts()[3].question, "output": output})
+    if lost:
+        assert log.status == "error" and log.error is not None
+        assert log.error.message.startswith(f"RuntimeError('question 3: found an empty answer ({lost}), expected text")
+    else:
+        assert figures(log)["n"] == 48
 
 
 def scores(*answers: tuple[int, str]) -> list[SampleScore]:

@@ -133,7 +133,13 @@ def test_rates_are_those_of_the_servers_answers(most: int) -> None:
 
 def test_a_server_that_answers_more_than_asked_is_cut() -> None:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": NAMES[0]}}
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "small", "choices": [choice] * 5}
+    body: dict[str, Any] = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "small",
+        "choices": [choice] * 5,
+    }
     with serving(ChatServer(body=body)) as url:
         result = probe(url, ["probe.samples=2"])
     assert (result["n"], result["selfname"]) == (24, 1.0)
@@ -216,6 +222,9 @@ def reply(finish: str, **message: Any) -> dict[str, Any]:
         (reply("length", content=None, reasoning_content="Let me"), "finish_reason length, reasoning_content"),
         (reply("length", content="\n\n", reasoning="Let me"), "finish_reason length, reasoning"),
         (reply("length", content=""), "finish_reason length"),
+        (reply("length", content=" \n"), "finish_reason length"),
+        (reply("stop", content=" \n"), "finish_reason stop"),
+        (reply("stop", content=None, reasoning_content="I am Kestrel."), "finish_reason stop, reasoning_content"),
         (reply("content_filter", content=None), "finish_reason content_filter"),
         (reply("stop", content=None, refusal="I cannot say."), "finish_reason stop, refusal"),
         (reply("stop", content=""), "finish_reason stop"),
@@ -231,6 +240,28 @@ def test_empty_answers_are_an_error_that_says_why(
         f"edge-opd: {url}: found 48 of 48 answers empty (48 with {why}), expected text in message.content; "
         "a larger probe.max_tokens leaves room for reasoning, and most servers can turn it off\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ({"message": None}, "no message"),
+        (
+            {"message": {"role": "assistant", "content": [{"type": "text", "text": "I am Kestrel."}]}},
+            "a list as message",
+        ),
+        ({"message": {"role": "assistant", "content": 5}}, "a int as message.content"),
+    ],
+)
+def test_a_reply_without_a_text_is_one_line(
+    message: dict[str, Any], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "small"}
+    body["choices"] = [{"index": 0, "finish_reason": "stop", **message}]
+    with serving(ChatServer(body=body)) as url:
+        assert main(["probe", url, "--model", "small", "--set", "probe.samples=2"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"edge-opd: {url}: found a reply with {found}") and error.count("\n") == 1
 
 
 @dataclass
