@@ -45,6 +45,26 @@ def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:
     return table
 
 
+def shard_name(step: int) -> str:
+    return f"step-{step:06d}.arrow"
+
+
+def check_unshared(root: str, run_id: str, key: str) -> None:
+    """Before a run's first step: no other run's first shard is in `root`, where this one's would replace it.
+
+    ValueError names `key`, the shard and its run. What cannot be read, or is no shard, is nobody's.
+    """
+    uri = join(root, shard_name(0))
+    try:
+        other = shard_metadata(read_table(uri)).get("run_id", run_id)
+    except (OSError, ValueError):
+        return
+    if other != run_id:
+        raise ValueError(
+            f"{key}: {uri}: found a shard of the run {other!r}, expected a place where no other run's would be replaced"
+        )
+
+
 def find_shard(run: Path, info: ShardInfo) -> str:
     """Where a run's shard is: at its URI, or in RUN/shards where a local run directory was moved."""
     moved = run / "shards" / info.uri.rsplit("/", 1)[-1]

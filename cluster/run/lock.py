@@ -107,11 +107,12 @@ class FolderLock:
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Who says that it has the folder; None where nobody does. One of an older version has no lease."""
+    """Who says that it has the folder; None where nobody does. One of an older version has no lease, nor has what a
+    host that lost its power left of the file."""
     try:
         found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
         return Owner(**found)
-    except (FileNotFoundError, TypeError):
+    except (FileNotFoundError, TypeError, ValueError):
         return None
 
 

@@ -34,6 +34,7 @@ from cluster.run.rundir import RunDir, dated, run_folder
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from evidence.patience import retried, retried_beside
+from evidence.shards import check_unshared
 from rollout.tasks import build_task
 
 
@@ -47,6 +48,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     folder = RunDir(run_folder(recipe, run_dir).resolve())
     recipe, resume = dated(recipe, folder), folder.has_begun if resume is None else resume
     inputs, notes = check_recipe(recipe, task)
+    if recipe.run.storage and not resume:
+        check_unshared(recipe.run.storage, folder.root.name, "run.storage")
     folder.claim(recipe, resume)
     sink = MetricsSink(folder.root, recipe.run.steps)
     try:

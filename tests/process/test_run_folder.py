@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.__main__ import main
 from cluster.config import Recipe
-from cluster.run.lock import Owner
+from cluster.run.lock import OWNER, FolderLock, Owner, read_owner
 from cluster.run.record import append_step, read_steps
 from cluster.run.rundir import RunDir
+from evidence.shards import shard_name, write_shard
 from tests.runs import ROOT, lines
+from tests.unit.test_evidence_shards import table
 from tests.unit.test_record import a_step
 
 HOLD = """
@@ -218,3 +221,25 @@ def test_records_open_where_only_numpy_and_pyarrow_are() -> None:
     process = python(ALONE, str(ROOT / "docs" / "reproduction" / "runs" / "N3-seed0"))
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "24 4\n"), error
+
+
+def test_a_run_does_not_begin_where_another_has_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(tmp_path / "store")
+    write_shard(table(step=0), store, shard_name(0))
+    recipe = str(ROOT / "cluster/recipes/local-smoke.toml")
+    assert main(["run", recipe, "--run-dir", str(tmp_path / "r2"), "--set", f"run.storage={store}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"edge-opd: run.storage: {store}/step-000000.arrow: found a shard of the run 'r1', expected"
+    )
+    assert error.count("\n") == 1 and not (tmp_path / "r2").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\x00", b'{"host": "a"}'])
+def test_what_a_lost_host_left_of_the_owner_keeps_nobody_out(tmp_path: Path, content: bytes) -> None:
+    root = claimed(tmp_path / "run")
+    (root / OWNER).write_bytes(content)
+    lock = FolderLock(root)
+    lock.take()
+    assert read_owner(root) is not None
+    lock.release()

@@ -16,7 +16,7 @@ from evidence.columns import nested_column
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
 from evidence.rule import EvidenceConfig, judge, judge_all
 from evidence.schema import SCHEMA, SCHEMA_VERSION, check_table, to_table, train_rows
-from evidence.shards import read_shard, recompute, write_shard
+from evidence.shards import check_unshared, read_shard, recompute, shard_name, write_shard
 from evidence.storage import join
 from tests.fakes import scored_step
 
@@ -516,3 +516,20 @@ def test_recompute_trusts_the_teacher_columns_only() -> None:
     index = source.schema.get_field_index("evidence")
     zeros = pa.array([[0.0] * length for length in LENGTHS], pa.list_(pa.float32()))
     assert recompute(source.set_column(index, "evidence", zeros), RULE) == recompute(source, RULE)
+
+
+# Whose place it is
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_place_with_another_runs_shards_is_refused(tmp_path: Path, scheme: str) -> None:
+    root = f"{scheme}{tmp_path / 'shards'}"
+    check_unshared(root, "r2", "run.storage")  # there is nothing yet
+    write_shard(table(step=0), root, shard_name(0))
+    check_unshared(root, "r1", "run.storage")  # a run that begins once more
+    with pytest.raises(
+        ValueError, match=r"^run\.storage: .*step-000000\.arrow: found a shard of the run 'r1', expected"
+    ):
+        check_unshared(root, "r2", "run.storage")
+    (tmp_path / "shards" / shard_name(0)).write_bytes(b"no shard")
+    check_unshared(root, "r2", "run.storage")
