@@ -105,12 +105,25 @@ def test_a_prompt_that_many_rows_share_unpacks_to_at_most_four_times_the_budget(
 def test_what_a_teacher_reads_is_bounded_too_where_it_reads() -> None:
     """Under (x, r) rows of 404 = 400 + 4: 4 * 4 * 101 is 1,616, four of them."""
     context = np.arange(400, dtype=np.int32)
-    group = [replace(make_row(10, 5), context_prompt_ids=context)] * 8
+    group = [replace(make_row(30, 5), context_prompt_ids=context)] * 8  # two to a pack, if each had its own prompt
     assert [len(pack) for pack in plan(group, 1, 101, is_compared=True)[0]] == [4, 4]
     assert [len(pack) for pack in plan(group, 1, 101)[0]] == [8]
     others = [replace(make_row(10, 5, seed=seed), context_prompt_ids=context) for seed in range(8)]
     assert [len(pack) for pack in plan(others, 1, 112, is_compared=True)[0]] == [4, 4]
     assert [len(pack) for pack in plan(others, 1, 112)[0]] == [8]
+
+
+def test_a_teacher_bounds_the_rows_of_a_parted_group_too() -> None:
+    """Two ranks take four rows each, one by one: 4 * 14 tokens, and 4 * 4 * 60 under (x, r) hold two of 404."""
+    group = [replace(make_row(10, 5), context_prompt_ids=np.arange(400, dtype=np.int32))] * 8
+    assert [[len(pack) for pack in rank] for rank in plan(group, 2, 60, is_compared=True)] == [[2, 2]] * 2
+    assert [[len(pack) for pack in rank] for rank in plan(group, 2, 60)] == [[4]] * 2
+
+
+def test_the_longest_samples_of_a_prompt_are_taken_first() -> None:
+    """1 + 5 + 2 tokens fill a pack of 8, and 1 + 1 are left; the shortest first would leave 1 + 5."""
+    group = [replace(make_row(1, size, seed=size), prompt_ids=make_row(1, 1).prompt_ids) for size in (2, 3, 6)]
+    assert lengths(plan(group, 1, 8)) == [[[6, 3], [2]]]
 
 
 def test_math_like_lengths_unpack_to_little_more_than_they_are() -> None:
