@@ -223,6 +223,9 @@ def test_a_batch_carries_its_rows_and_their_streams_in_order() -> None:
     assert batch.sampler_logprobs_N.tolist() == pytest.approx([-1, -2, -3] + [math.nan] * 3, nan_ok=True)
     floats = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     assert [(value.dtype, value.shape) for value in floats] == [(torch.float32, (6,))] * 8
+    for tokens in (batch.tokens, batch.context_tokens):
+        assert tokens.packed.starts_R1.dtype == torch.int32  # as attention kernels for rows of unequal length read it
+        assert {one.dtype for one in (*tokens[:2], *tokens[3:], tokens.packed.rows_U)} == {torch.int64}
 
 
 def test_a_step_without_a_token_divides_by_one() -> None:
