@@ -56,6 +56,8 @@ test-gpu: setup ## what only a GPU can prove, in about 8 minutes on one card; wh
 
 coverage: setup ## lines and branches that the unit and process tests run; starts no engine
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process --cov --cov-report=term:skip-covered
+	@for name in evidence rollout learner cluster; do \
+	echo "$$name $$($(BIN)/python -m coverage report --include="$$name/*" --format=total)%"; done
 
 mutants: setup ## changes to the mask, the batches and the losses that no unit test notices; an hour on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run

@@ -13,7 +13,6 @@ import torch
 
 from evidence.diagnostics import TokenStats
 from evidence.records import TrainRow
-from learner.batches import row_length, to_last_kept
 from learner.config import LearnerConfig
 from learner.train import Trainer
 from tests import fakes
@@ -98,15 +97,6 @@ def test_an_infinite_difference_outside_the_anchor_is_nothing(tiny_model: Path) 
     report = Trainer(learner, config).step([row])  # type: ignore[arg-type]
     assert np.isfinite(report.loss)
     assert all(parameter.grad.isfinite().all() for parameter in learner.student.parameters())
-
-
-def test_a_row_ends_with_its_last_kept_token() -> None:
-    _, first, _, middle, one, _ = rows_of(KINDS)
-    cut = to_last_kept(middle)
-    assert (len(cut.response_ids), cut.num_left_out, row_length(cut)) == (4, 4, 5 + 4 - 1)
-    for name in ("response_ids", "teacher_context_logprobs", "teacher_logprobs", "evidence", "weight"):
-        assert np.array_equal(getattr(cut, name), getattr(middle, name)[:4]), name
-    assert (len(to_last_kept(first).response_ids), len(to_last_kept(one).response_ids)) == (1, 1)
 
 
 def test_another_choice_is_refused() -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def test_what_reads_runs_loads_no_heavy_library(names: list[str], allowed: tuple
     code = f"import sys, {', '.join(names)}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([*allowed])
+
+
+def test_make_mutants_finds_its_files_and_collects_its_tests() -> None:
+    """With the arguments that mutmut gives pytest; those of one file, which loads no torch."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutmut"]
+    tests = told["pytest_add_cli_args_test_selection"]
+    assert all((ROOT / path).is_file() for path in (*told["only_mutate"], *tests))
+    command = [sys.executable, "-m", "pytest", "--collect-only", *told["pytest_add_cli_args"], tests[0]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_docs_show_commands_that_exist() -> None:

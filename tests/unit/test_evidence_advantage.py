@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,3 +74,10 @@ def test_no_rewards_at_all() -> None:
 def test_a_reward_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=rf"^group b: reward: found {bad}, expected a finite number$"):
         group_advantages([1.0, bad], ["a", "b"])
+
+
+@pytest.mark.parametrize("rewards", [[1.0], [1.0, 0.0, 1.0]])
+@pytest.mark.parametrize("of", [group_advantages, zero_variance_groups, reward_sums])
+def test_a_reward_has_a_group_and_a_group_a_reward(of: Callable[..., object], rewards: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"argument 2 is (longer|shorter)"):
+        of(rewards, ["a", "b"])

@@ -109,6 +109,16 @@ def test_an_importance_weight_is_truncated_and_only_where_the_sampler_saw_x(name
     assert metrics["importance_clipped"].item() == sum(ratio > cap for ratio in ratios)
 
 
+def test_an_engine_that_agrees_is_not_clipped() -> None:
+    """Its ratio is 1, which is the least clip that may be set: at the clip, and not above it."""
+    tokens = replace(inputs(), sampler_logprobs_N=inputs().old_logprobs_N)
+    corrected = replace(PLAIN, importance_clip=1.0)
+    loss, metrics = K1(tokens, corrected)
+    assert metrics["importance_clipped"].item() == 0
+    assert metrics["importance_weight"].item() == tokens.weight_N.count_nonzero().item()
+    assert loss.item() == pytest.approx(by_hand("k1", tokens, 0.0)[0], rel=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("setting", [PLAIN, ANCHORED])
 @pytest.mark.parametrize("ratio_is_one", [True, False])
@@ -250,6 +260,24 @@ def test_the_anchor_reaches_every_token_whatever_the_mask() -> None:
     policy = gradient_of(lambda t: K1(t, PLAIN)[0], kept)
     both = gradient_of(lambda t: K1(t, ANCHORED)[0], kept)
     assert both.tolist() == pytest.approx((policy + on_masked).tolist(), abs=1e-15)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=["a step of one token", "of two"])
+@pytest.mark.parametrize("far", [math.inf, 3.0])
+def test_the_anchor_is_of_the_tokens_that_it_holds(far: float, share: float) -> None:
+    """The first token alone is held; the reference may be infinitely far from the second."""
+    held, other = inputs(num=0), [0.0] * (len(CORNERS) - 1)
+    tokens = replace(
+        held,
+        weight_N=torch.zeros_like(held.weight_N),
+        base_logprobs_N=held.logprobs_N.detach() + torch.tensor([0.7, far, *other[1:]]),
+        anchor_scale_N=torch.tensor([share, *other], dtype=torch.float64),
+    )
+    loss, metrics = K1(tokens, ANCHORED)
+    assert metrics["anchor_kl"].item() == pytest.approx(share * (math.exp(0.7) - 0.7 - 1), rel=1e-6)
+    assert loss.item() == pytest.approx(0.05 * metrics["anchor_kl"].item(), rel=1e-12)
+    slopes = gradient_of(lambda t: K1(t, ANCHORED)[0], tokens).tolist()
+    assert slopes == pytest.approx([0.05 * share * (1 - math.exp(0.7)), *other], rel=1e-6)
 
 
 def test_a_weight_of_zero_silences_only_its_own_token() -> None:
