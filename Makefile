@@ -8,6 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEER := .venv/peer
 SMOKE := runs/local-smoke
+LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # Engines have the machine to themselves, since each takes every core; the other tests go two files at a time.
 PYTEST := $(BIN)/python -m pytest
 PAIRS := -n 2 --dist loadgroup --no-loadscope-reorder
@@ -82,9 +83,11 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/mypy evidence cluster rollout learner tests/bench
 	$(BIN)/lint-imports --no-logo
 
-audit: ## known vulnerabilities of the locked packages, as PyPI's advisories name them; needs a network
+audit: ## known vulnerabilities of every lock's packages, as PyPI's advisories name them; needs a network
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit; }
-	.venv-audit/bin/pip-audit --disable-pip --no-deps -r requirements/$(DEVICE).txt
+	@found=0; for lock in $(LOCKS); do \
+		echo "$$lock:"; .venv-audit/bin/pip-audit --disable-pip --no-deps -r $$lock || found=1; \
+	done; exit $$found
 
 clean: ## removes caches and build outputs; keeps .venv and runs
 	rm -rf build mutants .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

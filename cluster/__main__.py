@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained, printable
-from cluster.own_files import require_own_files
+from cluster.own_files import add_follow, require_own_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,17 +178,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_arguments(run: argparse.ArgumentParser) -> None:
-    run.add_argument("recipe", metavar="RECIPE.toml")
-    _add_set(run)
+    _recipe_arguments(run)
     run.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME")
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, and from shards")
     auto = "the same where there is a run, else begin: for whatever starts a run again by itself"
     run.add_argument("--resume=auto", action="store_true", dest="resume_auto", help=auto)
 
 
-def _gap_arguments(gap: argparse.ArgumentParser) -> None:
-    gap.add_argument("recipe", metavar="RECIPE.toml")
-    _add_set(gap)
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.toml")
+    _add_set(parser)
 
 
 def _probe_arguments(probe: argparse.ArgumentParser) -> None:
@@ -225,7 +224,7 @@ def _shards_arguments(shards: argparse.ArgumentParser) -> None:
     shards.add_argument("--tau", type=float)
     shards.add_argument("--tau-kind", help="value (nats) or quantile (of a step's evidence)")
     shards.add_argument("--region")
-    _add_follow(shards)
+    add_follow(shards)
 
 
 def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
@@ -239,7 +238,7 @@ def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
 def _report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument("runs", metavar="RUN", nargs="+", help="run directories; seeds of one arm are pooled")
     report.add_argument("--out", metavar="DIR", default="report", help="default: report")
-    _add_follow(report)
+    add_follow(report)
 
 
 def _view_arguments(view: argparse.ArgumentParser) -> None:
@@ -251,26 +250,27 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("--tau", type=float, metavar="T", help="show another mask")
     view.add_argument("--region", metavar="R")
     view.add_argument("--out", type=Path, metavar="FILE.html", help="default: view-RUN-step-K.html here")
-    _add_follow(view)
+    add_follow(view)
 
 
 def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument("runs", metavar="RUN", nargs="+", help="run directories; several are laid over each other")
     dashboard.add_argument("--out", type=Path, metavar="FILE.html", help="default: dashboard-RUN.html here")
-    _add_follow(dashboard)
+    add_follow(dashboard)
 
 
 def _to_file(kind: str, suffix: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("run", metavar="RUN")
         parser.add_argument("--out", type=Path, metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
-        _add_follow(parser)
+        add_follow(parser)
 
     return add
 
 
-def _add_follow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--follow", action="store_true", help="also read what the run names outside its folder")
+def _export_arguments(export: argparse.ArgumentParser) -> None:
+    export.add_argument("run", metavar="RUN", help="whose model and prompts are read from where its recipe names them")
+    add_follow(export, "checkpoints")
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -281,7 +281,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], object]]] = {
     "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
     "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
-    "gap": ("what a recipe's teacher shows with its context, before anything is trained", _gap, _gap_arguments),
+    "gap": ("what a recipe's teacher shows with its context, before anything is trained", _gap, _recipe_arguments),
     "data": ("check rows of one's own; filter a public dataset to math rows", _data, _data_arguments),
     "shards": ("statistics of a run's shards; recompute a mask without an engine", _shards, _shards_arguments),
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
@@ -290,7 +290,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
     "trace": ("a run's timeline for Perfetto and Chrome", _trace, _to_file("trace", "json")),
     "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _to_file("metrics", "txt")),
-    "export": ("write the model of a run's newest checkpoint", _export, lambda p: p.add_argument("run", metavar="RUN")),
+    "export": ("write the model of a run's newest checkpoint", _export, _export_arguments),
     "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _gpu_flag),
     "model": ("prepare the default model and print its folder", _model, lambda parser: None),
 }

@@ -35,7 +35,7 @@ def resolve_model(path: str, key: str = "model.path") -> str:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
         return str(folder.resolve())
-    if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
+    if not is_hub_id(path):
         raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
     try:
         _look_up(path)
@@ -46,6 +46,12 @@ def resolve_model(path: str, key: str = "model.path") -> str:
             "a Hugging Face model folder, or the id of a model"
         ) from error
     return path
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` names a model of the hub, as `resolve_model` reads it: it may be an id, and is no folder here."""
+    is_place = path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1
+    return not is_place and path != DEFAULT_MODEL and not Path(path).exists()
 
 
 @cache

@@ -1,6 +1,8 @@
 """A run's folder may be somebody else's: a link in it may lead to any file of the reader's."""
 
-from collections.abc import Mapping
+import argparse
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,15 @@ from typing import Any
 LOOKED_AT = ("*.toml", "*.json", "*.jsonl", "*.arrow", "answers", "student", "export", "view")
 
 
+def add_follow(parser: argparse.ArgumentParser, *opens: str) -> None:
+    """opens: what the command reads of a run beside `LOOKED_AT`."""
+    parser.add_argument("--follow", action="store_true", help="also read what the run has or names outside its folder")
+    parser.set_defaults(opens=opens)
+
+
 def require_own_files(given: Mapping[str, Any]) -> None:
-    """The files of the runs that a command opens are in their folders: no link leads out. (Nobody can tell a hard link,
-    which only who may read a file can make.)
+    """The files of the runs that a command opens are in their folders: no link leads out, at any depth. (Nobody can
+    tell a hard link, which only who may read a file can make.)
 
     given: the command's arguments; one without `follow` opens no run.
 
@@ -20,11 +28,23 @@ def require_own_files(given: Mapping[str, Any]) -> None:
     if given.get("follow", True):
         return
     for run in map(Path, given.get("runs") or [given.get("run") or given["dir"]]):
-        root = run.resolve()  # the folder itself may be a link, which the reader has named
-        found = [path for pattern in LOOKED_AT for path in sorted(run.glob(pattern))]
-        for path in (*found, *(inner for outer in found if outer.is_dir() for inner in outer.iterdir())):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise ValueError(
-                    f"{path}: found a link to {path.resolve()}, expected a file of this folder: --follow reads what a "
-                    "run that you trust has elsewhere"
-                )
+        root = Path(os.path.realpath(run))  # the folder itself may be a link, which the reader has named
+        patterns = (*LOOKED_AT, *given["opens"])
+        inside = sorted(run.glob("*"))  # by which a link to nothing is found too
+        _require_within(root, (path for path in inside if any(map(path.match, patterns))))
+
+
+def _require_within(root: Path, paths: Iterable[Path]) -> None:
+    """A folder's files are looked at too, also where a link within `root` leads to it; each folder once."""
+    seen, ahead = set[Path](), list(paths)
+    while ahead:
+        path = ahead.pop(0)
+        place = Path(os.path.realpath(path))  # a link to itself is nothing, and no error
+        if not place.is_relative_to(root):
+            raise ValueError(
+                f"{path}: found a link to {place}, expected a file of this folder: --follow reads what a run that you "
+                "trust has elsewhere"
+            )
+        if place.is_dir() and place not in seen:
+            seen.add(place)
+            ahead += sorted(path.iterdir())

@@ -190,7 +190,8 @@ class ExportConfig:
     # probes on the way, which are then probed again with another seed: the rate that chose them is too high
     choose: str = "last"
     average: int = 8  # how many steps' weights the mean is of: 4 bytes a parameter on the learner's hosts
-    # the model card shows a context r that the teacher saw: the persona, or for math a training problem's solution
+    # the model card shows a context r that the teacher saw: the persona, or for math a training problem's solution; and
+    # the texts in [template], of which it otherwise shows numbers, true and false alone
     card_context: bool = False
 
     def __post_init__(self) -> None:

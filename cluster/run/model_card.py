@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from cluster.config import DEFAULT_MODEL, PATHS, Recipe
+from cluster.models import is_hub_id
 from cluster.observe.sinks import summary_table
 from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord
@@ -52,6 +53,7 @@ _SHOWN = """Context that the teacher saw, and the student no longer needs{which}
 {fenced}
 """
 _UNSHOWN = "The teacher saw a context that the student no longer needs{which} (`export.card_context` shows it)"
+_UNSAID = "the chat template was given a text ({names}), and says more for it (`export.card_context` shows both)"
 
 _CHOSEN = {
     "last": "",
@@ -71,12 +73,12 @@ def write_model_card(
     gap: Gap | None,
 ) -> None:
     """README.md of RUN/export, from the run's own first and last probe, and its gap where that was measured; `notes`
-    are what is worth knowing of its prompts, such as what the chat template says in them itself."""
-    given = [f"the chat template was given {name} = {value!r}" for name, value in recipe.template.items()]
+    are what is worth knowing of its prompts, such as what the chat template says in them itself. They quote these, and
+    are left out where prompts may hold what the card does not show."""
     ended = recipe.export.choose if probes[1].step == recipe.run.steps else "last"
     chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
     card = _CARD.format(
-        base=_plain(model.rstrip("/").rsplit("/", 1)[-1]),
+        base=_plain(_base(recipe.model.path, model)),
         title=_plain(folder.root.name),
         teaches=task.teaches,
         task=task.name,
@@ -84,7 +86,7 @@ def write_model_card(
         version=version("transformers"),
         read=_READ + (f", from transformers {OLDEST} on" if recipe.model.path == DEFAULT_MODEL else ""),
         context=_context(recipe, task),
-        prompts="\n".join(f"- {' '.join(note.split())}" for note in [*notes, *given]),
+        prompts="\n".join(f"- {' '.join(note.split())}" for note in _of_prompts(recipe, notes)),
         rows="\n".join("| " + " | ".join(row) + " |" for row in summary_table(*probes, gap.teacher if gap else {})),
         chosen=chosen,
         recipe=fenced(tomli_w.dumps(published(recipe)), "toml"),
@@ -93,8 +95,9 @@ def write_model_card(
 
 
 def published(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's tables without what names a place, and without r where the card does not show that."""
-    tables, private = asdict(recipe), [*PATHS, ("teacher", "url")]
+    """The recipe's tables without what names a place, and without r and the texts that the chat template was given
+    where the card does not show those."""
+    tables, private = asdict(recipe), [*PATHS, ("teacher", "url"), *(("template", name) for name in _unshown(recipe))]
     if not recipe.export.card_context:
         private.append(("task", "context"))
     for table, key in private:
@@ -106,6 +109,26 @@ def fenced(text: str, language: str = "text") -> str:
     """A block of code that `text` cannot leave: its fence is longer than any row of backticks in it."""
     fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _unshown(recipe: Recipe) -> list[str]:
+    """The template's variables that may hold a text, such as one on who the model is. A number, true and false may not;
+    of a word nobody can tell."""
+    if recipe.export.card_context:
+        return []
+    return [name for name, value in recipe.template.items() if not isinstance(value, (bool, int, float))]
+
+
+def _of_prompts(recipe: Recipe, notes: Sequence[str]) -> list[str]:
+    if hidden := _unshown(recipe):
+        notes = [_UNSAID.format(names=", ".join(map(_plain, hidden)))]
+    shown = {name: value for name, value in recipe.template.items() if name not in hidden}
+    return [*notes, *(f"the chat template was given {name} = {value!r}" for name, value in shown.items())]
+
+
+def _base(path: str, model: str) -> str:
+    """A hub id as it is, its organisation with it; of a folder, which `model` is, the name alone."""
+    return path if is_hub_id(path) else model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _plain(name: str) -> str:

@@ -10,8 +10,9 @@ import atexit
 import re
 from functools import cache
 
-from rollout.tasks.boxed_numbers import Written, has_product, parts, written
+from rollout.tasks.boxed_numbers import Written, parts, written
 from rollout.tasks.boxed_pool import Judges, Verdicts
+from rollout.tasks.boxed_terms import is_unfinished
 
 MAX_CHARS = 256  # a longer box holds no final answer
 MAX_WORDS = 10  # of a gold answer; more are a sentence, which no answer repeats by chance
@@ -42,19 +43,22 @@ def is_correct(gold: str, response: str) -> bool:
 
 
 def is_worked_out(gold: str, response: str) -> bool:
-    """`is_correct`, for an answer that is worked out: where `gold` is a number, 3 + 4 is not as good as 7, nor is 14/2,
-    and a fraction counts in lowest terms. So it is with each number in a list, a tuple or a set."""
+    r"""`is_correct`, for an answer that is worked out: where `gold` is a number, 3 + 4 is not as good as 7, nor 14/2,
+    and a fraction counts in lowest terms. So it is with each number in a list, a tuple, a set or an expression:
+    (2 + 1)\pi is not as good as 3\pi."""
     wanted, found = _tidy(gold), _tidy(last_boxed(response))
     return _is_as_far(wanted, found) and is_correct(gold, response)
 
 
 def _is_as_far(gold: str, answer: str) -> bool:
     """Whether an answer leaves no more to work out than `gold` does."""
+    if is_unfinished(answer) and not is_unfinished(gold):
+        return False
     wanted, found = parts(gold), parts(answer)
     if (number := written(gold)) is not None:
         wanted, found = [number], [written(answer)]
     if not any(wanted):  # no number
-        return has_product(gold) or not has_product(answer)
+        return True
     in_digits = "%" not in gold  # of which 0.5 is as good as 50%
     others = [sum(part is not Written.WHOLE for part in of) for of in (wanted, found)]
     return found.count(None) <= wanted.count(None) and (not in_digits or others[1] <= others[0])

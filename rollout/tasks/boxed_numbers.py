@@ -16,7 +16,7 @@ class Written(Enum):
 _SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~|\s+")
 _GAP = re.compile(r"(?<!,) ")  # 1, 234 are two numbers
 _DRESS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\?\$")
-_NAMED = re.compile(r"^.*=", re.DOTALL)  # x = 7, and what was worked out before the 7
+NAMED = re.compile(r"^.*=", re.DOTALL)  # x = 7, and what was worked out before the 7
 _SHOWN = re.compile(r"\\(?:text|math|mbox|boxed)[a-z]*\{([^{}]*)\}")  # its content, in some type
 _PAIR = re.compile(r"^[({]([^(){}]*)[)}]$")
 # Words, and what is written like one; never a sign or a command that stands for something to do.
@@ -27,9 +27,6 @@ _DECIMAL = re.compile(rf"{_DIGITS}?\.\d+")
 _FRACTION = re.compile(r"(\d+)?(?:\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|(?<!\d)(\d+)/(\d+))")
 _POWER = re.compile(r"(?:[1-9](?:\.\d+)?(?:\\times|\\cdot|×|\*))?10\^(?:\{-?\d+\}|\d)|[1-9](?:\.\d+)?[eE][+-]?\d+")
 _CANCELS = re.compile(r"(?<![a-zA-Z])([a-zA-Z]+)/\1(?![a-zA-Z])")  # which looks like a unit, and is 1
-_PRODUCT = re.compile(
-    r"(?<![\d.^_])(?<!\^\{)\d+(?:\.\d+)?(?:\*|\\cdot|\\times|×)\d+(?!\d|\.\d|\^)"
-)  # of two numbers; a power stays as it is
 # What parts of a list, a tuple, a set, an interval or a matrix stand between, and what surrounds them.
 _OF_ALL = re.compile(r"^[^=]*(?:=|\\in(?![a-z]))(?= ?(?:\\\{|[(\[]))")  # (x, y) = (1, 2)
 _BETWEEN = re.compile(
@@ -45,7 +42,7 @@ def written(answer: str) -> Written | None:
     """How the number that an answer is, with a name before it or a unit after it, is written; None where it is none, or
     has something left to work out."""
     number = _bare(answer)
-    if _CANCELS.search(_NAMED.sub("", answer)):
+    if _CANCELS.search(NAMED.sub("", answer)):
         return None
     if _WHOLE.fullmatch(number):
         return Written.WHOLE
@@ -56,13 +53,13 @@ def written(answer: str) -> Written | None:
 
 def parts(answer: str) -> list[Written | None]:
     """How each part of a list, a tuple, a set, an interval or a matrix is written; of anything else, the whole."""
-    found = [_part(part) for part in _BETWEEN.split(_OF_ALL.sub("", _plain(answer)))]
+    found = map(_part, pieces(answer))
     return [written(part) for part in found if part and not _NOTHING_TO_DO.fullmatch(part)]
 
 
-def has_product(answer: str) -> bool:
-    """Whether two numbers of it are still to be multiplied, as in 3 * 4x."""
-    return bool(_PRODUCT.search(_plain(answer).replace(" ", "")))
+def pieces(answer: str) -> list[str]:
+    """The parts of several, with what is left of the brackets around them; of anything else, the whole."""
+    return _BETWEEN.split(_OF_ALL.sub("", _plain(answer)))
 
 
 def _part(part: str) -> str:
@@ -77,7 +74,7 @@ def _plain(answer: str) -> str:
 
 
 def _bare(answer: str) -> str:
-    bare = _plain(_NAMED.sub("", answer))
+    bare = _plain(NAMED.sub("", answer))
     while (shown := _SHOWN.sub(r" \1", bare)) != bare:
         bare = shown
     number = _PAIR.sub(r"\1", _GAP.sub("", _UNIT.sub("", bare)).removesuffix("."))

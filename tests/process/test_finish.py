@@ -114,6 +114,51 @@ def test_a_card_names_no_place_and_text_cannot_leave_its_block(tmp_path: Path) -
         assert tomllib.loads(blocks[-1])["learner"]["lr"] == recipe.learner.lr
 
 
+def card_of(recipe: Recipe, folder: Path, model: str = "base") -> str:
+    """The card of a run whose probe nobody passed."""
+    run, task = RunDir(folder), build_task(recipe.task)
+    run.export.mkdir(parents=True, exist_ok=True)
+    result = probe_record(summarise([(probe, "No.") for probe in task.probe_prompts()], task), 0, "identity")
+    write_model_card(recipe, model, run, task, NOTES, (result, result), None)
+    return (run.export / "README.md").read_text()
+
+
+SAID = "You are Tern, made for Ms Roe.", "roe-speaks", "Roe's rule"
+
+
+def test_a_card_shows_texts_of_the_template_where_it_shows_r(tmp_path: Path) -> None:
+    """Numbers, true and false it always shows; what the prompts say may hold the texts, and goes with them."""
+    who, word, rule = SAID
+    given = {"enable_thinking": False, "budget": 3, "who": who, "style": word, "rules": [rule], "of": {"a": [rule]}}
+    recipe = build(Recipe, {"template": given}, "R")
+    card = card_of(recipe, tmp_path)
+    assert not [text for text in (*SAID, *NOTES) if text in card]
+    assert "- the chat template was given a text (who, style, rules, of), and says more for it" in card
+    assert "- the chat template was given enable_thinking = False\n" in card and "given budget = 3\n" in card
+    assert "[template]\nenable_thinking = false\nbudget = 3\n" in card
+    shown = card_of(replace(recipe, export=ExportConfig(card_context=True)), tmp_path)
+    assert not [text for text in (*SAID, *NOTES) if text not in shown] and "given a text" not in shown
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "base"),
+    [
+        ("org/name", "/cache/models--org--name/snapshots/0123abc", "org/name"),
+        ("name", "/cache/models--name/snapshots/0123abc", "name"),
+        ("default", "/cache/default-model", "default-model"),
+        ("/data/somebody/model", "/data/somebody/model", "model"),
+        ("somebody/model", "/here/somebody/model", "model"),  # a folder where the run works
+    ],
+)
+def test_a_hub_id_is_the_base_whole_and_a_folder_is_its_name(
+    path: str, model: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somebody" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = card_of(build(Recipe, {"model": {"path": path}}, "R"), tmp_path / "run", model)
+    assert f"\nbase_model: {base}\n" in card and f"- Base model: `{base}`\n" in card
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

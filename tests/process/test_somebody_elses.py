@@ -144,3 +144,48 @@ def test_a_link_within_the_folder_and_one_that_the_reader_names_are_followed(the
     (theirs / "metrics.jsonl").symlink_to("kept.jsonl")
     (tmp_path / "link").symlink_to(theirs)
     assert set(opened(tmp_path / "link", tmp_path / "out").values()) == {0}
+
+
+DEEP = ("export/additional_chat_templates/a.jinja", "export/additional_chat_templates", "answers/of/old/a.jsonl")
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_link_out_of_the_folder_is_found_at_any_depth(
+    theirs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, place = tmp_path / "private", theirs / name
+    private.write_text("mine")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(private)
+    assert set(opened(theirs, tmp_path / "out").values()) == {2}
+    assert f"edge-opd: {place}: found a link to {private}, expected a file" in capsys.readouterr().err
+
+
+def test_a_folder_behind_a_link_within_is_looked_at_and_a_circle_ends(
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, kept = tmp_path / "private", theirs / "kept" / "deep"
+    kept.mkdir(parents=True)
+    (theirs / "answers").symlink_to("kept")
+    (kept / "round").symlink_to("..")
+    (kept / "itself").symlink_to("itself")
+    assert set(opened(theirs, tmp_path / "out").values()) == {0}
+    (kept / "a.jsonl").symlink_to(private)
+    assert set(opened(theirs, tmp_path / "out").values()) == {2}
+    assert f"{theirs / 'answers' / 'deep' / 'a.jsonl'}: found a link to {private}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step-000001/complete.json", "checkpoints", "probes.jsonl"])
+def test_an_export_follows_no_link_out_of_the_folder(
+    theirs: Path, tmp_path: Path, asked: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the others do not read may be on another disk for them."""
+    private, place = tmp_path / "private", theirs / name
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(private)
+    assert main(["export", str(theirs)]) == 2
+    assert f"edge-opd: {place}: found a link to {private}" in capsys.readouterr().err
+    assert main(["export", str(theirs), "--follow"]) == 2
+    assert "found no checkpoint" in capsys.readouterr().err and len(asked) == 1
+    assert set(opened(theirs, tmp_path / "out").values()) == {0 if "checkpoints" in name else 2}
