@@ -1,5 +1,5 @@
-"""A Ray whose head is killed or stopped, under a driver that waits for it and an actor that has a process of its own, as
-an engine's has its core."""
+"""A Ray whose head is killed or stopped, under a driver that waits for it and an actor that has a process of its own,
+as an engine's has its core."""
 
 import os
 import re
