@@ -13,6 +13,7 @@ from cluster.default_model import prepare_default_model
 from tests import fakes
 from tests.listeners import family, watched
 from tests.runs import FINISHED, PLANTED, WatchedRun, small_run
+from tests.strangers import asks_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def watched_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun
     `PLANTED`."""
     run_dir = tmp_path_factory.mktemp("runs") / "small"
     with tempfile.TemporaryDirectory(prefix="edge-", dir="/tmp") as temporary:  # Ray's socket paths must be short
-        with watched(lambda: family(os.getpid())[1:]) as watch:
+        with watched(lambda: family(os.getpid())[1:], asks_for) as watch:
             done = small_run(run_dir, *FINISHED, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         yield WatchedRun(run_dir, done, watch.found(), Path(temporary))

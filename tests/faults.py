@@ -13,9 +13,16 @@ from pathlib import Path
 
 import psutil
 
+from rollout.ending import end_with_parent
 from tests.runs import ROOT
 
 POLL_S = 0.1
+
+
+def core() -> None:
+    """For a process in the place of an engine's core: it ends as that does, and by nothing else."""
+    end_with_parent()
+    time.sleep(120)
 
 
 class UnderWay:

@@ -33,7 +33,7 @@ class WatchedRun:
 
     run_dir: Path
     done: "subprocess.CompletedProcess[str]"
-    listeners: set[Listener]
+    listeners: list[Listener]
     temporary: Path
 
 

@@ -3,32 +3,36 @@
 import os
 import stat
 
-from tests.listeners import WORKER, Listener
+from tests.listeners import WORKER, unexpected
 from tests.runs import PLANTED, WatchedRun
+from tests.strangers import METRICS, SILENCE, TOKEN
 
-# Every process of a local run that listens, and what it asks of who connects. Nobody on another host can connect.
-LOCAL = {
-    "edge-opd": "Ray's token",
-    "dashboard": "nothing for its metrics",  # without a page: only its modules that others need
-    "monitor": "nothing for its metrics",
-    "gcs_server": "Ray's token",
-    "raylet": "Ray's token",
-    "ray::DashboardAgent": "Ray's token; nothing for the metrics",
-    "ray::RuntimeEnvAgent": "Ray's token",
-    WORKER: "Ray's token",
-    "ray::RolloutActor": "Ray's token",
-    "ray::EngineActor": "Ray's token",
-    "VLLM::EngineCore": "Ray's token; nothing for gloo, whose groups are of one process",  # the same, with its engine
-    "ray::LearnerActor": "Ray's token; the secret of the ranks' group for gloo",
+ONE = (1, 1)
+# Of each process of a local run that listens: what it asks of a stranger, and the least and the most such sockets. What
+# says nothing is gloo of vLLM's groups of one process, and the store and gloo of the learner's ranks, which ask for the
+# secret of the group: test_weights_flow_only_to_who_has_the_groups_secret.
+LOCAL: dict[str, dict[str, tuple[int, int]]] = {
+    "edge-opd": {TOKEN: ONE},
+    "dashboard": {METRICS: ONE},  # without a page: only its modules that others need
+    "monitor": {METRICS: ONE},
+    "gcs_server": {TOKEN: ONE},
+    "raylet": {TOKEN: (2, 2)},
+    "ray::DashboardAgent": {TOKEN: (2, 2), METRICS: ONE},
+    "ray::RuntimeEnvAgent": {TOKEN: ONE},
+    WORKER: {TOKEN: ONE},
+    "ray::RolloutActor": {TOKEN: ONE},
+    "ray::EngineActor": {TOKEN: ONE},
+    "VLLM::EngineCore": {SILENCE: (13, 13)},
+    "ray::LearnerActor": {TOKEN: ONE, SILENCE: (2, 5)},  # the most of rank 0
 }
 
 
 def test_a_local_run_listens_where_no_other_host_reaches_it(watched_run: WatchedRun) -> None:
+    """A new socket of any process, or one that no longer asks, is a line."""
     found = watched_run.listeners
-    assert {"edge-opd", "gcs_server", "raylet", "ray::LearnerActor", "VLLM::EngineCore"} <= {
-        one.process for one in found
-    }
-    assert found <= {Listener(process, "loopback") for process in LOCAL}
+    loopback = {name: {("loopback", asks): number for asks, number in kinds.items()} for name, kinds in LOCAL.items()}
+    assert not unexpected(found, loopback)
+    assert LOCAL.keys() - {WORKER} <= {one.process for one in found}
 
 
 def test_nothing_that_a_run_writes_or_prints_has_a_credential(watched_run: WatchedRun) -> None:

@@ -1,4 +1,5 @@
-"""A Ray whose head is killed or stopped, under a driver that waits for it."""
+"""A Ray whose head is killed or stopped, under a driver that waits for it and an actor that has a process of its own,
+as an engine's has its core."""
 
 import os
 import re
@@ -15,7 +16,7 @@ from cluster.run.rundir import RunDir
 from tests.runs import ROOT
 
 DRIVER = """
-import sys, time
+import multiprocessing, sys, time
 from functools import partial
 from pathlib import Path
 import psutil, ray
@@ -29,6 +30,12 @@ class Actor:
     def wait(self, seconds):
         time.sleep(seconds)
 
+    def start_core(self):
+        from tests.faults import core
+        child = multiprocessing.get_context("spawn").Process(target=core)
+        child.start()
+        return child.pid
+
 connect()
 folder = RunDir(Path(sys.argv[1]))
 folder.hold()
@@ -36,10 +43,11 @@ sink = MetricsSink(folder.root, 9)
 sink.stage("step 3: sampling")
 actor = ray.remote(Actor).options(num_cpus=0).remote()
 with watched_head(partial(end_at_once, sink, folder)):
-    ray.get(actor.wait.remote(0))
+    core = ray.get(actor.start_core.remote())
+    time.sleep(5)  # in which the head answers, and the core starts
     started = psutil.Process().children(recursive=True)
+    assert core in {process.pid for process in started}
     print(*(process.pid for process in started), flush=True)
-    time.sleep(5)  # in which it answers
     (gcs,) = [process for process in started if "gcs_server" in process.name()]
     gcs.send_signal(int(sys.argv[2]))
     print(time.time(), flush=True)

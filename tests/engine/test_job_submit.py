@@ -21,34 +21,38 @@ from safetensors.torch import load_file
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import Host, hosts
-from tests.listeners import WORKER, family, watched
+from tests.listeners import WORKER, Kinds, family, unexpected, watched
 from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
+from tests.strangers import METRICS, SILENCE, TOKEN, UNREACHED, asks_for
 
 BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000
 OWN = "its host's address"
-TOKEN, NOTHING = "Ray's token", "nothing"
-# Every process of the cluster that listens, from where it can be reached, and what it asks of who connects.
-LISTENERS = {
-    ("gcs_server", "everyone"): TOKEN,
-    ("raylet", "everyone"): TOKEN,
-    ("dashboard", "everyone"): f"{TOKEN}; {NOTHING} for its metrics",
-    ("monitor", "everyone"): f"{NOTHING} for its metrics",
-    ("ray.util.client.server", "everyone"): TOKEN,
-    ("ray::DashboardAgent", "everyone"): f"{TOKEN}; {NOTHING} for the node's metrics",
-    ("ray::DashboardAgent", OWN): TOKEN,
-    ("ray::DashboardAgent", "loopback"): TOKEN,
-    ("ray::RuntimeEnvAgent", OWN): TOKEN,
-    (WORKER, "everyone"): TOKEN,
-    ("edge-opd", "everyone"): TOKEN,
-    ("ray::RolloutActor", "everyone"): TOKEN,
-    ("ray::EngineActor", "everyone"): TOKEN,
-    ("VLLM::EngineCore", "everyone"): TOKEN,  # the same process, with its engine
-    ("VLLM::EngineCore", "loopback"): f"{NOTHING}: gloo of groups of one process",
-    ("VLLM::EngineCore", OWN): "the secret of the weights' group, for gloo",
-    ("ray::LearnerActor", "everyone"): TOKEN,
-    ("ray::LearnerActor", OWN): "the secret of the group, for the store and gloo of ranks and of weights",
+ONE = (1, 1)
+# Of each process of the cluster that listens: from where it can be reached, what it asks of a stranger on another host,
+# and the least and the most such sockets. What says nothing is gloo and the store, of ranks and of weights, which ask
+# for the secret of the group: test_weights_flow_only_to_who_has_the_groups_secret. Ray's server for clients is no
+# process of the session, and not looked at.
+LISTENERS: dict[str, Kinds] = {
+    "gcs_server": {("everyone", TOKEN): ONE},
+    "raylet": {("everyone", TOKEN): (2, 2)},
+    "dashboard": {("everyone", TOKEN): ONE, ("everyone", METRICS): ONE},
+    "monitor": {("everyone", METRICS): ONE},
+    "ray::DashboardAgent": {
+        ("everyone", TOKEN): (1, 2),  # two where a job is submitted
+        ("everyone", METRICS): ONE,
+        (OWN, TOKEN): ONE,
+        ("loopback", UNREACHED): ONE,
+    },
+    "ray::RuntimeEnvAgent": {(OWN, TOKEN): ONE},
+    "ray::JobSupervisor": {("everyone", TOKEN): ONE},
+    WORKER: {("everyone", TOKEN): ONE},
+    "edge-opd": {("everyone", TOKEN): ONE},
+    "ray::RolloutActor": {("everyone", TOKEN): ONE},
+    "ray::EngineActor": {("everyone", TOKEN): ONE},
+    "VLLM::EngineCore": {("loopback", UNREACHED): (13, 13), (OWN, SILENCE): (0, 1)},  # one that takes weights
+    "ray::LearnerActor": {("everyone", TOKEN): ONE, (OWN, SILENCE): (3, 5)},  # the most of rank 0
 }
 
 
@@ -144,7 +148,7 @@ def test_three_hosts_learn_what_one_host_learns(
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
     settings = (*FINISHED, f"run.storage={cluster.store}")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
-    with watched(lambda: processes_of(cluster.session)) as watch:
+    with watched(lambda: processes_of(cluster.session), asks_for) as watch:
         done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout.lower() and "step   2/2" in done.stdout and "weights over gloo" in done.stdout
@@ -156,9 +160,9 @@ def test_three_hosts_learn_what_one_host_learns(
     assert len({where[name] for name in ("student engine 0", "teacher engine 0", "learner rank 0")}) == 3
     assert where["learner rank 1"] == where["student engine 0"]
 
-    found = {(one.process, OWN if one.reach.startswith("10.213.") else one.reach) for one in watch.found()}
-    assert {("gcs_server", "everyone"), ("ray::LearnerActor", OWN)} <= found
-    assert found <= LISTENERS.keys(), sorted(found)
+    found = [replace(one, reach=OWN) if one.reach.startswith("10.213.") else one for one in watch.found()]
+    assert not unexpected(found, LISTENERS)
+    assert LISTENERS.keys() - {WORKER} <= {one.process for one in found}
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)

@@ -1,7 +1,8 @@
 """What `rollout.vllm_quirks` knows of vLLM's private sides, asked of the vLLM that is installed.
 
 A test that fails here says that vLLM has changed: look its entry up there, and drop or change what it is for. One tiny
-engine, in a process of its own, answers for all that need a running one; the rest ask vLLM's functions and layers.
+engine, in a process of its own that is killed in the end, answers for all that need a running one; the rest ask vLLM's
+functions and layers.
 """
 
 import asyncio
@@ -10,7 +11,10 @@ import inspect
 import json
 import os
 import re
+import secrets
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +22,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from cluster.fleet.processes import end_processes, own_processes
+from cluster.fleet.scratch import enter, remove_left
 from cluster.weights.receiver import stale_heads
 from evidence.records import RolloutRequest
 from learner.folder import engines_files
@@ -31,7 +38,7 @@ from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
 from tests.reference import logprobs_of, plain_model
-from tests.runs import side_by_side
+from tests.runs import ROOT
 
 pytestmark = pytest.mark.engine
 
@@ -54,10 +61,18 @@ def model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    target = tmp_path_factory.mktemp("contract") / "found.json"
-    side_by_side({"contract": [__file__, str(model), str(target)]})
-    return json.loads(target.read_text())
+def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("contract")
+    target, log = folder / "found.json", folder / "log"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("w") as said:  # no pipe, whose end would not come from a core that is left
+        command = [sys.executable, __file__, str(model), str(target)]
+        ended = subprocess.run(command, stderr=said, timeout=400, cwd=ROOT, env=env)
+    assert ended.returncode == -signal.SIGKILL, log.read_text()[-3000:]
+    remove_left()
+    answers = json.loads(target.read_text())
+    yield answers
+    end_processes(answers["processes"])
 
 
 class Worker:
@@ -65,8 +80,6 @@ class Worker:
 
     def process(self) -> list[int]:
         """[its parent, its children, its OpenMP threads]."""
-        import psutil
-
         own = psutil.Process()
         return [own.ppid(), len(own.children()), torch.get_num_threads()]
 
@@ -79,11 +92,13 @@ async def _refusal(work: Any) -> str:
     return ""
 
 
-async def _drive(model: str) -> dict[str, Any]:
+async def _drive(model: str, target: Path) -> None:
+    """Writes what it found to `target`, and is killed."""
     from vllm import SamplingParams
 
     from rollout.engine import Engine
 
+    enter(secrets.token_hex(4))  # whoever is killed leaves files
     engine = Engine(model, CONFIG, "cpu", worker_extension="tests.engine.test_vllm_contract.Worker")
     cache = engine._llm.vllm_config.cache_config
     row = np.concatenate([PROMPT, RESPONSE])
@@ -124,8 +139,9 @@ async def _drive(model: str) -> dict[str, Any]:
     await engine._llm.abort(str(name))
     found["aborted"] = await drawn
     found["order"] = await _checked_beside(engine, request)
-    engine.shutdown()
-    return found
+    found["processes"] = own_processes()
+    target.write_text(json.dumps(found))
+    os.kill(os.getpid(), signal.SIGKILL)  # before anything could tell the engine's core to end
 
 
 async def _checked_beside(engine: Any, request: RolloutRequest) -> dict[str, Any]:
@@ -186,6 +202,16 @@ def test_a_cpu_engine_has_one_process_and_the_threads_and_cache_asked_for(
     assert threads == CONFIG.cpu_threads
     block_bytes = 2 * 2 * 32 * 2 * 32 * 4  # keys and values, layers, tokens, heads, their size, float32
     assert found["cache"][1] == 1 << 29 and found["cache"][2] == (1 << 29) // block_bytes
+
+
+def test_a_core_ends_when_the_process_that_has_the_engine_is_killed(found: dict[str, Any]) -> None:
+    """vLLM's own waits for requests for ever: a core of a killed actor would keep its gigabytes."""
+    (core, begun), (own, _) = found["processes"]
+    assert own == found["own"] and core != own
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(core)
+        if process.create_time() == begun:
+            assert not psutil.wait_procs([process], timeout=20)[1]
 
 
 def test_a_cpus_generator_cannot_be_wound_back() -> None:
@@ -521,4 +547,4 @@ def test_the_cpus_adapter_operators_take_minus_one_for_an_adapter(indices: list[
 if __name__ == "__main__":
     _, model_path, target = sys.argv
     with contextlib.chdir(Path(__file__).parents[2]):
-        Path(target).write_text(json.dumps(asyncio.run(_drive(model_path))))
+        asyncio.run(_drive(model_path, Path(target)))
