@@ -39,7 +39,8 @@ def through(url: str) -> str:
 
 def _variable(kind: str) -> str:
     """As it is written in the environment: lower case counts more, as for the client."""
-    return next(name for name in (f"{kind}_proxy", f"{kind}_PROXY", f"{kind.upper()}_PROXY") if os.environ.get(name))
+    names = [name for name, value in os.environ.items() if name.lower() == f"{kind}_proxy" and value]
+    return max(names)  # ASCII has capitals first
 
 
 def _public(proxy: str) -> str:

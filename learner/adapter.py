@@ -38,10 +38,13 @@ def trained_parameters(model: str, config: LearnerConfig) -> int:
 
 def target_layers(causal_lm: PreTrainedModel, config: LearnerConfig) -> list[str]:
     """Full names of the linear layers of `lora_targets`; "all-linear": all before the head. ValueError where one is
-    not there: experts that are fused have none."""
+    not there: experts that are fused have none. A router that is more than a linear layer, and a gate of one number,
+    are none."""
     head = causal_lm.get_output_embeddings()
     layers = [
-        name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not head
+        name
+        for name, module in causal_lm.named_modules()
+        if type(module) is nn.Linear and module.out_features > 1 and module is not head
     ]
     there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
     wanted = there if config.lora_targets == (ALL_LINEAR,) else config.lora_targets

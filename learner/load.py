@@ -8,6 +8,7 @@ Legend as in `learner.model`; V = vocabulary.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _read_whole(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreT
             path, config=config, dtype=dtype, attn_implementation=attention.NAME,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, EOFError, UnpicklingError) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"model.path: {path}: found weights that cannot be read ({said})") from error
     missing, other = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
@@ -95,8 +96,12 @@ def _read_whole(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreT
 
 
 def _require_computed(path: str, causal_lm: PreTrainedModel) -> None:
-    """UnsupportedModel unless the learner's forward of packed rows is the model's own of each."""
+    """UnsupportedModel unless the learner's forward of packed rows is the model's own of each, and a number."""
     if mixes_rows(causal_lm):
+        with torch.no_grad():
+            alone_SH = hidden_states(causal_lm, IDS, IDS, ONE_ROW)
+        if alone_SH.isnan().any():
+            raise UnsupportedModel(f"model.path: {path}: found weights that make NaN of a text, expected numbers")
         raise UnsupportedModel(
             f"model.path: {path}: found {type(causal_lm).__name__}, in which packed rows see each other, expected a "
             "model whose tokens meet in attention only (no state-space, convolution or linear-attention layers)"

@@ -44,6 +44,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "stablelm": ("StableLm", "StableLm", {}),
     "qwen3_moe": ("Qwen3Moe", "Qwen3Moe", EXPERTS | {"head_dim": 8}),
     "mixtral": ("Mixtral", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": ("Phimoe", "Phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "Qwen2Moe", "Qwen2Moe", EXPERTS | {"shared_expert_intermediate_size": 16},
+    ),
     "olmoe": ("Olmoe", "Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "deepseek_v3": ("DeepseekV3", "DeepseekV3", ROUTED | LATENT | {"head_dim": 4, "num_key_value_heads": 4}),
     "glm4_moe": ("Glm4Moe", "Glm4Moe", ROUTED | {"head_dim": 8}),

@@ -19,6 +19,8 @@ LINEAR = {
     "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
     "qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "olmoe": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "phimoe": ("q_proj", "k_proj", "v_proj", "o_proj"),  # its router gives a tuple
+    "qwen2_moe": LLAMA,  # its shared expert is ordinary, and has a gate of one number
     "glm4_moe": LLAMA,  # its first layer and its shared experts are ordinary
 }
 

@@ -225,6 +225,10 @@ def packed_by_gptq(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.replace("down_proj.weight", "down_proj.qweight"): tensor for name, tensor in tensors.items()}
 
 
+def not_a_number(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {"model.norm.weight": torch.full_like(tensors["model.norm.weight"], torch.nan)}
+
+
 DOWN, EXPERT = "model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.experts.1.down_proj.weight"
 
 
@@ -238,6 +242,7 @@ DOWN, EXPERT = "model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.expert
         ("qwen3_moe", without(EXPERT), r"experts\.down_proj: found \(3, 32, 16\), expected \(4, 32, 16\)"),
         ("qwen3_moe", cut(EXPERT), r"found weights that cannot be read \(RuntimeError: "),
         ("deepseek_v3", without("model.layers.1.mlp.gate.e_score_correction_bias"), "found no .*correction_bias in"),
+        ("llama", not_a_number, "found weights that make NaN of a text, expected numbers"),
     ],
 )
 def test_a_tensor_that_would_be_drawn_at_random_is_refused(
@@ -248,6 +253,23 @@ def test_a_tensor_that_would_be_drawn_at_random_is_refused(
     with pytest.raises(ValueError, match=rf"^model\.path: {tmp_path}: .*{told}") as error:
         load_causal_lm(str(tmp_path), torch.float32)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>sign in</html>", b"\x80\x02}q\x00."])
+def test_torchs_file_that_is_none_is_one_line(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^model\.path: {folder}: found ") as error:
+        load_causal_lm(str(folder), torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_an_index_of_names_alone_is_one_line(folder: Path) -> None:
+    in_shards(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    with pytest.raises(ValueError, match=rf"^model\.path: {folder}: found weights that cannot be read \(KeyError"):
+        load_causal_lm(str(folder), torch.float32)
 
 
 def test_a_tied_head_is_none_that_a_file_lacks(tmp_path: Path) -> None:

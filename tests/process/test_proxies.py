@@ -97,6 +97,7 @@ def test_no_proxy_is_named_where_none_is_asked(
             "found socks5://h:1080, a kind of proxy that needs the package socksio",
         ),
         ("https_proxy", "socks5h://h:1080", "found socks5h://h:1080, a kind of proxy that needs the package socksio"),
+        ("Http_Proxy", "ftp://h:21", "found ftp://h:21, expected one of http, https, socks5, socks5h before ://"),
         ("HTTP_PROXY", "ftp://h:21", "found ftp://h:21, expected one of http, https, socks5, socks5h before ://"),
     ],
 )
