@@ -87,6 +87,8 @@ def fault_of_gold(gold: str) -> str | None:
     if len(gold.strip()) > MAX_CHARS:
         return f"{len(gold.strip())} characters, expected at most {MAX_CHARS}"
     tidy = _tidy(gold)
+    if r"\boxed" in tidy:
+        return r"a \boxed{} of its own, expected what it holds"
     if last_boxed(rf"\boxed{{{tidy}}}") != tidy:
         return "braces that do not pair or a \\ at its end, expected what a \\boxed{} can hold"
     if not any(mark.isalnum() or not mark.isascii() for mark in _NO_CONTENT.sub("", tidy)):

@@ -381,6 +381,8 @@ def test_a_package_of_the_project_leaves_out_what_the_dashboard_would_refuse(tmp
         "runs/a/shards/step-0.arrow",
         "elsewhere/m.gguf",
         "old/model.bin",
+        "old/model.safetensors",
+        "old/model.pt",
         ".git/objects/p",
     )
     for name in (*heavy, ".venv/lib/x.py", "my.toml"):

@@ -356,6 +356,7 @@ def test_numbers_are_compared_by_their_digits_and_not_by_decimals(gold: str, ans
         ("\\text{There are } 12 \\text{ ways}", "a sentence"),
         ("Multiply both sides by two then add three to reach ten", "a sentence"),
         ("{4", "braces that do not pair"),
+        (r"\boxed{4}", r"a \boxed{} of its own, expected what it holds"),
         ("4}", "braces that do not pair"),
         ("4\\", "braces that do not pair or a \\ at its end"),
         (".", "nothing in it"),
