@@ -46,6 +46,7 @@ def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:
 
 
 def shard_name(step: int) -> str:
+    """The file of a step's shard, in the place of its run's shards."""
     return f"step-{step:06d}.arrow"
 
 

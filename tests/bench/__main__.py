@@ -34,6 +34,7 @@ NAMES = (
     "push",
     "real_step",
     "start_checks",
+    "many_rows",
     "page",
     "watching",
     "peer",
