@@ -16,11 +16,12 @@ import pyarrow as pa
 from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 
-from cluster.errors import cause_of, explained, leaves
+from cluster.errors import PREEMPTED, cause_of, explained, leaves
 from cluster.fleet.calls import Died
 from cluster.fleet.processes import end_processes, own_processes
 from cluster.observe.sinks import MetricsSink
 from cluster.run.rundir import RunDir
+from cluster.run.stop import Stop
 
 READERS = (pa.ArrowException, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError)
 OUTSIDE = (*READERS, RayError)  # of libraries, which are no ValueError or RuntimeError
@@ -49,16 +50,19 @@ def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
         raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
 
 
-def end_at_once(sink: MetricsSink, folder: RunDir, line: str) -> NoReturn:
+def end_at_once(sink: MetricsSink, folder: RunDir, line: str, stop: Stop | None = None) -> NoReturn:
     """Ends the process, and what it started, with exit status 1 and a line of the stage: for a failure after which
-    nothing would come to an end that ends as usual."""
+    nothing would come to an end that ends as usual. Where the run had been asked to stop, the status is that of such a
+    run: whoever ends a whole cluster may end this process last."""
+    asked = stop.asked if stop else ""
     try:
         sink.close()
+        line += f" after {asked} had asked the run to stop" if asked else ""
         print(f"edge-opd: {sink.doing}: {line}; --resume continues from what stands", file=sys.stderr, flush=True)
         end_processes(own_processes()[:-1])  # before another run may have the folder that they write to
         folder.release()
     finally:
-        os._exit(1)
+        os._exit(PREEMPTED if asked else 1)
 
 
 def _named(leaf: BaseException) -> Exception:

@@ -72,7 +72,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs) -> None:
     connect()  # which has a handler of its own for SIGTERM
-    with heeding(recipe.faults.grace_s) as stop, watched_head(partial(end_at_once, sink, folder)):
+    with heeding(recipe.faults.grace_s) as stop, watched_head(partial(end_at_once, sink, folder, stop=stop)):
         await _survive(recipe, folder, sink, resume, inputs, stop)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from cluster.run.pipeline import Pipeline
 from cluster.run.replay import Resumed
 from cluster.run.rundir import RunDir
 from cluster.run.stop import heeding
+from tests.runs import ROOT
 
 STEP_S = 0.2
 
@@ -116,3 +119,32 @@ def test_a_cancellation_of_somebody_elses_stays_one() -> None:
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(drive())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+LOSES_ITS_HEAD = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from cluster.observe.sinks import MetricsSink
+from cluster.run.boundary import end_at_once
+from cluster.run.rundir import RunDir
+
+folder = RunDir(Path(sys.argv[1]))
+folder.hold()
+sink = MetricsSink(folder.root, 9)
+sink.stage("step 3: sampling")
+end_at_once(sink, folder, "Ray's head is gone", stop=SimpleNamespace(asked=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told"), [("", 1, ""), ("SIGTERM", 75, " after SIGTERM had asked the run to stop")]
+)
+def test_a_run_whose_head_ends_before_it_can_stop_is_to_be_resumed(
+    tmp_path: Path, asked: str, status: int, told: str
+) -> None:
+    """As where a whole cluster is ended: its head may go first."""
+    command = [sys.executable, "-c", LOSES_ITS_HEAD, str(tmp_path), asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    line = f"edge-opd: step 3: sampling: Ray's head is gone{told}; --resume continues from what stands"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (status, line)
