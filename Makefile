@@ -83,10 +83,10 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/mypy evidence cluster rollout learner tests/bench
 	$(BIN)/lint-imports --no-logo
 
-audit: ## known vulnerabilities of every lock's packages, as PyPI's advisories name them; needs a network
+audit: ## known vulnerabilities of every lock (PyPI's advisories); a package without an answer is an error
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit; }
 	@found=0; for lock in $(LOCKS); do \
-		echo "$$lock:"; .venv-audit/bin/pip-audit --disable-pip --no-deps -r $$lock || found=1; \
+		echo "$$lock:"; .venv-audit/bin/pip-audit --strict --disable-pip --no-deps -r $$lock || found=1; \
 	done; exit $$found
 
 clean: ## removes caches and build outputs; keeps .venv and runs

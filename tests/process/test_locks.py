@@ -93,5 +93,6 @@ def test_an_audit_is_of_every_lock_and_fails_with_one(copy: Path) -> None:
     done = subprocess.run(["make", "audit"], cwd=copy, capture_output=True, text=True, timeout=60)
     audited = {line.split()[-1] for line in calls.read_text().splitlines()}
     locks = {path.name.replace(".hashes", "") for path in (copy / "requirements").glob("*.hashes.txt")}
+    assert all("--strict" in line.split() for line in calls.read_text().splitlines())  # what has no answer is an error
     assert audited == {f"requirements/{lock}" for lock in locks} and len(locks) == 3
     assert done.returncode != 0  # as the first of them was found to have something
