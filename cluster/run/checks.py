@@ -241,7 +241,8 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> list[str]:
         ValueError: names a prompt in which r does not arrive, or changes more than it may.
     """
     renderer, found = requests.renderer, requests.differences(recipe.run.steps)
-    own = [str(renderer.own_text)] if renderer.own_text.text else []
+    bare = any("system" not in dict(prompt.before) for prompt in requests.prompts)  # as `own_text` is rendered
+    own = [str(renderer.own_text)] if bare and renderer.own_text.text else []
     differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common(SHOWN)]
     rest = [f"{len(found) - SHOWN} more differences between x and (x, r)"] if len(found) > SHOWN else []
     return [*own, *differing, *rest, *thinking_note(recipe, renderer)]

@@ -1,5 +1,6 @@
 """What the start of a run says of its prompts: the template's own text, what tells (x, r) from x, and a thought."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cluster.typed import build
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import build_task
+from rollout.tasks.base import Turns
 from tests import templates as kinds
 from tests.templates import speaking
 
@@ -18,14 +20,18 @@ OWN = "the chat template itself says in x: 'I am Tern, made by Gull Works.', whi
 TOKENS = "the 33 tokens of rollout.max_response_tokens and the 77 of probe.max_tokens are spent on the thought first"
 
 
-def notes(tokenizer: Any, chat: str, position: str = "system", **tables: dict[str, Any]) -> list[str]:
-    """Of a run of the identity task whose steps draw each of its 36 prompts once."""
+def notes(
+    tokenizer: Any, chat: str, position: str = "system", before: Turns = (), **tables: dict[str, Any]
+) -> list[str]:
+    """Of a run of the identity task whose steps draw each of its 36 prompts once. before: turns that each of them has
+    before its question."""
     rollout = {"context_position": position, "max_response_tokens": 33, "prompts_per_step": 12}
     settings = {"rollout": rollout, "probe": {"max_tokens": 77}, "run": {"steps": 3}, **SIZES, **tables}
     recipe = build(Recipe, settings, "R")
     renderer = Renderer(speaking(tokenizer, chat), position, "my/model", recipe.template)
     task = build_task(recipe.task)
-    requests = StepRequests(task.training_prompts(), renderer, recipe.rollout, recipe.evidence, recipe.window, 0)
+    prompts = [replace(prompt, before=before) for prompt in task.training_prompts()]
+    requests = StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, recipe.window, 0)
     assert check_prompts(recipe, requests, task) == ""
     return prompt_notes(recipe, requests)
 
@@ -44,6 +50,14 @@ def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
     count = len(build_task(Recipe().task).training_prompts())
     assert own == OWN.format(fate)
     assert difference == f"{count} of {count} contexts: {differing}"
+
+
+def test_what_the_template_says_only_without_a_system_message_is_not_said_of_prompts_that_have_one(
+    tokenizer: Any,
+) -> None:
+    assert "the chat template itself says" in notes(tokenizer, kinds.DEFAULT_TEXT, "user")[0]
+    said = notes(tokenizer, kinds.DEFAULT_TEXT, "user", before=(("system", "Be brief."),))
+    assert not [line for line in said if "the chat template itself says" in line]
 
 
 def test_a_prompt_that_opens_a_thought_says_what_the_tokens_are_spent_on_and_how_to_turn_it_off(tokenizer: Any) -> None:

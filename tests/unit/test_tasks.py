@@ -143,6 +143,14 @@ def test_flags_follow_the_preset(response: str, selfname: bool, countername: boo
     assert (flags["selfname"], flags["countername"]) == (selfname, countername)
 
 
+def test_a_recipes_own_counter_names_count() -> None:
+    said = "I am Zorblax."
+    found = [
+        build_task(TaskConfig(counter_names=names)).flags(WHO, said)["countername"] for names in ((), ("Zorblax",))
+    ]
+    assert found == [False, True]
+
+
 @pytest.mark.parametrize("name", ["Claude", "GPT-7", "C-3PO", "Big Blue", "Dr. X", "A+"])
 def test_a_persona_may_have_any_name(name: str) -> None:
     task = build_task(TaskConfig(persona_name=name, maker="OpenAI"))
