@@ -144,7 +144,7 @@ def test_flags_follow_the_preset(response: str, selfname: bool, countername: boo
 
 
 def test_a_recipes_own_counter_names_count() -> None:
-    said = "I am Zorblax."
+    said = "I was made by Zorblax."
     found = [
         build_task(TaskConfig(counter_names=names)).flags(WHO, said)["countername"] for names in ((), ("Zorblax",))
     ]
