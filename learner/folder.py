@@ -76,7 +76,7 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
 
 def _mapped(index: Path, key: str) -> dict[str, str]:
     mapped = _json(index, key).get("weight_map")
-    if not isinstance(mapped, dict) or not mapped:
+    if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
         raise ValueError(f"{key}: {index}: found no weight_map, expected the shard of each tensor")
     return mapped
 

@@ -61,7 +61,9 @@ def watched_head(gone: Callable[[str], object], address: str = "") -> Iterator[N
                 answered, missed = time.monotonic(), 0
                 continue
             missed += 1  # counted too, since this process may have been stopped for a while
-            limit, why = (HANGS_S, "it hangs or was stopped") if found is None else (seconds, "it died or was killed")
+            limit, why = seconds, "it died or was killed"
+            if found is None:
+                limit, why = max(HANGS_S, seconds), "it hangs or was stopped"
             if time.monotonic() - answered >= limit and missed * 2 * LOOK_S >= limit:
                 gone(f"Ray's head (gcs_server) at {address} does not answer for {limit:g} s: {why}")
                 return

@@ -37,7 +37,8 @@ class Checkpoint:
         if self.files is None:
             return ""
         named = {COMPLETE, *(file.name for file in self.files)}
-        more = sorted(path for path in self.folder.iterdir() if path.is_file() and path.name not in named)
+        there = self.folder.glob("[!.]*")  # a hidden file no loader reads, and a network's file system may leave one
+        more = sorted(path for path in there if path.is_file() and path.name not in named)
         sizes = [size_fault(self.folder / file.name, file) for file in self.files]
         unsealed = [f"{path}: found a file that {COMPLETE} does not name, expected those alone" for path in more]
         return next(filter(None, [*sizes, *unsealed]), "")

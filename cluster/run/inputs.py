@@ -16,13 +16,12 @@ from pathlib import Path
 
 from cluster.config import TASK_PATHS, Recipe
 from evidence.files import write_whole
+from learner.folder import engines_files
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
 # Of a model's folder, what is read whole.
 SETTLES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
-INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
-WEIGHTS = ("*.safetensors", "*.bin")
 METADATA = "__metadata__"  # of a safetensors file, which is no tensor
 BLOCK, SPREAD = 4096, 64  # bytes of a sample, and how many there are at equal distances of a file of weights
 
@@ -35,10 +34,10 @@ def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
         prompts = hashlib.sha256(repr(task.training_prompts()).encode()).hexdigest()
         pins[f"task.prompts_file: {recipe.task.prompts_file}: its prompts"] = prompts
     models = {"model.path": model} | ({"teacher.path": recipe.teacher.path} if recipe.teacher.path else {})
-    return pins | {f"{key}: {name}": pin for key, path in models.items() for name, pin in _of_model(path)}
+    return pins | {f"{key}: {name}": pin for key, path in models.items() for name, pin in _of_model(path, key)}
 
 
-def _of_model(path: str) -> Iterator[tuple[str, str]]:
+def _of_model(path: str, key: str) -> Iterator[tuple[str, str]]:
     folder = Path(path)
     if not folder.is_dir():
         if commit := hub_commit(path):
@@ -46,19 +45,7 @@ def _of_model(path: str) -> Iterator[tuple[str, str]]:
         return
     for pattern in SETTLES:
         yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
-    yield from ((str(file), _head(file)) for file in _loaded(folder))
-
-
-def _loaded(folder: Path) -> list[Path]:
-    """Those of weights that an index names, or all of a kind where there is none: vLLM loads each of them."""
-    if index := next((folder / name for name in INDEX if (folder / name).is_file()), None):
-        try:
-            named = {folder / name for name in json.loads(index.read_bytes())["weight_map"].values()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: found no weight_map ({error!r}), expected the file of each tensor") from None
-    else:
-        named = set(next(filter(None, (list(folder.glob(pattern)) for pattern in WEIGHTS)), []))
-    return sorted(file for file in named if file.is_file())
+    yield from ((str(file), _head(file)) for file in engines_files(folder, key))
 
 
 def hub_commit(hub_id: str) -> str:

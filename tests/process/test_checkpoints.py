@@ -146,6 +146,8 @@ def test_the_newest_that_is_whole_is_loaded_and_the_other_is_named(tmp_path: Pat
 
 def test_a_file_that_no_rank_wrote_is_not_read(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 8, 16)
+    (checkpoints.place(16) / ".nfs00000000012").write_bytes(b"of a file that was open when it was removed")
+    assert load(checkpoints) == (16, "")
     more = checkpoints.place(16) / "zero_pp_rank_7_mp_rank_00_optim_states.pt"
     more.write_bytes(b"more")
     said = f"checkpoint at step 16 is passed over: {more}: found a file that complete.json does not name"

@@ -165,11 +165,17 @@ def test_weights_that_are_none_are_refused_by_name(begun: tuple[Recipe, Path], c
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"t": 1}}'])
-def test_an_index_that_is_none_is_refused_by_name(begun: tuple[Recipe, Path], text: str) -> None:
+NO_MAP = "no weight_map, expected the shard of each tensor"
+NO_INDEX = {"{": "no JSON", "[]": "list, expected a JSON object", "{}": NO_MAP, '{"weight_map": []}': NO_MAP}
+NO_INDEX['{"weight_map": {"t": 1}}'] = NO_MAP
+
+
+@pytest.mark.parametrize(("text", "found"), NO_INDEX.items())
+def test_an_index_that_is_none_is_refused_by_name(begun: tuple[Recipe, Path], text: str, found: str) -> None:
     recipe, folder = begun
-    (folder / "model" / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"^.*/model.safetensors.index.json: found no weight_map \(.*, expected the"):
+    index = folder / "model" / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match=rf"^model\.path: {index}: found {found}"):
         resumed(recipe, folder)
 
 

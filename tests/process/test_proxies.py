@@ -1,10 +1,7 @@
 """A proxy in the environment: what fails on its way names it, and never its password."""
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -14,6 +11,7 @@ from cluster.models import resolve_model
 from cluster.proxies import check_proxies, through
 from rollout.config import EngineConfig
 from tests.runs import hub_at
+from tests.servers import answering
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -25,31 +23,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@contextmanager
-def proxy(status: int, content: bytes, kind: str = "text/html") -> Iterator[str]:
+def proxy(status: int, content: bytes, kind: str = "text/html") -> AbstractContextManager[str]:
     """Its host and port; it answers whatever it is asked itself."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        do_POST = do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return answering(lambda path: (status, content, kind))
 
 
 def probe(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

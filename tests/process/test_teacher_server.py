@@ -3,10 +3,6 @@ real one is in tests/engine/test_http_teacher.py."""
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +12,9 @@ import pytest
 from cluster.fleet.http_engine import SAMPLE_TEXT, HttpEngine
 from rollout.config import EngineConfig
 from rollout.tokenizer import load_tokenizer
+from tests.servers import answering
 
 MODELS = {"object": "list", "data": [{"id": "small", "object": "model", "created": 0, "owned_by": "me"}]}
-
-
-@contextmanager
-def serving(answers: dict[str, bytes]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers["content-length"] or 0))
-            content = answers[self.path]
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
@@ -63,8 +34,8 @@ def scored(answers: dict[str, bytes], default_model: Path) -> Any:
         await engine.start()
         return await engine.score([np.array([4], np.int32)], [np.array([5, 7], np.int32)])
 
-    with serving(answers) as url:
-        return asyncio.run(ask(url))
+    with answering(lambda path: (200, answers[path], "application/json")) as address:
+        return asyncio.run(ask(f"http://{address}/v1"))
 
 
 def test_the_last_tokens_are_the_responses(answers: dict[str, bytes], default_model: Path) -> None:
