@@ -22,11 +22,11 @@ PING_S = 2.0  # between two questions to an engine whether it still answers
 
 @dataclass(frozen=True)
 class News:
-    """What the driver hears of the fleet. pools: with an engine that waits for weights. lost: a line for each engine
-    that was lost since the last time."""
+    """What the driver hears of the fleet. pools: with an engine that waits for weights. lines: since the last time, one
+    for each engine that was lost, and one for each whose successor serves."""
 
     pools: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
 
 class Roster:
@@ -50,7 +50,7 @@ class Roster:
         self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
         self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
         self._opened: dict[str, list[EngineClient]] = {}  # by pool: those that the learner's transport is open to
-        self._lost: list[str] = []
+        self._lines: list[str] = []
         self._failure: Exception | None = None
         self._changed, self._awake = asyncio.Event(), asyncio.Event()
         self._awake.set()
@@ -123,7 +123,7 @@ class Roster:
             return
         said = str(cause_of(error))
         print(said, flush=True)
-        self._lost.append(f"{said.splitlines()[0]}; it is replaced")
+        self._lines.append(f"{said.splitlines()[0]}; it is replaced")
         seat.lose()
         self._keep(self._replace(seat))
         self._changed.set()
@@ -168,7 +168,9 @@ class Roster:
             text.require(what, seat.name, "the one before it", found, tolerance)
 
     def _admit(self, seat: Seat) -> None:
-        seat.serves = True
+        if (seconds := seat.serve()) is not None:
+            self._lines.append(f"{seat.name} serves again, {seconds:.1f} s after it was lost")
+            self._changed.set()
         self.schedulers[seat.pool].open(seat.engine)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -185,12 +187,12 @@ class Roster:
     # What the learner's next push finds
 
     async def news(self, seconds: float, seen: int) -> News:
-        """As soon as there is any, within `seconds`; of the lines about engines those after the first `seen`."""
+        """As soon as there is any, within `seconds`; of the lines those after the first `seen`."""
 
         def found() -> News | None:
             waiting = {seat.pool for seat in self.everyone() if seat.stands and not seat.serves}
-            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lost[seen:]))
-            return news if news.pools or news.lost else None
+            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lines[seen:]))
+            return news if news.pools or news.lines else None
 
         return await self._until(found, seconds) or News()
 

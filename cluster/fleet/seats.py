@@ -39,6 +39,7 @@ class Seat:
     asked: int = 0  # calls under way which have a deadline of their own
     pinged: bool = False  # one of them is the watch's
     _tokens: float = 0.0
+    _lost_at: float | None = None  # until its successor serves
     _moved: float = 0.0  # when the engine has last been seen to get on
     _calls: "set[asyncio.Task[Any]]" = field(default_factory=set)
 
@@ -49,6 +50,12 @@ class Seat:
         """A new engine in this place, which has not started."""
         self.engine, self.is_lost = self.make(), False
         return self.engine
+
+    def serve(self) -> float | None:
+        """The engine gets work. Returns the seconds without one in this place where one was lost."""
+        self.serves = True
+        lost_at, self._lost_at = self._lost_at, None
+        return None if lost_at is None else asyncio.get_running_loop().time() - lost_at
 
     @property
     def name(self) -> str:
@@ -92,6 +99,8 @@ class Seat:
         """Ends the engine, whatever it is doing, and what waits for it."""
         self.stands = self.enlisted = self.serves = False
         self.is_lost = True
+        if self._lost_at is None:  # otherwise a successor is lost that has not served
+            self._lost_at = asyncio.get_running_loop().time()
         for task in self._calls:
             task.cancel()
         self.engine.kill()

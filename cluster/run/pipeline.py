@@ -220,8 +220,8 @@ class Pipeline:
             task.cancel()
 
     def _say(self, news: News) -> None:
-        self._lines_seen += len(news.lost)
-        for line in news.lost:
+        self._lines_seen += len(news.lines)
+        for line in news.lines:
             self.sink.say(line)
 
     async def _attend(self, version: int, news: News) -> None:

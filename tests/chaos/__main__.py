@@ -46,8 +46,8 @@ LATEST_S = 20.0  # of a fault, after the first step
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run. noticed_s: from the fault to the driver's line of it; None where the run did not need
-    what was lost any more. resumed: by the harness, as only a person can."""
+    """What became of one run. noticed_s, back_s: from the fault to the driver's lines of it, and of what stands again;
+    None where the run did not need what was lost any more. resumed: by the harness, as only a person can."""
 
     seed: int
     target: str
@@ -56,6 +56,7 @@ class Outcome:
     status: int
     resumed: bool
     noticed_s: float | None
+    back_s: float | None
     groups_once: bool
     trained_is_written: bool
     left_behind: int
@@ -78,13 +79,12 @@ def one(seed: int, model: Path, folder: Path) -> Outcome:
         at = hit(run, target, number)
         status, said, _ = run.end()
         left = len(run.left_behind())
-    noticed = next(
-        (moment - at for moment, line in run.lines if "; it is replaced" in line or "start again" in line), None
-    )
+    noticed, back = (since(at, run, said) for said in (("; it is replaced", "start again"), ("serves", "resumed at")))
     resumed = status != 0 and target == "driver"
     if resumed:
         with under_way([*arguments, "--resume"]) as again:
             status, said, _ = again.end()
+            back = since(at, again, ("resumed at",))
             left += len(again.left_behind())
     if status:
         print(said[-2000:], file=sys.stderr)
@@ -92,7 +92,7 @@ def one(seed: int, model: Path, folder: Path) -> Outcome:
     counts = Counter(learned_groups(RunDir(folder)))
     expected = {f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(PROMPTS)}
     return Outcome(
-        seed, target, number.name, after_s, status, resumed, noticed,
+        seed, target, number.name, after_s, status, resumed, noticed, back,
         counts.keys() == expected and set(counts.values()) == {1},
         manifest.trained() == set(manifest.written()) and len(lines(metrics)) == STEPS,
         left, time.monotonic() - begun,
@@ -109,18 +109,28 @@ def hit(run: UnderWay, target: str, number: signal.Signals) -> float:
     return time.monotonic()
 
 
+def since(at: float, run: UnderWay, said: tuple[str, ...]) -> float | None:
+    """Seconds from the moment to the first of the run's lines with one of these."""
+    return next((moment - at for moment, line in run.lines if moment > at and any(one in line for one in said)), None)
+
+
 def report(outcomes: list[Outcome], out: Path) -> None:
     """A table, and every figure as JSON."""
-    table = Table("seed", "fault", "after", "noticed", "resumed", "status", "groups once", "left behind", "well")
+    table = Table("seed", "fault", "after", "noticed", "back", "resumed", "status", "once each", "left behind", "well")
     for found in outcomes:
-        noticed = "-" if found.noticed_s is None else f"{found.noticed_s:.1f} s"
+        noticed, back = ("-" if seconds is None else f"{seconds:.1f} s" for seconds in (found.noticed_s, found.back_s))
         table.add_row(
-            str(found.seed), f"{found.signal} {found.target}", f"{found.after_s:.1f} s", noticed, str(found.resumed),
-            str(found.status), str(found.groups_once), str(found.left_behind), str(found.is_well),
+            str(found.seed), f"{found.signal} {found.target}", f"{found.after_s:.1f} s", noticed, back,
+            str(found.resumed), str(found.status), str(found.groups_once), str(found.left_behind), str(found.is_well),
         )  # fmt: skip
     Console().print(table)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([asdict(found) | {"well": found.is_well} for found in outcomes], indent=2) + "\n")
+
+
+def read(out: Path) -> list[Outcome]:
+    """What `report` wrote."""
+    return [Outcome(**{key: found[key] for key in found if key != "well"}) for found in json.loads(out.read_text())]
 
 
 def main() -> int:
@@ -128,14 +138,17 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the first run; those after it count up")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos.json"))
+    parser.add_argument("--more", action="store_true", help="keep what --out holds; run the seeds that it lacks")
     arguments = parser.parse_args()
-    outcomes: list[Outcome] = []
+    outcomes = read(arguments.out) if arguments.more and arguments.out.is_file() else []
     with tempfile.TemporaryDirectory(prefix="edge-opd-chaos-") as place:
         tokenizer, folder = prepare_default_model(), Path(place) / "model"
         model = tiny_model(
             folder, vocab=49152, dtype="bfloat16", tokenizer_from=tokenizer, hidden_size=128, head_dim=32
         )
         for seed in range(arguments.seed, arguments.seed + arguments.runs):
+            if seed in {found.seed for found in outcomes}:
+                continue
             outcomes.append(one(seed, model, Path(place) / f"run-{seed}"))
             report(outcomes, arguments.out)
     return 0 if all(found.is_well for found in outcomes) else 1

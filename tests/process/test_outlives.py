@@ -2,6 +2,7 @@
 and manifest are the real ones. Its engines die and hang while it runs."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -149,6 +150,8 @@ def test_each_group_is_learned_once_whoever_is_lost(
     groups, learner, said = run(tmp_path, {seconds: [(fault, name) for name in hit]}, f"run.max_policy_lag={lag}")
     assert sorted(groups) == GROUPS
     assert all(name in said for name in hit) and said.count("; it is replaced") == len(hit)
+    back = re.findall(r"^(.+) serves again, \d+\.\d s after it was lost$", said, re.MULTILINE)
+    assert sorted(back) == sorted(hit)
     assert len(learner.opened) > 1 or not any("student" in name for name in hit)
 
 

@@ -266,7 +266,7 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
     await asyncio.wait(asked, timeout=300.0)
     assert all(task.done() for task in asked)
     roster.stop()
-    return "".join(news.lost), after
+    return "".join(news.lines), after
 
 
 def test_an_engine_that_answers_and_gets_no_further_is_named_and_replaced() -> None:
