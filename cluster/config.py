@@ -61,7 +61,8 @@ class RunConfig:
 class ModelConfig:
     """The model that is trained."""
 
-    path: str = DEFAULT_MODEL  # a Hugging Face folder, a hub id, or default: SmolLM2-135M-Instruct
+    # a Hugging Face folder, a hub id (NAME, NAME@REVISION), or default: SmolLM2-135M-Instruct
+    path: str = DEFAULT_MODEL
 
 
 @dataclass(frozen=True)

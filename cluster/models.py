@@ -1,11 +1,9 @@
 """Which folder a recipe's model is, here and on the other hosts of a run."""
 
-from functools import cache
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
-from cluster.proxies import check_proxies, through
-from evidence.patience import within
+from cluster.hub import at_commit, downloaded, hub_said, name_of
 
 # Merges an adapter into its base, with the tokenizer that stands beside it, into ADAPTER-merged.
 MERGE = (
@@ -13,11 +11,11 @@ MERGE = (
     "peft.AutoPeftModelForCausalLM.from_pretrained(a, dtype='auto').merge_and_unload().save_pretrained(m); "
     't.AutoTokenizer.from_pretrained(a).save_pretrained(m)"'
 )
-HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
 
 
-def resolve_model(path: str, key: str = "model.path") -> str:
-    """A model as a folder of this host, or a hub id as it is. The default model is prepared when it is not there yet.
+def resolve_model(path: str, key: str = "model.path", weights: bool = False) -> str:
+    """A model as a folder of this host: the default one is prepared, and one of the hub is downloaded, as far as it is
+    not there yet. weights: with those of a model of the hub, which are then looked at.
 
     Raises:
         ValueError: names `key` and a folder without a model, or what is neither a folder here nor on the hub.
@@ -37,40 +35,57 @@ def resolve_model(path: str, key: str = "model.path") -> str:
         return str(folder.resolve())
     if not is_hub_id(path):
         raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
+    return _from_hub(path, key, weights)
+
+
+def _from_hub(path: str, key: str, weights: bool) -> str:
     try:
-        _look_up(path)
+        folder = downloaded(pinned(path, key), weights)
     except OSError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"{key}: found no folder {path!r} here, and as a hub id: {said}{through(_hub())}; expected "
-            "a Hugging Face model folder, or the id of a model"
-        ) from error
-    return path
+        raise _neither(path, key, error) from error
+    if weights:
+        from learner.folder import check_model_folder
+
+        check_model_folder(folder, f"{key}: {path}")
+    return folder
+
+
+def pinned(path: str, key: str = "model.path") -> str:
+    """A model of the hub as NAME@COMMIT, which is the same model on every host and on every day; others as they are.
+
+    Raises:
+        ValueError: names `key`, and what is neither a folder here nor on the hub.
+    """
+    if not is_hub_id(path):
+        return path
+    try:
+        return at_commit(path)
+    except OSError as error:
+        raise _neither(path, key, error) from error
+
+
+def _neither(path: str, key: str, error: OSError) -> ValueError:
+    return ValueError(
+        f"{key}: found no folder {path!r} here, and as a hub id: {hub_said(error)}; expected a Hugging Face model "
+        "folder, or the id of a model"
+    )
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` names a model of the hub, as `resolve_model` reads it: it may be an id, and is no folder here."""
-    is_place = path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1
+    """Whether `path` names a model of the hub, NAME or NAME@REVISION, as `resolve_model` reads it: it may be an id, and
+    is no folder here."""
+    name = name_of(path)
+    is_place = path.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
     return not is_place and path != DEFAULT_MODEL and not Path(path).exists()
 
 
-@cache
-def _look_up(hub_id: str) -> None:
-    """OSError unless the hub, or its cache here, has a model of that id; asked once, and nothing is tried again."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if within(HUB_S, lambda: isinstance(try_to_load_from_cache(hub_id, "config.json"), str)):
-        return
-    check_proxies()
-    within(HUB_S, lambda: get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_S))
-
-
-def _hub() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
+def called(path: str) -> str:
+    """What a run's lines and shards call a model: a folder by its place on this host."""
+    return path if is_hub_id(path) else resolve_model(path)
 
 
 def for_every_host(path: str) -> str:
-    """What another host resolves to the same model: it prepares the default one itself."""
-    return path if path == DEFAULT_MODEL else resolve_model(path)
+    """What another host resolves to the same model: the default one and one of the hub it gets itself."""
+    if path == DEFAULT_MODEL:
+        return path
+    return pinned(path) if is_hub_id(path) else resolve_model(path)

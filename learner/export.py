@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,14 +25,13 @@ from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.deepspeed_quirks import checkpoint_state
 from learner.disk import written
+from learner.folder import ANY_WEIGHTS
 from learner.load import DTYPES, IDS, load_causal_lm
 from learner.logits import head_of
 from learner.model import Student
 from learner.names import FileNames, held_tensors
 
-# Of the base's folder: weights, whatever their format.
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json")
-LEFT_OUT = (*WEIGHTS, "README.md", ".*")  # and what a run writes itself
+LEFT_OUT = (*ANY_WEIGHTS, "README.md", ".*")  # of the base's folder, and what a run writes itself
 TEMPLATES = "additional_chat_templates/*.jinja"  # beside the files of the folder itself: its named templates
 SHARD_BYTES = 5 << 30
 # Nats, mean over a text: another order of sums in float32; in bfloat16 as much as another device may differ.
@@ -40,11 +39,6 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 # What the learner and its export are compared on.
 ROW = PackedRows(IDS[:-1], torch.tensor([0, len(IDS) - 1], dtype=torch.int32), IDS[:-1], len(IDS) - 1)
 TEXT = PackedTokens(IDS[:-1], IDS[:-1], ROW, IDS[:-1], IDS[1:])
-
-
-def base_folder(model: str) -> Path:
-    """A model's files but its weights: the folder itself, or what the hub has of that id."""
-    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, ignore_patterns=list(LEFT_OUT)))
 
 
 def is_untied(causal_lm: PreTrainedModel) -> bool:
@@ -127,7 +121,7 @@ class Exporter:
             shutil.rmtree(partial, ignore_errors=True)  # a disk that is full has room for a checkpoint again
 
     def _copy_base(self, folder: Path) -> None:
-        base = base_folder(self._base)
+        base = Path(self._base)
         for source in (*base.iterdir(), *base.glob(TEMPLATES)):
             if source.is_file() and not any(fnmatch(source.name, pattern) for pattern in LEFT_OUT):
                 # Content alone, so that the mode is the umask's and not that of a read-only store of models.

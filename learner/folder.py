@@ -9,7 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 SAFE_INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", SAFE_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+INDICES = (SAFE_INDEX, "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", INDICES[0], "pytorch_model.bin", INDICES[1])
+# Weights, whatever their format.
+ANY_WEIGHTS = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.onnx_data", "*.index.json"
+)  # fmt: skip
 STATES = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # a trainer's, which vLLM passes over as well
 TOKENS = (
     "tokenizer.json",
@@ -21,21 +26,21 @@ QUANTISED = "quantize_config.json"  # how GPTQ was told before config.json had a
 POINTER = b"version https://git-lfs"  # how the file of three lines begins that git-lfs leaves in a weight's place
 
 
-def check_model_folder(path: str, key: str = "model.path") -> None:
-    """A hub id, which is no folder here, passes.
+def check_model_folder(path: str, key: str = "model.path", weights: bool = True) -> None:
+    """weights: whether the folder is to hold them already.
 
     Raises:
         ValueError: one line that names `key`, the file, what was found, and what to do.
     """
     folder = Path(path)
-    if not folder.is_dir() and not path.startswith((".", "/")):
-        return
     check_unquantised(_json(folder / "config.json", key), f"{key}: {folder / 'config.json'}")
     if (folder / QUANTISED).is_file():
         raise _quantised(f"{key}: {folder / QUANTISED}", "GPTQ or AWQ")
     for name in TOKENS:
         if (folder / name).is_file():
             _check_no_pointer(folder / name, key, "the tokenizer")
+    if not weights:
+        return
     files = _weight_files(folder, key)
     for file in files:
         _check_file(file, key)

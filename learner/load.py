@@ -24,7 +24,7 @@ from transformers import (
 from evidence.require import first_line
 from learner import attention
 from learner.attention import PackedRows, UnsupportedModel, own_attention
-from learner.folder import check_model_folder, check_unquantised
+from learner.folder import check_model_folder
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
 
@@ -36,14 +36,13 @@ ONE_ROW = PackedRows(IDS, torch.tensor([0, len(IDS)], dtype=torch.int32), IDS, l
 
 
 def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A Hugging Face causal language model from a local folder or a hub id.
+    """A Hugging Face causal language model from a folder.
 
     ValueError when the folder is missing or lacks a tensor, where the model cannot run packed rows or would mix them,
     and where the learner's log-probs would not be the model's.
     """
     check_model_folder(path)
     config = AutoConfig.from_pretrained(path)
-    check_unquantised(config.to_dict(), f"model.path: {path}")
     _require_pluggable(path, config)
     causal_lm = _read_whole(path, config, dtype)
     with _in_one_line(path, causal_lm):

@@ -95,10 +95,11 @@ def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is at `address` for this test, as if HF_ENDPOINT had said so from the start."""
     from huggingface_hub import close_session, constants
 
-    from cluster.models import _look_up
+    from cluster import hub
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
     template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     close_session()  # the client reads the environment once
-    _look_up.cache_clear()
+    hub._commit.cache_clear()
+    hub._snapshot.cache_clear()

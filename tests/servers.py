@@ -1,14 +1,20 @@
 """A web server of a test, which gives fixed answers."""
 
+import hashlib
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
 
 
 @contextmanager
-def answering(answer: Callable[[str], tuple[int, bytes, str]]) -> Iterator[str]:
-    """Its host and port. answer: from a path to status, content and the content's type, however it is asked."""
+def answering(answer: Callable[[str], tuple[int, bytes, str | dict[str, str]]]) -> Iterator[str]:
+    """Its host and port. answer: from a path to status, content and the content's type or headers, however it is
+    asked."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -16,9 +22,10 @@ def answering(answer: Callable[[str], tuple[int, bytes, str]]) -> Iterator[str]:
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers["content-length"] or 0))
-            status, content, kind = answer(self.path)
+            status, content, told = answer(self.path)
             self.send_response(status)
-            self.send_header("content-type", kind)
+            for name, value in (told if isinstance(told, dict) else {"content-type": told}).items():
+                self.send_header(name, value)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             if self.command != "HEAD":
@@ -33,3 +40,47 @@ def answering(answer: Callable[[str], tuple[int, bytes, str]]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@dataclass
+class Hub:
+    """What a hub holds of one model. commits: the files of each. main: that of its branch. others: those of other
+    branches and tags. asked: every path so far."""
+
+    name: str
+    commits: dict[str, dict[str, bytes]]
+    main: str
+    others: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
+        self.asked.append(path)
+        at = urlsplit(path).path
+        for pattern, answer in (
+            (rf"/{self.name}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self._file),
+            (rf"/api/models/{self.name}/tree/(?P<revision>[^/]+)", self._tree),
+            (rf"/api/models/{self.name}/revision/(?P<revision>[^/]+)", self._info),
+        ):
+            if found := re.fullmatch(pattern, at):
+                revision = unquote(found["revision"])
+                commit = {"main": self.main, **self.others}.get(revision, revision)
+                if commit not in self.commits:
+                    return 404, b"", {"x-error-code": "RevisionNotFound"}
+                return answer(commit, found.groupdict())
+        return 404, b"", {"x-error-code": "RepoNotFound"}
+
+    def _file(self, commit: str, found: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        content = self.commits[commit].get(found["file"])
+        if content is None:
+            return 404, b"", {"x-error-code": "EntryNotFound", "x-repo-commit": commit}
+        return 200, content, {"x-repo-commit": commit, "etag": f'"{hashlib.sha1(content).hexdigest()}"'}
+
+    def _info(self, commit: str, _: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        return 200, json.dumps({"id": self.name, "sha": commit}).encode(), {"content-type": "application/json"}
+
+    def _tree(self, commit: str, _: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        files = [
+            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for name, content in self.commits[commit].items()
+        ]
+        return 200, json.dumps(files).encode(), {"content-type": "application/json"}

@@ -24,7 +24,7 @@ def export_run(run: Path) -> Path:
     folder, recipe = RunDir(run), read_resolved(run).recipe
     folder.hold()  # a run that goes on writes its own export there, and removes checkpoints
     checkpoint = Checkpoints(folder.checkpoints).sound()
-    model = resolve_model(recipe.model.path)
+    model = resolve_model(recipe.model.path, weights=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
     from learner.export import export_checkpoint
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cluster.commands.one_engine import one_engine
 from cluster.config import Recipe, load_recipe
+from cluster.models import resolve_model
 from cluster.requests import renderer_of, step_requests
 from cluster.run.checks import check_models, check_task
 from cluster.run.figures import Gap
@@ -70,7 +71,8 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
     found = recipe.teacher.path or recipe.teacher.url
     require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
     check_task(recipe, build_task(recipe.task))
-    gaps, guided = asyncio.run(_measure(recipe, check_models(recipe)))
+    check_models(recipe)
+    gaps, guided = asyncio.run(_measure(recipe, resolve_model(recipe.model.path, weights=True)))
     if not gaps:
         print(f"task.name: {recipe.task.name}: found no question that has a context and an answer: no gap to measure")
         return 1

@@ -58,7 +58,7 @@ def _export_of(run: Path) -> str:
 async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list[list[str]]:
     from cluster.requests import renderer_of
 
-    model, config = resolve_model(path), recipe.probe
+    model, config = resolve_model(path, weights=True), recipe.probe
     renderer = renderer_of(recipe, model)
     with one_engine(model, recipe.student, f"probe of {path}: its engine") as engine:
         async with deadline(recipe.rollout.deadline_s, f"probe of {path}: no answers (rollout.deadline_s)"):

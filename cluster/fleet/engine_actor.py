@@ -41,7 +41,7 @@ class EngineActor:
         keep_gloo_on_this_host()
         from rollout.engine import Engine
 
-        self.engine = Engine(resolve_model(self._model), *self._arguments)
+        self.engine = Engine(resolve_model(self._model, weights=True), *self._arguments)
         return str(ray.util.get_node_ip_address())
 
     async def footprint(self) -> Footprint:

@@ -81,7 +81,7 @@ class LearnerActor:
         from learner.train import Trainer
 
         config, scoring = self._recipe.learner, self._recipe.teacher
-        self._model, teacher_model = resolve_model(self._model), resolve_model(self._teacher)
+        self._model = resolve_model(self._model, weights=True)
         updates, patience_s = self._recipe.run.steps * config.updates_per_batch, self._recipe.faults.store_s
         self._engine = ZeroEngine(self._model, config, updates, patience_s)
         device = self._engine.device
@@ -89,7 +89,7 @@ class LearnerActor:
         self._trainer = Trainer(
             self._engine,
             config,
-            FrozenModel(teacher_model, config, device) if teacher else None,
+            FrozenModel(resolve_model(self._teacher, weights=True), config, device) if teacher else None,
             FrozenModel(self._model, config, device) if base else None,
             self._recipe.faults.nonfinite == "skip",
         )

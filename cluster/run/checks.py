@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.config import Recipe
-from cluster.models import resolve_model
+from cluster.models import is_hub_id, resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
 from cluster.run.gap import teaches_itself
@@ -133,7 +133,7 @@ def check_models(recipe: Recipe) -> str:
 
 def _resolve(path: str, key: str) -> str:
     model = resolve_model(path, key)
-    check_model_folder(model, key)
+    check_model_folder(model, key, weights=not is_hub_id(path))  # of the hub's every engine and rank looks at its own
     check_family(model, key)
     return model
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.config import TASK_PATHS, Recipe
+from cluster.models import is_hub_id, pinned
 from evidence.files import write_whole
 from learner.folder import engines_files
 from rollout.tasks.base import Task
@@ -33,28 +34,22 @@ def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
     if recipe.task.prompts_file:  # with the files that its rows name
         prompts = hashlib.sha256(repr(task.training_prompts()).encode()).hexdigest()
         pins[f"task.prompts_file: {recipe.task.prompts_file}: its prompts"] = prompts
-    models = {"model.path": model} | ({"teacher.path": recipe.teacher.path} if recipe.teacher.path else {})
-    return pins | {f"{key}: {name}": pin for key, path in models.items() for name, pin in _of_model(path, key)}
+    student = recipe.model.path if is_hub_id(recipe.model.path) else model
+    models = {"model.path": student, "teacher.path": recipe.teacher.path}
+    return pins | {f"{key}: {name}": pin for key, path in models.items() if path for name, pin in _of_model(path, key)}
 
 
 def _of_model(path: str, key: str) -> Iterator[tuple[str, str]]:
+    if is_hub_id(path):
+        name, _, commit = pinned(path, key).partition("@")
+        yield name, commit
+        return
     folder = Path(path)
     if not folder.is_dir():
-        if commit := hub_commit(path):
-            yield path, commit
         return
     for pattern in SETTLES:
         yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
     yield from ((str(file), _head(file)) for file in engines_files(folder, key))
-
-
-def hub_commit(hub_id: str) -> str:
-    """The commit of the hub's model of which this machine's cache has the config, where its tokenizer was read from;
-    empty where there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from cluster.config import DEFAULT_MODEL, PATHS, Recipe
+from cluster.hub import name_of
 from cluster.models import is_hub_id
 from cluster.observe.sinks import summary_table
 from cluster.run.figures import Gap
@@ -128,7 +129,7 @@ def _of_prompts(recipe: Recipe, notes: Sequence[str]) -> list[str]:
 
 def _base(path: str, model: str) -> str:
     """A hub id as it is, its organisation with it; of a folder, which `model` is, the name alone."""
-    return path if is_hub_id(path) else model.rstrip("/").rsplit("/", 1)[-1]
+    return name_of(path) if is_hub_id(path) else model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,8 @@ from datetime import date
 from pathlib import Path
 
 from cluster.config import Recipe, dump, located
+from cluster.hub import name_of
+from cluster.models import is_hub_id, pinned
 from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.lock import LOCK, OWNER, FolderLock
 
@@ -80,7 +82,7 @@ class RunDir:
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
         theirs = located(of_today(read_resolved(self.root).recipe))  # older runs keep relative paths
-        recipe = dated(recipe, self)
+        recipe = settled(recipe, self)
         differs = difference(theirs, recipe)
         if differs is None:
             return
@@ -95,17 +97,30 @@ class RunDir:
         return self.answers / f"step-{step:06d}.jsonl"
 
 
-def dated(recipe: Recipe, folder: RunDir) -> Recipe:
-    """The recipe with the date of its run: of the one in the folder, where there is one, else today's. A run that is
-    older than run.date keeps the machine's own clock.
+def settled(recipe: Recipe, folder: RunDir) -> Recipe:
+    """The recipe with what its run's first start settles, which are those of the recipe in the folder, where there is
+    one: the date, and the commit of each model of the hub. A run that is older than run.date keeps the machine's own
+    clock, and one that is older than commits in a recipe the names alone.
 
     Raises:
-        ValueError: the folder has a config.toml that is no recipe.
+        ValueError: the folder has a config.toml that is no recipe, or the hub has no such model.
     """
-    if recipe.run.date:
-        return recipe
-    day = read_resolved(folder.root).recipe.run.date if folder.config.exists() else date.today().isoformat()
-    return replace(recipe, run=replace(recipe.run, date=day))
+    begun = read_resolved(folder.root).recipe if folder.config.exists() else None
+    day = recipe.run.date or (date.today().isoformat() if begun is None else begun.run.date)
+    model = _settled(recipe.model.path, "" if begun is None else begun.model.path, "model.path")
+    teacher = _settled(recipe.teacher.path, "" if begun is None else begun.teacher.path, "teacher.path")
+    return replace(
+        recipe,
+        run=replace(recipe.run, date=day),
+        model=replace(recipe.model, path=model),
+        teacher=replace(recipe.teacher, path=teacher),
+    )
+
+
+def _settled(path: str, begun: str, key: str) -> str:
+    if not path or not is_hub_id(path):
+        return path
+    return begun if name_of(begun) == path else pinned(path, key)
 
 
 def run_folder(recipe: Recipe, given: str | None) -> Path:

@@ -18,6 +18,7 @@ from cluster.fleet.placement import Plan
 from cluster.fleet.ray_cluster import cluster_cards, connect, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
+from cluster.models import called
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
 from cluster.run.boundary import end_at_once, run_time
@@ -30,7 +31,7 @@ from cluster.run.memory import with_planned_memory
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_probes
 from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
-from cluster.run.rundir import RunDir, dated, run_folder
+from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from evidence.patience import retried, retried_beside
@@ -46,7 +47,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     task = build_task(recipe.task)
     require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
-    recipe, resume = dated(recipe, folder), folder.has_begun if resume is None else resume
+    recipe, resume = settled(recipe, folder), folder.has_begun if resume is None else resume
     inputs, notes = check_recipe(recipe, task)
     if recipe.run.storage and not resume:
         check_unshared(recipe.run.storage, folder.root.name, "run.storage")
@@ -82,7 +83,7 @@ async def _survive(
     """The services, started again with what stands where one of them or a rank dies."""
     plan, model = plan_for(recipe), inputs.model
     sink.say(
-        f"run {folder.root}: {model} on {plan.device}, weights over {plan.transport}, "
+        f"run {folder.root}: {called(recipe.model.path)} on {plan.device}, weights over {plan.transport}, "
         f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
         f"{recipe.learner.num_ranks} learner rank(s), ZeRO {recipe.learner.zero_stage}"
     )
@@ -111,7 +112,7 @@ async def _serve(
 ) -> None:
     """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
-    metadata = shard_metadata(recipe, inputs.model, folder.root.name)
+    metadata = shard_metadata(recipe, folder.root.name)
     with running(recipe, plan, folder.config, storage, metadata) as services:
         activity = watch(services)
         with run_time(sink, takes_input=True):
@@ -157,13 +158,13 @@ async def export(learner: LearnerService, folder: RunDir, step: int, patience_s:
         raise
 
 
-def shard_metadata(recipe: Recipe, model: str, run_id: str) -> dict[str, str]:
+def shard_metadata(recipe: Recipe, run_id: str) -> dict[str, str]:
     """What a shard says of where it came from; step and weights digest are added as it is written."""
     rule = recipe.evidence.to_json()
     return {
         "run_id": run_id,
         "mask_rule": rule,
-        "model_id": model,
+        "model_id": called(recipe.model.path),
         "code_version": importlib.metadata.version("edge-opd"),
         "machine": machine_name(),
     }

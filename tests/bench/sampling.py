@@ -59,7 +59,10 @@ async def ours(pool: EnginePool, groups: list[GroupRequests], sampling: Sampling
 
 def measure(recipe: Recipe, rounds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, config = resolve_model(recipe.model.path), replace(recipe.student, gpu_memory_utilization=CUDA_SHARE)
+    model, config = (
+        resolve_model(recipe.model.path, weights=True),
+        replace(recipe.student, gpu_memory_utilization=CUDA_SHARE),
+    )
     sampling = SamplingConfig(recipe.rollout.temperature, recipe.rollout.max_response_tokens)
     requests = step_requests(recipe, model)
     llm = bare_engine(model, config, device)

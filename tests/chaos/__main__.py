@@ -1,21 +1,24 @@
-"""A seeded schedule of faults over small real runs, one fault a run, and a report of what became of each.
+"""A seeded schedule of faults over small real runs, several a run, and a report of what became of each.
 
-    make chaos                                        10 runs, seed 0; a table, and runs/chaos.json
-    python -m tests.chaos --runs 3 --seed 7 --out runs/chaos.json
+    make chaos                                        4 runs of 5 faults, seed 0; a table, and runs/chaos.json
+    python -m tests.chaos --runs 3 --seed 7 --faults 5 --out runs/chaos.json
 
 A run is well when it ended with status 0, after a resume where its driver was killed, learned from each group once and
-left no process behind.
+left no process behind. One that ends before all of its faults have come has had fewer.
 """
 
 import argparse
 import json
 import random
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -29,10 +32,11 @@ from tests.fakes import tiny_model
 from tests.faults import UnderWay, under_way
 from tests.runs import lines, small_arguments
 
-STEPS, PROMPTS = 16, 2
+STEPS, PROMPTS = 48, 2
 SETTINGS = (
     f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=5", "student.num_engines=2",
-    "faults.silent_s=5.0", "faults.store_s=20.0", "learner.step_deadline_s=60.0", "rollout.deadline_s=60.0",
+    "faults.silent_s=5.0", "faults.store_s=20.0", "faults.max_restarts=20", "learner.step_deadline_s=60.0",
+    "rollout.deadline_s=60.0",
 )  # fmt: skip
 ENGINES = ("student engine 0", "student engine 1", "teacher engine 0")
 FAULTS = [
@@ -41,101 +45,155 @@ FAULTS = [
     *((name, number) for name in ("learner", "rollout") for number in (signal.SIGKILL, signal.SIGSTOP)),
     ("driver", signal.SIGKILL),
 ]
-LATEST_S = 20.0  # of a fault, after the first step
+METRICS = "metrics.jsonl"
+END_S = 900.0
+GAP_S = 25.0  # at most, from one fault to the next, whatever has become of the one before
+
+Lines = list[tuple[float, str]]  # what a run said, each with its moment
+
+
+@dataclass(frozen=True)
+class Fault:
+    """after_s: the first step. noticed_s, back_s: from the fault to the driver's lines of it, and of what stands again;
+    None where the run did not need what was lost any more."""
+
+    target: str
+    signal: str
+    after_s: float
+    noticed_s: float | None
+    back_s: float | None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run. noticed_s, back_s: from the fault to the driver's lines of it, and of what stands again;
-    None where the run did not need what was lost any more. resumed: by the harness, as only a person can."""
+    """What became of one run. resumes: by the harness, after a fault of the driver's, as only a person can."""
 
     seed: int
-    target: str
-    signal: str
-    after_s: float
     status: int
-    resumed: bool
-    noticed_s: float | None
-    back_s: float | None
+    resumes: int
     groups_once: bool
     trained_is_written: bool
     left_behind: int
     wall_s: float
+    faults: list[Fault]
 
     @property
     def is_well(self) -> bool:
         return self.status == 0 and self.groups_once and self.trained_is_written and not self.left_behind
 
 
-def one(seed: int, model: Path, folder: Path) -> Outcome:
-    """The run of this seed, in `folder`."""
-    draw = random.Random(seed)
-    (target, number), after_s = draw.choice(FAULTS), draw.uniform(0.0, LATEST_S)
-    begun, arguments = time.monotonic(), small_arguments(folder, f"model.path={model}", *SETTINGS)
-    with under_way(arguments) as run:
-        metrics = folder / "metrics.jsonl"
-        run.wait_until("the first step", metrics.exists)
-        time.sleep(after_s)
-        at = hit(run, target, number)
-        status, said, _ = run.end()
-        left = len(run.left_behind())
-    noticed, back = (since(at, run, said) for said in (("; it is replaced", "start again"), ("serves", "resumed at")))
-    resumed = status != 0 and target == "driver"
-    if resumed:
-        with under_way([*arguments, "--resume"]) as again:
-            status, said, _ = again.end()
-            back = since(at, again, ("resumed at",))
-            left += len(again.left_behind())
+def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
+    """The run of this seed with up to `count` faults, in `folder`."""
+    begun, draw, metrics = time.monotonic(), random.Random(seed), folder / METRICS
+    arguments, left, resumes = small_arguments(folder, f"model.path={model}", *SETTINGS), 0, 0
+    hits: list[Hit] = []
+    everything: Lines = []
+    while True:
+        with under_way([*arguments, *(["--resume"] if resumes else [])]) as run:
+            run.wait_until("the first step, or what stands", partial(goes_on, run, metrics, resumes))
+            first = hits[0].first if hits else time.monotonic()
+            is_killed = False
+            while len(hits) < count and not is_killed and lasts(run, draw.uniform(0.0, GAP_S)):
+                hits.append(hit(run, draw, first))
+                is_killed = hits[-1].target == "driver"
+            status, said, _ = run.end(END_S)
+            left += len(run.left_behind())
+            everything += run.lines
+        if not is_killed:
+            break
+        resumes += 1
     if status:
         print(said[-2000:], file=sys.stderr)
     manifest = Manifest(folder / "manifest.jsonl")
     counts = Counter(learned_groups(RunDir(folder)))
     expected = {f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(PROMPTS)}
     return Outcome(
-        seed, target, number.name, after_s, status, resumed, noticed, back,
-        counts.keys() == expected and set(counts.values()) == {1},
-        manifest.trained() == set(manifest.written()) and len(lines(metrics)) == STEPS,
-        left, time.monotonic() - begun,
+        seed, status, resumes, counts.keys() == expected and set(counts.values()) == {1},
+        manifest.trained() == set(manifest.written()) and steps_of(metrics) == STEPS,
+        left, time.monotonic() - begun, [told(one, everything) for one in hits],
     )  # fmt: skip
 
 
-def hit(run: UnderWay, target: str, number: signal.Signals) -> float:
-    """Sends the signal; returns when. Nothing where the run has ended."""
-    run.processes()
-    if target == "driver":
-        run.process.send_signal(number)
-    elif target in (found := run.processes()):
-        found[target].send_signal(number)
-    return time.monotonic()
+@dataclass(frozen=True)
+class Hit:
+    """A fault that has just been made. first: when the first step was there."""
+
+    target: str
+    number: signal.Signals
+    at: float
+    first: float
 
 
-def since(at: float, run: UnderWay, said: tuple[str, ...]) -> float | None:
-    """Seconds from the moment to the first of the run's lines with one of these."""
-    return next((moment - at for moment, line in run.lines if moment > at and any(one in line for one in said)), None)
+def steps_of(metrics: Path) -> int:
+    return len(lines(metrics)) if metrics.exists() else 0
+
+
+def goes_on(run: UnderWay, metrics: Path, resumes: int) -> bool:
+    """Whether the run has made its first step, or is as far as before it was killed."""
+    return "resumed at step" in run.said() or run.process.poll() is not None if resumes else metrics.exists()
+
+
+def lasts(run: UnderWay, seconds: float) -> bool:
+    """Waits; whether the run is still under way then."""
+    try:
+        run.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def hit(run: UnderWay, draw: random.Random, first: float) -> Hit:
+    """Sends the first signal of a random order whose process is there."""
+    found = run.processes()
+    order = draw.sample(FAULTS, len(FAULTS))
+    target, number = next(one for one in order if one[0] in found or one[0] == "driver")
+    at = time.monotonic()
+    (run.process if target == "driver" else found[target]).send_signal(number)
+    return Hit(target, number, at, first)
+
+
+def told(hit: Hit, said: Lines) -> Fault:
+    """What the run's lines say of it. Where all services start again, a lost engine's successor is one of theirs."""
+    name = hit.target.removesuffix(" core")
+    noticed = since(hit.at, said, (rf"{name}.*; it is replaced", "the services start again"))
+    back = since(hit.at, said, (f"{name} serves again", "resumed at step"))
+    return Fault(hit.target, hit.number.name, hit.at - hit.first, noticed if hit.target != "driver" else None, back)
+
+
+def since(at: float, said: Lines, patterns: tuple[str, ...]) -> float | None:
+    """Seconds from the moment to the first line after it with one of these."""
+    return next(
+        (moment - at for moment, line in said if moment > at and any(re.search(one, line) for one in patterns)), None
+    )
 
 
 def report(outcomes: list[Outcome], out: Path) -> None:
-    """A table, and every figure as JSON."""
-    table = Table("seed", "fault", "after", "noticed", "back", "resumed", "status", "once each", "left behind", "well")
+    """A row a fault, and every figure as JSON."""
+    table = Table("seed", "fault", "after", "noticed", "back", "the run", "resumes", "once each", "left behind", "well")
     for found in outcomes:
-        noticed, back = ("-" if seconds is None else f"{seconds:.1f} s" for seconds in (found.noticed_s, found.back_s))
-        table.add_row(
-            str(found.seed), f"{found.signal} {found.target}", f"{found.after_s:.1f} s", noticed, back,
-            str(found.resumed), str(found.status), str(found.groups_once), str(found.left_behind), str(found.is_well),
-        )  # fmt: skip
+        of_run = [str(found.status), str(found.resumes), str(found.groups_once), str(found.left_behind)]
+        for fault in found.faults:
+            noticed, back = ("-" if one is None else f"{one:.1f} s" for one in (fault.noticed_s, fault.back_s))
+            what = f"{fault.signal} {fault.target}"
+            table.add_row(str(found.seed), what, f"{fault.after_s:.0f} s", noticed, back, *of_run, str(found.is_well))
     Console().print(table)
+    faults = [fault for found in outcomes for fault in found.faults]
+    well = sum(found.is_well for found in outcomes)
+    Console().print(f"{len(faults)} faults in {len(outcomes)} runs, {well} of them well")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([asdict(found) | {"well": found.is_well} for found in outcomes], indent=2) + "\n")
 
 
 def read(out: Path) -> list[Outcome]:
     """What `report` wrote."""
-    return [Outcome(**{key: found[key] for key in found if key != "well"}) for found in json.loads(out.read_text())]
+    found = [{key: one[key] for key in one if key != "well"} for one in json.loads(out.read_text())]
+    return [Outcome(**one | {"faults": [Fault(**fault) for fault in one["faults"]]}) for one in found]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--faults", type=int, default=5, help="of a run, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the first run; those after it count up")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos.json"))
     parser.add_argument("--more", action="store_true", help="keep what --out holds; run the seeds that it lacks")
@@ -149,7 +207,7 @@ def main() -> int:
         for seed in range(arguments.seed, arguments.seed + arguments.runs):
             if seed in {found.seed for found in outcomes}:
                 continue
-            outcomes.append(one(seed, model, Path(place) / f"run-{seed}"))
+            outcomes.append(one(seed, model, Path(place) / f"run-{seed}", arguments.faults))
             report(outcomes, arguments.out)
     return 0 if all(found.is_well for found in outcomes) else 1
 

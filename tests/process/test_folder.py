@@ -196,11 +196,10 @@ def beside_torchs(folder: Path) -> None:
 @pytest.mark.parametrize(
     "kind", [None, in_shards, in_shards_beside_another_set, torchs_beside_a_trainers, beside_torchs]
 )
-def test_a_good_folder_and_a_hub_id_pass(folder: Path, kind: Callable[[Path], None] | None) -> None:
+def test_a_good_folder_passes(folder: Path, kind: Callable[[Path], None] | None) -> None:
     if kind is not None:
         kind(folder)
     check_model_folder(str(folder))
-    check_model_folder("somebody/some-model")
 
 
 def test_it_reads_headers_only(folder: Path, tmp_path: Path) -> None:

@@ -179,21 +179,6 @@ def test_an_index_that_is_none_is_refused_by_name(begun: tuple[Recipe, Path], te
         resumed(recipe, folder)
 
 
-def test_a_hubs_model_is_its_commit(begun: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, folder = begun
-    task = build_task(recipe.task)
-    for commit in ("abc", "abc", "def"):
-        cached = str(folder / "snapshots" / commit / "config.json")
-        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda hub_id, name, at=cached: at)
-        pins = pins_of(recipe, "org/model", task)
-        assert pins["model.path: org/model"] == commit
-        if commit == "def":
-            with pytest.raises(ValueError, match=r"^model.path: org/model: found def, expected abc as when"):
-                pin(folder / "hub.json", pins, resume=True)
-        else:
-            pin(folder / "hub.json", pins, resume=(folder / "hub.json").exists())
-
-
 def test_an_older_run_has_its_inputs_from_now_on(begun: tuple[Recipe, Path]) -> None:
     recipe, folder = begun
     (folder / "inputs.json").unlink()

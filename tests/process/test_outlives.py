@@ -107,7 +107,7 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
         RolloutActor.__ray_metadata__.modified_class
     )  # its __init__ takes this process's output
     actor._recipe, actor._model, actor._storage, actor._digests = recipe, recipe.model.path, str(folder.shards), {}
-    actor._metadata = shard_metadata(recipe, recipe.model.path, "run")
+    actor._metadata = shard_metadata(recipe, "run")
     makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
     actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults)
     await actor.start()
