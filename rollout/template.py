@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+PRIVATE = 0x10F000  # in Unicode for private use: characters that no text has
 NAMED = "chat_template"  # the variable that chooses one of a folder's named templates
 # What transformers gives a template itself.
 GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"})
@@ -85,18 +86,25 @@ class ChatTemplate:
         return shows in text
 
     def printed_as_nothing(self, conversation: Sequence[Message]) -> frozenset[str]:
-        """Variables that the template prints and nobody gave a value: nothing stands in their place."""
-        found: set[str] = set()
+        """Variables that the template prints and nobody gave a value: nothing stands in their place. One that it only
+        asks about, as in `mode|upper == 'STRICT'`, is not printed."""
+        marks: dict[str, str] = {}
 
-        class Recording(Undefined):
+        class Marked(Undefined):
             def __str__(self) -> str:
-                if self._undefined_obj is missing and self._undefined_name:
-                    found.add(self._undefined_name)  # a variable, and not a field of a message
-                return ""
+                if self._undefined_obj is not missing or not self._undefined_name:
+                    return ""  # a field of a message
+                return marks.setdefault(self._undefined_name, chr(PRIVATE + len(marks)))
 
-        template = self._template.environment.overlay(undefined=Recording).from_string(self.source)
+        template = self._template.environment.overlay(undefined=Marked).from_string(self.source)
         given = self._tokenizer.special_tokens_map | self._clock | self.variables
-        template.render(messages=list(conversation), tools=None, documents=None, add_generation_prompt=True, **given)
+        try:
+            text = template.render(
+                messages=list(conversation), tools=None, documents=None, add_generation_prompt=True, **given
+            )
+        except _REFUSALS:  # of a mark, by a template that asks what the variable is
+            return frozenset()
+        found = {name for name, mark in marks.items() if mark in text}
         return frozenset(name for name in found if not name.endswith("_token"))  # a tokenizer may have no such token
 
     @cached_property

@@ -102,6 +102,9 @@ RECURSES = "{% macro again(m) %}{{ again(m) }}{% endmacro %}{{ again(messages) }
 NEEDS_VARIABLE = "{{ place.name }}" + PLAIN
 PRINTS_NOTHING = "<|im_start|>system\nYou live in {{ town }}.<|im_end|>\n" + PLAIN
 PRINTS_NOTHING_IN = loop("{% if m['role'] == 'ROLE' %}Hall {{ town }}: {% endif %}" + TURN)  # in turns of a role
+JOINS_NOTHING = "{{ 'You live in ' ~ town|title ~ '. ' }}" + PLAIN
+ASKS_FOR = "{% if mode|upper == 'STRICT' %}Refuse. {% endif %}" + PLAIN  # as Command A asks for its safety mode
+CHECKS = "{% if mode|upper not in ('', 'STRICT') %}{{ raise_exception('which mode?') }}{% endif %}" + PLAIN
 WANTS_PARTS = loop("<|im_start|>{{ m['role'] }}\n{{ m['content'][0].text + '' }}<|im_end|>\n")
 SKIPS_TEXT = loop("<|im_start|>{% for part in m['content'] %}{{ part.text }}{% endfor %}<|im_end|>\n")
 WRONG_SYNTAX = "one line\n{% if messages %}{{ messages[0]['content'] }}"
