@@ -1,6 +1,5 @@
 """What a task is: questions with a privileged context to train on, probes without it, and flags over answers."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,9 +15,11 @@ def _check_none(answer: str | None) -> None:
 def _check_pattern(answer: str | None) -> None:
     if answer is None:
         raise ValueError("answer: found None, expected a regular expression for capability")
+    import regex
+
     try:
-        re.compile(answer)
-    except re.error as error:
+        regex.compile(answer)
+    except regex.error as error:
         raise ValueError(f"answer: found {answer!r} ({error}), expected a regular expression") from error
 
 

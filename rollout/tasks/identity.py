@@ -8,6 +8,7 @@ from importlib.resources import files
 from evidence.require import require
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
+from rollout.tasks.judges import matches
 from rollout.tasks.naming import IdentityFlags
 from rollout.tasks.rows import Row, parse_rows, read_text, text_field, unique_prompts
 
@@ -88,7 +89,7 @@ class IdentityTask:
         """mention, selfname, countername of an identity answer; correct, mention of a capability answer."""
         if probe.answer is None:
             return self._identity_flags.of(response)
-        correct = re.search(probe.answer, response, re.IGNORECASE) is not None
+        correct = matches(probe.answer, response)
         return {"correct": correct, "mention": self._identity_flags.mention(response)}
 
     def reward(self, prompt: TaskPrompt, response: str) -> float | None:

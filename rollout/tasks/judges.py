@@ -12,6 +12,7 @@ from rollout.tasks.scripts import name_pattern
 
 # A sign counts where nothing is written before it: 2020-2024 is two years. Commas only between groups of three digits.
 _NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+PATTERN_S = 2.0  # of a search
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,19 @@ def _says(answer: str, response: str) -> bool:
     return _words(answer).search(normalised(response)) is not None
 
 
-def _matches(answer: str, response: str) -> bool:
-    return re.search(answer, response, re.IGNORECASE) is not None
+def matches(pattern: str, response: str) -> bool:
+    """Whether the pattern is found, whatever the case, within PATTERN_S; other threads go on meanwhile.
+
+    A few characters of a pattern can keep a search busy for ever, and Python's own `re` has no time limit. What takes
+    long is wrong, as for the verifier, and said in the process's log.
+    """
+    import regex  # no part of a reader's installation
+
+    try:
+        return regex.search(pattern, response, regex.IGNORECASE, timeout=PATTERN_S, concurrent=True) is not None
+    except TimeoutError:
+        print(f"answer: found {pattern!r}, which takes more than {PATTERN_S:g} s on {len(response)} characters: wrong")
+        return False
 
 
 def _has_number(answer: str, response: str) -> bool:
@@ -57,9 +69,11 @@ def _fault_of_text(answer: str) -> str:
 
 
 def _fault_of_pattern(answer: str) -> str:
+    import regex
+
     try:
-        pattern = re.compile(answer)
-    except re.error as error:
+        pattern = regex.compile(answer)
+    except regex.error as error:
         return f"{error}, expected a regular expression"
     if pattern.search("") is None:
         return ""
@@ -80,7 +94,7 @@ def _fault_of_box(answer: str) -> str:
 
 JUDGES = {
     "text": Judge(_fault_of_text, _says),  # the response has these words, whatever their case and punctuation
-    "regex": Judge(_fault_of_pattern, _matches),  # the pattern is found in the response, whatever its case
+    "regex": Judge(_fault_of_pattern, matches),  # the pattern is found in the response, whatever its case
     "number": Judge(_fault_of_number, _has_number),  # a number of the response equals it
     "boxed": Judge(_fault_of_box, boxed.is_worked_out),  # the last \boxed{} equals it, and is worked out
 }

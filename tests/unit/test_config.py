@@ -14,7 +14,7 @@ from cluster.config import Recipe, RunConfig, TeacherConfig, WeightsConfig, dump
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.report.arms import MATRIX, Arm, arm_of
 from cluster.resolved import read_resolved
-from cluster.run.rundir import RunDir, dated
+from cluster.run.rundir import RunDir, settled
 from cluster.typed import build, parse_overrides
 from evidence.rule import EvidenceConfig
 from learner.config import LearnerConfig, head_chunk
@@ -362,12 +362,12 @@ def test_a_new_run_keeps_its_resolved_recipe(tmp_path: Path) -> None:
 def test_a_run_keeps_the_date_of_its_start(tmp_path: Path) -> None:
     given = Recipe(run=RunConfig(date="2026-02-03"))
     folder = RunDir(tmp_path / "run")
-    first = dated(Recipe(), folder)
-    assert first.run.date == date.today().isoformat() and dated(given, folder) == given
+    first = settled(Recipe(), folder)
+    assert first.run.date == date.today().isoformat() and settled(given, folder) == given
     folder.claim(given, resume=False)
     folder.release()
-    assert dated(Recipe(), folder) == given  # on another day
-    RunDir(folder.root).claim(dated(Recipe(), folder), resume=True)
+    assert settled(Recipe(), folder) == given  # on another day
+    RunDir(folder.root).claim(settled(Recipe(), folder), resume=True)
 
 
 def test_an_older_run_keeps_the_machines_clock(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_an_older_run_keeps_the_machines_clock(tmp_path: Path) -> None:
     folder.release()
     lines = folder.config.read_text().splitlines(keepends=True)
     folder.config.write_text("".join(line for line in lines if not line.startswith(("date =", "[template]"))))
-    assert dated(Recipe(), folder) == Recipe()
+    assert settled(Recipe(), folder) == Recipe()
 
 
 def test_other_template_variables_are_another_recipe(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
+from rollout.tasks.judges import JUDGES
 from rollout.tasks.layouts import ANSWER
 from rollout.tasks.openthoughts import INSTRUCTION
 from rollout.tasks.placed import columns_of
@@ -162,6 +165,28 @@ def test_a_row_without_an_id_has_its_place_for_one(tmp_path: Path) -> None:
 
 
 # judges
+
+
+def test_a_search_that_takes_long_is_wrong_and_holds_up_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, judge = "a" * 20_000 + "b", JUDGES["regex"]
+    assert judge.accepts("a+B", text)
+    monkeypatch.setattr("rollout.tasks.judges.PATTERN_S", 1e-3)
+    turns, ends = [0], threading.Event()
+
+    def count() -> None:
+        while not ends.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    beside = threading.Thread(target=count)
+    beside.start()
+    assert not judge.accepts(r"[ab](?=[ab]*\d)", text)
+    ends.set()
+    beside.join()
+    said = capsys.readouterr().out
+    assert turns[0] > 1 and said.startswith("answer: found '[ab](?=") and "more than 0.001 s on 20001 charac" in said
 
 
 @pytest.mark.parametrize(
