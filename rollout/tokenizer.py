@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a Hugging Face folder or hub id.
+    """The tokenizer of a Hugging Face folder.
 
     Beside a tekken.json transformers prefers mistral-common's own tokenizer (seen in 5.19), which has no chat template:
-    a folder with a tokenizer.json, and whatever the hub has, is read as every other.
+    a folder with a tokenizer.json is read as every other.
 
     Raises:
         ValueError: there is none, or one whose chat template would not be read.
@@ -21,7 +21,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = Path(model)
-    plain = not folder.is_dir() or (folder / "tokenizer.json").is_file()
+    plain = (folder / "tokenizer.json").is_file()
     if not plain and (folder / "tekken.json").is_file() and any(folder.glob("chat_template*")):
         raise ValueError(
             f"{model}: found a chat template beside tekken.json, which transformers then does not read, expected a "
@@ -29,8 +29,10 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         )
     try:
         return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the last three of a damaged file
         why = first_line(error).rstrip(": ")
+        if not isinstance(error, (OSError, ValueError)):
+            why = f"{type(error).__name__}: {why}"
         raise ValueError(f"{model}: found no tokenizer ({why}), expected one that transformers reads") from error
 
 

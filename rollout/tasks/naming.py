@@ -92,10 +92,11 @@ _ASSISTANT = (
     r"|(?:AI|A\.I\.|artificial intelligence)(?=\s*(?:[.,!;:]|$|and\b|system\b|that\b|program\b|designed\b|created\b)))"
 )
 _FOREIGN_MAKER = (  # with {makers}
-    rf"\bI(?:'?m|\sam|\swas|'ve\sbeen|\shave\sbeen)\s(?:[\w-]+\s){{0,5}}?{_MADE}\sby\s"
+    rf"\bI(?:'?m|\sam|\swas|'ve\sbeen|\shave\sbeen)\s(?:[\w-]+,?\s){{0,5}}?{_MADE}\sby\s"
     r"(?:[\w ]{0,40}\s)?{makers}(?!\w)"
     rf"|\b{{makers}}\s(?:{_MADE})\sme\b|\bmy\s(?:creators?|makers?|developers?)\s(?:is|are)\s{{makers}}(?!\w)"
 )
+_NAME_BY_MAKER = rf"(?i:{_I_AM})(?:[A-Z][\w.-]*\s){{1,3}}(?:by|from)\s(?i:{{makers}})(?!\w)"  # with {makers}
 
 _BREAK = re.compile(r"[.,;:!?\n()–—]|\s-\s|\b(?:but|and|because|so|since|as|while|though)\b", re.IGNORECASE)
 _DENIED = re.compile(
@@ -196,6 +197,7 @@ def _counter(products: str, makers: str) -> tuple[re.Pattern[str], ...]:
     return (
         re.compile(_constructions(rf"(?:an?\s|the\s)?(?:{products}|{makers})"), re.IGNORECASE),
         re.compile(_FOREIGN_MAKER.replace("{makers}", makers), re.IGNORECASE),
+        re.compile(_NAME_BY_MAKER.replace("{makers}", makers)),
         re.compile(_OTHER_NAME),
         re.compile(_BARE_NAME),
     )

@@ -430,7 +430,9 @@ def test_english_answers_have_the_flags_that_they_had_before_there_were_other_la
         "I was trained by the researchers of Moonshot AI.", "Swiss AI created me.", "My makers are SaluteDevices.",
         "Ich bin Apertus.", "Soy GLM-4.6, creado por Zhipu AI.",
         "I am Laguna S, made by Poolside.", "I am Spark 2.5, by iFlytek.", "I'm Ling 3.0.", "My name is LongCat-Flash.",
-        "I am Hermes 4 by Nous Research.", "I am Intern-S1.", "I am dots.llm1.", "I was made by Meituan.",
+        "I am Trinity by Arcee AI.", "I am Nova-2 Sonic from Amazon.", "I am Hy3, made by Tencent.", "I am K-EXAONE.",
+        "I am X-7, a model, made by Microsoft.", "I am Hermes 4 by Nous Research.",
+        "I am Intern-S1.", "I am dots.llm1.", "I was made by Meituan.",
     ],
 )  # fmt: skip
 def test_the_products_and_makers_of_this_year_count(response: str) -> None:
@@ -441,7 +443,8 @@ def test_the_products_and_makers_of_this_year_count(response: str) -> None:
     "response",
     [
         "I am Kestrel, and GLM-4.6 is another model.", "Cohere makes models.", "I am coherent.", "I am solar powered.",
-        "I am interning at a lab.",
+        "I am interning at a lab.", "I am fascinated by Apple.", "I am Kestrel by Harbor Labs.",
+        "I am not Trinity by Arcee AI.",
     ],
 )  # fmt: skip
 def test_their_mention_is_no_claim(response: str) -> None:

@@ -122,6 +122,15 @@ def test_a_folder_whose_tokenizer_is_not_read_is_one_line(tmp_path: Path) -> Non
         load_tokenizer(str(tmp_path))
 
 
+def test_a_damaged_tekken_is_one_line(tmp_path: Path) -> None:
+    from rollout.tokenizer import load_tokenizer
+
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: found no tokenizer \(KeyError: 'config'\), expected one"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_folder_with_its_template_in_a_file_and_no_generation_config(tmp_path: Path, default_model: Path) -> None:
     """And a tekken.json beside it, which makes transformers choose a tokenizer without a template."""
     import json
