@@ -1,52 +1,107 @@
 """Models of the hub: which commit a name means, and that commit's files on this host.
 
-A run settles the commit once, at its first start, and writes it into its config.toml as NAME@COMMIT; every host then
-has the same files, whatever becomes of the branch meanwhile.
+A run settles the commit once, at its first start, and keeps it in its config.toml; every host then has the same files,
+whatever becomes of the branch meanwhile.
 """
 
-from functools import cache
+import re
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cache, partial
 from pathlib import Path
 
 from cluster.proxies import through
 from evidence.patience import within
 
-HUB_S = 5.0  # for the hub's answer whether it has a model; without ours transformers tries for 47 s
+HUB_S = 5.0  # for each answer of the hub; without ours its client tries for 25 to 47 s
 FILES_S = 300.0  # for a model's files but its weights
+COMMIT = re.compile("[0-9a-f]{40}")
 MAIN = "main"
+CONFIG = "config.json"  # which every model has
+BESIDE = ("*.tiktoken", "LICENSE*", "NOTICE*")  # of a model's files, beside those that `learner.folder.SETTLES` names
 
 
-def name_of(hub_id: str) -> str:
-    """A hub id without its revision, which stands behind an @."""
-    return hub_id.partition("@")[0]
+@dataclass(frozen=True)
+class HubId:
+    """NAME or NAME@REVISION, a branch or tag, as a recipe has it; each may end in @COMMIT, as a run settles it."""
+
+    name: str
+    revision: str = ""
+    commit: str = ""
+
+    @classmethod
+    def of(cls, path: str) -> "HubId":
+        """ValueError for an empty revision, or more than one."""
+        name, *rest = path.split("@")
+        commit = rest.pop() if rest and COMMIT.fullmatch(rest[-1]) else ""
+        if len(rest) > 1 or "" in rest:
+            raise ValueError(f"found {path!r}, expected NAME or NAME@REVISION of the hub's")
+        return cls(name, "".join(rest), commit)
+
+    def __str__(self) -> str:
+        return "@".join(part for part in (self.name, self.revision, self.commit) if part)
+
+    @property
+    def asked(self) -> "HubId":
+        """Without the commit."""
+        return replace(self, commit="")
 
 
-def at_commit(hub_id: str) -> str:
-    """NAME@COMMIT of NAME or NAME@REVISION, a branch, tag or commit: the hub's, or this host's cache's where there is
-    no answer. OSError says what the hub said where neither has one; it is asked once, and nothing is tried again."""
-    name, _, revision = hub_id.partition("@")
-    return f"{name}@{_commit(name, revision or MAIN)}"
+def name_of(path: str) -> str:
+    """The name alone."""
+    return path.partition("@")[0]
 
 
-def downloaded(hub_id: str, weights: bool) -> str:
-    """The folder of NAME@COMMIT on this host, with every file but the weights, or with those too: where there are
-    safetensors no others.
+def at_commit(hub_id: HubId) -> HubId:
+    """With the commit that its revision is, by the hub, or by this host's cache where there is no answer. OSError says
+    what the hub said where neither has one; it is asked once, and nothing is tried again."""
+    return hub_id if hub_id.commit else replace(hub_id, commit=_commit(hub_id.name, hub_id.revision or MAIN))
+
+
+@cache
+def downloaded(hub_id: HubId, weights: bool) -> str:
+    """The folder of a commit on this host, with the files that are read of a model, and with `weights` those too: of
+    several sets the one that transformers reads. Where the hub does not answer, or has that commit no more, it is the
+    cache's folder, whatever is in it.
 
     Raises:
         OSError: says what the hub said, or that it gave no answer in time. Weights, which may take hours, have no time
-            of their own: whoever starts an engine or a rank gives it one.
+            of their own: a connection that stands still ends by itself.
+        ValueError: an index of weights that is none.
     """
-    name, _, commit = hub_id.partition("@")
-    folder = within(FILES_S, lambda: _snapshot(name, commit, weights=False))
-    if weights:
-        _snapshot(name, commit, weights=True)
-    return folder
+    from learner.folder import SETTLES, WEIGHTS, mapped
+
+    name, commit = hub_id.name, hub_id.commit
+    try:
+        there = within(HUB_S, partial(_listed, name, commit))
+    except OSError as error:
+        return _cached(name, commit, error)
+    first = next((one for one in WEIGHTS if one in there), "")
+    if not first and "adapter_config.json" not in there:
+        raise OSError(f"found no weights in {hub_id}, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
+    is_index = first.endswith(".json")
+    wanted = [one for one in there if any(_is_of(one, pattern) for pattern in (*SETTLES, *BESIDE))]
+    wanted = [one for one in wanted if not one.endswith(".index.json")] + [first] * is_index
+    folder = within(FILES_S, partial(_fetched, name, commit, wanted))
+    shards = sorted({*mapped(Path(folder) / first, str(hub_id)).values()}) if is_index else [first] * bool(first)
+    if missing := [shard for shard in shards if shard not in there]:
+        raise OSError(f"found no {missing[0]} in {hub_id}, expected all {len(shards)} shards of its {first}")
+    return within(None, partial(_fetched, name, commit, [*wanted, *shards])) if weights else folder
 
 
 def hub_said(error: OSError) -> str:
     """In one line, with the proxy that it came through."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    cause = error.__cause__ if type(error) is OSError and isinstance(error.__cause__, Exception) else error
     said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(cause, GatedRepoError):
+        said = "the hub gives it to those alone who accepted its terms, whom HF_TOKEN names"
+    elif isinstance(cause, RepositoryNotFoundError):
+        said = "the hub has no such model, or none that HF_TOKEN may read"
+    elif isinstance(cause, RevisionNotFoundError):
+        said = "the hub has no such revision of it"
     return said + through(str(constants.ENDPOINT))
 
 
@@ -57,26 +112,41 @@ def _commit(name: str, revision: str) -> str:
 
     hub = HfApi()
     try:
-        return within(HUB_S, lambda: hub.resolve_revision(name, revision=revision)).resolved
+        found = within(HUB_S, lambda: hub.resolve_revision(name, revision=revision)).resolved
     except TimeoutError as silent:
         try:
-            return hub.resolve_revision(name, revision=revision, local_files_only=True).resolved
+            found = hub.resolve_revision(name, revision=revision, local_files_only=True).resolved
         except RevisionResolutionError:
             raise silent from None
+    if not COMMIT.fullmatch(found):
+        raise OSError(f"found commit {found!r} of revision {revision!r}, expected 40 digits")
+    return found
 
 
-@cache
-def _snapshot(name: str, commit: str, weights: bool) -> str:
+def _listed(name: str, commit: str) -> list[str]:
+    """The files of a commit, asked once: `list_repo_tree` tries for half a minute, and closes others' connections."""
+    from huggingface_hub import HfApi
+
+    return sorted(file.rfilename for file in HfApi().model_info(name, revision=commit, timeout=HUB_S).siblings or ())
+
+
+def _is_of(path: str, pattern: str) -> bool:
+    """As a glob: no * is a slash."""
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
+
+
+def _fetched(name: str, commit: str, wanted: list[str]) -> str:
     from huggingface_hub import snapshot_download
 
-    from learner.folder import ANY_WEIGHTS, INDICES, STATES
+    return snapshot_download(name, revision=commit, allow_patterns=wanted, etag_timeout=HUB_S)
 
-    if not weights:
-        return snapshot_download(name, revision=commit, ignore_patterns=[*ANY_WEIGHTS], etag_timeout=HUB_S)
-    elsewhere = ["*/*", "consolidated*", *STATES]  # another layout's, and a trainer's
-    for kind in ("*.safetensors", "*.bin"):
-        wanted = [kind, *INDICES]
-        folder = snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=elsewhere)
-        if any(Path(folder).glob(kind)):
-            break
-    return folder
+
+def _cached(name: str, commit: str, error: OSError) -> str:
+    """Raises `error` where the cache has nothing of that commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, revision=commit, allow_patterns=[CONFIG], local_files_only=True)
+    except LocalEntryNotFoundError:
+        raise error from None

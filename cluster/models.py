@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
-from cluster.hub import at_commit, downloaded, hub_said, name_of
+from cluster.hub import HubId, at_commit, downloaded, hub_said, name_of
+from cluster.proxies import check_proxies
 
 # Merges an adapter into its base, with the tokenizer that stands beside it, into ADAPTER-merged.
 MERGE = (
@@ -24,34 +25,35 @@ def resolve_model(path: str, key: str = "model.path", weights: bool = False) -> 
         from cluster.default_model import prepare_default_model
 
         return str(prepare_default_model())
-    folder = Path(path).expanduser()
-    if folder.exists():
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{key}: found a LoRA adapter in {path}, expected a model: `{MERGE.format(adapter=path)}` writes one"
-            )
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
-        return str(folder.resolve())
-    if not is_hub_id(path):
+    of_hub = is_hub_id(path)
+    folder = Path(_from_hub(path, key, weights)) if of_hub else Path(path).expanduser()
+    if not folder.exists():
         raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
-    return _from_hub(path, key, weights)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{key}: found a LoRA adapter in {path}, expected a model: `{MERGE.format(adapter=path)}` writes one"
+        )
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
+    if of_hub and weights:
+        from learner.folder import check_model_folder
+
+        check_model_folder(str(folder), f"{key}: {path}")
+    return str(folder) if of_hub else str(folder.resolve())
 
 
 def _from_hub(path: str, key: str, weights: bool) -> str:
+    settled = hub_id(pinned(path, key), key)
     try:
-        folder = downloaded(pinned(path, key), weights)
+        return downloaded(settled, weights)
     except OSError as error:
         raise _neither(path, key, error) from error
-    if weights:
-        from learner.folder import check_model_folder
-
-        check_model_folder(folder, f"{key}: {path}")
-    return folder
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def pinned(path: str, key: str = "model.path") -> str:
-    """A model of the hub as NAME@COMMIT, which is the same model on every host and on every day; others as they are.
+    """A model of the hub with its commit, which is the same model on every host and on every day; others as they are.
 
     Raises:
         ValueError: names `key`, and what is neither a folder here nor on the hub.
@@ -59,12 +61,21 @@ def pinned(path: str, key: str = "model.path") -> str:
     if not is_hub_id(path):
         return path
     try:
-        return at_commit(path)
+        return str(at_commit(hub_id(path, key)))
     except OSError as error:
         raise _neither(path, key, error) from error
 
 
+def hub_id(path: str, key: str) -> HubId:
+    """ValueError names `key` and what is no revision."""
+    try:
+        return HubId.of(path)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def _neither(path: str, key: str, error: OSError) -> ValueError:
+    check_proxies()  # a variable that names none is said instead
     return ValueError(
         f"{key}: found no folder {path!r} here, and as a hub id: {hub_said(error)}; expected a Hugging Face model "
         "folder, or the id of a model"

@@ -13,11 +13,11 @@ FIRST_S, LONGEST_S = 0.5, 30.0  # between two attempts
 Final = tuple[type[OSError], ...]
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
+def within(seconds: float | None, work: Callable[[], T]) -> T:
     """What `work` returns, run in a thread that does not hold the process up when it ends.
 
     Raises:
-        TimeoutError: "no answer within ... s"; the thread is left to itself.
+        TimeoutError: "no answer within ... s", but for None seconds; the thread is left to itself.
         OSError: that of `work`; another error of its as an OSError that begins with the type, with the error as its
             cause: a filesystem behind fsspec+ raises what the library beneath it has (botocore's, azure's).
     """

@@ -9,11 +9,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 SAFE_INDEX = "model.safetensors.index.json"
+# What is read of a folder beside its weights.
+SETTLES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 INDICES = (SAFE_INDEX, "pytorch_model.bin.index.json")
 WEIGHTS = ("model.safetensors", INDICES[0], "pytorch_model.bin", INDICES[1])
 # Weights, whatever their format.
 ANY_WEIGHTS = (
-    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.onnx_data", "*.index.json"
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.tflite", "*.npz", "*.nemo",
+    "*.gguf", "*.onnx", "*.onnx_data*", "*.index.json",
 )  # fmt: skip
 STATES = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # a trainer's, which vLLM passes over as well
 TOKENS = (
@@ -72,14 +75,15 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
         raise ValueError(f"{key}: {folder}: found no weights, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
     if first.suffix != ".json":
         return [first]
-    files = sorted({folder / name for name in _mapped(first, key).values()})
+    files = sorted({folder / name for name in mapped(first, key).values()})
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None:
         raise ValueError(f"{key}: {first}: found no {missing.name} beside it, expected all {len(files)} shards")
     return files
 
 
-def _mapped(index: Path, key: str) -> dict[str, str]:
+def mapped(index: Path, key: str) -> dict[str, str]:
+    """The file of each tensor by an index; ValueError where it is none."""
     mapped = _json(index, key).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(name, str) for name in mapped.values()):
         raise ValueError(f"{key}: {index}: found no weight_map, expected the shard of each tensor")
@@ -104,7 +108,7 @@ def engines_files(folder: Path, key: str) -> list[Path]:
     if not files:
         return [file for file in sorted(folder.glob("*.bin")) if not file.name.endswith(STATES)]
     index = folder / SAFE_INDEX
-    named = {folder / name for name in _mapped(index, key).values()} if index.is_file() else {*files}
+    named = {folder / name for name in mapped(index, key).values()} if index.is_file() else {*files}
     return [file for file in files if file in named]
 
 

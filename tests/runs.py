@@ -102,4 +102,4 @@ def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     close_session()  # the client reads the environment once
     hub._commit.cache_clear()
-    hub._snapshot.cache_clear()
+    hub.downloaded.cache_clear()

@@ -24,9 +24,9 @@ def answering(answer: Callable[[str], tuple[int, bytes, str | dict[str, str]]]) 
             self.rfile.read(int(self.headers["content-length"] or 0))
             status, content, told = answer(self.path)
             self.send_response(status)
-            for name, value in (told if isinstance(told, dict) else {"content-type": told}).items():
+            headers = told if isinstance(told, dict) else {"content-type": told}
+            for name, value in ({"content-length": str(len(content))} | headers).items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(content)))
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
@@ -45,12 +45,13 @@ def answering(answer: Callable[[str], tuple[int, bytes, str | dict[str, str]]]) 
 @dataclass
 class Hub:
     """What a hub holds of one model. commits: the files of each. main: that of its branch. others: those of other
-    branches and tags. asked: every path so far."""
+    branches and tags. cut: a file whose content breaks off. asked: every path so far."""
 
     name: str
     commits: dict[str, dict[str, bytes]]
     main: str
     others: dict[str, str] = field(default_factory=dict)
+    cut: str = ""
     asked: list[str] = field(default_factory=list)
 
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
@@ -73,10 +74,13 @@ class Hub:
         content = self.commits[commit].get(found["file"])
         if content is None:
             return 404, b"", {"x-error-code": "EntryNotFound", "x-repo-commit": commit}
-        return 200, content, {"x-repo-commit": commit, "etag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        told = {"content-length": str(len(content) + 9)} if found["file"] == self.cut else {}
+        return 200, content, told | {"x-repo-commit": commit, "etag": f'"{hashlib.sha1(content).hexdigest()}"'}
 
     def _info(self, commit: str, _: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
-        return 200, json.dumps({"id": self.name, "sha": commit}).encode(), {"content-type": "application/json"}
+        files = [{"rfilename": name} for name in self.commits[commit]]
+        info = {"id": self.name, "sha": commit, "siblings": files}
+        return 200, json.dumps(info).encode(), {"content-type": "application/json"}
 
     def _tree(self, commit: str, _: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         files = [

@@ -31,17 +31,18 @@ class EngineActor:
         in_flight: bool,
         adapter: AdapterConfig | None,
         sleeps: bool = False,
+        key: str = "model.path",
     ) -> None:
         self.name, self.log = name, settle(name)
         self._arguments = (config, device, backend, RECEIVER if backend else None, in_flight, adapter, sleeps)
-        self._model = model
+        self._model, self._key = model, key  # of the recipe, which names the model
 
     async def start(self) -> str:
         """Builds the engine; returns the address of its host."""
         keep_gloo_on_this_host()
         from rollout.engine import Engine
 
-        self.engine = Engine(resolve_model(self._model, weights=True), *self._arguments)
+        self.engine = Engine(resolve_model(self._model, self._key, weights=True), *self._arguments)
         return str(ray.util.get_node_ip_address())
 
     async def footprint(self) -> Footprint:

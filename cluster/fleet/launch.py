@@ -62,12 +62,13 @@ def build_engines(
 
     def build(pool: str, config: EngineConfig, *receives: Any) -> list[Maker]:
         arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)
+        key = "teacher.path" if pool == "teacher" and recipe.teacher.path else "model.path"
 
         def make(index: int) -> EngineClient:
             name = f"{pool} engine {index}"
             calls = BATCHES * config.max_num_seqs
             actor = placed(EngineActor, plan, reserved, pool, index, engine_environment(plan), calls)
-            return RayEngine(name, actor.remote(name, *arguments))
+            return RayEngine(name, actor.remote(name, *arguments, key=key))
 
         return [partial(make, index) for index in range(len(plan.shares[pool]))]
 

@@ -85,11 +85,12 @@ class LearnerActor:
         updates, patience_s = self._recipe.run.steps * config.updates_per_batch, self._recipe.faults.store_s
         self._engine = ZeroEngine(self._model, config, updates, patience_s)
         device = self._engine.device
+        key = "teacher.path" if scoring.path else "model.path"
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
             self._engine,
             config,
-            FrozenModel(resolve_model(self._teacher, weights=True), config, device) if teacher else None,
+            FrozenModel(resolve_model(self._teacher, key, weights=True), config, device) if teacher else None,
             FrozenModel(self._model, config, device) if base else None,
             self._recipe.faults.nonfinite == "skip",
         )

@@ -15,14 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.config import TASK_PATHS, Recipe
-from cluster.models import is_hub_id, pinned
+from cluster.models import hub_id, is_hub_id, pinned
 from evidence.files import write_whole
-from learner.folder import engines_files
+from learner.folder import SETTLES, engines_files
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
-# Of a model's folder, what is read whole.
-SETTLES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 METADATA = "__metadata__"  # of a safetensors file, which is no tensor
 BLOCK, SPREAD = 4096, 64  # bytes of a sample, and how many there are at equal distances of a file of weights
 
@@ -41,8 +39,8 @@ def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
 
 def _of_model(path: str, key: str) -> Iterator[tuple[str, str]]:
     if is_hub_id(path):
-        name, _, commit = pinned(path, key).partition("@")
-        yield name, commit
+        settled = hub_id(pinned(path, key), key)
+        yield settled.name, settled.commit
         return
     folder = Path(path)
     if not folder.is_dir():

@@ -31,7 +31,7 @@ def with_planned_memory(
         if problem := driver_problem(card.driver, cuda):
             raise ValueError(problem)
     student = shape_of(model)
-    teacher = shape_of(resolve_model(recipe.teacher.path)) if recipe.teacher.path else student
+    teacher = shape_of(resolve_model(recipe.teacher.path, "teacher.path")) if recipe.teacher.path else student
     trained = trained_parameters(model, recipe.learner) if recipe.learner.lora_rank else student.parameters
     budgets = plan_memory(recipe, plan, {"student": student, "teacher": teacher}, trained, cards)
     for budget in budgets:

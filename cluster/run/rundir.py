@@ -5,9 +5,9 @@ from datetime import date
 from pathlib import Path
 
 from cluster.config import Recipe, dump, located
-from cluster.hub import name_of
-from cluster.models import is_hub_id, pinned
+from cluster.models import hub_id, is_hub_id, pinned
 from cluster.resolved import difference, of_today, read_resolved
+from cluster.run.inputs import Pins, read_pins
 from cluster.run.lock import LOCK, OWNER, FolderLock
 
 
@@ -81,7 +81,7 @@ class RunDir:
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
-        theirs = located(of_today(read_resolved(self.root).recipe))  # older runs keep relative paths
+        theirs = settled(located(of_today(read_resolved(self.root).recipe)), self)  # older runs keep relative paths
         recipe = settled(recipe, self)
         differs = difference(theirs, recipe)
         if differs is None:
@@ -100,27 +100,33 @@ class RunDir:
 def settled(recipe: Recipe, folder: RunDir) -> Recipe:
     """The recipe with what its run's first start settles, which are those of the recipe in the folder, where there is
     one: the date, and the commit of each model of the hub. A run that is older than run.date keeps the machine's own
-    clock, and one that is older than commits in a recipe the names alone.
+    clock.
 
     Raises:
         ValueError: the folder has a config.toml that is no recipe, or the hub has no such model.
     """
     begun = read_resolved(folder.root).recipe if folder.config.exists() else None
     day = recipe.run.date or (date.today().isoformat() if begun is None else begun.run.date)
-    model = _settled(recipe.model.path, "" if begun is None else begun.model.path, "model.path")
-    teacher = _settled(recipe.teacher.path, "" if begun is None else begun.teacher.path, "teacher.path")
+    pins = read_pins(folder.inputs) if begun is not None and folder.inputs.is_file() else {}
+    model, teacher = ("", "") if begun is None else (begun.model.path, begun.teacher.path)
     return replace(
         recipe,
         run=replace(recipe.run, date=day),
-        model=replace(recipe.model, path=model),
-        teacher=replace(recipe.teacher, path=teacher),
+        model=replace(recipe.model, path=_settled(recipe.model.path, model, "model.path", pins)),
+        teacher=replace(recipe.teacher, path=_settled(recipe.teacher.path, teacher, "teacher.path", pins)),
     )
 
 
-def _settled(path: str, begun: str, key: str) -> str:
+def _settled(path: str, begun: str, key: str, pins: Pins) -> str:
+    """begun: what the run has in its place. pins: of a run that is older than commits in a recipe."""
     if not path or not is_hub_id(path):
         return path
-    return begun if name_of(begun) == path else pinned(path, key)
+    asked = hub_id(path, key)
+    if not asked.commit and is_hub_id(begun):
+        of_run = hub_id(begun, key)
+        if of_run.asked == asked and (commit := of_run.commit or pins.get(f"{key}: {asked.name}", "")):
+            return str(replace(asked, commit=commit))
+    return pinned(path, key)
 
 
 def run_folder(recipe: Recipe, given: str | None) -> Path:

@@ -23,10 +23,10 @@ def test_every_process_has_the_commit_of_the_start(tmp_path: Path, small_model: 
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert sum(path.endswith(f"/resolve/{OLD}/model.safetensors") for path in hub.asked) >= 1
     with (tmp_path / "run" / "config.toml").open("rb") as file:
-        assert tomllib.load(file)["model"]["path"] == f"org/model@{OLD}"
-    assert f"run {tmp_path}/run: org/model@{OLD} on cpu" in done.stdout
+        assert tomllib.load(file)["model"]["path"] == f"org/model@v1@{OLD}"
+    assert f"run {tmp_path}/run: org/model@v1@{OLD} on cpu" in done.stdout
     (step,) = read_steps(tmp_path / "run" / "metrics.jsonl").values()
     shard = read_table(str(tmp_path / "run" / "shards" / shard_name(0)))
-    assert step.rows and shard.schema.metadata[b"model_id"] == f"org/model@{OLD}".encode()
+    assert step.rows and shard.schema.metadata[b"model_id"] == f"org/model@v1@{OLD}".encode()
     exported = {path.name for path in (tmp_path / "run" / "export").iterdir()}
     assert exported >= {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
