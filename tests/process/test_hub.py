@@ -25,7 +25,15 @@ from tests.servers import Hub, answering
 
 OLD, NEW = "a1" * 20, "b2" * 20
 READ = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "additional_chat_templates/own.jinja"}
-FOREIGN = {"rust_model.ot", "64.tflite", "model.ckpt", "onnx/model.onnx_data_1", "README.md", ".gitignore"}
+FOREIGN = {
+    "rust_model.ot",
+    "64.tflite",
+    "model.ckpt",
+    "onnx/model.onnx_data_1",
+    "onnx/config.json",
+    "README.md",
+    ".gitignore",
+}
 NO_SUCH = "the hub has no such"
 
 
