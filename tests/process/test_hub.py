@@ -34,6 +34,7 @@ FOREIGN = {
     "README.md",
     ".gitignore",
 }
+INDEX = "model.safetensors.index.json"
 NO_SUCH = "the hub has no such"
 
 
@@ -44,6 +45,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         | dict.fromkeys(FOREIGN, b"foreign")
         | {
             "model.safetensors": b"weights",
+            INDEX: b'{"weight_map": {"a": "model-9.safetensors"}}',  # of the same weights in shards
             "pytorch_model.bin": b"again",
             "consolidated.safetensors": b"another layout",
             "original/model.safetensors": b"another place",
@@ -175,31 +177,30 @@ def test_files_come_without_weights_until_they_are_asked_for(hub: Hub) -> None:
 
 
 def test_shards_come_with_their_index(hub: Hub) -> None:
-    index, shards = "model.safetensors.index.json", {"model-1.safetensors", "model-2.safetensors"}
+    shards = {"model-1.safetensors", "model-2.safetensors"}
     there = hub.commits[OLD]
     del there["model.safetensors"]
     there |= dict.fromkeys(shards, b"a shard") | {"embeddings.safetensors": b"no part of it"}
-    there[index] = json.dumps({"weight_map": dict(zip("ab", sorted(shards), strict=True))}).encode()
-    assert names(resolve_model("org/model")) == READ | {index}
-    assert names(resolve_model("org/model", weights=True)) == READ | {index} | shards
+    there[INDEX] = json.dumps({"weight_map": dict(zip("ab", sorted(shards), strict=True))}).encode()
+    assert names(resolve_model("org/model")) == READ | {INDEX}
+    assert names(resolve_model("org/model", weights=True)) == READ | {INDEX} | shards
 
 
 def test_torchs_weights_come_where_there_are_no_others(hub: Hub) -> None:
-    del hub.commits[OLD]["model.safetensors"]
+    del hub.commits[OLD]["model.safetensors"], hub.commits[OLD][INDEX]
     hub.commits[OLD]["training_args.bin"] = b"a trainer's"
     assert names(resolve_model("org/model", weights=True)) == READ | {"pytorch_model.bin"}
 
 
 def test_a_model_without_its_weights_is_told_before_anything_starts(hub: Hub) -> None:
     there = hub.commits[OLD]
-    del there["model.safetensors"], there["pytorch_model.bin"]
+    del there["model.safetensors"], there["pytorch_model.bin"], there[INDEX]
     with pytest.raises(ValueError, match=rf"as a hub id: found no weights in org/model@{OLD}, expected model.safete"):
         resolve_model("org/model")
-    index = "model.safetensors.index.json"
-    hub.commits[NEW] = there | {index: b'{"weight_map": {"a": "model-1.safetensors"}}'}
+    hub.commits[NEW] = there | {INDEX: b'{"weight_map": {"a": "model-1.safetensors"}}'}
     with pytest.raises(ValueError, match=rf"found no model-1.safetensors in org/model@{NEW}, expected all 1 shards of"):
         resolve_model(f"org/model@{NEW}")
-    hub.commits["c3" * 20] = there | {index: b"[]"}
+    hub.commits["c3" * 20] = there | {INDEX: b"[]"}
     with pytest.raises(ValueError, match=r"^model.path: org/model@c3.*index.json: found list, expected a JSON object"):
         resolve_model(f"org/model@{'c3' * 20}")
 
