@@ -122,7 +122,7 @@ def _settled(path: str, begun: str, key: str, pins: Pins) -> str:
     if not path or not is_hub_id(path):
         return path
     asked = hub_id(path, key)
-    if not asked.commit and is_hub_id(begun):
+    if is_hub_id(begun):
         of_run = hub_id(begun, key)
         if of_run.asked == asked and (commit := of_run.commit or pins.get(f"{key}: {asked.name}", "")):
             return str(replace(asked, commit=commit))
