@@ -1,5 +1,6 @@
 """Which folder a recipe's model is, here and on the other hosts of a run."""
 
+import os
 from pathlib import Path
 
 from cluster.config import DEFAULT_MODEL
@@ -87,7 +88,8 @@ def is_hub_id(path: str) -> bool:
     is no folder here."""
     name = name_of(path)
     is_place = path.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
-    return not is_place and path != DEFAULT_MODEL and not Path(path).exists()
+    is_here = os.path.exists(path)  # no error for a text that is too long for a path
+    return not is_place and path != DEFAULT_MODEL and not is_here
 
 
 def called(path: str) -> str:

@@ -274,6 +274,8 @@ def test_a_name_that_no_hub_can_have_is_told(no_hub: None) -> None:
         ValueError, match=r"^model.path: found no folder 'my model' here, and as a hub id: HFValidationError"
     ):
         resolve_model("my model")
+    with pytest.raises(ValueError, match=r"^model.path: found no folder 'xxx.*' here, and as a hub id: HFValidationEr"):
+        resolve_model("x" * 300)
 
 
 def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
