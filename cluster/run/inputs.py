@@ -17,7 +17,6 @@ from pathlib import Path
 from cluster.config import TASK_PATHS, Recipe
 from cluster.models import hub_id, is_hub_id, pinned
 from evidence.files import write_whole
-from learner.folder import SETTLES, engines_files
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
@@ -45,6 +44,8 @@ def _of_model(path: str, key: str) -> Iterator[tuple[str, str]]:
     folder = Path(path)
     if not folder.is_dir():
         return
+    from learner.folder import SETTLES, engines_files  # which a laptop that reads a run's folder cannot import
+
     for pattern in SETTLES:
         yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
     yield from ((str(file), _head(file)) for file in engines_files(folder, key))
