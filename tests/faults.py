@@ -66,7 +66,7 @@ class UnderWay:
                     found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
         return found
 
-    def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 900.0) -> None:
+    def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 400.0) -> None:
         """AssertionError with what it said when it ends before, or within `seconds`."""
         end = time.monotonic() + seconds
         while not is_so():
@@ -77,7 +77,7 @@ class UnderWay:
     def send(self, name: str, number: signal.Signals) -> None:
         self.processes()[name].send_signal(number)
 
-    def end(self, seconds: float = 900.0) -> tuple[int, str, str]:
+    def end(self, seconds: float = 400.0) -> tuple[int, str, str]:
         """Exit status, output and errors."""
         status = self.process.wait(timeout=seconds)
         for reader in self._readers:

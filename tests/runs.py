@@ -46,7 +46,7 @@ PLANTED = {
 
 
 def edge_opd(
-    *arguments: str, timeout: int = 900, cwd: Path | None = None, **environment: str
+    *arguments: str, timeout: int = 500, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
@@ -64,7 +64,7 @@ def small_run(
     return edge_opd(*small_arguments(run_dir, *overrides), *flags, **environment)
 
 
-def side_by_side(scripts: dict[str, list[str]], timeout: int = 900) -> None:
+def side_by_side(scripts: dict[str, list[str]], timeout: int = 400) -> None:
     """Runs each list of Python arguments in a process of its own, all at once; AssertionError for one that fails."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = {

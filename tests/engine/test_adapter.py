@@ -78,7 +78,7 @@ def test_an_engine_is_the_student_with_the_adapter_and_the_base_without(default_
             (folder / name).write_bytes(content)
     target = tmp_path / "result.json"
     command = [sys.executable, "-m", "tests.engine.test_adapter", str(default_model), str(target), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(target.read_text())
 

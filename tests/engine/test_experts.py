@@ -85,7 +85,7 @@ def test_an_engine_has_the_experts_that_were_pushed(tmp_path: Path, default_mode
     folder, target = tiny(family, tmp_path / "model", **sizes), tmp_path / "found.json"
     AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
     command = [sys.executable, "-m", "tests.engine.test_experts", str(folder), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     found = json.loads(target.read_text())
     before, after, expected = (np.array(found[key]) for key in ("before", "after", "expected"))

@@ -67,7 +67,7 @@ def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as said:  # no pipe, whose end would not come from a core that is left
         command = [sys.executable, __file__, str(model), str(target)]
-        ended = subprocess.run(command, stderr=said, timeout=900, cwd=ROOT, env=env)
+        ended = subprocess.run(command, stderr=said, timeout=400, cwd=ROOT, env=env)
     assert ended.returncode == -signal.SIGKILL, log.read_text()[-3000:]
     remove_left()
     answers = json.loads(target.read_text())
