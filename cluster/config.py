@@ -182,6 +182,11 @@ class Recipe:
         return 0 if self.learner.lora_rank or self.teacher.url else self.teacher.num_engines
 
     @property
+    def teacher_key(self) -> str:
+        """The key that names the teacher's model."""
+        return "teacher.path" if self.teacher.path else "model.path"
+
+    @property
     def window(self) -> int:
         """Prompt and response tokens that both engines hold."""
         return min(self.student.window, self.teacher.window)

@@ -79,14 +79,15 @@ def downloaded(hub_id: HubId, weights: bool) -> str:
     first = next((one for one in WEIGHTS if one in there), "")
     if not first and "adapter_config.json" not in there:
         raise OSError(f"found no weights in {hub_id}, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
-    is_index = first.endswith(".json")
-    wanted = [one for one in there if any(_is_of(one, pattern) for pattern in (*SETTLES, *BESIDE))]
-    wanted = [one for one in wanted if not one.endswith(".index.json")] + [first] * is_index
-    folder = within(FILES_S, partial(_fetched, name, commit, wanted))
-    shards = sorted({*mapped(Path(folder) / first, str(hub_id)).values()}) if is_index else [first] * bool(first)
-    if missing := [shard for shard in shards if shard not in there]:
-        raise OSError(f"found no {missing[0]} in {hub_id}, expected all {len(shards)} shards of its {first}")
-    return within(None, partial(_fetched, name, commit, [*wanted, *shards])) if weights else folder
+    read = [one for one in there if any(_is_of(one, pattern) for pattern in (*SETTLES, *BESIDE))]
+    small = [one for one in read if one == first or not one.endswith(".index.json")]
+    folder = within(FILES_S, partial(_fetched, name, commit, small))
+    files = [first] if first else []  # none of an adapter, which is refused by its name
+    if first.endswith(".json"):
+        files = sorted({*mapped(Path(folder) / first, str(hub_id)).values()})
+        if missing := [file for file in files if file not in there]:
+            raise OSError(f"found no {missing[0]} in {hub_id}, expected all {len(files)} shards of its {first}")
+    return within(None, partial(_fetched, name, commit, [*small, *files])) if weights else folder
 
 
 def hub_said(error: OSError) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
-PRIVATE = 0x10F000  # in Unicode for private use: characters that no text has
+PRIVATE_USE = 0x10F000  # of Unicode: characters that no text has
 NAMED = "chat_template"  # the variable that chooses one of a folder's named templates
 # What transformers gives a template itself.
 GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"})
@@ -94,7 +94,7 @@ class ChatTemplate:
             def __str__(self) -> str:
                 if self._undefined_obj is not missing or not self._undefined_name:
                     return ""  # a field of a message
-                return marks.setdefault(self._undefined_name, chr(PRIVATE + len(marks)))
+                return marks.setdefault(self._undefined_name, chr(PRIVATE_USE + len(marks)))
 
         template = self._template.environment.overlay(undefined=Marked).from_string(self.source)
         given = self._tokenizer.special_tokens_map | self._clock | self.variables
@@ -102,8 +102,8 @@ class ChatTemplate:
             text = template.render(
                 messages=list(conversation), tools=None, documents=None, add_generation_prompt=True, **given
             )
-        except _REFUSALS:  # of a mark, by a template that asks what the variable is
-            return frozenset()
+        except _REFUSALS:  # of a mark, by a template that checks what the variable is: it may print it as well
+            text = "".join(marks.values())
         found = {name for name, mark in marks.items() if mark in text}
         return frozenset(name for name in found if not name.endswith("_token"))  # a tokenizer may have no such token
 

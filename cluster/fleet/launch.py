@@ -62,7 +62,7 @@ def build_engines(
 
     def build(pool: str, config: EngineConfig, *receives: Any) -> list[Maker]:
         arguments = (models[pool], config, plan.device, *receives, plan.engines_sleep)
-        key = "teacher.path" if pool == "teacher" and recipe.teacher.path else "model.path"
+        key = recipe.teacher_key if pool == "teacher" else "model.path"
 
         def make(index: int) -> EngineClient:
             name = f"{pool} engine {index}"

@@ -85,7 +85,7 @@ class LearnerActor:
         updates, patience_s = self._recipe.run.steps * config.updates_per_batch, self._recipe.faults.store_s
         self._engine = ZeroEngine(self._model, config, updates, patience_s)
         device = self._engine.device
-        key = "teacher.path" if scoring.path else "model.path"
+        key = self._recipe.teacher_key
         teacher, base = needed_models(config.compares_distributions, config.beta_kl, scoring.is_base)
         self._trainer = Trainer(
             self._engine,

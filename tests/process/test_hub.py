@@ -207,8 +207,11 @@ def test_a_model_without_its_weights_is_told_before_anything_starts(hub: Hub) ->
 
 def test_an_adapter_is_told_as_one_in_a_folder_is(hub: Hub) -> None:
     hub.commits[OLD] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
-    with pytest.raises(ValueError, match=r"^model.path: found a LoRA adapter in org/model, expected a model: `python"):
-        resolve_model("org/model")
+    for weights in (False, True):
+        with pytest.raises(
+            ValueError, match=r"^model.path: found a LoRA adapter in org/model, expected a model: `python"
+        ):
+            resolve_model("org/model", weights=weights)
 
 
 def test_weights_of_the_hub_are_looked_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
