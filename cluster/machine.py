@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.cores import num_cores
+from rollout.cores import cpu_fact, num_cores
 
 GIB = 1024**3
 
@@ -51,17 +51,3 @@ def machine_name() -> str:
     if names:
         return ", ".join(f"{count} x {name}" for name, count in Counter(names).items())
     return f"{num_cores()} x {cpu_fact('model name') or platform.machine()}"
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The first processor's feature flags; empty where the system does not tell."""
-    return frozenset((cpu_fact("flags", path) or cpu_fact("Features", path)).split())
-
-
-def cpu_fact(name: str, path: Path = Path("/proc/cpuinfo")) -> str:
-    """What the system says of its first processor; empty where it does not tell."""
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""

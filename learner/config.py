@@ -71,7 +71,8 @@ class LearnerConfig:
     lora_targets: tuple[str, ...] = (ALL_LINEAR,)
     num_ranks: int = 1  # learner processes
     zero_stage: int = 1  # DeepSpeed ZeRO: what is split over the ranks
-    dtype: str = "bfloat16"  # of compute; master weights are float32
+    # of compute; master weights are float32. A CPU that lacks bfloat16 multiplies in float32, and rounds what comes out
+    dtype: str = "bfloat16"
     # tokens of one packed sequence; its rows are of about one length, so that padding them costs little
     micro_batch_tokens: int = 1024
     # response positions whose logits exist at one time; 0: 256 on a CPU, on a GPU as many as have 1 GiB of logits

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evidence.require import require
+from rollout.cores import cpu_flags, has_bfloat16
 from rollout.guidance import SPLITS
 from rollout.placement import POSITIONS
 
@@ -68,7 +69,7 @@ class EngineConfig:
     """One pool of vLLM engines. Those of [student] sample."""
 
     num_engines: int = 1  # engines in the pool
-    dtype: str = "bfloat16"  # of weights and compute
+    dtype: str = "bfloat16"  # of weights and compute; float32 for bfloat16 on a CPU that lacks it
     window: int = 512  # tokens of prompt and response together, at most the positions of the model
     tensor_parallel_size: int = 1  # workers that one engine is split over; divides the attention heads
     max_num_seqs: int = 64  # sequences that one engine runs at a time
@@ -91,9 +92,13 @@ class EngineConfig:
         return device == "cpu" if self.enforce_eager == "auto" else bool(self.enforce_eager)
 
     def dtype_on(self, device: str) -> str:
-        """Its dtype on "cpu" or "cuda": where that is left to the device, float32 on a CPU. Flash attention and a GPU's
-        matrix units are for 16 bits."""
-        return self.dtype if self.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+        """What its engines compute in on "cpu" or "cuda". Where that is left to the device, float32 on a CPU: flash
+        attention and a GPU's matrix units are for 16 bits. A CPU without kernels for bfloat16 has float32 for it too,
+        which holds the same weights."""
+        if device != "cpu":
+            return "bfloat16" if self.dtype == "auto" else self.dtype
+        is_slow = self.dtype == "bfloat16" and not has_bfloat16(cpu_flags())
+        return "float32" if self.dtype == "auto" or is_slow else self.dtype
 
     def __post_init__(self) -> None:
         for key in ("num_engines", "window", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):

@@ -43,11 +43,14 @@ class Watch:
         self._ask, self._strangers = ask, ThreadPoolExecutor(100)
 
     def look(self, processes: Iterable[psutil.Process]) -> None:
+        """A network's table is read once a look: it is the dear part, and processes mostly share one."""
+        tables: dict[str, dict[str, tuple[str, int]]] = {}
         for process in processes:
             with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, PermissionError):
                 if (words := process.cmdline()) or process.pid not in self._names:  # one that exits has none any more
                     self._names[process.pid] = _name(words or [process.name()])
-                sockets = _sockets(process.pid)
+                network = os.readlink(f"/proc/{process.pid}/ns/net")
+                sockets = tables[network] = tables.get(network) or _sockets(process.pid)
                 if new := sockets.keys() - self._sockets.keys():
                     for number in new & _held(process.pid):
                         reach, port = sockets[number]

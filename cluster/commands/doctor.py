@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cluster.default_model import default_cache, default_model_path, is_prepared
-from cluster.machine import GIB, Accelerator, cpu_flags, find_accelerators, free_gib, memory_gib
-from rollout.cores import num_cores
+from cluster.machine import GIB, Accelerator, find_accelerators, free_gib, memory_gib
+from rollout.cores import BFLOAT16, cpu_flags, has_bfloat16, num_cores
 
 PINS = {
     "torch": "2.13.0",
@@ -184,8 +184,8 @@ def _check_accelerator(index: int, device: Accelerator) -> Finding:
 
 def describe_plan(accelerators: Sequence[Accelerator], flags: frozenset[str]) -> list[Finding]:
     """Device, number formats and weight transport of a run here with the default settings."""
-    native = sorted(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-    speed = f"native ({', '.join(native)})" if native else "emulated, so slow; float32 may be faster"
+    known = sorted(flags & BFLOAT16)
+    speed = f"has kernels ({', '.join(known)})" if has_bfloat16(flags) else "lacks kernels, so its products are float32"
     lines = [
         f"device: {'cuda' if accelerators else 'cpu'}",
         "number formats: engines bfloat16, learner bfloat16 with float32 master weights (`dtype` in a recipe)",

@@ -22,6 +22,7 @@ from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
 from learner.sealed import SealedFile, faults
+from rollout.cores import cpu_flags, has_bfloat16
 
 if TYPE_CHECKING:
     from cluster.weights.link import AdapterLink, WeightLink
@@ -78,9 +79,12 @@ class LearnerActor:
         from learner.ema import Ema
         from learner.engine import ZeroEngine
         from learner.frozen import FrozenModel
+        from learner.products import widen_products
         from learner.train import Trainer
 
         config, scoring = self._recipe.learner, self._recipe.teacher
+        if config.dtype == "bfloat16" and not has_bfloat16(cpu_flags()):
+            self._products = widen_products()
         self._model = resolve_model(self._model, weights=True)
         updates, patience_s = self._recipe.run.steps * config.updates_per_batch, self._recipe.faults.store_s
         self._engine = ZeroEngine(self._model, config, updates, patience_s)

@@ -36,7 +36,13 @@ from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from evidence.patience import retried, retried_beside
 from evidence.shards import check_unshared
+from rollout.cores import cpu_flags, has_bfloat16
 from rollout.tasks import build_task
+
+NO_BFLOAT16 = (
+    "bfloat16: this processor has no kernels for it, so engines compute in float32 and the learner multiplies in it; "
+    "expect several times the seconds a step of one with AVX-512"
+)
 
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
@@ -91,6 +97,8 @@ async def _survive(
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
     if plan.device == "cpu":
         check_caches(recipe, model)
+        if "bfloat16" in (recipe.student.dtype, recipe.learner.dtype) and not has_bfloat16(cpu_flags()):
+            sink.say(NO_BFLOAT16)
     else:
         import torch  # the version of its CUDA
 

@@ -34,6 +34,7 @@ NAMES = (
     "push",
     "real_step",
     "start_checks",
+    "bfloat16_products",
     "many_rows",
     "page",
     "watching",

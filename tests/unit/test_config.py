@@ -471,10 +471,13 @@ def test_a_newer_run_that_states_an_older_default_means_it(tmp_path: Path) -> No
         folder.check_same(Recipe())
 
 
-def test_what_a_device_decides() -> None:
+def test_what_a_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = TeacherConfig(), EngineConfig()
-    assert [teacher.dtype_on(device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
-    assert [student.dtype_on(device) for device in ("cpu", "cuda")] == ["bfloat16", "bfloat16"]
+    for flag, on_cpu in (("amx_bf16", "bfloat16"), ("avx2", "float32")):
+        monkeypatch.setattr("rollout.config.cpu_flags", lambda flag=flag: frozenset({flag}))
+        assert [teacher.dtype_on(device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
+        assert [student.dtype_on(device) for device in ("cpu", "cuda")] == [on_cpu, "bfloat16"]
+        assert replace(student, dtype="float16").dtype_on("cpu") == "float16"
     assert replace(teacher, dtype="float32").dtype_on("cuda") == "float32"
     for eager, on in {"auto": [True, False], True: [True, True], False: [False, False]}.items():
         assert [EngineConfig(enforce_eager=eager).is_eager(device) for device in ("cpu", "cuda")] == on

@@ -1,11 +1,12 @@
-"""Cores of the job, not of the machine: affinity and the quotas of both versions of control groups."""
+"""Cores of the job, not of the machine: affinity and the quotas of both versions of control groups. And what they have
+instructions for."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from rollout.cores import num_cores
+from rollout.cores import cpu_flags, has_bfloat16, num_cores
 
 MOUNT = "sys/fs/cgroup"
 # what the process is in, and the files that its groups have
@@ -55,3 +56,35 @@ def test_affinity_counts_on_this_machine() -> None:
         assert num_cores() == 1
     finally:
         os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n",
+            {"fpu", "avx2", "amx_bf16"},
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("nothing here\n", set()),
+    ],
+)
+def test_cpu_flags_are_the_first_processors(tmp_path: Path, text: str, flags: set[str]) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert cpu_flags(tmp_path / "cpuinfo") == flags
+    assert cpu_flags(tmp_path / "missing") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "fma"}, False),
+        ({"avx2", "avx512f", "avx512bw"}, True),
+        ({"avx2", "avx512bw", "avx512_bf16", "amx_bf16"}, True),
+        ({"fp", "asimd"}, False),
+        ({"fp", "asimd", "bf16"}, True),
+        (set(), True),  # a system that does not tell
+    ],
+)
+def test_kernels_for_bfloat16(flags: set[str], expected: bool) -> None:
+    assert has_bfloat16(frozenset(flags)) is expected

@@ -18,7 +18,7 @@ from cluster.commands.doctor import (
     check_shared_memory,
     describe_plan,
 )
-from cluster.machine import Accelerator, cpu_flags, free_gib, machine_name
+from cluster.machine import Accelerator, free_gib, machine_name
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 H100 = Accelerator("NVIDIA H100", 80.0, (9, 0))
@@ -94,28 +94,11 @@ def test_accelerators_are_named_and_old_ones_are_a_problem() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "flags"),
-    [
-        (
-            "processor\t: 0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n",
-            {"fpu", "avx2", "amx_bf16"},
-        ),
-        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
-        ("nothing here\n", set()),
-    ],
-)
-def test_cpu_flags_are_the_first_processors(tmp_path: Path, text: str, flags: set[str]) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert cpu_flags(tmp_path / "cpuinfo") == flags
-    assert cpu_flags(tmp_path / "missing") == frozenset()
-
-
 def test_the_plan_names_device_and_transport() -> None:
     cpu = [finding.text for finding in describe_plan([], frozenset({"avx512_bf16", "fpu"}))]
-    assert cpu[0] == "CPU bfloat16: native (avx512_bf16)"
+    assert cpu[0] == "CPU bfloat16: has kernels (avx512_bf16)"
     assert {"device: cpu", "weight transport: shm"} <= set(cpu)
-    assert "emulated" in describe_plan([], frozenset({"avx2"}))[0].text
+    assert "lacks kernels" in describe_plan([], frozenset({"avx2"}))[0].text
     cuda = [finding.text for finding in describe_plan([H100], frozenset())]
     assert {"device: cuda", "weight transport: ipc where the pools share one GPU, nccl where each has its own"} <= set(
         cuda
