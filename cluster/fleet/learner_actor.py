@@ -14,6 +14,7 @@ import ray
 
 from cluster.config import Recipe
 from cluster.fleet.network import interface_towards, open_door
+from cluster.fleet.processes import collect_seldom
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
@@ -82,6 +83,7 @@ class LearnerActor:
         from learner.products import widen_products
         from learner.train import Trainer
 
+        collect_seldom()  # DeepSpeed has all garbage collected six times as it starts
         config, scoring = self._recipe.learner, self._recipe.teacher
         if config.dtype == "bfloat16" and not has_bfloat16(cpu_flags()):
             self._products = widen_products()

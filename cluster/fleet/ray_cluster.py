@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
-from cluster.fleet.processes import Process, end_processes, log_to_file, own_processes
+from cluster.fleet.processes import Process, collect_seldom, end_processes, log_to_file, own_processes
 from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
 from cluster.sizing.cards import Card, find_cards, visible
@@ -59,7 +59,8 @@ def _disconnect(folder: Path) -> None:
 
 def settle(name: str) -> str:
     """For an actor's process, before anything else: its output goes to a log of its own, the path of which is
-    returned, and its temporary files to the run's folder on its host."""
+    returned, its temporary files to the run's folder on its host, and it looks for garbage seldom."""
+    collect_seldom()
     log = log_to_file(name)
     enter(ray.get_runtime_context().namespace)
     return log

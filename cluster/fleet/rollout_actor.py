@@ -14,7 +14,6 @@ from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
-from cluster.fleet.processes import collect_seldom
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import News
 from cluster.models import resolve_model
@@ -41,7 +40,6 @@ class RolloutActor:
         metadata: dict[str, str],
     ) -> None:
         self.log = settle("rollout")
-        collect_seldom()
         self._recipe, self._model, self._storage, self._metadata = recipe, models["student"], storage, metadata
         self._digests: dict[int, str] = {}
         self._fleet = Fleet(

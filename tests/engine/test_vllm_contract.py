@@ -34,6 +34,7 @@ from learner.folder import engines_files
 from rollout import vllm_quirks as quirks
 from rollout import vllm_scheduling as scheduling
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
+from rollout.cores import cpu_flags, has_bfloat16
 from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
@@ -83,6 +84,12 @@ class Worker:
         own = psutil.Process()
         return [own.ppid(), len(own.children()), torch.get_num_threads()]
 
+    def compiled(self) -> dict[str, int]:
+        """What was given to torch's compiler."""
+        from torch._dynamo.utils import counters
+
+        return dict(counters["frames"])
+
 
 async def _refusal(work: Any) -> str:
     try:
@@ -130,6 +137,7 @@ async def _drive(model: str, target: Path) -> None:
     pair = await engine._generate(PROMPT, sampling, 2, 7)
     single = await engine._generate(PROMPT, sampling, 1, 8)
     found["seeds"] = [list(output.token_ids) for output in (*pair.outputs, *single.outputs)]
+    found["compiled"] = (await engine._llm.collective_rpc("compiled"))[0]
 
     found["loggers"] = [type(logger).__name__ for logger in engine._llm.logger_manager.stat_loggers]  # type: ignore[union-attr]
     found["tally"] = engine.tally.stats | {}
@@ -202,6 +210,13 @@ def test_a_cpu_engine_has_one_process_and_the_threads_and_cache_asked_for(
     assert threads == CONFIG.cpu_threads
     block_bytes = 2 * 2 * 32 * 2 * 32 * 4  # keys and values, layers, tokens, heads, their size, float32
     assert found["cache"][1] == 1 << 29 and found["cache"][2] == (1 << 29) // block_bytes
+
+
+def test_an_eager_engine_compiles_the_ranks_of_log_probs(found: dict[str, Any]) -> None:
+    from vllm.v1.sample.ops.logprobs import batched_count_greater_than
+
+    assert hasattr(batched_count_greater_than, "_torchdynamo_orig_callable"), changed("they are counted as they stand")
+    assert found["compiled"] == {}
 
 
 def test_a_core_ends_when_the_process_that_has_the_engine_is_killed(found: dict[str, Any]) -> None:
@@ -366,7 +381,12 @@ def test_a_reload_leaves_a_shared_heads_packed_copy_stale(layers: torch.nn.Modul
     assert error() < 1e-3 and not stale_heads(layers)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+OF_A_CPU_WITH_KERNELS = pytest.mark.skipif(
+    not has_bfloat16(cpu_flags()), reason="where a CPU has no kernels for bfloat16, vLLM packs no head of it"
+)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=OF_A_CPU_WITH_KERNELS), torch.float32])
 def test_a_head_is_stale_by_the_smallest_change(layers: torch.nn.Module, dtype: torch.dtype) -> None:
     """As a step's weights differ from the last step's: a few numbers, by one step of bfloat16 each."""
     embedding, head = (layers["language_model"][name] for name in ("embed_tokens", "lm_head"))  # type: ignore[index]
