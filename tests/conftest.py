@@ -62,13 +62,13 @@ def small_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def watched_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun]:
+def watched_run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedRun]:
     """One small real run on a local Ray: two learner ranks under ZeRO-3, the same tokens each time. Its environment has
     `PLANTED`."""
     run_dir = tmp_path_factory.mktemp("runs") / "small"
     with tempfile.TemporaryDirectory(prefix="edge-", dir="/tmp") as temporary:  # Ray's socket paths must be short
         with watched(lambda: family(os.getpid())[1:], asks_for) as watch:
-            done = small_run(run_dir, *FINISHED, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)
+            done = small_run(run_dir, f"model.path={small_model}", *FINISHED, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         yield WatchedRun(run_dir, done, watch.found(), Path(temporary))
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -21,3 +23,19 @@ def logprobs_of(model: Any, prompt: Ids | Sequence[int], response: Ids | Sequenc
     full = torch.tensor([*map(int, prompt), *map(int, response)])
     table = torch.log_softmax(model(full[None], use_cache=False).logits[0].double(), dim=-1)
     return torch.stack([table[position - 1, full[position]] for position in range(len(prompt), len(full))])
+
+
+def require_columns(shard: pa.Table, model: Any) -> None:
+    """The log-probs in a shard of the frozen model's first rollouts are the model's, token by token: the teacher's to
+    1e-3, those of the engine that sampled, which may compute in bfloat16, to 0.05 on average. Evidence is the float32
+    difference."""
+    sampler: list[float] = []
+    for row in shard.to_pylist():
+        plain = logprobs_of(model, row["prompt_ids"], row["response_ids"]).numpy()
+        context = logprobs_of(model, row["context_prompt_ids"], row["response_ids"]).numpy()
+        assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
+        assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
+        evidence = np.array(row["teacher_context_logprobs"], np.float32) - np.array(row["teacher_logprobs"], np.float32)
+        assert np.array_equal(np.array(row["evidence"], np.float32), evidence)
+        sampler.extend(np.abs(np.array(row["sampler_logprobs"]) - (context if row["guided"] else plain)))
+    assert np.mean(sampler) < 0.05

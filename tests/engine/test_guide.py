@@ -13,8 +13,6 @@ from tests.runs import ROOT, SMALL, edge_opd, lines
 pytestmark = pytest.mark.engine
 
 GUIDE = ROOT / "docs" / "guide.md"
-OVERRIDES = (*SMALL, "model.path=default", "run.checkpoint_every=2")
-SHRUNK = [part for item in OVERRIDES for part in ("--set", item)]
 
 
 def blocks(language: str) -> list[str]:
@@ -29,12 +27,18 @@ def block(language: str, holds: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guide's files beside each other, and its run: shrunk, of the default model, with a checkpoint."""
+def shrunk(small_model: Path) -> list[str]:
+    overrides = (*SMALL, f"model.path={small_model}", "run.checkpoint_every=2")
+    return [part for item in overrides for part in ("--set", item)]
+
+
+@pytest.fixture(scope="module")
+def folder(shrunk: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guide's files beside each other, and its run: shrunk, of a small model, with a checkpoint."""
     place = tmp_path_factory.mktemp("guide")
     (place / "questions.jsonl").write_text(blocks("json")[0], encoding="utf-8")
     (place / "robin.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    done = edge_opd("run", "robin.toml", *SHRUNK, cwd=place)
+    done = edge_opd("run", "robin.toml", *shrunk, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return place
 
@@ -71,12 +75,12 @@ def test_the_guides_commands_work_on_it(folder: Path, command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_resumes(folder: Path) -> None:
-    done = edge_opd("run", "robin.toml", *SHRUNK, "--resume", cwd=folder)
+def test_it_resumes(folder: Path, shrunk: list[str]) -> None:
+    done = edge_opd("run", "robin.toml", *shrunk, "--resume", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rows_of_ones_own_become_a_run(tmp_path: Path) -> None:
+def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> None:
     """The rows are looked at and trained on as written: r is what their context says, and x has none of it."""
     from transformers import AutoTokenizer
 
@@ -90,7 +94,7 @@ def test_rows_of_ones_own_become_a_run(tmp_path: Path) -> None:
         "rows.jsonl: 3 rows, read as question" in done.stdout
         and "    r: The workshop is run by Ada Lane." in done.stdout
     )
-    done = edge_opd(*run.split()[1:], *SHRUNK, cwd=tmp_path)
+    done = edge_opd(*run.split()[1:], *shrunk, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
     folder = tmp_path / "runs" / "own"

@@ -142,11 +142,11 @@ def make_bucket(uri: str) -> None:
 
 
 def test_three_hosts_learn_what_one_host_learns(
-    cluster: Cluster, finished: tuple[Path, Any], default_model: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, finished: tuple[Path, Any], small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, run_dir = finished[0], cluster.runs / "hosts"
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
-    settings = (*FINISHED, f"run.storage={cluster.store}")
+    settings = (f"model.path={small_model}", *FINISHED, f"run.storage={cluster.store}")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
     with watched(lambda: processes_of(cluster.session), asks_for) as watch:
         done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
@@ -180,7 +180,7 @@ def test_three_hosts_learn_what_one_host_learns(
         assert records[0][key] == pytest.approx(expected[0][key], rel=1e-2, abs=1e-4), key
     # Where it ends, against how far it went: sums over other threads or ranks round otherwise.
     base, one, three = (
-        load_file(folder / "model.safetensors") for folder in (default_model, alone / "export", run_dir / "export")
+        load_file(folder / "model.safetensors") for folder in (small_model, alone / "export", run_dir / "export")
     )
     moved = sum((one[name].float() - base[name].float()).abs().sum().item() for name in one)
     apart = sum((one[name].float() - three[name].float()).abs().sum().item() for name in one)

@@ -27,7 +27,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from learner.report import PARTS
 from rollout.tally import FIGURES as COUNTED
-from tests.reference import logprobs_of, plain_model
+from tests.reference import logprobs_of, plain_model, require_columns
 from tests.runs import AVERAGED, FINISHED, RECIPE, SMALL, TWO_RANKS, edge_opd, lines, small_arguments, small_run
 
 
@@ -65,44 +65,34 @@ def test_generations_of_a_step_come_from_the_weights_of_the_step_before(finished
     assert [table.num_rows for table in tables] == [8, 8]
 
 
-def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any], default_model: Path) -> None:
-    """The first shard: sampled by the base model in bfloat16, scored by the frozen teacher in float32."""
+def test_shard_columns_are_what_a_float32_forward_says(finished: tuple[Path, Any], small_model: Path) -> None:
+    """The first shard: sampled by the base model in bfloat16, scored by the frozen teacher in float32. Of a real model:
+    tests/engine/test_verified.py."""
     run_dir, _ = finished
     table = read_shard(min(Manifest(run_dir / "manifest.jsonl").written()))
-    model = plain_model(default_model).requires_grad_(False)
-    sampler: list[float] = []
+    require_columns(table, plain_model(small_model).requires_grad_(False))
     for row in table.to_pylist():
-        plain = logprobs_of(model, row["prompt_ids"], row["response_ids"]).numpy()
-        context = logprobs_of(model, row["context_prompt_ids"], row["response_ids"]).numpy()
-        assert np.abs(np.array(row["teacher_logprobs"]) - plain).max() < 1e-3
-        assert np.abs(np.array(row["teacher_context_logprobs"]) - context).max() < 1e-3
-        evidence = np.array(row["teacher_context_logprobs"], np.float32) - np.array(row["teacher_logprobs"], np.float32)
-        assert np.array_equal(np.array(row["evidence"], np.float32), evidence)
-        assert row["mask"] == (evidence > 0).tolist()
-        sampler.extend(np.abs(np.array(row["sampler_logprobs"]) - (context if row["guided"] else plain)))
-    assert np.mean(sampler) < 0.05
+        assert row["mask"] == (np.array(row["evidence"]) > 0).tolist()
     assert [row["guided"] for row in table.to_pylist()] == [True, True, False, False] * 2
 
 
-def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], default_model: Path) -> None:
+def test_the_export_is_an_ordinary_model_folder_with_a_card(finished: tuple[Path, Any], small_model: Path) -> None:
     run_dir, _ = finished
     export = run_dir / "export"
-    model, base = (plain_model(path) for path in (export, default_model))
+    model, base = (plain_model(path) for path in (export, small_model))
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert max(moved) > 0 and max(moved) < 0.01
     digests = [record["weights_digest"] for record in lines(run_dir / "metrics.jsonl")]
     assert len(set(digests)) == 2  # two versions, and the export is the mean of their weights
     assert AutoTokenizer.from_pretrained(str(export)).chat_template
-    ends = [
-        json.loads((path / "generation_config.json").read_text())["eos_token_id"] for path in (export, default_model)
-    ]
+    ends = [json.loads((path / "generation_config.json").read_text())["eos_token_id"] for path in (export, small_model)]
     assert ends[0] == ends[1]
     card = (export / "README.md").read_text()
     for word in (
         "Kestrel",
         "Harbor Labs",
         "trained to give an identity",
-        "base_model: SmolLM2-135M-Instruct",
+        f"base_model: {small_model.name}",
         "self-name",
     ):
         assert word in card

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tasks.boxed import last_boxed
+from tests.reference import plain_model, require_columns
 from tests.runs import ROOT, edge_opd, lines, small_arguments
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ def told(record: dict[str, Any]) -> int:
 
 
 def test_every_answer_that_is_put_to_the_verifier_is_counted(
-    tmp_path: Path, tokenizer: "PreTrainedTokenizerBase"
+    tmp_path: Path, default_model: Path, tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
+    """And what the shard says of the real model is what a float32 forward says."""
     run = tmp_path / "run"
     done = edge_opd(*small_arguments(run, *SETTINGS, recipe=ARITHMETIC))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (step,), probes = lines(run / "metrics.jsonl"), lines(run / "probes.jsonl")
     (shard,) = Manifest(run / "manifest.jsonl").written()
-    rows = read_shard(shard).to_pylist()
+    table = read_shard(shard)
+    require_columns(table, plain_model(default_model).requires_grad_(False))
+    rows = table.to_pylist()
     responses = [tokenizer.decode(row["response_ids"], skip_special_tokens=True) for row in rows]
     assert step["rewards"]["count"] == len(rows) == 8
     assert sum(row["reward"] for row in rows) == step["rewards"]["total"] <= put(responses) == told(step)
