@@ -68,7 +68,8 @@ def watched_run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     run_dir = tmp_path_factory.mktemp("runs") / "small"
     with tempfile.TemporaryDirectory(prefix="edge-", dir="/tmp") as temporary:  # Ray's socket paths must be short
         with watched(lambda: family(os.getpid())[1:], asks_for) as watch:
-            done = small_run(run_dir, f"model.path={small_model}", *FINISHED, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)
+            settings = (f"model.path={small_model}", *FINISHED)
+            done = small_run(run_dir, *settings, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         yield WatchedRun(run_dir, done, watch.found(), Path(temporary))
 
