@@ -124,7 +124,7 @@ def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) 
 
 
 def test_engine_and_learner_nearly_agree_on_what_the_engine_sampled(finished: tuple[Path, Any]) -> None:
-    """Both in bfloat16, each with its own kernels, and every plain row was run."""
+    """Each with its own kernels, the learner in bfloat16, and every plain row was run."""
     run_dir, _ = finished
     for step, record in read_steps(run_dir / "metrics.jsonl").items():
         assert record.mismatch is not None and record.mismatch.tokens == record.stats["plain"].student_tokens > 0
@@ -157,12 +157,12 @@ def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
 
 
 def test_a_second_run_in_the_same_folder_is_refused(
-    finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Any], small_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir, _ = finished
-    assert main(small_arguments(run_dir, *FINISHED)) == 2
+    run_dir, settings = finished[0], (f"model.path={small_model}", *FINISHED)
+    assert main(small_arguments(run_dir, *settings)) == 2
     assert "--resume" in capsys.readouterr().err
-    assert main(small_arguments(run_dir, *FINISHED, "learner.lr=1e-4")) == 2
+    assert main(small_arguments(run_dir, *settings, "learner.lr=1e-4")) == 2
     said = capsys.readouterr().err
     assert "lr" in said and "another recipe" in said
 
@@ -316,6 +316,6 @@ def test_the_gap_is_asked_for_each_way_to_give_the_context(small_model: Path) ->
     assert "there is nothing to learn" in done.stdout
 
 
-def test_a_real_run_counts_as_finished(finished: tuple[Path, Any]) -> None:
+def test_a_real_run_counts_as_finished(finished: tuple[Path, Any], small_model: Path) -> None:
     run_dir, _ = finished
-    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, *FINISHED)))
+    assert is_finished(RunDir(run_dir), load_recipe(RECIPE, (*SMALL, f"model.path={small_model}", *FINISHED)))
