@@ -19,6 +19,7 @@ import numpy as np
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
+from rollout.cores import cpu_flags, has_bfloat16
 
 
 def load_rows(run: Path, shards: int) -> list[dict[str, Any]]:
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not has_bfloat16(cpu_flags()):
+        parser.error("found a processor without kernels for bfloat16, where engines compute in float32")
     metadata = read_shard(next(iter(Manifest(arguments.run / "manifest.jsonl").written()))).schema.metadata
     if arguments.dtype:
         model = metadata[b"model_id"].decode()
