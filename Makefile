@@ -12,7 +12,7 @@ LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # Engines have the machine to themselves, since each takes every core; the other tests go two files at a time, and so do
 # those that start one process with one thread.
 PYTEST := $(BIN)/python -m pytest
-PAIRS := -n 2 --dist loadgroup --no-loadscope-reorder
+PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(addprefix tests/engine/test_,zero.py recipes_learn.py deepspeed_contract.py vllm_contract.py)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 

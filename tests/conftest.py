@@ -18,18 +18,13 @@ from tests.strangers import asks_for
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OF_THE_FINISHED_RUN = ("test_guarded.py", "test_job_submit.py", "test_pipeline.py")
 
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's tier is its folder: those of engine and gpu get the marker of that name. Of several pytest processes one
-    takes a file whole, and the files whose tests look at `finished` together."""
+    """A test's tier is its folder: those of engine and gpu get the marker of that name."""
     for item in items:
-        tier, file = item.path.parts[-2:]
+        tier = item.path.parts[-2]
         if tier in ("engine", "gpu"):
             item.add_marker(tier)
-        item.add_marker(pytest.mark.xdist_group("finished" if file in OF_THE_FINISHED_RUN else f"{tier}/{file}"))
 
 
 @pytest.fixture(scope="session")
