@@ -70,7 +70,7 @@ def cpu_fact(name: str, path: Path = CPUINFO) -> str:
 def has_bfloat16(flags: frozenset[str]) -> bool:
     """Whether a processor with these flags has kernels for products of bfloat16 matrices; yes where it does not tell.
 
-    Without them torch multiplies number by number: on AVX2, 6 times as slowly as float32 matrices, and up to 80 times
-    where neither is transposed, as in a backward pass (tests/bench/bfloat16_products.py).
+    Without them torch multiplies number by number: on AVX2, 6 times as slowly as float32 matrices, and 60 times where
+    neither is transposed, as in a backward pass (tests/bench/bfloat16_products.py).
     """
     return not flags or bool(flags & BFLOAT16)

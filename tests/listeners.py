@@ -3,7 +3,6 @@
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ import psutil
 
 Kinds = Mapping[tuple[str, str], tuple[int, int]]  # (reach, what it asks for): the least and the most sockets
 EVERY_S = 0.2
-SHARE = 0.1  # of a core that looking takes at most: what is looked at needs it
 WORKER = "ray::worker"  # one that waits for work
 TITLE = re.compile(r"ray::\w+|VLLM::\w+|ray-dashboard-\w+")
 LISTENS = "0A"  # the state in /proc/net/tcp
@@ -85,11 +83,8 @@ def watched(processes: Callable[[], Iterable[psutil.Process]], ask: Callable[[st
     watch, done = Watch(ask), threading.Event()
 
     def look() -> None:
-        took = 0.0
-        while not done.wait(max(EVERY_S, took / SHARE)):
-            before = time.thread_time()
+        while not done.wait(EVERY_S):
             watch.look(processes())
-            took = time.thread_time() - before
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -184,11 +184,12 @@ def _check_accelerator(index: int, device: Accelerator) -> Finding:
 
 def describe_plan(accelerators: Sequence[Accelerator], flags: frozenset[str]) -> list[Finding]:
     """Device, number formats and weight transport of a run here with the default settings."""
-    known = sorted(flags & BFLOAT16)
-    speed = f"has kernels ({', '.join(known)})" if has_bfloat16(flags) else "lacks kernels, so its products are float32"
+    known, is_known = ", ".join(sorted(flags & BFLOAT16)), has_bfloat16(flags)
+    speed = f"has kernels ({known})" if is_known else "lacks kernels, so its products are float32"
+    engines = "bfloat16" if accelerators or is_known else "float32"
     lines = [
         f"device: {'cuda' if accelerators else 'cpu'}",
-        "number formats: engines bfloat16, learner bfloat16 with float32 master weights (`dtype` in a recipe)",
+        f"number formats: engines {engines}, learner bfloat16 with float32 master weights (`dtype` in a recipe)",
         "weight transport: "
         + ("ipc where the pools share one GPU, nccl where each has its own" if accelerators else "shm"),
     ]

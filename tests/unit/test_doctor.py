@@ -98,7 +98,10 @@ def test_the_plan_names_device_and_transport() -> None:
     cpu = [finding.text for finding in describe_plan([], frozenset({"avx512_bf16", "fpu"}))]
     assert cpu[0] == "CPU bfloat16: has kernels (avx512_bf16)"
     assert {"device: cpu", "weight transport: shm"} <= set(cpu)
-    assert "lacks kernels" in describe_plan([], frozenset({"avx2"}))[0].text
+    assert any(line.startswith("number formats: engines bfloat16, ") for line in cpu)
+    lacking = [finding.text for finding in describe_plan([], frozenset({"avx2"}))]
+    assert lacking[0] == "CPU bfloat16: lacks kernels, so its products are float32"
+    assert any(line.startswith("number formats: engines float32, ") for line in lacking)
     cuda = [finding.text for finding in describe_plan([H100], frozenset())]
     assert {"device: cuda", "weight transport: ipc where the pools share one GPU, nccl where each has its own"} <= set(
         cuda
