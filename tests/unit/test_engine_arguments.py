@@ -15,9 +15,13 @@ def told(config: EngineConfig, device: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("gib", "expected"), [(0.5, 536_870_912), (2.5, 2_684_354_560), (1.0, 1_073_741_824)])
-def test_a_cpus_engine_is_eager_and_has_its_cache_in_bytes(gib: float, expected: int) -> None:
+@pytest.mark.parametrize(("flag", "dtype"), [("amx_bf16", "bfloat16"), ("avx2", "float32")])
+def test_a_cpus_engine_is_eager_and_has_its_cache_in_bytes(
+    gib: float, expected: int, flag: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.config.cpu_flags", lambda: frozenset({flag}))
     found = told(EngineConfig(kv_cache_gib=gib), "cpu")
-    assert found["enforce_eager"] is True and found["dtype"] == "bfloat16"
+    assert found["enforce_eager"] is True and found["dtype"] == dtype
     assert found["kv_cache_memory_bytes"] == expected and "gpu_memory_utilization" not in found
 
 
