@@ -10,10 +10,10 @@ PEER := .venv/peer
 SMOKE := runs/local-smoke
 LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # Engines have the machine to themselves, since each takes every core; the other tests go two files at a time, and so do
-# those that start one process with one thread.
+# those that start one process after another, which imports or computes on one core for most of the time.
 PYTEST := $(BIN)/python -m pytest
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
-NARROW := $(addprefix tests/engine/test_,zero.py recipes_learn.py deepspeed_contract.py vllm_contract.py)
+NARROW := $(addprefix tests/engine/test_,zero.py recipes_learn.py experts.py deepspeed_contract.py vllm_contract.py)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
