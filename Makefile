@@ -13,7 +13,8 @@ LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # those that start one process after another, which imports or computes on one core for most of the time.
 PYTEST := $(BIN)/python -m pytest
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
-NARROW := $(addprefix tests/engine/test_,zero.py recipes_learn.py experts.py deepspeed_contract.py vllm_contract.py)
+NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
+	adapter mixed_steps hub probe_server ray_contract)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process

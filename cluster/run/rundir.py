@@ -9,6 +9,7 @@ from cluster.models import hub_id, is_hub_id, pinned
 from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.inputs import Pins, read_pins
 from cluster.run.lock import LOCK, OWNER, FolderLock
+from cluster.run.record import read_probes
 
 
 class RunDir:
@@ -34,6 +35,10 @@ class RunDir:
     def has_begun(self) -> bool:
         """Whether there is something of a run to lose, or to continue."""
         return any(path.exists() for path in (self.manifest, self.probes, self.metrics))
+
+    def has_ended(self, steps: int) -> bool:
+        """Whether a run of this many steps is here to its last probe and its model card, which is written last."""
+        return steps in read_probes(self.probes) and (self.export / "README.md").is_file()
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Creates the folder with the resolved recipe, or checks that it belongs to the same one, and holds it for this

@@ -44,6 +44,8 @@ NO_BFLOAT16 = (
     "expect several times the seconds a step of one with AVX-512"
 )
 
+ENDED = "resume: the run has ended already, so that nothing is left to train"
+
 
 def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     """Runs a recipe; returns the exit code. ValueError for bad input, other errors name the component and the step.
@@ -58,7 +60,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     if recipe.run.storage and not resume:
         check_unshared(recipe.run.storage, folder.root.name, "run.storage")
     folder.claim(recipe, resume)
-    sink = MetricsSink(folder.root, recipe.run.steps)
+    sink, ended = MetricsSink(folder.root, recipe.run.steps), False
     try:
         pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes)
         for note in notes:
@@ -66,8 +68,10 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         if resume:
             sink.stage("reading what stands in the run's folder")
             with run_time(sink):
-                sink.say(retried(recipe.faults.store_s, partial(outlook, folder)))
-        asyncio.run(_run(recipe, folder, sink, resume, inputs))
+                ended = retried(recipe.faults.store_s, partial(folder.has_ended, recipe.run.steps))
+                sink.say(ENDED if ended else retried(recipe.faults.store_s, partial(outlook, folder)))
+        if not ended:
+            asyncio.run(_run(recipe, folder, sink, resume, inputs))
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.run.start import ENDED
 from evidence.shards import read_shard
 from tests.runs import ROOT, SMALL, edge_opd, lines
 
@@ -76,8 +77,13 @@ def test_the_guides_commands_work_on_it(folder: Path, command: str) -> None:
 
 
 def test_it_resumes(folder: Path, shrunk: list[str]) -> None:
+    """It has ended: the figures are told again, and nothing starts."""
+    run = folder / "runs" / "robin"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.name in ("probes.jsonl", "README.md")}
     done = edge_opd("run", "robin.toml", *shrunk, "--resume", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert ENDED in done.stdout and "starting engines" not in done.stdout and f"model: {run}/export" in done.stdout
+    assert before == {path: path.read_bytes() for path in before} and len(before) == 2
 
 
 def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> None:

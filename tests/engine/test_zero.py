@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -332,13 +333,14 @@ def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(
         while not lock.exists():
             assert killed.poll() is None and time.monotonic() < end, "it did not come to compile"
             time.sleep(0.05)
-        os.killpg(killed.pid, signal.SIGSTOP)  # compilers too, so that the lock is there as long as we like
+        killed.send_signal(signal.SIGSTOP)  # so that its lock is there as long as we like
         hasty = start(0.1)
         _, said = hasty.communicate(timeout=DEADLINE_S)
         assert hasty.returncode == 1
         assert f"TimeoutError: {tmp_path}: another process has been compiling".encode() in said
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)
+        for process in (psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)):
+            process.kill()  # its compilers too, which ninja gives groups of their own
         killed.communicate()
     assert lock.exists() and not list(lock.parent.glob("*.so"))
     ranks = [start(DEADLINE_S), start(DEADLINE_S)]
