@@ -26,6 +26,7 @@ from rollout.probe import ProbeConfig
 from rollout.tasks.config import TaskConfig
 
 TEACHERS = ("frozen", "live", "snapshot", "ema")
+GROUP_ORDERS = ("begun", "done")
 DEFAULT_MODEL = "default"
 TASK_PATHS = (("task", "prompts_file"), ("task", "ordinary_file"), ("task", "probe_file"))
 PATHS = (*TASK_PATHS, ("run", "storage"), ("model", "path"), ("teacher", "path"))
@@ -40,6 +41,9 @@ class RunConfig:
     seed: int = 0  # of prompts, sampling and probes
     # the max staleness, in versions: how far sampling may be behind the weights that learn from it; 0: on-policy
     max_policy_lag: int = 0
+    # with a staleness above 0, begun: steps take groups in the order in which these began, and none is discarded; done:
+    # they take those that are done first, and what is too old by then is sampled again, so that long answers get rare
+    group_order: str = "begun"
     checkpoint_every: int = 0  # steps between checkpoints; 0: none
     keep_checkpoints: int = 2  # the newest; 0: all
     probe_every: int = 8  # steps between probes; 0: only before and after
@@ -50,6 +54,7 @@ class RunConfig:
         require(self.steps >= 1, "run.steps", self.steps, "at least 1")
         for key in ("seed", "max_policy_lag", "checkpoint_every", "keep_checkpoints", "probe_every"):
             require(getattr(self, key) >= 0, f"run.{key}", getattr(self, key), "0 or more")
+        require(self.group_order in GROUP_ORDERS, "run.group_order", self.group_order, f"one of {GROUP_ORDERS}")
         require(not self.date or _is_day(self.date), "run.date", self.date, "a day, such as '2026-11-28'")
         try:
             refuse_credentials(self.storage)

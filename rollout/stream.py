@@ -1,13 +1,18 @@
 """Which rollouts are under way, which are done, and which are too old to be learned from.
 
-A step's groups begin as soon as the staleness bound lets them, and what is done first is taken first: a slow engine
-delays its own groups only. With a bound of 0 nothing is under way that is not of the step that is waited for.
+A step's groups begin as soon as the staleness bound lets them. By default they are learned from in the order in which
+they began, so that the bound is a rule of admission: what has begun can be learned from in time, nothing is ever too
+old, and long answers are as frequent among what is learned from as among what was sampled. In the other order a step
+takes what is done first: a slow engine delays its own groups only, and what gets too old meanwhile is sampled again, so
+that long answers become rare. With a bound of 0 there is one order: nothing is under way that is not of the step that
+is waited for.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Protocol
 
 from evidence.advantage import Rewards
@@ -34,17 +39,21 @@ class Roller(Protocol):
 class RolloutStream:
     """The groups of every step before `end`, none of them older than `max_lag` versions when it is taken.
 
+    order: in which steps take groups, `begun` or `done`.
     deadline_s: for the groups of one step, from the first one's first token to the last one's last score; a group may
     have those of `max_lag` other steps before it.
     """
 
-    def __init__(self, roller: Roller, requests: StepRequests, end: int, max_lag: int, deadline_s: float) -> None:
-        self._roller, self._requests = roller, requests
+    def __init__(
+        self, roller: Roller, requests: StepRequests, end: int, max_lag: int, deadline_s: float, order: str = "begun"
+    ) -> None:
+        self._roller, self._requests, self._order = roller, requests, order
         self._end, self._max_lag, self._deadline_s = end, max_lag, deadline_s * (max_lag + 1)
         self._next: int | None = None  # the step that has not begun
         self._learned: frozenset[str] = frozenset()
         self._student_version = self._teacher_version = 0
-        self._done: list[Group] = []
+        self._began: dict[str, None] = {}  # names of groups that no step has taken, in the order in which they began
+        self._done: dict[str, Group] = {}
         self._under_way: set[asyncio.Task[Group]] = set()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
@@ -92,24 +101,38 @@ class RolloutStream:
             if self._failure is not None:
                 raise self._failure
             dropped += self._drop_stale(step - self._max_lag)
-            if len(self._done) >= size:
+            names = self._next_names(size)
+            if len(names) == size and all(name in self._done for name in names):
                 break
             self._changed.clear()
             await self._changed.wait()
-        self._done.sort(key=lambda group: group.version_min)  # what would be too old for the next step goes first
-        taken, self._done = self._done[:size], self._done[size:]
+        taken = [self._leave(name) for name in names]
         del self._begun[step]
         return Taken(sorted(taken, key=lambda group: group.requests.place), refused, dropped)
 
+    def _next_names(self, size: int) -> list[str]:
+        """The groups that a step of `size` takes next; some of them may not be done, or fewer than `size` are."""
+        if self._order == "begun":
+            return list(islice(self._began, size))
+        if len(self._done) < size:
+            return []
+        # what would be too old for the next step goes first
+        return sorted(self._done, key=lambda name: self._done[name].version_min)[:size]
+
+    def _leave(self, name: str) -> Group:
+        del self._began[name]
+        return self._done.pop(name)
+
     def _drop_stale(self, oldest: int) -> int:
         """Begins again what holds a token of a version before `oldest`; returns the number of rollouts."""
-        stale = [group for group in self._done if group.version_min < oldest]
-        self._done = [group for group in self._done if group.version_min >= oldest]
-        for group in stale:
-            self._begin(group.requests.again())
-        return sum(len(group.requests.rows) for group in stale)
+        stale = [name for name, group in self._done.items() if group.version_min < oldest]
+        groups = [self._leave(name).requests for name in stale]
+        for group in groups:
+            self._begin(group.again())
+        return sum(len(group.rows) for group in groups)
 
     def _begin(self, group: GroupRequests) -> None:
+        self._began[group.name] = None
         task = asyncio.create_task(self._roll(group))
         task.add_done_callback(lambda _: self._rolling.pop(group.name, None))
         self._under_way.add(task)
@@ -131,7 +154,7 @@ class RolloutStream:
         if task.cancelled():
             return
         if task.exception() is None:
-            self._done.append(task.result())
+            self._done[task.result().requests.name] = task.result()
         self._failure = self._failure or task.exception()
         self._changed.set()
 

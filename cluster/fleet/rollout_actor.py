@@ -77,7 +77,9 @@ class RolloutActor:
             verdicts=verdicts,
             skips=recipe.faults.nonfinite == "skip",
         )
-        self._stream = RolloutStream(self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s)
+        self._stream = RolloutStream(
+            self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s, run.group_order
+        )
         return await starting
 
     async def footprint(self) -> Footprint:

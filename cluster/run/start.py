@@ -99,6 +99,8 @@ async def _survive(
     )
     if adapter := adapter_of(recipe, model):
         sink.say(f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}")
+    if narrow := idle_room(recipe):
+        sink.say(narrow)
     if plan.device == "cpu":
         check_caches(recipe, model)
         if "bfloat16" in (recipe.student.dtype, recipe.learner.dtype) and not has_bfloat16(cpu_flags()):
@@ -117,6 +119,20 @@ async def _survive(
                 raise
             sink.say(f"{death}; the services start again")
             resume = True
+
+
+def idle_room(recipe: Recipe) -> str:
+    """What of the student's engines the staleness bound leaves empty, where services work side by side; "" where they
+    can be full."""
+    lag, engines = recipe.run.max_policy_lag, recipe.student.num_engines
+    most = (lag + 1) * recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
+    room = engines * recipe.student.max_num_seqs
+    if lag == 0 or most >= room:
+        return ""
+    return (
+        f"run.max_policy_lag = {lag} lets at most {most} rollouts be under way, and {engines} student engine(s) have "
+        f"room for {room} (student.max_num_seqs): {1 - most / room:.0%} of it stays empty"
+    )
 
 
 async def _serve(

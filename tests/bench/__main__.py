@@ -26,6 +26,7 @@ from tests.bench.figures import MARK, Figure, figures_in
 NAMES = (
     "controller",
     "overlap",
+    "group_order",
     "shard_io",
     "sampling",
     "scoring_sharing",

@@ -81,10 +81,11 @@ def test_the_bound_holds_and_the_learner_takes_the_policy_of_its_step(
     assert [record["step"] for record in records] == list(range(STEPS))
     for record in records:
         assert record["step"] - 1 <= record["policy_version_min"] <= record["policy_version_max"] <= record["step"]
-        assert record["canary"] < 1e-3
+        assert record["canary"] < 1e-3 and record["dropped"] == 0
         trained = read_student(str(run_dir / "student"), record["step"])
         step_rows = [row for row in rows if row["rollout_id"] in trained]
         assert len(step_rows) == len(trained) == 8
+        assert {rollout_id.split("-")[0] for rollout_id in trained} == {f"{record['step']:06d}"}  # groups that began
         for row in step_rows:
             current = logprobs_of(policies[record["step"]], row["prompt_ids"], row["response_ids"]).numpy()
             assert np.abs(trained[row["rollout_id"]] - current).max() < 1e-3

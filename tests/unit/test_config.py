@@ -74,6 +74,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[rollout]\nguided_fraction = 1.01", "rollout.guided_fraction", "1.01", "0 to 1"),
         ("[rollout]\nsampler = 'both'", "rollout.sampler", "'both'", "('student', 'teacher')"),
         ("[rollout]\nguided_split = 'half'", "rollout.guided_split", "'half'", "['bernoulli', 'fixed']"),
+        ("[run]\ngroup_order = 'any'", "run.group_order", "'any'", "one of ('begun', 'done')"),
         ("[run]\ndate = 'today'", "run.date", "'today'", "a day, such as '2026-11-28'"),
         ("[run]\ndate = '20261128'", "run.date", "'20261128'", "a day, such as '2026-11-28'"),
         ("[template]\nday = 2026-11-28", "template.day", "datetime.date(2026, 11, 28)", "text, a number, true, false"),

@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 from cluster.__main__ import _parser
 from cluster.config import Recipe, load_recipe
 from cluster.typed import build, parse_overrides
+from tests.parsing import parsed
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cluster", "evidence", "learner", "rollout")
@@ -125,7 +126,7 @@ def broad_handlers(tree: ast.AST) -> Iterator[int]:
 
 def test_no_broad_except() -> None:
     assert list(broad_handlers(ast.parse("try:\n    pass\nexcept (ValueError, Exception):\n    pass"))) == [3]
-    found = [f"{relative(path)}:{line}" for path in PYTHON for line in broad_handlers(ast.parse(path.read_text()))]
+    found = [f"{relative(path)}:{line}" for path in PYTHON for line in broad_handlers(parsed(path))]
     assert not found
 
 
@@ -145,12 +146,12 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", EVIDENCE, ids=relative)
 def test_what_evidence_offers_is_documented(path: Path) -> None:
-    assert not list(undocumented(ast.parse(path.read_text())))
+    assert not list(undocumented(parsed(path)))
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=relative)
 def test_every_module_says_what_it_is(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     assert not tree.body or ast.get_docstring(tree)
 
 

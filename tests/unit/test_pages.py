@@ -17,6 +17,7 @@ from cluster.run.formats import FORMAT
 from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
+from tests.parsing import parsed
 
 ROOT = DOCS.parent
 TABLES = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}  # [template] takes any key
@@ -113,7 +114,7 @@ def templates() -> list[str]:
         for name in ("cluster", "evidence", "learner", "rollout", "requirements")
         for path in (ROOT / name).rglob("*.py")
     ):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
+        nodes = list(ast.walk(parsed(path)))
         docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
             if isinstance(node, ast.JoinedStr):

@@ -1,13 +1,16 @@
-"""What the start of a run says of its prompts: the template's own text, what tells (x, r) from x, and a thought."""
+"""What the start of a run says of its prompts: the template's own text, what tells (x, r) from x, and a thought. And of
+its engines: room that stays empty."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cluster.config import Recipe
+from cluster.config import Recipe, RunConfig
 from cluster.run.checks import check_prompts, prompt_notes
+from cluster.run.start import idle_room
 from cluster.typed import build
+from rollout.config import EngineConfig, RolloutConfig
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import build_task
@@ -80,3 +83,21 @@ def test_of_many_differences_the_commonest_are_shown_and_the_others_counted(toke
     assert all("# Orders of " in line for line in shown)
     lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
     assert rest == f"{len(lengths) - 3} more differences between x and (x, r)"
+
+
+@pytest.mark.parametrize(
+    ("lag", "room", "said"),
+    [
+        (0, 512, ""),
+        (1, 64, ""),
+        (
+            1, 80, "run.max_policy_lag = 1 lets at most 64 rollouts be under way, and 2 student engine(s) have room "
+            "for 80 (student.max_num_seqs): 20% of it stays empty",
+        ),
+        (2, 96, ""),
+    ],
+)  # fmt: skip
+def test_engines_that_the_staleness_bound_cannot_fill_are_told_with_their_room(lag: int, room: int, said: str) -> None:
+    student = EngineConfig(num_engines=2, max_num_seqs=room // 2)
+    rollout = RolloutConfig(prompts_per_step=8, samples_per_prompt=4)
+    assert idle_room(Recipe(run=RunConfig(max_policy_lag=lag), student=student, rollout=rollout)) == said

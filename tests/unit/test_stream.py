@@ -71,8 +71,10 @@ class Engines:
         return [name for name, _ in self.begun]
 
 
-def stream_of(engines: Engines, max_lag: int, end: int = 9, deadline_s: float = 5.0, **refused: int) -> RolloutStream:
-    return RolloutStream(engines, Requests(**refused), end, max_lag, deadline_s)  # type: ignore[arg-type]
+def stream_of(
+    engines: Engines, max_lag: int, end: int = 9, deadline_s: float = 5.0, order: str = "begun", **refused: int
+) -> RolloutStream:
+    return RolloutStream(engines, Requests(**refused), end, max_lag, deadline_s, order)  # type: ignore[arg-type]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -134,14 +136,15 @@ def test_a_resumed_run_begins_with_its_own_step() -> None:
     run(drive())
 
 
-def test_a_run_resumed_with_a_lag_learns_from_every_group_once() -> None:
+@pytest.mark.parametrize("order", ["begun", "done"])
+def test_a_run_resumed_with_a_lag_learns_from_every_group_once(order: str) -> None:
     """Before it stopped, steps 0 and 1 had taken two groups of step 2 ahead, and left two of their own."""
 
     async def drive() -> None:
         ahead, left = {"000002-000", "000002-001"}, {"000000-001", "000001-002"}
         learned = {group_of(step, slot).name for step in (0, 1) for slot in range(3)} - left | ahead
         engines = Engines()
-        stream = stream_of(engines, max_lag=1, end=4)
+        stream = stream_of(engines, max_lag=1, end=4, order=order)
         stream.resume(learned)
         taken = []
         for step in (2, 3):
@@ -155,10 +158,33 @@ def test_a_run_resumed_with_a_lag_learns_from_every_group_once() -> None:
     run(drive())
 
 
-def test_a_late_group_is_passed_by_and_begun_again_once_it_is_too_old() -> None:
+def test_a_late_group_is_waited_for_and_what_began_after_it_comes_after_it() -> None:
+    async def drive() -> None:
+        engines = Engines(waits=lambda group: group.name in ("000000-001", "000002-000"))
+        stream = stream_of(engines, max_lag=1, end=4)
+        stream.advance(0)
+        first = asyncio.create_task(stream.take(0))
+        await settle()
+        assert steps(engines.names) == [0, 0, 0, 1, 1, 1] and not first.done()
+        engines.gates["000000-001"].set()
+        places = [[group.requests.place for group in (await first).groups]]
+        for step in (1, 2, 3):
+            stream.advance(step)
+            await settle()
+            if step == 2:
+                engines.gates["000002-000"].set()
+            groups = await stream.take(step)
+            assert groups.dropped == 0 and {group.version_min for group in groups.groups} == {step - 1}
+            places.append([group.requests.place for group in groups.groups])
+        assert places == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]] and len(engines.begun) == 12
+
+    run(drive())
+
+
+def test_in_the_other_order_a_late_group_is_passed_by_and_begun_again_once_it_is_too_old() -> None:
     async def drive() -> None:
         engines = Engines(waits=lambda group: group.name == "000000-001")
-        stream = stream_of(engines, max_lag=1)
+        stream = stream_of(engines, max_lag=1, order="done")
         stream.advance(0)
         first = await stream.take(0)
         assert [group.requests.place for group in first.groups] == [0, 2, 3]  # one of step 1 in its place
@@ -340,7 +366,8 @@ def test_one_engine_in_four_that_is_ten_times_slower_costs_its_share_and_no_more
 
     async def seconds(paces: Sequence[float]) -> float:
         engines = [PacedEngine(pace) for pace in paces]
-        stream = RolloutStream(PooledEngines(engines), ManyRequests(size), num_steps, lag, 1e6)  # type: ignore[arg-type]
+        groups = PooledEngines(engines), ManyRequests(size)
+        stream = RolloutStream(*groups, num_steps, lag, 1e6, "done")  # type: ignore[arg-type]
         for step in range(num_steps):
             for engine in engines:
                 engine.version = step

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cluster.config import GROUP_ORDERS
 from evidence.advantage import Rewards
 from evidence.records import Sample, ScoredSample
 from rollout.requests import GroupRequests
@@ -55,11 +56,12 @@ class Gated:
 
 
 class StreamMachine(RuleBasedStateMachine):
-    @initialize(lag=st.integers(0, 2), refused=st.integers(0, 2))
-    def start(self, lag: int, refused: int) -> None:
+    @initialize(lag=st.integers(0, 2), refused=st.integers(0, 2), order=st.sampled_from(GROUP_ORDERS))
+    def start(self, lag: int, refused: int, order: str) -> None:
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         self.lag, self.engines, self.requests = lag, Gated(), Requests(step1=refused)
-        self.stream = RolloutStream(self.engines, self.requests, END, lag, 1e9)  # type: ignore[arg-type]
+        self.order = order
+        self.stream = RolloutStream(self.engines, self.requests, END, lag, 1e9, order)  # type: ignore[arg-type]
         self.step, self.taken, self.dropped = 0, list[str](), 0
         self.taking: asyncio.Task[Taken] | None = None
         self.pausing: asyncio.Task[None] | None = None
@@ -122,6 +124,8 @@ class StreamMachine(RuleBasedStateMachine):
         assert all(self.step - self.lag <= group.version_min <= self.step for group in taken.groups)
         self.taken += [group.requests.name for group in taken.groups]
         self.dropped += taken.dropped
+        if self.order == "begun":
+            assert taken.dropped == 0 and self.taken == [name for name, _ in self.engines.begun][: len(self.taken)]
 
     @precondition(lambda self: self.taking is None and self.step < END and self.pausing is None and not self.has_failed)
     @rule()
