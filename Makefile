@@ -67,8 +67,8 @@ mutants: setup ## changes to the mask, the batches and the losses that no unit t
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run
 	$(BIN)/python -m mutmut results
 
-bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and runs/bench.json; 45 minutes on 2 cores
-	$(BIN)/python -m tests.bench
+bench: setup $(PEER)/.ready ## ratios within one run, their targets, a table and a file in runs/bench; BASE=rev pairs them with another revision's; 45 minutes on 2 cores
+	$(BIN)/python -m tests.bench $(if $(BASE),--base $(BASE))
 
 chaos: setup ## kills a run's Ray, and processes of small runs at random moments; a table and runs/chaos.json; 25 minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) tests/chaos
