@@ -11,6 +11,7 @@ from cluster.dashboard.panels import PANELS
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
 from cluster.observe.seen import Seen
+from cluster.observe.waits import Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
 from evidence.telemetry import Sample, Span, joined, shares
 
@@ -31,6 +32,7 @@ class RunCharts:
         self._samples: deque[Sample] = deque(maxlen=200)
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
+        self._waits, self._windows = Waits(), deque[Window]()
         self._now = 0.0
 
     def add(self, batch: Batch) -> None:
@@ -47,6 +49,8 @@ class RunCharts:
                 self._samples.append(sample)
         for step in batch.steps:
             self._add_step(step)
+        for window in self._waits.add(batch):
+            self._add_window(window)
         for probe in batch.probes:
             self._probes = [*(one for one in self._probes if one.step < probe.step), probe]
             self._append("probe", probe.step, probe)
@@ -61,6 +65,15 @@ class RunCharts:
         self._pushes = [span for span in self._pushes if span.end > end]
         if len(self._steps) > 1:  # the first push is of the start
             self._append("push", step.step + 1, own)
+
+    def _add_window(self, window: Window) -> None:
+        """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or
+        none."""
+        self._windows.append(window)
+        step_s = (self._steps[-1].wall_s if self._steps else None) or 0.0
+        while len(self._windows) > 1 and self._windows[1].begin <= window.end - step_s:
+            self._windows.popleft()
+        self._append("wait", window.end, together(self._windows))
 
     def _append(self, of: str, x: float, *records: Any) -> None:
         for panel, columns in zip(PANELS, self._columns, strict=True):

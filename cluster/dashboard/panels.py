@@ -7,6 +7,7 @@ from typing import Any
 from cluster.config import Recipe
 from cluster.dashboard.columns import Values
 from cluster.observe.timeline import PUSH_PARTS
+from cluster.observe.waits import CAUSES, Window
 from cluster.run.record import ProbeRecord, StepRecord
 from evidence.diagnostics import SPLITS
 from evidence.telemetry import Sample, Span
@@ -21,7 +22,7 @@ class Panel:
     section: str
     title: str
     unit: str
-    of: str  # step, push, probe or sample
+    of: str  # step, push, probe, sample or wait
     read: Read
     stacked: bool = False
     note: str = ""
@@ -29,7 +30,7 @@ class Panel:
     @property
     def shown(self) -> dict[str, Any]:
         """What the page has to know of it."""
-        over = "time" if self.of == "sample" else "step"
+        over = "time" if self.of in ("sample", "wait") else "step"
         return {"section": self.section, "title": self.title, "unit": self.unit, "x": over, "stacked": self.stacked,
                 "note": self.note, "bands": self.of == "probe"}  # fmt: skip
 
@@ -75,6 +76,14 @@ def _push(spans: Sequence[Span]) -> Values:
         if part := PUSH_PARTS.get((span.lane, span.name)):
             seconds[part] = seconds.get(part, 0.0) + span.end - span.begin
     return seconds
+
+
+def _waits(service: str) -> Read:
+    def read(window: Window) -> Values:
+        seconds = window.end - window.begin
+        return {cause: window.seconds.get((service, cause), 0.0) / seconds for cause in CAUSES[service]}
+
+    return read
 
 
 def _probe(probe: ProbeRecord) -> Values:
@@ -127,6 +136,10 @@ PANELS = (
     Panel("Throughput", "Model FLOP utilisation", "share", "step", lambda step, _: {"mfu": step.metrics.get("mfu")},
           note="of the GPU's dense bfloat16 peak, where that is known"),
     Panel("Throughput", "Step time", "s", "step", lambda step, _: {"wall": step.wall_s}),
+    Panel("Throughput", "What the rollout service waited for", "share", "wait", _waits("rollout"), stacked=True,
+          note="over a step's time; lag: the learner, without which the staleness bound lets nothing begin"),
+    Panel("Throughput", "What the learner waited for", "share", "wait", _waits("learner"), stacked=True,
+          note="over a step's time"),
     Panel("Throughput", "Groups by state", "groups", "sample", lambda sample, _: sample.groups, stacked=True),
     Panel("Engines", "Requests in the batch", "requests", "sample", _engines("running_requests"),
           note="a scorer is at 0 between iterations"),

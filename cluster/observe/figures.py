@@ -38,6 +38,13 @@ FIGURES: dict[str, Figure] = {
     "stage_worked_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),
     "stage_busy_seconds_total": Figure(COUNTER, "s", ("stage",), "time in which a stage was at work"),
     "lane_busy_seconds_total": Figure(COUNTER, "s", ("lane", "what"), "time in which a lane of the timeline did what"),
+    "wait_seconds_total": Figure(
+        COUNTER,
+        "s",
+        ("service", "what"),
+        "time in which a service (rollout, learner) did nothing, by what it waited for: rollouts, weights, lag (the "
+        "learner, without which the staleness bound lets nothing begin), probe, other",
+    ),
     "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, verifying, scoring, done"),
     "oldest_group_seconds": Figure(GAUGE, "s", (), "age of the oldest group that is not done"),
     "rollouts_total": Figure(COUNTER, "", ("outcome",), "rollouts by outcome: trained, skipped, dropped"),

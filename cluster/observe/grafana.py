@@ -41,6 +41,8 @@ ROWS: tuple[Row, ...] = (
         ("Who works", "percentunit", ('sum by (lane) (rate(e_lane_busy_seconds_total{R,what!~"wait.*"}[I]))',)),
         ("What the driver waits for", "percentunit",
          ('sum by (what) (rate(e_lane_busy_seconds_total{R,lane="driver"}[I]))',)),
+        ("What each service waits for", "percentunit",
+         ("sum by (service, what) (rate(e_wait_seconds_total{R}[I]))",)),
         ("Groups by state", "short", ("sum by (state) (e_groups{R})",)),
         ("Oldest group", "s", ("max by (run) (e_oldest_group_seconds{R})",)),
     )),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from cluster.config import Recipe
 from cluster.observe.figures import FIGURES
+from cluster.observe.waits import Window
 from cluster.run.record import ProbeRecord, StepRecord
 from evidence.telemetry import EngineState, Sample, Span
 
@@ -142,6 +143,12 @@ def _engine(name: str, engine: EngineState) -> Iterator[Reading]:
     yield from _reading("engine_sequences", engine.sequences, **labels)
     for key, figure in (_GAUGES | SUMS).items():
         yield from _reading(figure, engine.stats.get(key), **labels)
+
+
+def of_wait(window: Window) -> Iterator[Reading]:
+    """What the services waited for between two samples."""
+    for (service, what), seconds in window.seconds.items():
+        yield from _reading("wait_seconds_total", seconds, service=service, what=what)
 
 
 def of_span(span: Span) -> Iterator[Reading]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from cluster.config import Recipe
 from cluster.observe.figures import COUNTER, FIGURES
 from cluster.observe.observer import Batch
-from cluster.observe.readings import SUMS, Reading, of_probe, of_recipe, of_sample, of_span, of_step
+from cluster.observe.readings import SUMS, Reading, of_probe, of_recipe, of_sample, of_span, of_step, of_wait
+from cluster.observe.waits import Waits
 
 Key = tuple[str, tuple[tuple[str, str], ...]]  # a figure's name and its labels, sorted
 _ENGINES_OWN = frozenset(SUMS.values())
@@ -17,6 +18,7 @@ class Values:
     def __init__(self, recipe: Recipe) -> None:
         self._planned, self._has_probe = recipe.run.steps, False
         self.now: dict[Key, float] = {}
+        self._waits = Waits()
         self._sums: dict[Key, float] = {}  # as an engine last told them
         self.read(of_recipe(recipe))
         self.read([Reading("run_running", 1.0, {})])
@@ -27,6 +29,8 @@ class Values:
             self.read(of_sample(sample))
         for span in batch.spans:
             self.read(of_span(span))
+        for window in self._waits.add(batch):
+            self.read(of_wait(window))
         for step in batch.steps:
             self.read(of_step(step, self._planned))
         for probe in batch.probes:

@@ -7,7 +7,8 @@ import pytest
 
 from cluster.config import Recipe
 from cluster.observe.figures import COUNTER, FIGURES, GAUGE, PREFIX, table
-from cluster.observe.readings import Reading, of_probe, of_recipe, of_sample, of_span, of_step
+from cluster.observe.readings import Reading, of_probe, of_recipe, of_sample, of_span, of_step, of_wait
+from cluster.observe.waits import Window
 from evidence.telemetry import Sample, Span
 from rollout.tally import FIGURES as COUNTED
 from rollout.tasks.boxed_pool import Verdicts
@@ -39,6 +40,7 @@ def test_everything_in_the_table_is_read_from_a_record() -> None:
         *of_probe(a_probe(), is_first=True),
         *of_span(Span("driver", "probe", 1.0, 2.5)),
         *of_sample(replace(SAMPLE, engines={"e": engine})),
+        *of_wait(Window(1.0, 3.0, {("rollout", "lag"): 0.75})),
     ]
     assert {reading.name for reading in readings} == set(FIGURES) - {"run_running"}  # which no record says
     found = {(reading.name, *reading.labels.values()): reading.value for reading in readings}
@@ -46,6 +48,7 @@ def test_everything_in_the_table_is_read_from_a_record() -> None:
     assert found["rollouts_total", "trained"] == 2 and found["rollouts_total", "dropped"] == 3
     assert found["policy_lag_steps", "max"] == 2 and found["policy_lag_steps", "min"] == 1
     assert found["lane_busy_seconds_total", "driver", "probe"] == 1.5
+    assert found["wait_seconds_total", "rollout", "lag"] == 0.75
     assert found["kept_ratio", "plain"] == 3 / 7
 
 

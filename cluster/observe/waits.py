@@ -1,0 +1,98 @@
+"""What each of the two services waits for, read from the timeline: time in which it does nothing, by what goes on
+meanwhile. The causes are NeMo-RL's idle categories under this project's names."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from cluster.observe.observer import Batch
+from cluster.observe.timeline import PUSH_PARTS
+from evidence.telemetry import Span
+
+_WORK = {"sample", "score"}  # of an engine, for a step
+_WEIGHTS = {*PUSH_PARTS, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
+# What goes on while a service waits, the first that does is the cause. lag: the learner learns, and until it has, the
+# staleness bound lets no further group begin.
+CAUSES: dict[str, dict[str, set[tuple[str, str]]]] = {
+    "rollout": {"probe": {("driver", "probe")}, "weights": _WEIGHTS, "lag": {("learner", "learn")}, "other": set()},
+    "learner": {
+        "probe": {("driver", "probe")},
+        "rollouts": {("driver", "wait for rollouts")},
+        "weights": _WEIGHTS,
+        "other": set(),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of time, in Unix seconds, and how much of it each service waited, s, by (service, cause), without those
+    of 0."""
+
+    begin: float
+    end: float
+    seconds: dict[tuple[str, str], float]
+
+
+def together(windows: Sequence[Window]) -> Window:
+    """Windows that follow each other, as one."""
+    seconds = sum((Counter(window.seconds) for window in windows), Counter[tuple[str, str]]())
+    return Window(windows[0].begin, windows[-1].end, dict(seconds))
+
+
+class Waits:
+    """Batch by batch: a window from each sample to the next. It is told once a third sample is there: by then all spans
+    of the window have come, which driver and engines cut at moments of their own."""
+
+    def __init__(self) -> None:
+        self._coming: list[tuple[float, str, str, float]] = []  # a heap by the spans' beginning
+        self._begun: list[Span] = []
+        self._samples: deque[float] = deque()
+
+    def add(self, batch: Batch) -> Iterator[Window]:
+        """The windows that are known now; at the run's end the last one too."""
+        for span in batch.spans:
+            heappush(self._coming, (span.begin, span.lane, span.name, span.end))
+        for sample in batch.samples:
+            if not sample.fault:
+                self._samples.append(sample.time)
+        while len(self._samples) > (1 if batch.ended else 2):
+            begin, end = self._samples[0], self._samples[1]
+            while self._coming and self._coming[0][0] < end:
+                since, lane, name, until = heappop(self._coming)
+                self._begun.append(Span(lane, name, since, until))
+            yield Window(begin, end, waited(self._begun, begin, end))
+            self._samples.popleft()
+            self._begun = [span for span in self._begun if span.end > end]
+
+
+def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, str], float]:
+    """Of [begin, end] in Unix seconds, how long each service waited, s, by (service, cause)."""
+    edges = [(begin, 0, ("", "")), (end, 0, ("", ""))]
+    for span in spans:
+        since, until = max(span.begin, begin), min(span.end, end)
+        if since < until:
+            edges += [(since, 1, (span.lane, span.name)), (until, -1, (span.lane, span.name))]
+    edges.sort()
+    open_spans, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for place, (at, change, key) in enumerate(edges[:-1]):
+        open_spans[key] += change
+        if (seconds := edges[place + 1][0] - at) > 0:
+            on = {pair for pair, count in open_spans.items() if count > 0}
+            for pair in _waiting(on):
+                found[pair] += seconds  # type: ignore[assignment]
+    return dict(found)
+
+
+def _waiting(on: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Services that do nothing while this is under way, each with the cause."""
+    engines = {name for lane, name in on if lane not in ("driver", "learner")}
+    if not engines & _WORK:
+        yield "rollout", _cause("rollout", on)
+    if not any(lane == "learner" for lane, _ in on):
+        yield "learner", _cause("learner", on)
+
+
+def _cause(service: str, on: set[tuple[str, str]]) -> str:
+    return next((name for name, under_way in CAUSES[service].items() if on & under_way), "other")

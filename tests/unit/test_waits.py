@@ -1,0 +1,89 @@
+"""What each service waited for, from made-up timelines whose seconds are counted by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.dashboard.charts import charts_of
+from cluster.dashboard.panels import PANELS
+from cluster.observe.observer import Batch
+from cluster.observe.seen import read_seen
+from cluster.observe.waits import Waits, Window, together, waited
+from evidence.telemetry import Sample, Span
+from tests.observed import observed_run
+
+STUDENT, TEACHER = "student engine 0", "teacher engine 0"
+# A step on-policy: sampled and scored from 0 to 4 (0.5 s of judging in between), learned to 7, pushed and checked to 8;
+# then a probe to 10, and a checkpoint to 11.
+STEP = (
+    Span("driver", "wait for rollouts", 0.0, 4.0),
+    Span(STUDENT, "sample", 0.0, 2.0),
+    Span(TEACHER, "score", 2.5, 4.0),
+    Span("learner", "learn", 4.0, 7.0),
+    Span("learner", "push", 7.0, 7.5),
+    Span("driver", "check", 7.5, 8.0),
+    Span("driver", "probe", 8.0, 10.0),
+    Span(STUDENT, "probe", 8.0, 10.0),
+    Span("learner", "save", 10.0, 11.0),
+)
+SECONDS = {
+    ("rollout", "other"): 0.5 + 1.0,  # judging; the checkpoint
+    ("rollout", "lag"): 3.0,
+    ("rollout", "weights"): 1.0,
+    ("rollout", "probe"): 2.0,
+    ("learner", "rollouts"): 4.0,
+    ("learner", "weights"): 0.5,  # while engines check, it does nothing
+    ("learner", "probe"): 2.0,
+}
+
+
+def test_a_steps_waits_are_counted_once_by_what_goes_on_meanwhile() -> None:
+    assert waited(STEP, 0.0, 11.0) == pytest.approx(SECONDS)
+    assert waited(STEP, 5.0, 7.25) == pytest.approx({("rollout", "lag"): 2.0, ("rollout", "weights"): 0.25})
+    assert waited((), 1.0, 3.0) == {("rollout", "other"): 2.0, ("learner", "other"): 2.0}
+
+
+def test_side_by_side_only_what_nothing_covers_is_a_wait() -> None:
+    """With a lag: sampling goes on while the learner learns and is pushed; two engines overlap."""
+    spans = (
+        Span(STUDENT, "sample", 0.0, 6.0),
+        Span("student engine 1", "sample", 5.0, 9.0),
+        Span("learner", "learn", 0.0, 4.0),
+        Span("learner", "push", 4.0, 5.0),
+        Span("driver", "wait for rollouts", 5.0, 9.5),
+    )
+    assert waited(spans, 0.0, 10.0) == pytest.approx(
+        {("learner", "rollouts"): 4.5, ("learner", "other"): 0.5, ("rollout", "other"): 1.0}
+    )
+
+
+def cut(spans: tuple[Span, ...], at: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """As Activity.take does: what has ended or begun by then, and the rest."""
+    before = tuple(Span(s.lane, s.name, s.begin, min(s.end, at)) for s in spans if s.begin < at)
+    return before, tuple(Span(s.lane, s.name, max(s.begin, at), s.end) for s in spans if s.end > at)
+
+
+def test_windows_from_sample_to_sample_add_up_to_the_whole() -> None:
+    """The driver's spans are cut a little after a sample, so that a piece of a window comes a batch later. A sample of
+    a service that did not answer ends no window."""
+    waits, rest, windows = Waits(), STEP, []
+    for at in (0.0, 1.0, 4.4, 5.2, 8.1, 11.0):
+        new, rest = cut(rest, at + 0.03)
+        windows += waits.add(Batch(at, samples=(Sample(at), Sample(at + 0.01, fault="silent")), spans=new))
+    assert [(window.begin, window.end) for window in windows] == [(0.0, 1.0), (1.0, 4.4), (4.4, 5.2), (5.2, 8.1)]
+    windows += waits.add(Batch(11.1, ended="finished"))
+    whole = together(windows)
+    assert (whole.begin, whole.end) == (0.0, 11.0) and whole.seconds == pytest.approx(SECONDS)
+    assert together([Window(0.0, 1.0, {})]) == Window(0.0, 1.0, {})
+    assert not list(waits.add(Batch(12.0, ended="finished")))
+
+
+def test_the_page_shows_shares_over_a_steps_time(tmp_path: Path) -> None:
+    """Samples every 2 s of steps of 10 s, of which the learner works 7.6 s: every point after the first step has that,
+    whatever its own window holds."""
+    charts = charts_of(read_seen(observed_run(tmp_path / "run", steps=4)))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "What the learner waited for")
+    series = charts.shown({})["charts"][place]["series"]
+    assert {len(values) for values in series.values()} == {4 * 5 - 2}
+    expected = {"rollouts": 0.2, "weights": 0.03, "probe": 0.0, "other": 0.01}
+    assert series == {name: pytest.approx([*values[:4], *[expected[name]] * 14]) for name, values in series.items()}
