@@ -33,9 +33,35 @@ def open_parquet(path: str) -> "pq.ParquetFile":
 
 
 def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """As `batches`, each row as Python's own values; also ValueError for a value of no such type."""
+    """As `batches`, each row as Python's own values, times to the microsecond; also ValueError for a value of no such
+    type."""
     for batch in batches(file, path, columns):
-        yield from _readable(batch.to_pylist, path)
+        yield from _readable(lambda batch=batch: _in_microseconds(batch).to_pylist(), path)  # type: ignore[misc]
+
+
+def _in_microseconds(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    """Pandas writes times in nanoseconds, which Python's own types do not hold."""
+    import pyarrow as pa
+
+    fields = [field.with_type(_coarser(field.type)) for field in batch.schema]
+    schema = pa.schema(fields)
+    return batch if schema.equals(batch.schema) else batch.cast(schema, safe=False)
+
+
+def _coarser(kind: "pa.DataType") -> "pa.DataType":
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_coarser(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_coarser(field.type)) for field in kind])
+    return kind
 
 
 def batches(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> "Iterator[pa.RecordBatch]":
@@ -70,6 +96,6 @@ def _readable(read: Callable[[], T], path: str) -> T:
 
     try:
         return read()
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         why = first_line(error)
         raise ValueError(f"{path}: found rows that cannot be read ({why}), expected whole parquet") from error

@@ -1,5 +1,6 @@
 """Parquet from anyone is read in bounded pieces."""
 
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,8 +56,25 @@ def test_a_damaged_file_is_one_line_with_its_name(tmp_path: Path, damaged: int) 
         list(file_rows(str(path), "task.prompts_file"))
 
 
+def test_times_in_nanoseconds_as_pandas_writes_them_are_read_to_the_microsecond(tmp_path: Path) -> None:
+    """In any column, also within lists and structures."""
+    path, ns = tmp_path / "rows.parquet", 1795834800123456789
+    kinds = {"at": pa.timestamp("ns", "UTC"), "took": pa.duration("ns"), "daily": pa.time64("ns")}
+    nested = pa.struct([("when", pa.timestamp("ns")), ("all", pa.list_(pa.timestamp("ns")))])
+    columns = {"question": ["Who?"], "at": pa.array([ns], kinds["at"]), "took": pa.array([1999], kinds["took"])}
+    columns |= {"daily": pa.array([61_000_001_999], kinds["daily"])}
+    columns |= {"meta": pa.array([{"when": ns, "all": [ns, None]}], nested)}
+    pq.write_table(pa.table(columns), path)
+    ((_, row),) = file_rows(str(path), "task.prompts_file")
+    moment = datetime(2026, 11, 28, 3, 0, 0, 123456)
+    assert isinstance(row, dict) and row["question"] == "Who?" and row["at"] == moment.replace(tzinfo=UTC)
+    assert row["took"] == timedelta(microseconds=1) and row["daily"] == time(0, 1, 1, 1)
+    assert row["meta"] == {"when": moment, "all": [moment, None]}
+
+
 def test_a_value_of_no_python_type_is_one_line(tmp_path: Path) -> None:
+    """A time in the year 33,658."""
     path = tmp_path / "rows.PARQUET"
-    pq.write_table(pa.table({"question": ["Who?"], "when": pa.array([1], pa.timestamp("ns"))}), path)
-    with pytest.raises(ValueError, match=rf"^{path}: found rows that cannot be read \(Nanosecond .+\)"):
+    pq.write_table(pa.table({"question": ["Who?"], "when": pa.array([10**12], pa.timestamp("s"))}), path)
+    with pytest.raises(ValueError, match=rf"^{path}: found rows that cannot be read \(.*out of range.*\)"):
         list(file_rows(str(path), "task.prompts_file"))
