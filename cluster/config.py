@@ -41,8 +41,9 @@ class RunConfig:
     seed: int = 0  # of prompts, sampling and probes
     # the max staleness, in versions: how far sampling may be behind the weights that learn from it; 0: on-policy
     max_policy_lag: int = 0
-    # with a staleness above 0, begun: steps take groups in the order in which these began, and none is discarded; done:
-    # they take those that are done first, and what is too old by then is sampled again, so that long answers get rare
+    # with a staleness above 0, begun: a step waits for groups that began so long ago that no later step may take them,
+    # and none is discarded; done: it waits for none, and what is too old by then is sampled again, so that long answers
+    # get rare
     group_order: str = "begun"
     checkpoint_every: int = 0  # steps between checkpoints; 0: none
     keep_checkpoints: int = 2  # the newest; 0: all

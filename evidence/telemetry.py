@@ -5,9 +5,11 @@ RUN/samples.jsonl has one `Sample` a line, RUN/trace.jsonl one `Span`. Times are
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Annotated, Any
 
 from evidence.lines import appending, read_lines
@@ -108,6 +110,17 @@ def joined(spans: Iterable[Span]) -> list[Span]:
             whole[place] = Span(span.lane, span.name, whole[place].begin, span.end)
         ends[span.lane, span.name, span.end] = place
     return whole
+
+
+def pieces(spans: Iterable[Span], moments: Iterable[float]) -> Iterator[list[Span]]:
+    """What of the spans lies before each moment and after the one before it, as `Activity.take` would have cut it then;
+    moments: ascending."""
+    coming, under_way, since = deque(sorted(spans, key=lambda span: span.begin)), list[Span](), -inf
+    for until in moments:
+        while coming and coming[0].begin < until:
+            under_way.append(coming.popleft())
+        yield [Span(s.lane, s.name, max(s.begin, since), min(s.end, until)) for s in under_way if s.end > since]
+        under_way, since = [span for span in under_way if span.end > until], until
 
 
 def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:

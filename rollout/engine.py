@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +79,21 @@ class Engine:
         )
 
     async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        base: bool = False,
+        *,
+        begun: Callable[[], None] = lambda: None,
     ) -> list[Sample]:
         """One response per request, under its `sampler_ids`; requests with the same prompt share one prefill.
 
-        base: by the model itself, without the adapter that it may have; so in the methods below.
+        base: by the model itself, without the adapter that it may have; so in the methods below. begun: is told first.
 
         Returns samples in the order of `requests`; `sampler_logprobs` are under the prompt sampled from.
         """
+        begun()
         groups: dict[bytes, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.sampler_ids.tobytes(), []).append(index)

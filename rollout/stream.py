@@ -1,18 +1,19 @@
 """Which rollouts are under way, which are done, and which are too old to be learned from.
 
-A step's groups begin as soon as the staleness bound lets them. By default they are learned from in the order in which
-they began, so that the bound is a rule of admission: what has begun can be learned from in time, nothing is ever too
-old, and long answers are as frequent among what is learned from as among what was sampled. In the other order a step
-takes what is done first: a slow engine delays its own groups only, and what gets too old meanwhile is sampled again, so
-that long answers become rare. With a bound of 0 there is one order: nothing is under way that is not of the step that
-is waited for.
+A step's groups begin as soon as the staleness bound lets them. By default each is learned from within the bound, and a
+step waits for those that no later step could take: the bound is a rule of admission, nothing is ever too old, and long
+answers are as frequent among what is learned from as among what was sampled. In the other order a step takes what is
+done first and waits for nothing: a slow engine delays its own groups only, but what gets too old meanwhile is sampled
+again, so that long answers become rare. With a bound of 0 there is one order: nothing is under way that is not of the
+step that is waited for.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from math import inf
 from typing import Protocol
 
 from evidence.advantage import Rewards
@@ -25,9 +26,10 @@ GROUP_STATES = ("sampling", "verifying", "scoring", "done")
 
 
 class Roller(Protocol):
-    """Samples, verifies and scores one group of requests."""
+    """Samples, verifies and scores one group of requests. begun: is told when an engine takes them, before the first
+    token, and again where they begin anew."""
 
-    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]: ...
+    async def sample(self, group: GroupRequests, student_version: int, begun: Callable[[], None]) -> list[Sample]: ...
 
     async def verify(self, samples: Sequence[Sample]) -> Rewards: ...
 
@@ -52,7 +54,9 @@ class RolloutStream:
         self._next: int | None = None  # the step that has not begun
         self._learned: frozenset[str] = frozenset()
         self._student_version = self._teacher_version = 0
-        self._began: dict[str, None] = {}  # names of groups that no step has taken, in the order in which they began
+        # of groups that no step has taken, in the order in which they were given out: the last step that may learn from
+        # them, by the version that their engine had at first; inf before an engine has them
+        self._due: dict[str, float] = {}
         self._done: dict[str, Group] = {}
         self._under_way: set[asyncio.Task[Group]] = set()
         self._changed = asyncio.Event()
@@ -101,8 +105,7 @@ class RolloutStream:
             if self._failure is not None:
                 raise self._failure
             dropped += self._drop_stale(step - self._max_lag)
-            names = self._next_names(size)
-            if len(names) == size and all(name in self._done for name in names):
+            if names := self._next_names(step, size):
                 break
             self._changed.clear()
             await self._changed.wait()
@@ -110,18 +113,36 @@ class RolloutStream:
         del self._begun[step]
         return Taken(sorted(taken, key=lambda group: group.requests.place), refused, dropped)
 
-    def _next_names(self, size: int) -> list[str]:
-        """The groups that a step of `size` takes next; some of them may not be done, or fewer than `size` are."""
-        if self._order == "begun":
-            return list(islice(self._began, size))
+    def _next_names(self, step: int, size: int) -> list[str]:
+        """The groups that a step of `size` takes; none while it has to wait."""
         if len(self._done) < size:
             return []
-        # what would be too old for the next step goes first
-        return sorted(self._done, key=lambda name: self._done[name].version_min)[:size]
+        if self._order == "done":  # what would be too old for the next step goes first
+            return sorted(self._done, key=lambda name: self._done[name].version_min)[:size]
+        if any(due <= step and name not in self._done for name, due in self._due.items()):
+            return []
+        done = [name for name in self._due if name in self._done]
+        names = sorted(done, key=lambda name: self._due[name])[:size]
+        return names if self._leaves_time(step, set(names)) else []
+
+    def _leaves_time(self, step: int, taken: Collection[str]) -> bool:
+        """Whether later steps can take what is left before it is too old: up to each of them, no more is due than they
+        have room for."""
+        dues = Counter(due for name, due in self._due.items() if name not in taken)
+        left = room = 0
+        for later in range(step, step + self._max_lag):
+            left += dues[later]
+            if left > room:
+                return False
+            room += self._begun[later + 1][0] if later + 1 in self._begun else 0
+        return True
 
     def _leave(self, name: str) -> Group:
-        del self._began[name]
+        del self._due[name]
         return self._done.pop(name)
+
+    def _has_begun(self, name: str) -> None:
+        self._due[name] = self._student_version + self._max_lag
 
     def _drop_stale(self, oldest: int) -> int:
         """Begins again what holds a token of a version before `oldest`; returns the number of rollouts."""
@@ -132,7 +153,7 @@ class RolloutStream:
         return sum(len(group.rows) for group in groups)
 
     def _begin(self, group: GroupRequests) -> None:
-        self._began[group.name] = None
+        self._due[group.name] = inf
         task = asyncio.create_task(self._roll(group))
         task.add_done_callback(lambda _: self._rolling.pop(group.name, None))
         self._under_way.add(task)
@@ -142,7 +163,7 @@ class RolloutStream:
         async with deadline(self._deadline_s, f"rollouts of group {group.name}: not done"):
             begun = time.monotonic()
             self._rolling[group.name] = "sampling", begun
-            samples = await self._roller.sample(group, self._student_version)
+            samples = await self._roller.sample(group, self._student_version, partial(self._has_begun, group.name))
             self._rolling[group.name] = "verifying", begun
             rewards = await self._roller.verify(samples)
             async with self._scoring:

@@ -23,9 +23,17 @@ Verifier = Callable[[], float | None]  # of one response: blocks for as long as 
 
 
 class Sampler(Protocol):
-    """Responses from the student's or the teacher's engines, in the order of `requests`."""
+    """Responses from the student's or the teacher's engines, in the order of `requests`. begun: see
+    `rollout.stream.Roller`."""
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]: ...
+    async def sample(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        *,
+        begun: Callable[[], None] = lambda: None,
+    ) -> list[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,23 @@ class RolloutWorker:
         self._beside = ThreadPoolExecutor(VERIFYING, "verifying")
         self._verdicts, self._told = verdicts, verdicts()
 
-    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
+    async def sample(
+        self, group: GroupRequests, student_version: int, begun: Callable[[], None] = lambda: None
+    ) -> list[Sample]:
         """The group's responses.
 
         student_version: what the student's engines hold; it stamps the samples only where the teacher draws them,
-        since the student's engines say themselves which version drew each.
+        since the student's engines say themselves which version drew each. begun: see `rollout.stream.Roller`.
         """
         sampling = SamplingConfig(self.config.temperature, self.config.max_response_tokens, end_ids=group.end_ids)
+        by_student = self.config.sampler == "student"
+        if not by_student:
+            begun()  # the stamp is of now
         with self._any.piece(), self._sampling.piece():
-            samples = await self.sampler.sample(group.rows, sampling, group.seed)
+            told = begun if by_student else lambda: None
+            samples = await self.sampler.sample(group.rows, sampling, group.seed, begun=told)
         self._sampling.count(sum(len(sample.response_ids) for sample in samples))
-        if self.config.sampler == "student":
+        if by_student:
             return samples
         return [
             replace(sample, policy_version_min=student_version, policy_version_max=student_version)

@@ -55,8 +55,15 @@ class FakeEngine:
         return "10.0.0.1"
 
     async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        base: bool = False,
+        *,
+        begun: Callable[[], None] = lambda: None,
     ) -> list[Sample]:
+        begun()
         await asyncio.sleep(0)  # as whatever is asked of another process
         self.sampled.append((list(requests), sampling, seed))
         return [self._sample(request, sampling, seed + index) for index, request in enumerate(requests)]

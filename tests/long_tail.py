@@ -3,7 +3,7 @@ groups."""
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +59,9 @@ class _Roller:
         rows = [RolloutRequest(f"{name}-0", name, name, False, "system", IDS, IDS) for name in names]
         return [GroupRequests(step * self.tail.groups + place, 0, (row,), (2,)) for place, row in enumerate(rows)], 0
 
-    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
+    async def sample(self, group: GroupRequests, student_version: int, begun: Callable[[], None]) -> list[Sample]:
         async with self._room:
+            begun()
             version = self.version
             seconds = min(self._draw.lognormvariate(0.0, self.tail.sigma), LONGEST)
             self.sampled.append(seconds)

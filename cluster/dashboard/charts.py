@@ -32,7 +32,7 @@ class RunCharts:
         self._samples: deque[Sample] = deque(maxlen=200)
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
-        self._waits, self._windows = Waits(), deque[Window]()
+        self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
         self._now = 0.0
 
     def add(self, batch: Batch) -> None:

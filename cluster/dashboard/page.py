@@ -86,6 +86,7 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
         shown.append(charts_of(one).shown(views_of(run, prefix)))
     title = ", ".join(one.name for one in seen)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"made": time.time(), "every": 0, "ended": "finished", "runs": shown}
+    whole = all(any(probe.step >= one.recipe.run.steps for probe in one.probes) for one in seen)
+    data = {"made": time.time(), "every": 0, "ended": "finished" if whole else "before", "runs": shown}
     write_whole(path, page(title, data))
     return path

@@ -195,11 +195,23 @@ class EnginePool:
     def __init__(self, scheduler: Scheduler, base: bool = False) -> None:
         self._scheduler, self._base = scheduler, base
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
-        """One response per request of a group, in their order, all from one engine."""
+    async def sample(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        *,
+        begun: Callable[[], None] = lambda: None,
+    ) -> list[Sample]:
+        """One response per request of a group, in their order, all from one engine. begun: is told when an engine takes
+        them, and again where another has to."""
         work = Work(len(requests), len(requests) * sampling.max_tokens)
-        call = self._scheduler.run
-        return await call(Lane.SAMPLE, work, lambda engine: engine.sample(requests, sampling, seed, self._base))
+
+        async def draw(engine: EngineClient) -> list[Sample]:
+            begun()
+            return await engine.sample(requests, sampling, seed, self._base)
+
+        return await self._scheduler.run(Lane.SAMPLE, work, draw)
 
     async def texts(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, num_samples: int, seed: int

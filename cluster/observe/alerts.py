@@ -1,4 +1,5 @@
-"""The alert rules, from a literal table. No alert rests on a run's last word, which Ray may not export any more:
+"""The alert rules, from a literal table. A run that is resumed has series of two processes for some minutes, so what is
+compared is one value a run. No alert rests on a run's last word, which Ray may not export any more:
 RunVanished compares the steps done with those planned.
 """
 
@@ -9,11 +10,12 @@ from cluster.observe.grafana import promql
 # name: (expression, for, severity, what it says); e_ is a figure of the table
 ALERTS: dict[str, tuple[str, str, str, str]] = {
     "RunStalled": (
-        "time() - e_last_step_timestamp_seconds > clamp_min(4 * e_step_seconds, 900) and on (run) e_run_running == 1",
+        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min(4 * max by (run) (e_step_seconds), 900) "
+        "and max by (run) (e_run_running) == 1",
         "1m", "page", "{{ $labels.run }} has had no step for {{ $value | humanizeDuration }}",
     ),
     "RunVanished": (
-        "(last_over_time(e_steps_done[10m]) < on (run) last_over_time(e_steps_planned[10m])) "
+        "max by (run) (last_over_time(e_steps_done[10m])) < max by (run) (last_over_time(e_steps_planned[10m])) "
         "unless on (run) e_steps_done",
         "1m", "page", "{{ $labels.run }} is gone after {{ $value }} steps",
     ),
@@ -25,7 +27,7 @@ ALERTS: dict[str, tuple[str, str, str, str]] = {
         "2m", "page", "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory; Ray kills at 95%",
     ),
     "CanaryNearTolerance": (
-        "min_over_time(e_canary_nats[15m]) > 0.8 * e_canary_tolerance_nats",
+        "max by (run) (min_over_time(e_canary_nats[15m])) > 0.8 * max by (run) (e_canary_tolerance_nats)",
         "0m", "warn", "the canary of {{ $labels.run }} is at {{ $value }} nats",
     ),
     "RolloutsThrownAway": (
@@ -43,8 +45,8 @@ ALERTS: dict[str, tuple[str, str, str, str]] = {
         "30m", "warn", "the learner of {{ $labels.run }} works {{ $value | humanizePercentage }} of a step",
     ),
     "ProbeFell": (
-        'e_probe_ratio{bound="high",rate="capability"} '
-        '< on (run, rate) e_probe_first_ratio{bound="low",rate="capability"}',
+        'max by (run) (e_probe_ratio{bound="high",rate="capability"}) '
+        '< max by (run) (e_probe_first_ratio{bound="low",rate="capability"})',
         "0m", "warn", "capability of {{ $labels.run }} fell to at most {{ $value | humanizePercentage }}",
     ),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from cluster.observe.figures import FIGURES, RAY_PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.seen import Seen, read_seen
 from cluster.observe.values import Values
+from evidence.telemetry import pieces
 
 Series = dict[str, list[tuple[int, float]]]  # labels as text: (milliseconds, value)
 
@@ -64,12 +65,9 @@ def _moments(seen: Seen) -> Iterator[tuple[int, Batch]]:
     events += [(step.time, Batch(0.0, steps=(step,))) for step in seen.steps if step.time is not None]
     events += [(probe.time, Batch(0.0, probes=(probe,))) for probe in seen.probes if probe.time is not None]
     events.sort(key=lambda event: event[0])
-    spans, place = sorted(seen.spans, key=lambda span: span.end), 0
     moments: dict[int, list[Batch]] = {}
-    for at, batch in events:
-        until = next((n for n in range(place, len(spans)) if spans[n].end > at), len(spans))
-        moments.setdefault(round(at * 1000), []).extend((batch, Batch(0.0, spans=tuple(spans[place:until]))))
-        place = until
+    for (at, batch), cut in zip(events, pieces(seen.spans, [at for at, _ in events]), strict=True):
+        moments.setdefault(round(at * 1000), []).extend((batch, Batch(0.0, spans=tuple(cut))))
     for milliseconds, batches in moments.items():
         yield milliseconds, _together(batches)
     if moments:

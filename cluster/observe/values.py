@@ -18,7 +18,7 @@ class Values:
     def __init__(self, recipe: Recipe) -> None:
         self._planned, self._has_probe = recipe.run.steps, False
         self.now: dict[Key, float] = {}
-        self._waits = Waits()
+        self._waits = Waits(recipe.observe.every_s)
         self._sums: dict[Key, float] = {}  # as an engine last told them
         self.read(of_recipe(recipe))
         self.read([Reading("run_running", 1.0, {})])

@@ -10,6 +10,7 @@ from cluster.observe.observer import Batch
 from cluster.observe.timeline import PUSH_PARTS
 from evidence.telemetry import Span
 
+FAR_APART = 5.0  # times every_s
 _WORK = {"sample", "score"}  # of an engine, for a step
 _WEIGHTS = {*PUSH_PARTS, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
 # What goes on while a service waits, the first that does is the cause. lag: the learner learns, and until it has, the
@@ -43,9 +44,14 @@ def together(windows: Sequence[Window]) -> Window:
 
 class Waits:
     """Batch by batch: a window from each sample to the next. It is told once a third sample is there: by then all spans
-    of the window have come, which driver and engines cut at moments of their own."""
+    of the window have come, which driver and engines cut at moments of their own. Where samples are much further apart
+    than every_s, the run was not there or did not answer, and nothing is told of that time.
 
-    def __init__(self) -> None:
+    every_s: seconds from a sample to the next (`observe.every_s`).
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self._longest_s = FAR_APART * every_s
         self._coming: list[tuple[float, str, str, float]] = []  # a heap by the spans' beginning
         self._begun: list[Span] = []
         self._samples: deque[float] = deque()
@@ -62,7 +68,8 @@ class Waits:
             while self._coming and self._coming[0][0] < end:
                 since, lane, name, until = heappop(self._coming)
                 self._begun.append(Span(lane, name, since, until))
-            yield Window(begin, end, waited(self._begun, begin, end))
+            if end - begin <= self._longest_s:
+                yield Window(begin, end, waited(self._begun, begin, end))
             self._samples.popleft()
             self._begun = [span for span in self._begun if span.end > end]
 

@@ -42,11 +42,19 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    for one in advice(read_seen(folder.root)):
-        console.print(f"advice: {one}", markup=False, soft_wrap=True)
     write_model_card(recipe, model, folder, task, notes, (first, last), gap)
+    for line in _advice(folder):
+        console.print(f"advice: {line}", markup=False, soft_wrap=True)
     console.print(f"model: {folder.export}", markup=False, soft_wrap=True)
     return _verdict(required(recipe, gap), last, gap, console)
+
+
+def _advice(folder: RunDir) -> list[str]:
+    """What watched the run is no part of it: without its files there is no advice."""
+    try:
+        return [str(one) for one in advice(read_seen(folder.root))]
+    except (OSError, ValueError) as error:
+        return [f"none: {error}"]
 
 
 def _verdict(least: float, last: ProbeRecord, gap: Gap | None, console: Console) -> int:

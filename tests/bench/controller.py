@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,8 +45,15 @@ class StandIn(FakeEngine):
         self.spans = [(0.0, 0.0)]  # from when until when a slot was taken
 
     async def sample(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool = False
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        base: bool = False,
+        *,
+        begun: Callable[[], None] = lambda: None,
     ) -> list[Sample]:
+        begun()
         now = asyncio.get_running_loop().time()
         own = []
         for seconds in MEAN_S * self._rng.lognormal(-SPREAD * SPREAD / 2, SPREAD, len(requests)):

@@ -9,7 +9,7 @@ should take no longer than the slower service, with a bound of 0 as long as its 
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,15 @@ class StandIn:
     def __init__(self, group_s: float) -> None:
         self._student, self._teacher, self._group_s, self.version = Turns(), Turns(), group_s, 0
 
-    async def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int) -> list[Sample]:
+    async def sample(
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: SamplingConfig,
+        seed: int,
+        *,
+        begun: Callable[[], None] = lambda: None,
+    ) -> list[Sample]:
+        begun()
         version = self.version
         await self._student.work(self._group_s)
         ids, logprobs = np.arange(8, dtype=np.int32), np.zeros(8, np.float32)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import tomllib
 from dataclasses import replace
 from importlib.metadata import version
@@ -77,7 +78,9 @@ def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
     context = task.training_prompts()[0].context
     assert "no longer needs, one of 64 (`export.card_context` shows it)" in card and context not in card
     shown = replace(recipe, export=ExportConfig(card_context=True))
+    (folder.root / "samples.jsonl").mkdir()  # what watched the run is no part of it
     assert finish(shown, "base", folder, task, NOTES) == 0
+    assert re.search(r"^advice: none: .*samples\.jsonl", capsys.readouterr().out, re.MULTILINE)
     card = (folder.export / "README.md").read_text()
     assert f"no longer needs, one of 64:\n\n```text\n{context}\n```\n" in card
 

@@ -17,7 +17,10 @@ from cluster.observe.figures import FIGURES, RAY_PREFIX
 from cluster.observe.grafana import ROWS, dashboard, promql
 from cluster.observe.monitoring import files
 from cluster.observe.observer import Batch
+from cluster.observe.openmetrics import lines
+from cluster.observe.seen import read_seen
 from cluster.observe.values import Values
+from cluster.observe.waits import waited
 from cluster.run.record import read_steps
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 from tests.pages import MONITORING
@@ -70,6 +73,21 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "vanished": (
         {"run_running": "1x10 stale", "steps_done": "3x10 stale", "steps_planned": "9x10 stale"}, "15m",
         {"RunVanished"},
+    ),
+    "vanished, some minutes after it was resumed by another process": (
+        {'run_running{WorkerId="a"}': "1x5 stale", 'steps_done{WorkerId="a"}': "3x5 stale",
+         'steps_planned{WorkerId="a"}': "9x5 stale", 'run_running{WorkerId="b"}': "_x6 1x4 stale",
+         'steps_done{WorkerId="b"}': "_x6 4x4 stale", 'steps_planned{WorkerId="b"}': "_x6 9x4 stale"}, "14m",
+        {"RunVanished"},
+    ),
+    "resumed by another process": (
+        {'run_running{WorkerId="a"}': "1x9 stale", 'steps_done{WorkerId="a"}': "3x9 stale",
+         'steps_planned{WorkerId="a"}': "9x9 stale", 'run_running{WorkerId="b"}': "_x9 1x50",
+         'steps_done{WorkerId="b"}': "_x9 4x50", 'steps_planned{WorkerId="b"}': "_x9 9x50",
+         'probe_ratio{WorkerId="a",rate="capability",bound="high"}': "0.5x9 stale",
+         'probe_first_ratio{WorkerId="a",rate="capability",bound="low"}': "0.4x9 stale",
+         'probe_ratio{WorkerId="b",rate="capability",bound="high"}': "_x9 0.5x50",
+         'probe_first_ratio{WorkerId="b",rate="capability",bound="low"}': "_x9 0.4x50"}, "12m", set(),
     ),
     "finished": (
         {"run_running": "1x8 0 0 stale", "steps_done": "9x10 stale", "steps_planned": "9x10 stale"}, "15m", set(),
@@ -162,6 +180,20 @@ def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query, run:
                 if not any(math.isfinite(value) for value in prometheus(target, run, "20s")):
                     empty.append(title)
     assert empty == without
+
+
+def test_what_services_waited_for_is_what_the_timeline_says(tmp_path: Path) -> None:
+    """Of the real run, from its first sample to its last, and of a made-up one."""
+    for run in (REAL, observed_run(tmp_path / "observed", steps=6)):
+        seen, found = read_seen(run), dict[tuple[str, str], float]()
+        for line in lines(seen):
+            if told := re.match(
+                r'ray_edge_opd_wait_seconds_total\{run="\S+",service="(\w+)",what="(\w+)"\} (\S+)', line
+            ):
+                found[told[1], told[2]] = float(told[3])
+        times = [sample.time for sample in seen.samples if not sample.fault]
+        expected = waited(seen.spans, times[0], times[-1])
+        assert found == pytest.approx({pair: seconds for pair, seconds in expected.items() if seconds > 1e-9}, abs=0.01)
 
 
 def test_prometheus_answers_what_a_real_runs_files_say(prometheus: Query) -> None:

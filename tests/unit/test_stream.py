@@ -1,7 +1,7 @@
 """The stream of groups: what begins when, what is taken, what is too old, and who is told when it goes wrong."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,19 @@ class Requests:
 class Engines:
     """Samples when a group is let go, or at once; every sample is of the version that the engines held at its start."""
 
-    def __init__(self, waits: Callable[[GroupRequests], bool] = lambda group: False) -> None:
+    def __init__(
+        self, waits: Callable[[GroupRequests], bool] = lambda group: False, holds: Collection[str] = ()
+    ) -> None:
         self.waits, self.gates = waits, dict[str, asyncio.Event]()
+        self.holds, self.free, self.version = holds, asyncio.Event(), 0  # what no engine takes before it is free
         self.begun: list[tuple[str, int]] = []  # names and seeds
         self.failing: Exception | None = None
 
-    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
+    async def sample(self, group: GroupRequests, student_version: int, begun: Callable[[], None]) -> list[Sample]:
+        if group.name in self.holds:
+            await self.free.wait()
+            student_version = self.version
+        begun()
         self.begun.append((group.name, group.seed))
         if self.waits(group) and (group.name not in self.gates):
             await self.gates.setdefault(group.name, asyncio.Event()).wait()
@@ -158,25 +165,74 @@ def test_a_run_resumed_with_a_lag_learns_from_every_group_once(order: str) -> No
     run(drive())
 
 
-def test_a_late_group_is_waited_for_and_what_began_after_it_comes_after_it() -> None:
+def test_a_late_group_is_passed_by_while_a_later_step_can_take_it_and_then_waited_for() -> None:
     async def drive() -> None:
-        engines = Engines(waits=lambda group: group.name in ("000000-001", "000002-000"))
+        engines = Engines(waits=lambda group: group.name == "000000-001")
         stream = stream_of(engines, max_lag=1, end=4)
         stream.advance(0)
-        first = asyncio.create_task(stream.take(0))
+        first = await stream.take(0)
+        assert [group.requests.place for group in first.groups] == [0, 2, 3]  # one of step 1 in its place
+        stream.advance(1)
         await settle()
-        assert steps(engines.names) == [0, 0, 0, 1, 1, 1] and not first.done()
+        second = asyncio.create_task(stream.take(1))
+        await settle()
+        assert steps(engines.names) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and not second.done()  # others are done, and wait
         engines.gates["000000-001"].set()
-        places = [[group.requests.place for group in (await first).groups]]
-        for step in (1, 2, 3):
-            stream.advance(step)
+        assert [group.requests.place for group in (await second).groups] == [1, 4, 5]
+        for step in (2, 3):
+            groups = await taken(stream, step)
+            assert [group.requests.place for group in groups.groups] == [3 * step, 3 * step + 1, 3 * step + 2]
+            assert groups.dropped == 0 and {group.version_min for group in groups.groups} <= {step - 1, step}
+        assert len(engines.begun) == 12
+
+    run(drive())
+
+
+def test_a_group_that_an_engine_took_late_may_be_learned_from_later() -> None:
+    """With a bound of 2: it was given out at version 0 and begun at version 1, so that step 3 has to have it."""
+
+    async def drive() -> None:
+        engines = Engines(waits=lambda group: group.name == "000000-001", holds={"000000-001"})
+        stream = stream_of(engines, max_lag=2, end=5)
+        for step in (0, 1, 2):
+            groups = await taken(stream, step)
+            assert 1 not in [group.requests.place for group in groups.groups]
+            if step == 1:
+                engines.version = 1
+                engines.free.set()
+                await settle()
+        stream.advance(3)
+        fourth = asyncio.create_task(stream.take(3))
+        await settle()
+        assert not fourth.done()
+        engines.gates["000000-001"].set()
+        assert next(group.requests.place for group in (await fourth).groups) == 1
+
+    run(drive())
+
+
+def test_what_is_passed_by_leaves_every_later_step_room() -> None:
+    """With a bound of 2: six groups are due at step 2, which takes three. So step 1 has to have the others."""
+
+    async def drive() -> None:
+        engines = Engines(waits=lambda group: group.name < "000002")
+        stream = stream_of(engines, max_lag=2, end=4)
+        assert [group.requests.place for group in (await taken(stream, 0)).groups] == [6, 7, 8]
+        stream.advance(1)
+        second = asyncio.create_task(stream.take(1))
+        for slot in range(3):
             await settle()
-            if step == 2:
-                engines.gates["000002-000"].set()
-            groups = await stream.take(step)
-            assert groups.dropped == 0 and {group.version_min for group in groups.groups} == {step - 1}
-            places.append([group.requests.place for group in groups.groups])
-        assert places == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]] and len(engines.begun) == 12
+            assert not second.done()  # three of step 3 are done
+            engines.gates[f"000000-{slot:03d}"].set()
+        assert [group.requests.place for group in (await second).groups] == [0, 1, 2]
+        stream.advance(2)
+        third = asyncio.create_task(stream.take(2))
+        await settle()
+        assert not third.done()
+        for slot in range(3):
+            engines.gates[f"000001-{slot:03d}"].set()
+        assert [group.requests.place for group in (await third).groups] == [3, 4, 5]
+        assert [group.requests.place for group in (await taken(stream, 3)).groups] == [9, 10, 11]
 
     run(drive())
 
@@ -345,8 +401,8 @@ class PooledEngines(Engines):
         super().__init__()
         self.pool = EnginePool(Scheduler(engines, 2))  # one group at a time
 
-    async def sample(self, group: GroupRequests, student_version: int) -> list[Sample]:
-        return await self.pool.sample(group.rows, SamplingConfig(1.0, 8), group.seed)
+    async def sample(self, group: GroupRequests, student_version: int, begun: Callable[[], None]) -> list[Sample]:
+        return await self.pool.sample(group.rows, SamplingConfig(1.0, 8), group.seed, begun=begun)
 
 
 class ManyRequests(Requests):

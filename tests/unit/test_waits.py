@@ -8,7 +8,8 @@ from cluster.dashboard.charts import charts_of
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
-from cluster.observe.waits import Waits, Window, together, waited
+from cluster.observe.timeline import CALLS
+from cluster.observe.waits import CAUSES, Waits, Window, together, waited
 from evidence.telemetry import Sample, Span
 from tests.observed import observed_run
 
@@ -66,7 +67,7 @@ def cut(spans: tuple[Span, ...], at: float) -> tuple[tuple[Span, ...], tuple[Spa
 def test_windows_from_sample_to_sample_add_up_to_the_whole() -> None:
     """The driver's spans are cut a little after a sample, so that a piece of a window comes a batch later. A sample of
     a service that did not answer ends no window."""
-    waits, rest, windows = Waits(), STEP, []
+    waits, rest, windows = Waits(1.0), STEP, []
     for at in (0.0, 1.0, 4.4, 5.2, 8.1, 11.0):
         new, rest = cut(rest, at + 0.03)
         windows += waits.add(Batch(at, samples=(Sample(at), Sample(at + 0.01, fault="silent")), spans=new))
@@ -76,6 +77,27 @@ def test_windows_from_sample_to_sample_add_up_to_the_whole() -> None:
     assert (whole.begin, whole.end) == (0.0, 11.0) and whole.seconds == pytest.approx(SECONDS)
     assert together([Window(0.0, 1.0, {})]) == Window(0.0, 1.0, {})
     assert not list(waits.add(Batch(12.0, ended="finished")))
+
+
+def test_time_in_which_no_run_was_there_is_no_wait() -> None:
+    """A run that is resumed eight hours later, with samples every 2 s."""
+    waits = Waits(2.0)
+    samples = [Sample(at) for at in (0.0, 2.0, 28800.0, 28802.0)]
+    windows = list(waits.add(Batch(28803.0, samples=tuple(samples), ended="finished")))
+    assert [(window.begin, window.end) for window in windows] == [(0.0, 2.0), (28800.0, 28802.0)]
+
+
+@pytest.mark.parametrize("span", [pair for causes in CAUSES.values() for on in causes.values() for pair in on])
+def test_a_cause_is_a_span_that_the_driver_writes(span: tuple[str, str]) -> None:
+    """And with nothing else under way it is the cause of a wait of the service beside it."""
+    assert span in CALLS.values()
+    found = {what for (service, what) in waited([Span(*span, 0.0, 1.0)], 0.0, 1.0)}
+    assert found & {"probe", "weights", "lag", "rollouts"}
+
+
+def test_what_is_pushed_while_the_learner_learns_is_waited_for_first() -> None:
+    spans = [Span("learner", "learn", 0.0, 2.0), Span("driver", "sleep", 0.0, 1.0), Span("driver", "probe", 0.0, 0.5)]
+    assert waited(spans, 0.0, 2.0) == {("rollout", "probe"): 0.5, ("rollout", "weights"): 0.5, ("rollout", "lag"): 1.0}
 
 
 def test_the_page_shows_shares_over_a_steps_time(tmp_path: Path) -> None:

@@ -232,7 +232,8 @@ function state() {
   const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
   const late = !data.ended && age > Math.max(3 * data.every, 15);
   box.classList.toggle("stale", late || data.ended === "failed");
-  if (data.ended) box.textContent = data.ended === "failed" ? "The run failed." : "The run has ended.";
+  const words = { finished: "The run has ended.", failed: "The run failed.", before: "Made before the run's end." };
+  if (data.ended) box.textContent = words[data.ended];
   else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
 }
 
