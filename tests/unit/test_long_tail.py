@@ -30,3 +30,12 @@ def test_in_the_order_of_what_is_done_long_answers_are_learned_from_less_often()
         assert done.dropped > 0.05 * len(done.learned)
         assert mean(done.learned) < 0.8 * mean(begun.learned)
         assert max(done.learned) < 0.8 * max(begun.learned)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 3, 4])
+def test_nothing_is_ever_too_old_whatever_takes_how_long(lag: int) -> None:
+    """Steps of three groups on two to nine engines' places, with lengths that differ by hundreds."""
+    for seed in range(40):
+        tail = Tail(lag, "begun", sigma=2.0, slots=2 + seed % 8, groups=3, steps=14, seed=seed)
+        found = outcome(tail)
+        assert found.dropped == 0 and sorted(found.learned) == sorted(found.sampled), seed

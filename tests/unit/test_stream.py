@@ -189,24 +189,24 @@ def test_a_late_group_is_passed_by_while_a_later_step_can_take_it_and_then_waite
 
 
 def test_a_group_that_an_engine_took_late_may_be_learned_from_later() -> None:
-    """With a bound of 2: it was given out at version 0 and begun at version 1, so that step 3 has to have it."""
+    """With a bound of 2: it was given out at version 0 and begun at version 2, so that step 4 has to have it."""
 
     async def drive() -> None:
         engines = Engines(waits=lambda group: group.name == "000000-001", holds={"000000-001"})
-        stream = stream_of(engines, max_lag=2, end=5)
-        for step in (0, 1, 2):
+        stream = stream_of(engines, max_lag=2, end=6)
+        for step in (0, 1, 2, 3):
             groups = await taken(stream, step)
             assert 1 not in [group.requests.place for group in groups.groups]
-            if step == 1:
-                engines.version = 1
+            if step == 2:
+                engines.version = 2
                 engines.free.set()
                 await settle()
-        stream.advance(3)
-        fourth = asyncio.create_task(stream.take(3))
+        stream.advance(4)
+        fifth = asyncio.create_task(stream.take(4))
         await settle()
-        assert not fourth.done()
+        assert not fifth.done()
         engines.gates["000000-001"].set()
-        assert next(group.requests.place for group in (await fourth).groups) == 1
+        assert next(group.requests.place for group in (await fifth).groups) == 1
 
     run(drive())
 

@@ -68,7 +68,7 @@ class Gated:
 
 
 class StreamMachine(RuleBasedStateMachine):
-    @initialize(lag=st.integers(0, 2), refused=st.integers(0, 2), order=st.sampled_from(GROUP_ORDERS))
+    @initialize(lag=st.integers(0, 3), refused=st.integers(0, 2), order=st.sampled_from(GROUP_ORDERS))
     def start(self, lag: int, refused: int, order: str) -> None:
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         self.lag, self.engines, self.requests = lag, Gated(), Requests(step1=refused)
