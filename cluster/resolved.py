@@ -18,6 +18,7 @@ ADDED: Mapping[Key, Any] = {
     ("learner", "lora_rank"): 0,
     ("learner", "lora_targets"): ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     ("rollout", "ordinary_share"): 0.0,
+    ("run", "group_order"): "done",
     ("task", "ordinary_file"): "",
     ("task", "ordinary_questions"): False,
     ("teacher", "url"): "",
@@ -91,8 +92,13 @@ def of_today(recipe: Recipe) -> Recipe:
 
 
 def difference(one: Recipe, other: Recipe) -> Key | None:
-    """The first key in which two recipes are not the same run; keys of an adapter count only where there is one."""
-    is_adapted = one.learner.lora_rank or other.learner.lora_rank
+    """The first key in which two recipes are not the same run; keys of an adapter count only where there is one, and
+    the order of groups where there is more than one."""
+    unread = set[Key]()
+    if not (one.learner.lora_rank or other.learner.lora_rank):
+        unread |= {("learner", key) for key in ADAPTER_KEYS}
+    if not (one.run.max_policy_lag or other.run.max_policy_lag):
+        unread.add(("run", "group_order"))
     tables, others = asdict(one), asdict(other)
     keys = (
         (table, key)
@@ -104,7 +110,7 @@ def difference(one: Recipe, other: Recipe) -> Key | None:
         (
             (table, key)
             for table, key in keys
-            if tables[table].get(key) != others[table].get(key) and (is_adapted or key not in ADAPTER_KEYS)
+            if tables[table].get(key) != others[table].get(key) and (table, key) not in unread
         ),
         None,
     )

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
+from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -65,7 +66,7 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
 
 
 def is_finished(place: RunDir, recipe: Recipe) -> bool:
-    """Whether the folder holds this recipe's run, to its end.
+    """Whether the folder holds this recipe's run, to its last probe and its model card.
 
     Raises:
         ValueError: the folder belongs to another recipe.
@@ -73,7 +74,7 @@ def is_finished(place: RunDir, recipe: Recipe) -> bool:
     if not place.config.exists():
         return False
     place.check_same(recipe)
-    return place.has_ended(recipe.run.steps)
+    return recipe.run.steps in read_probes(place.probes) and (place.export / "README.md").is_file()
 
 
 def run_process(

@@ -201,6 +201,7 @@ def _learning(recipe: Recipe) -> dict[str, Any]:
     """What decides the weights beside the seed."""
     keys: dict[str, Any] = {"run.steps": recipe.run.steps, "run.max_policy_lag": recipe.run.max_policy_lag}
     if recipe.run.max_policy_lag:
+        keys["run.group_order"] = recipe.run.group_order
         keys["weights.in_flight"] = recipe.weights.in_flight
     unread = _LAYOUT if recipe.learner.lora_rank else _LAYOUT | ADAPTER_KEYS
     for table in ("rollout", "evidence", "student", "teacher", "learner"):

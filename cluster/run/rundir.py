@@ -1,5 +1,6 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
+import json
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -9,7 +10,7 @@ from cluster.models import hub_id, is_hub_id, pinned
 from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.inputs import Pins, read_pins
 from cluster.run.lock import LOCK, OWNER, FolderLock
-from cluster.run.record import read_probes
+from evidence.files import write_whole
 
 
 class RunDir:
@@ -29,6 +30,7 @@ class RunDir:
         self.gap = root / "gap.json"
         self.answers = root / "answers"
         self.export = root / "export"
+        self.ended = root / "ended.json"  # what the run's end left in the export
         self._lock = FolderLock(root)
 
     @property
@@ -36,9 +38,21 @@ class RunDir:
         """Whether there is something of a run to lose, or to continue."""
         return any(path.exists() for path in (self.manifest, self.probes, self.metrics))
 
-    def has_ended(self, steps: int) -> bool:
-        """Whether a run of this many steps is here to its last probe and its model card, which is written last."""
-        return steps in read_probes(self.probes) and (self.export / "README.md").is_file()
+    def has_ended(self) -> bool:
+        """Whether the run came to its end, and the model that it left is still in its export."""
+        try:
+            return bool(json.loads(self.ended.read_bytes())["export"] == self._exported())
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+            return False
+
+    def note_end(self) -> None:
+        """The run's model is in its export, with its card. Weights of another size or time are another model's, such as
+        those that `edge-opd export` writes."""
+        write_whole(self.ended, json.dumps({"format": 1, "export": self._exported()}) + "\n")
+
+    def _exported(self) -> dict[str, list[int]]:
+        weights = (path for path in self.export.iterdir() if path.suffix == ".safetensors")
+        return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(weights)}
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Creates the folder with the resolved recipe, or checks that it belongs to the same one, and holds it for this

@@ -68,14 +68,16 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         if resume:
             sink.stage("reading what stands in the run's folder")
             with run_time(sink):
-                ended = retried(recipe.faults.store_s, partial(folder.has_ended, recipe.run.steps))
+                ended = folder.has_ended()
                 sink.say(ENDED if ended else retried(recipe.faults.store_s, partial(outlook, folder)))
         if not ended:
             asyncio.run(_run(recipe, folder, sink, resume, inputs))
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):
-            return finish(recipe, inputs.model, folder, task, notes)
+            code = finish(recipe, inputs.model, folder, task, notes)
+            folder.note_end()
+            return code
     finally:
         sink.close()
         folder.release()
@@ -122,16 +124,20 @@ async def _survive(
 
 
 def idle_room(recipe: Recipe) -> str:
-    """What of the student's engines the staleness bound leaves empty, where services work side by side; "" where they
-    can be full."""
-    lag, engines = recipe.run.max_policy_lag, recipe.student.num_engines
-    most = (lag + 1) * recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
-    room = engines * recipe.student.max_num_seqs
-    if lag == 0 or most >= room:
+    """What of the sampling engines the staleness bound leaves empty, where services work side by side; "" where they
+    can be full. One engine samples a whole group."""
+    lag, rollout = recipe.run.max_policy_lag, recipe.rollout
+    engines = recipe.student if rollout.sampler == "student" else recipe.teacher
+    groups = min(lag + 1, recipe.run.steps) * rollout.prompts_per_step
+    most, room = groups * rollout.samples_per_prompt, engines.num_engines * engines.max_num_seqs
+    used = min(most, min(groups, engines.num_engines) * engines.max_num_seqs)
+    if lag == 0 or used > 0.99 * room:
         return ""
+    pool = rollout.sampler
     return (
-        f"run.max_policy_lag = {lag} lets at most {most} rollouts be under way, and {engines} student engine(s) have "
-        f"room for {room} (student.max_num_seqs): {1 - most / room:.0%} of it stays empty"
+        f"run.max_policy_lag = {lag} lets at most {groups} groups of {rollout.samples_per_prompt} rollouts be under "
+        f"way, and {engines.num_engines} {pool} engine(s) have room for {room} rollouts ({pool}.max_num_seqs): "
+        f"{1 - used / room:.0%} of it stays empty"
     )
 
 

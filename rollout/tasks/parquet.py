@@ -1,7 +1,7 @@
 """Parquet from anyone, a few rows at a time: a small file may say that it is a large one, or become one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evidence.require import first_line
 from rollout.tasks.rows import Row
@@ -48,6 +48,16 @@ def _in_microseconds(batch: "pa.RecordBatch") -> "pa.RecordBatch":
     return batch if schema.equals(batch.schema) else batch.cast(schema, safe=False)
 
 
+def _lists() -> "dict[Callable[[Any], bool], Callable[[Any, pa.Field], pa.DataType]]":
+    import pyarrow as pa
+
+    return {
+        pa.types.is_list: lambda kind, field: pa.list_(field),
+        pa.types.is_large_list: lambda kind, field: pa.large_list(field),
+        pa.types.is_fixed_size_list: lambda kind, field: pa.list_(field, kind.list_size),
+    }
+
+
 def _coarser(kind: "pa.DataType") -> "pa.DataType":
     import pyarrow as pa
 
@@ -57,8 +67,12 @@ def _coarser(kind: "pa.DataType") -> "pa.DataType":
         return pa.duration("us")
     if pa.types.is_time64(kind) and kind.unit == "ns":
         return pa.time64("us")
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_coarser(kind.value_type)))
+    for is_one, made in _lists().items():
+        if is_one(kind):
+            return made(kind, kind.value_field.with_type(_coarser(kind.value_type)))
+    if pa.types.is_map(kind):
+        key, item = (field.with_type(_coarser(field.type)) for field in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, kind.keys_sorted)
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_coarser(field.type)) for field in kind])
     return kind

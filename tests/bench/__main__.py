@@ -11,6 +11,7 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -81,6 +82,7 @@ def asked() -> argparse.Namespace:
 
 def main() -> int:
     arguments = asked()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     console, begun = Console(width=None if sys.stdout.isatty() else 140), time.monotonic()
     try:
         with checkout(ROOT, arguments.base) if arguments.base else nullcontext() as base:

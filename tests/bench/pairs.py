@@ -2,12 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -66,41 +67,58 @@ def run(name: str, root: Path, console: Console) -> list[Figure] | None:
         return []
     command = [sys.executable, "-m", f"tests.bench.{name}"]
     environment = os.environ | {"PYTHONPATH": str(root)}  # its own packages, in the processes that it starts as well
-    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout
-    deadline = threading.Timer(DEADLINE_S, process.kill)
+    deadline = threading.Timer(DEADLINE_S, _end, [process])
+    deadline.daemon = True
     deadline.start()
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if not line.startswith(MARK):
-            console.print(line, end="", markup=False, highlight=False, soft_wrap=True)
-    code = process.wait()
-    deadline.cancel()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if not line.startswith(MARK):
+                console.print(line, end="", markup=False, highlight=False, soft_wrap=True)
+        code = process.wait()
+    finally:
+        deadline.cancel()
+        _end(process)
     return figures_in(lines) if code == 0 else None
 
 
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Whatever it started ends with it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def commit_of(root: Path) -> str:
-    """A checkout's commit, with a + where files differ from it."""
-    commit = _git(root, "rev-parse", "--short", "HEAD")
-    return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    """A checkout's commit, with a + where files differ from it; "unknown" without git."""
+    try:
+        commit = _git(root, "rev-parse", "--short", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
 
 
 @contextmanager
 def checkout(root: Path, revision: str) -> Iterator[Path]:
-    """A second checkout of `root`'s repository at `revision`, for as long as it is asked for.
+    """A second checkout of `root`'s repository at `revision`, for as long as it is asked for. It has `root`'s packages.
 
     Raises:
-        ValueError: there is no such revision.
+        ValueError: there is no such revision here.
     """
     try:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except subprocess.CalledProcessError:
-        raise ValueError(f"--base: found {revision!r}, expected a revision of {root}") from None
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        raise ValueError(f"--base: found {revision!r}, expected a revision that git has in {root}") from None
     with tempfile.TemporaryDirectory(prefix="edge-opd-base-") as place:
         tree = Path(place) / "tree"
         _git(root, "worktree", "add", "--detach", str(tree), commit)
         try:
+            if (root / ".venv").exists():
+                (tree / ".venv").symlink_to(root / ".venv")
             yield tree
         finally:
             _git(root, "worktree", "remove", "--force", str(tree))

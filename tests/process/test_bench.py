@@ -2,14 +2,16 @@
 
 import json
 import subprocess
+import time
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.bench import pairs
 from tests.bench.figures import Figure
-from tests.bench.pairs import Measured, checkout, commit_of, measure, to_json
+from tests.bench.pairs import Measured, checkout, commit_of, measure, run, to_json
 
 TOY = """
 import json
@@ -66,19 +68,47 @@ def test_a_revision_without_the_benchmark_gives_no_ratio_and_one_that_fails_is_t
     with checkout(repository, "before") as base:
         measured = measure("new", repository, base, 1, Console(file=StringIO()))
     assert (measured.now, measured.base) == ([None], [[]]) and measured.has_failed
+    assert Measured([[]], [None]).has_failed and not Measured([[]], [[]]).has_failed
     assert measured.figures() == [] and measured.ratios("speed") == []
 
 
-def test_what_differs_from_the_commit_is_marked(repository: Path) -> None:
+def test_a_checkout_goes_whatever_happens_in_it_and_has_the_same_packages(repository: Path) -> None:
+    (repository / ".venv").mkdir()
+    with pytest.raises(KeyboardInterrupt), checkout(repository, "before") as base:
+        assert (base / ".venv").resolve() == repository / ".venv"
+        raise KeyboardInterrupt
+    assert not base.exists() and (repository / ".venv").is_dir()
+    trees = subprocess.run(["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True)
+    assert len(trees.stdout.splitlines()) == 1
+
+
+def test_a_benchmark_that_is_late_ends_with_all_that_it_started(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here another process, which holds its output."""
+    script = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    (repository / "tests" / "bench" / "late.py").write_text(script)
+    monkeypatch.setattr(pairs, "DEADLINE_S", 1.0)
+    begun = time.monotonic()
+    assert run("late", repository, Console(file=StringIO())) is None
+    assert time.monotonic() - begun < 30
+
+
+def test_what_differs_from_the_commit_is_marked(repository: Path, tmp_path: Path) -> None:
     clean = commit_of(repository)
+    (repository / "new.txt").write_text("not git's\n")
+    assert commit_of(repository) == clean and not clean.endswith("+")
     (repository / "toy_value.py").write_text("VALUE = 4.0\n")
-    assert commit_of(repository) == clean + "+" and not clean.endswith("+")
+    assert commit_of(repository) == clean + "+"
+    assert commit_of(tmp_path) == "unknown"
 
 
-def test_a_revision_that_is_none_is_one_line(repository: Path) -> None:
+@pytest.mark.parametrize("place", ["repository", "."])
+def test_a_revision_that_is_none_is_one_line(repository: Path, tmp_path: Path, place: str) -> None:
+    root = tmp_path / place
     with (
-        pytest.raises(ValueError, match=rf"^--base: found 'befor', expected a revision of {repository}$"),
-        checkout(repository, "befor"),
+        pytest.raises(ValueError, match=rf"^--base: found 'befor', expected a revision that git has in {root}$"),
+        checkout(root, "befor"),
     ):
         pass
 

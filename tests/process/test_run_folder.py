@@ -165,6 +165,32 @@ def test_a_folder_whose_claim_was_cut_short_may_become_a_run(tmp_path: Path) -> 
     assert (tmp_path / "config.toml").is_file()
 
 
+def test_a_run_has_ended_while_its_export_is_what_the_end_left(tmp_path: Path) -> None:
+    """Other weights, as `edge-opd export` writes them over the run's, none, and a damaged note are no end."""
+    folder = RunDir(tmp_path / "run")
+    assert not folder.has_ended()
+    folder.export.mkdir(parents=True)
+    weights = [folder.export / name for name in ("model-1.safetensors", "model-2.safetensors")]
+    for path in weights:
+        path.write_bytes(b"weights")
+    assert not folder.has_ended()  # a model and no end
+    folder.note_end()
+    assert folder.has_ended() and not RunDir(tmp_path / "other").has_ended()
+    (folder.export / "README.md").write_text("a card")
+    assert folder.has_ended()
+    other = folder.export / "other"
+    other.write_bytes(b"Weights")
+    os.replace(other, weights[1])
+    assert not folder.has_ended()
+    folder.note_end()
+    assert folder.has_ended()
+    weights[0].unlink()
+    assert not folder.has_ended()
+    for content in ("", "[]", '{"export": 3}', '{"format": 1, "exp'):
+        folder.ended.write_text(content)
+        assert not folder.has_ended()
+
+
 def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="found something that is not a run"):

@@ -705,6 +705,26 @@ def test_a_run_is_the_same_from_another_working_folder(
         folder.check_same(load_recipe(RECIPES[0], [f"model.path={recipe.model.path}", "run.storage=elsewhere"]))
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_order_of_groups_counts_where_steps_share_them_and_older_runs_had_their_own(
+    tmp_path: Path, lag: int
+) -> None:
+    """A run from before the key took what was done first. Without a lag both orders are one."""
+    recipe = load_recipe(RECIPES[0], [f"run.max_policy_lag={lag}", "run.date=2026-11-29"])
+    folder = RunDir(tmp_path / "run")
+    folder.claim(recipe, resume=False)
+    written = folder.config.read_text()
+    assert 'group_order = "begun"\n' in written
+    folder.config.write_text(written.replace('group_order = "begun"\n', ""))
+    assert read_resolved(folder.root).recipe.run.group_order == "done"
+    if lag == 0:
+        folder.check_same(recipe)
+        return
+    with pytest.raises(ValueError, match=r"run\.group_order: found 'done', expected 'begun'"):
+        folder.check_same(recipe)
+    folder.check_same(replace(recipe, run=replace(recipe.run, group_order="done")))
+
+
 def test_what_is_no_relative_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")

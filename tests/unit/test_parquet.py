@@ -60,16 +60,19 @@ def test_times_in_nanoseconds_as_pandas_writes_them_are_read_to_the_microsecond(
     """In any column, also within lists and structures."""
     path, ns = tmp_path / "rows.parquet", 1795834800123456789
     kinds = {"at": pa.timestamp("ns", "UTC"), "took": pa.duration("ns"), "daily": pa.time64("ns")}
-    nested = pa.struct([("when", pa.timestamp("ns")), ("all", pa.list_(pa.timestamp("ns")))])
+    kind = pa.timestamp("ns")
+    lists = [("all", pa.list_(kind)), ("large", pa.large_list(kind)), ("two", pa.list_(kind, 2))]
+    nested = pa.struct([("when", kind), *lists, ("by", pa.map_(pa.string(), kind))])
     columns = {"question": ["Who?"], "at": pa.array([ns], kinds["at"]), "took": pa.array([1999], kinds["took"])}
     columns |= {"daily": pa.array([61_000_001_999], kinds["daily"])}
-    columns |= {"meta": pa.array([{"when": ns, "all": [ns, None]}], nested)}
+    value = {name: [ns, None] for name, _ in lists}
+    columns |= {"meta": pa.array([{"when": ns, **value, "by": [("a", ns)]}], nested)}
     pq.write_table(pa.table(columns), path)
     ((_, row),) = file_rows(str(path), "task.prompts_file")
     moment = datetime(2026, 11, 28, 3, 0, 0, 123456)
     assert isinstance(row, dict) and row["question"] == "Who?" and row["at"] == moment.replace(tzinfo=UTC)
     assert row["took"] == timedelta(microseconds=1) and row["daily"] == time(0, 1, 1, 1)
-    assert row["meta"] == {"when": moment, "all": [moment, None]}
+    assert row["meta"] == {"when": moment, **{name: [moment, None] for name, _ in lists}, "by": [("a", moment)]}
 
 
 def test_a_value_of_no_python_type_is_one_line(tmp_path: Path) -> None:

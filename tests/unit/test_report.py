@@ -567,6 +567,10 @@ def test_a_learning_rate_of_its_own_is_no_seed(tmp_path: Path) -> None:
         ({"student": {"dtype": "float32"}}, "student.dtype: found 'bfloat16' and 'float32'"),
         ({"run": {"steps": 2, "seed": 1, "max_policy_lag": 1}}, "run.max_policy_lag: found 2 and 1"),
         ({"weights": {"in_flight": False}}, "weights.in_flight: found True and False"),
+        (
+            {"run": {"steps": 2, "seed": 1, "max_policy_lag": 2, "group_order": "done"}},
+            "run.group_order: found 'begun' and 'done'",
+        ),
     ],
 )
 def test_another_teacher_or_lag_is_no_seed(change: dict[str, Any], key: str, tmp_path: Path) -> None:

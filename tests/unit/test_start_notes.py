@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Recipe, RunConfig
+from cluster.config import Recipe, RunConfig, TeacherConfig
 from cluster.run.checks import check_prompts, prompt_notes
 from cluster.run.start import idle_room
 from cluster.typed import build
@@ -86,18 +86,36 @@ def test_of_many_differences_the_commonest_are_shown_and_the_others_counted(toke
 
 
 @pytest.mark.parametrize(
-    ("lag", "room", "said"),
+    ("lag", "settings", "said"),
     [
-        (0, 512, ""),
-        (1, 64, ""),
-        (
-            1, 80, "run.max_policy_lag = 1 lets at most 64 rollouts be under way, and 2 student engine(s) have room "
-            "for 80 (student.max_num_seqs): 20% of it stays empty",
-        ),
-        (2, 96, ""),
+        (0, {"num_engines": 9}, ""),
+        (1, {"num_engines": 2, "max_num_seqs": 32}, ""),
+        (1, {"num_engines": 2, "max_num_seqs": 40}, "16 groups of 4 rollouts|2 student|80|20%"),
+        (2, {"num_engines": 2, "max_num_seqs": 48}, ""),
+        (9, {"num_engines": 2, "max_num_seqs": 80, "steps": 2}, "16 groups of 4 rollouts|2 student|160|60%"),
+        (1, {"num_engines": 4, "max_num_seqs": 16, "prompts": 1, "samples": 64},
+         "2 groups of 64 rollouts|4 student|64|50%"),
+        (1, {"num_engines": 1, "max_num_seqs": 1, "sampler": "teacher", "teachers": 3, "prompts": 1},
+         "2 groups of 4 rollouts|3 teacher|192|96%"),
+        (1, {"num_engines": 1, "max_num_seqs": 2000, "prompts": 999, "samples": 1}, ""),
     ],
 )  # fmt: skip
-def test_engines_that_the_staleness_bound_cannot_fill_are_told_with_their_room(lag: int, room: int, said: str) -> None:
-    student = EngineConfig(num_engines=2, max_num_seqs=room // 2)
-    rollout = RolloutConfig(prompts_per_step=8, samples_per_prompt=4)
-    assert idle_room(Recipe(run=RunConfig(max_policy_lag=lag), student=student, rollout=rollout)) == said
+def test_engines_that_the_staleness_bound_cannot_fill_are_told_with_their_room(
+    lag: int, settings: dict[str, Any], said: str
+) -> None:
+    student = EngineConfig(num_engines=settings["num_engines"], max_num_seqs=settings.get("max_num_seqs", 64))
+    rollout = RolloutConfig(
+        prompts_per_step=settings.get("prompts", 8), samples_per_prompt=settings.get("samples", 4),
+        sampler=settings.get("sampler", "student"),
+    )  # fmt: skip
+    run = RunConfig(max_policy_lag=lag, steps=settings.get("steps", 32))
+    teacher = TeacherConfig(num_engines=settings.get("teachers", 1))
+    found = idle_room(Recipe(run=run, student=student, teacher=teacher, rollout=rollout))
+    if not said:
+        assert found == ""
+        return
+    groups, engines, room, share = said.split("|")
+    assert found == (
+        f"run.max_policy_lag = {lag} lets at most {groups} be under way, and {engines} engine(s) have room for {room} "
+        f"rollouts ({engines.split()[1]}.max_num_seqs): {share} of it stays empty"
+    )
