@@ -10,6 +10,7 @@ from cluster.run.record import StepRecord
 RECENT = 20  # steps that a figure is of
 TRUNCATED = 0.2  # share of responses cut at the limit, from which it is said
 KEPT = (0.02, 0.98)
+HELD = ("capability",)  # rates that training is to leave where they were
 FIRST = 5  # steps at either end, whose lengths are compared
 COLLAPSED = 0.5  # of the first steps' mean length
 CANARY = 0.8  # of its bound
@@ -127,11 +128,12 @@ def _probe(seen: Seen) -> Iterator[Advice]:
     if not seen.probes:
         return
     last = seen.probes[-1]
-    name = next(iter(last.rates))
-    best = max((probe for probe in seen.probes if name in probe.rates), key=lambda probe: probe.rates[name].share)
-    if last.rates[name].interval[1] < best.rates[name].interval[0]:
-        found = f"{name} fell from {best.rates[name].share:.2f} at step {best.step} to {last.rates[name].share:.2f}"
-        yield Advice(f"{found} at step {last.step}, beyond their 95% intervals", "Stop earlier, or lower learner.lr.")
+    for name in dict.fromkeys((next(iter(last.rates)), *(name for name in HELD if name in last.rates))):
+        best = max((probe for probe in seen.probes if name in probe.rates), key=lambda probe: probe.rates[name].share)
+        if last.rates[name].interval[1] < best.rates[name].interval[0]:
+            found = f"{name} fell from {best.rates[name].share:.2f} at step {best.step} to {last.rates[name].share:.2f}"
+            act = "Stop earlier, or lower learner.lr."
+            yield Advice(f"{found} at step {last.step}, beyond their 95% intervals", act)
 
 
 def _teacher(seen: Seen) -> Iterator[Advice]:

@@ -99,6 +99,18 @@ def test_a_probe_that_falls_from_its_best_beyond_chance_is_said() -> None:
     assert found.startswith("selfname fell from 0.83 at step 8 to 0.42 at step 16, beyond their 95% intervals.")
 
 
+def test_a_capability_that_falls_while_the_main_rate_rises_is_said() -> None:
+    def both(*capable: int) -> list[ProbeRecord]:
+        found = probes(10, 50, 80)
+        return [
+            replace(one, rates=one.rates | {"capability": Rate(k, 96)}) for one, k in zip(found, capable, strict=True)
+        ]
+
+    assert said(Seen("run", LAG, steps_of(), both(90, 92, 88))) == []
+    (found,) = said(Seen("run", LAG, steps_of(), both(90, 60, 10)))
+    assert found.startswith("capability fell from 0.94 at step 0 to 0.10 at step 16, beyond their 95% intervals.")
+
+
 def gap(teacher: int, base: int = 2) -> Gap:
     return Gap(1795834800.0, "identity", {"selfname": Rate(teacher, 96)}, {"selfname": Rate(base, 96)})
 
