@@ -131,8 +131,11 @@ class Scheduler:
             load.lose()
 
     def fail(self, failure: Exception) -> None:
-        """Whatever waits ends so, and whatever comes: no engine will take it."""
+        """Whatever waits ends so, whatever is under way, since its engine may be one that never answers, and whatever
+        comes."""
         self._failure = failure
+        for load in self.loads:
+            load.lose()
         for *_, place in self._waiting:
             if not place.done():
                 place.set_exception(failure)

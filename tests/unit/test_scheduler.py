@@ -188,3 +188,22 @@ def test_scores_go_before_probes_and_probes_before_samples() -> None:
 
     run_virtual(drive())
     assert order == ["running", "SCORE 2", "SCORE 4", "PROBE 1", "SAMPLE 0", "SAMPLE 3"]
+
+
+def test_where_all_ends_what_is_under_way_ends_with_it() -> None:
+    """Its engine may be one that never answers; nothing stays outstanding."""
+
+    async def drive() -> None:
+        stuck = SlowEngine()
+        scheduler = Scheduler([stuck], 1)
+        pool = EnginePool(scheduler)
+        tasks = [asyncio.create_task(pool.score([ids(token)], [ids(1)])) for token in range(4)]
+        await asyncio.sleep(0.01)
+        assert stuck.asked == 2 and scheduler.num_waiting == 2
+        scheduler.fail(RuntimeError("after 3 restarts"))
+        found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert [str(error) for error in found] == ["after 3 restarts"] * 4
+        (load,) = scheduler.loads
+        assert (load.sequences, load.tokens, scheduler.num_waiting) == (0, 0, 0)
+
+    asyncio.run(drive())
