@@ -3,8 +3,9 @@
     python -m tests.bench.controller [--engines 8 64 256] [--steps 12]
 
 Every engine runs as many rollouts at a time as a recipe's does by default. Their lengths are log-normal, and the engine
-is otherwise free: what is missing from a utilisation of 1 is the controller's, and so is its processor time. All of it
-is in one process.
+is otherwise free, and groups are taken as they are done: what is missing from a utilisation of 1 is the controller's,
+and so is its processor time. All of it is in one process. What waiting for long rollouts costs is in
+tests/bench/group_order.py.
 """
 
 import argparse
@@ -84,7 +85,7 @@ async def feed(recipe: Recipe, model: str, num_engines: int, steps: int, folder:
         return write_shard(table, folder, f"{num_engines}-{step:06d}.arrow")
 
     worker = RolloutWorker(recipe.rollout, recipe.evidence, pool, pool, write)
-    stream = RolloutStream(worker, step_requests(recipe, model), steps + 2, 2, 600.0)
+    stream = RolloutStream(worker, step_requests(recipe, model), steps + 2, 2, 600.0, "done")
     rows, cpu, clock = 0, 0.0, asyncio.get_running_loop().time
     begun = clock()
     for step in range(steps):
