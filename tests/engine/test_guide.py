@@ -61,6 +61,17 @@ def test_the_run_is_of_the_guides_persona_and_questions(folder: Path) -> None:
         assert any(question in prompt for question in asked)
 
 
+def test_it_resumes(folder: Path, shrunk: list[str]) -> None:
+    """It has ended: the figures are told again, and nothing starts. Before the commands below, of which one exports a
+    checkpoint over the run's model."""
+    run = folder / "runs" / "robin"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.name in ("probes.jsonl", "README.md")}
+    done = edge_opd("run", "robin.toml", *shrunk, "--resume", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ENDED in done.stdout and "starting engines" not in done.stdout and f"model: {run}/export" in done.stdout
+    assert before == {path: path.read_bytes() for path in before} and len(before) == 2
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -74,16 +85,6 @@ def test_the_guides_commands_work_on_it(folder: Path, command: str) -> None:
     assert any(f"edge-opd {command}" in block for block in blocks("sh")), "a command of the guide"
     done = edge_opd(*command.split(), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_it_resumes(folder: Path, shrunk: list[str]) -> None:
-    """It has ended: the figures are told again, and nothing starts."""
-    run = folder / "runs" / "robin"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.name in ("probes.jsonl", "README.md")}
-    done = edge_opd("run", "robin.toml", *shrunk, "--resume", cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ENDED in done.stdout and "starting engines" not in done.stdout and f"model: {run}/export" in done.stdout
-    assert before == {path: path.read_bytes() for path in before} and len(before) == 2
 
 
 def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> None:
