@@ -86,7 +86,7 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
         shown.append(charts_of(one).shown(views_of(run, prefix)))
     title = ", ".join(one.name for one in seen)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = all(any(probe.step >= one.recipe.run.steps for probe in one.probes) for one in seen)
-    data = {"made": time.time(), "every": 0, "ended": "finished" if whole else "before", "runs": shown}
+    ended = "finished" if all(one.is_whole for one in seen) else "before"
+    data = {"made": time.time(), "every": 0, "ended": ended, "runs": shown}
     write_whole(path, page(title, data))
     return path

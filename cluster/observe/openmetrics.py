@@ -71,8 +71,7 @@ def _moments(seen: Seen) -> Iterator[tuple[int, Batch]]:
     for milliseconds, batches in moments.items():
         yield milliseconds, _together(batches)
     if moments:
-        ended = "finished" if seen.recipe.run.steps in {probe.step for probe in seen.probes} else "failed"
-        yield max(moments) + 1, Batch(0.0, ended=ended)
+        yield max(moments) + 1, Batch(0.0, ended="finished" if seen.is_whole else "failed")
 
 
 def _together(batches: list[Batch]) -> Batch:

@@ -26,6 +26,11 @@ class Seen:
     gap: Gap | None = None  # none in older runs, and before it is measured
     notes: Sequence[str] = ()  # what the start said of the prompts
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run came to its last probe."""
+        return any(probe.step == self.recipe.run.steps for probe in self.probes)
+
 
 def read_seen(folder: Path) -> Seen:
     """A run's folder.

@@ -58,6 +58,14 @@ def quiet_server(folder: Path) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
 
 
+def test_the_page_of_a_run_that_is_not_at_its_end_says_so(browser: Page, tmp_path: Path) -> None:
+    folder = observed_run(tmp_path / "run")
+    probes = (folder / "probes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "probes.jsonl").write_text("".join(probes[:-1]))
+    browser.open(write_dashboard([folder], tmp_path / "out.html").as_uri())
+    assert browser.value(STATE) == "Made before the run's end." and browser.errors == []
+
+
 def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_path: Path) -> None:
     browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
     without = {"Reward"}  # a run without a verifier
