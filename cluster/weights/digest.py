@@ -33,7 +33,8 @@ class WeightsDigest:
     def hexdigest(self) -> str:
         if not self._sums:
             return ""
-        lines = [f"{line} {int(plain)} {int(weighted)}" for line, (plain, weighted) in self._sums.items()]
+        sums = torch.stack([torch.stack(pair) for pair in self._sums.values()]).tolist()  # a GPU is asked once
+        lines = [f"{line} {plain} {weighted}" for line, (plain, weighted) in zip(self._sums, sums, strict=True)]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
