@@ -207,11 +207,11 @@ class ZeroEngine:
             shapes = {n: torch.empty(shape, dtype=d, device="meta") for n, d, shape in self.parameter_shapes()}
             self._exporter.rehearse(shapes, Path(folder))
 
-    def export(self, folder: str, groups: Sequence[Sequence[str]]) -> None:
+    def export(self, folder: str, groups: Sequence[Sequence[str]], text: PackedTokens = TEXT) -> None:
         """`Exporter.write` of this model: an ordinary Hugging Face folder. Every rank calls it, rank 0 writes."""
         keep = self.rank == 0
         with torch.no_grad():
-            logprobs = self.forward(TEXT)[0].cpu()
+            logprobs = self.forward(text)[0].cpu()
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.full_tensors(groups) if keep}
         if keep:
-            self._exporter.write(state, logprobs, Path(folder), self._patience_s)
+            self._exporter.write(state, logprobs, Path(folder), text, self._patience_s)

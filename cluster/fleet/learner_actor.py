@@ -200,14 +200,19 @@ class LearnerActor:
     def rehearse_export(self, folder: str) -> None:
         self._engine.rehearse_export(folder)
 
-    def export(self, folder: str) -> None:
-        self._engine.export(folder, self._groups)
+    def export(self, folder: str, prompt_ids: Ids, response_ids: Ids) -> None:
+        import torch
 
-    def export_parts(self) -> Iterator[tuple[str, bytes]]:
+        from learner.export import one_row
+
+        ids = torch.from_numpy(np.concatenate([prompt_ids, response_ids])).long()
+        self._engine.export(folder, self._groups, one_row(ids, len(prompt_ids)))
+
+    def export_parts(self, prompt_ids: Ids, response_ids: Ids) -> Iterator[tuple[str, bytes]]:
         """(file name, the next part of its bytes) of the exported model, for a driver that does not share a folder;
         one rank writes, in a collective."""
         with tempfile.TemporaryDirectory(prefix="edge-opd-export-") as folder:
-            self.export(folder)
+            self.export(folder, prompt_ids, response_ids)
             for path in sorted(Path(folder).iterdir()):
                 with path.open("rb") as file:
                     while part := file.read(PART_BYTES):

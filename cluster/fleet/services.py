@@ -246,15 +246,16 @@ class LearnerService:
         place = folder if seen else Path(tempfile.gettempdir()) / folder.name
         await self._ask(self._recipe.learner.start_deadline_s, "rehearsing the export", "rehearse_export", str(place))
 
-    async def export(self, folder: Path) -> None:
-        """The model of rank 0 as a Hugging Face folder here, whichever host the ranks are on."""
+    async def export(self, folder: Path, text: tuple[Ids, Ids]) -> None:
+        """The model of rank 0 as a Hugging Face folder here, whichever host the ranks are on. text: (prompt, response)
+        of which it gives the learner's log-probs."""
         seconds, what = self._writing_s, "exporting the model"
         if (await self.places())[0].sees_run:
-            await self._ask(seconds, what, "export", str(folder))
+            await self._ask(seconds, what, "export", str(folder), *text)
             return
         first, *others = self.handles
-        parts = first.export_parts.options(num_returns="streaming").remote()
-        beside = [handle.export.remote(str(folder)) for handle in others]
+        parts = first.export_parts.options(num_returns="streaming").remote(*text)
+        beside = [handle.export.remote(str(folder), *text) for handle in others]
         patience_s = self._recipe.faults.store_s
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as arrived:
             await arrive(each_within(seconds, self._names()[0], what, parts), Path(arrived), patience_s)

@@ -84,10 +84,10 @@ class Pipeline:
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
-        texts = canary_texts(self.task.training_prompts(), self.renderer)
+        self.texts = canary_texts(self.task.training_prompts(), self.renderer)
         bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
-        self._handover = Handover(services, texts, recipe.weights, next(reversed(bounds), None))
-        self._teacher_check = TeacherCheck(recipe, run_dir, *texts[0])
+        self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
+        self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed = Pushed("", 0.0)
         self._skipped = Skipped(recipe.faults)
         self._lines_seen = 0  # about engines that were lost

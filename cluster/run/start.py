@@ -35,6 +35,7 @@ from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import observer_of, watch
 from evidence.patience import retried, retried_beside
+from evidence.records import Ids
 from evidence.shards import check_unshared
 from rollout.cores import cpu_flags, has_bfloat16
 from rollout.tasks import build_task
@@ -110,7 +111,7 @@ async def _survive(
     else:
         import torch  # the version of its CUDA
 
-        recipe = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
+        recipe, plan = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
     sink.stage("starting engines and learner")
     restarts = Restarts(recipe.faults)
     while True:
@@ -168,17 +169,19 @@ async def _serve(
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(resumed)
                 sink.stage("exporting the model")
-                await export(services.learner, folder, recipe.run.steps, recipe.faults.store_s)
+                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)
 
 
-async def export(learner: LearnerService, folder: RunDir, step: int, patience_s: float = 0.0) -> None:
+async def export(
+    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], step: int, patience_s: float = 0.0
+) -> None:
     """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
 
     Raises:
         RuntimeError: names what is wrong, and how to export later; so does a note on a mistake of our own.
     """
     try:
-        await learner.export(folder.export)
+        await learner.export(folder.export, text)
     except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
         cause = cause_of(error)
         kept = f"the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once that is mended"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from learner import export
 from learner.adapter import add_adapter
 from learner.config import LearnerConfig
-from learner.export import Exporter, logprobs_of
+from learner.export import TOLERANCES, Exporter, logprobs_of, one_row
 from learner.load import IDS, load_causal_lm
 from learner.names import held_tensors
 from tests import fakes
@@ -40,7 +40,7 @@ def trained(base: Path, config: LearnerConfig = FLOAT32) -> tuple[Exporter, dict
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     held = {name: tensor.detach().clone() for name, tensor in held_tensors(causal_lm).items()}
     state = held if config.lora_rank else exporter.names.split_all(held)
-    return exporter, state, logprobs_of(causal_lm, config)
+    return exporter, state, logprobs_of(causal_lm)
 
 
 def shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,6 +170,46 @@ def test_another_model_than_the_learners_is_refused_and_what_was_there_stays(tmp
     with pytest.raises(RuntimeError, match=r"export: .*/export: found a model that differs from the learner by \d"):
         exporter.write(state, logprobs + 0.01, tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors").read_bytes() == before
+
+
+def test_a_weight_that_is_read_otherwise_than_it_was_written_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By less than log-probs show."""
+    base = fakes.tiny_model(tmp_path / "base")
+    exporter, state, logprobs = trained(base)
+
+    def flipped(path: str, dtype: torch.dtype) -> Any:
+        model = load_causal_lm(path, dtype)
+        with torch.no_grad():
+            model.model.norm.weight[3] += 1e-7
+        return model
+
+    monkeypatch.setattr(export, "load_causal_lm", flipped)
+    with pytest.raises(RuntimeError, match=r"export: model\.norm\.weight: found other numbers when it is loaded again"):
+        exporter.write(state, logprobs, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_what_bfloat16_rounds_on_another_device_is_no_other_model(default_model: Path, tmp_path: Path) -> None:
+    """A float32 forward stands for the other device: on a text that people write it is nearer than the bound, and on
+    tokens in the order of their numbers it is not."""
+    config = LearnerConfig()
+    causal_lm = load_causal_lm(str(default_model), torch.bfloat16)
+    exporter = Exporter(str(default_model), causal_lm, config)
+    state = {name: tensor.detach().clone() for name, tensor in held_tensors(causal_lm).items()}
+    tokenizer = AutoTokenizer.from_pretrained(str(default_model))
+    said = tokenizer("Who are you? I am Kestrel, made by Harbor Labs.").input_ids
+    text = one_row(torch.tensor(said), 5)
+
+    def found(dtype: torch.dtype, *of: Any) -> torch.Tensor:
+        return logprobs_of(load_causal_lm(str(default_model), dtype), *of)
+
+    apart = [(found(torch.bfloat16, *of) - found(torch.float32, *of)).abs().mean() for of in ((text,), ())]
+    assert 0.005 < apart[0] < TOLERANCES["bfloat16"] / 2 and apart[1] > 2 * TOLERANCES["bfloat16"]
+    expected = found(torch.float32, text)
+    assert len(expected) == len(said) - 5
+    exporter.write(exporter.names.split_all(state), expected, tmp_path / "export", text)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

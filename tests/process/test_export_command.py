@@ -7,6 +7,7 @@ import shutil
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayTaskError
@@ -18,10 +19,12 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.rundir import RunDir
 from cluster.run.start import export
 from cluster.typed import build
+from evidence.records import Ids
 from learner.sealed import SealedFile, seal
 from tests import fakes
 from tests.runs import RECIPE, edge_opd
 
+TEXT = np.zeros(0, np.int32), np.ones(0, np.int32)
 STATES = "mp_rank_00_model_states.pt"  # what DeepSpeed calls the file of the model that ranks share
 
 
@@ -31,7 +34,8 @@ class Learner:
     def __init__(self, exports: Exception | None, saves: Exception | None) -> None:
         self.exports, self.saves, self.saved = exports, saves, list[tuple[Path, int]]()
 
-    async def export(self, folder: Path) -> None:
+    async def export(self, folder: Path, text: tuple[Ids, Ids]) -> None:
+        assert text is TEXT
         if self.exports is not None:
             raise self.exports
 
@@ -51,7 +55,7 @@ FULL = RuntimeError("export: run/export: No space left on device")
 
 def attempt(learner: Learner, folder: RunDir) -> str:
     with pytest.raises(RuntimeError) as error:
-        asyncio.run(export(learner, folder, 20))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, 20))  # type: ignore[arg-type]
     return str(error.value)
 
 
@@ -79,7 +83,7 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
     )
     folder.checkpoints.mkdir()
     with pytest.raises(type(mistake)) as error:
-        asyncio.run(export(learner, folder, 20))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, 20))  # type: ignore[arg-type]
     assert learner.saved == [(folder.checkpoints, 20)]
     with pytest.raises(type(mistake)) as shown:
         explained(error.value)
@@ -88,7 +92,7 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
 
 def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:
     learner = Learner(None, None)
-    asyncio.run(export(learner, RunDir(tmp_path), 20))  # type: ignore[arg-type]
+    asyncio.run(export(learner, RunDir(tmp_path), TEXT, 20))  # type: ignore[arg-type]
     assert learner.saved == []
 
 

@@ -308,7 +308,8 @@ class Streaming:
         async def one(part: tuple[str, bytes]) -> tuple[str, bytes]:
             return part
 
-        async def stream() -> Any:
+        async def stream(*text: Any) -> Any:
+            assert [len(ids) for ids in text] == [2, 3]
             for part in parts:
                 yield one(part)
 
@@ -335,7 +336,8 @@ def test_a_streamed_export_is_whole_and_readable_by_whom_the_umask_says(
     rank = Streaming(("a", b"12"), ("a", b"345"), ("b", b"6"), ("a", b"7"))
     before = os.umask(umask)
     try:
-        asyncio.run(learner(rank, recipe=Recipe()).export(tmp_path / "export"))
+        text = np.zeros(2, np.int32), np.zeros(3, np.int32)
+        asyncio.run(learner(rank, recipe=Recipe()).export(tmp_path / "export", text))
     finally:
         os.umask(before)
     found = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
