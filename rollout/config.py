@@ -74,7 +74,8 @@ class EngineConfig:
     tensor_parallel_size: int = 1  # workers that one engine is split over; divides the attention heads
     max_num_seqs: int = 64  # sequences that one engine runs at a time
     max_num_batched_tokens: int = 2048  # tokens that one engine computes at a time
-    kv_cache_gib: float = 1.0  # KV cache of one engine on a CPU, GiB
+    # KV cache of one engine, GiB; 0: 1 on a CPU, and on a GPU what the rest leaves of its share
+    kv_cache_gib: float = 0.0
     # the share of a GPU's memory that one engine takes; 0: as planned from what the card has and all on it need
     gpu_memory_utilization: float = 0.0
     # whether it runs without compiling and without CUDA graphs, a faster start and slower steps; auto: on a CPU
@@ -91,6 +92,11 @@ class EngineConfig:
         """Whether it runs without compiling on "cpu" or "cuda"."""
         return device == "cpu" if self.enforce_eager == "auto" else bool(self.enforce_eager)
 
+    @property
+    def cpu_cache_gib(self) -> float:
+        """KV cache of one engine on a CPU, GiB."""
+        return self.kv_cache_gib or 1.0
+
     def dtype_on(self, device: str) -> str:
         """What its engines compute in on "cpu" or "cuda". Where that is left to the device, float32 on a CPU: flash
         attention and a GPU's matrix units are for 16 bits. A CPU without kernels for bfloat16 has float32 for it too,
@@ -106,7 +112,7 @@ class EngineConfig:
         require(self.dtype in self.dtypes, "dtype", self.dtype, f"one of {self.dtypes}")
         known = self.enforce_eager == "auto" or isinstance(self.enforce_eager, bool)
         require(known, "enforce_eager", self.enforce_eager, "true, false or 'auto'")
-        require(self.kv_cache_gib > 0, "kv_cache_gib", self.kv_cache_gib, "more than 0")
+        require(self.kv_cache_gib >= 0, "kv_cache_gib", self.kv_cache_gib, "0 (by the device) or more")
         share = self.gpu_memory_utilization
         require(0 <= share <= 1, "gpu_memory_utilization", share, "0 (as planned) to 1")
         require(self.cpu_threads >= 0, "cpu_threads", self.cpu_threads, "0 or more")

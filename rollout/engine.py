@@ -58,6 +58,8 @@ class Engine:
     ) -> None:
         if device == "cpu":
             quirks.enter_cpu_environment(config)
+        else:
+            quirks.enter_gpu_environment()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.engine.arg_utils import AsyncEngineArgs

@@ -11,7 +11,9 @@ ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: wha
 
 def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:
     """The keyword arguments of vLLM's EngineArgs, and of its LLM, that a pool's settings decide."""
-    on_gpu = {"gpu_memory_utilization": config.gpu_memory_utilization or ALONE}
+    on_gpu: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization or ALONE}
+    if config.kv_cache_gib:  # and what others on the card do meanwhile is not measured
+        on_gpu["kv_cache_memory_bytes"] = int(config.kv_cache_gib * quirks.GIB) // config.tensor_parallel_size
     return {
         "model": model,
         **quirks.HUGGING_FACE,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import Recipe
+from evidence.require import require
 
 POOLS = ("student", "teacher", "learner")
 
@@ -35,16 +36,13 @@ class Plan:
     num_nodes: int | None  # over which they are dealt out in turn; None: each where it fits, on few nodes
     threads: int = 0  # OpenMP threads of a learner rank on CPUs
     engines_sleep: bool = False  # while the learner works, which takes the GPU memory that they give back
+    # Whether engines and ranks start one after another: on a GPU that they share an engine whose cache is not planned
+    # would take what others allocate meanwhile for its own.
+    starts_in_turn: bool = False
 
     @property
     def colocated(self) -> bool:
         return self.num_nodes == 1
-
-    @property
-    def starts_in_turn(self) -> bool:
-        """Whether engines and ranks start one after another: on a GPU that they share an engine that starts would take
-        what others allocate meanwhile for its own."""
-        return self.device == "cuda" and self.colocated
 
     @property
     def bundles(self) -> list[Share]:
@@ -78,6 +76,9 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
     gpus = sum(node.gpus for node in nodes)
     if gpus == 0:
         return _cpu_plan(recipe, [node for node in nodes if node.cpus > 0])
+    if learner.lora_rank:
+        expected = "bfloat16 or float16: with learner.lora_rank vLLM's kernels for GPUs take 16 bits only"
+        require(student.dtype != "float32", "student.dtype", student.dtype, expected)
     num_teachers = recipe.teacher_engines
     workers = student.num_engines * student.tensor_parallel_size + num_teachers * teacher.tensor_parallel_size
     asked = workers + learner.num_ranks
@@ -97,7 +98,8 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
         third = [Share(min(1.0, cpus / (asked + 1)), 0.33)]
         shares = {"student": third, "teacher": third * num_teachers, "learner": third}
         # Beyond a bound of 0 engines work on while the learner does.
-        return Plan("cuda", transport, shares, num_nodes=1, engines_sleep=recipe.run.max_policy_lag == 0)
+        sleeps = recipe.run.max_policy_lag == 0
+        return Plan("cuda", transport, shares, num_nodes=1, engines_sleep=sleeps, starts_in_turn=True)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"

@@ -202,7 +202,7 @@ def check_caches(recipe: Recipe, model: str) -> None:
         text = AutoConfig.from_pretrained(path).get_text_config()
         needed = cache_bytes(text, config.window, BYTES[config.dtype_on("cpu")]) / 2**30
         expected = f"at least {needed:.3g}, for the {config.window} tokens of {pool}.window"
-        require(config.kv_cache_gib >= needed, f"{pool}.kv_cache_gib", config.kv_cache_gib, expected)
+        require(config.cpu_cache_gib >= needed, f"{pool}.kv_cache_gib", config.cpu_cache_gib, expected)
 
 
 def check_long_rope(pool: str, config: EngineConfig, model: str) -> None:

@@ -16,8 +16,9 @@ UNPLANNED = 0.3  # the share of a GPU that an engine takes where nobody can be a
 
 def with_planned_memory(
     recipe: Recipe, plan: Plan, model: str, cards: Sequence[Card], cuda: str | None, say: Callable[[str], None]
-) -> Recipe:
-    """The recipe with a share of the GPU for each engine that shares one, on GPUs; `say` gets a line for each budget.
+) -> tuple[Recipe, Plan]:
+    """The recipe with a share of the GPU for each engine that shares one, on GPUs, and the plan with whether its
+    engines sleep and may start at the same time; `say` gets a line for each budget.
 
     cuda: the version that torch was built with.
 
@@ -26,7 +27,7 @@ def with_planned_memory(
     """
     if not cards:
         say(f"memory: found no card whose memory nvidia-smi tells: an engine on a shared GPU takes {UNPLANNED:g} of it")
-        return _unplanned(recipe) if plan.colocated else recipe
+        return _unplanned(recipe) if plan.colocated else recipe, plan
     for card in cards:
         if problem := driver_problem(card.driver, cuda):
             raise ValueError(problem)
@@ -36,7 +37,9 @@ def with_planned_memory(
     budgets = plan_memory(recipe, plan, {"student": student, "teacher": teacher}, trained, cards)
     for budget in budgets:
         say(budget.line())
-    return with_shares(recipe, budgets)
+    sleeps, told = any(one.engines_sleep for one in budgets), with_shares(recipe, budgets)
+    in_turn = plan.starts_in_turn and not all(getattr(told, pool).kv_cache_gib for pool in budgets[0].engines)
+    return told, replace(plan, engines_sleep=sleeps, starts_in_turn=in_turn)
 
 
 def _unplanned(recipe: Recipe) -> Recipe:

@@ -30,7 +30,8 @@ KEYS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of one card. engines: by pool, the bytes and the sequences that its cache holds."""
+    """Bytes of one card. engines: by pool, the bytes and the sequences that its cache holds. engines_sleep: while the
+    learner works, since not all fits at once."""
 
     card: Card
     learner: LearnerMemory | None
@@ -42,6 +43,11 @@ class Budget:
         memory, sequences = self.engines[pool]
         return round(memory.bytes(sequences) / self.card.total, 4)
 
+    def cache_gib(self, pool: str) -> float:
+        """Of an engine."""
+        memory, sequences = self.engines[pool]
+        return memory.cache_bytes(sequences) / GIB
+
     def line(self) -> str:
         """One line, for the start of a run."""
         parts = []
@@ -49,8 +55,11 @@ class Budget:
             states = sum(self.learner.resident.values()) / GIB
             parts.append(f"learner {states:.1f} GiB, {self.learner.peak / GIB:.1f} in a step")
         for pool, (memory, sequences) in self.engines.items():
-            held = f"a cache for {sequences} of {memory.sequences} sequences"
+            sizes = f"for {sequences} of {memory.sequences} sequences"
+            held = f"a cache {f'of {memory.cache / GIB:.1f} GiB' if memory.cache else sizes}"
             parts.append(f"{pool} engine {memory.bytes(sequences) / GIB:.1f} GiB with {held}")
+        if self.engines_sleep:
+            parts.append("engines sleep while the learner works")
         return f"memory of {self.card.name} ({self.card.total / GIB:.1f} GiB): {'; '.join(parts)}"
 
 
@@ -58,6 +67,8 @@ def plan_memory(
     recipe: Recipe, plan: Plan, shapes: Mapping[str, ModelShape], trained: int, cards: Sequence[Card]
 ) -> list[Budget]:
     """One budget for the card that all share, or one for each pool on cards of their own; the smallest card counts.
+    Engines stay awake where all that is planned fits at once: to sleep and to wake takes time, and while others on the
+    card take memory, vLLM's sleep fails.
 
     shapes: of each pool's model. trained: parameters that the learner trains.
 
@@ -71,7 +82,10 @@ def plan_memory(
     frozen = sum(needed_models(recipe.learner.compares_distributions, recipe.learner.beta_kl, recipe.teacher.is_base))
     learner = learner_memory(shapes["student"], recipe.learner, trained, recipe.window, frozen)
     if plan.colocated:
-        return [_fitted(card, learner, engines, plan.engines_sleep)]
+        awake = Budget(card, learner, {pool: (memory, memory.sequences) for pool, memory in engines.items()}, False)
+        fits = asked(awake) <= min(card.total, card.free) - SPARE * card.total
+        planned = not any(getattr(recipe, pool).gpu_memory_utilization for pool in engines)
+        return [awake if fits and planned else _fitted(card, learner, engines, plan.engines_sleep)]
     apart = [_fitted(card, None, {pool: memory}, False) for pool, memory in engines.items()]
     return [_fitted(card, learner, {}, False), *apart]
 
@@ -83,7 +97,8 @@ def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
         for pool in budget.engines:
             config: EngineConfig = getattr(recipe, pool)
             if not config.gpu_memory_utilization and budget.learner is not None:
-                changed[pool] = replace(config, gpu_memory_utilization=budget.share(pool))
+                share, cache = budget.share(pool), budget.cache_gib(pool)
+                changed[pool] = replace(config, gpu_memory_utilization=share, kv_cache_gib=cache)
     return replace(recipe, **changed)
 
 
@@ -138,7 +153,7 @@ def _all_parts(budget: Budget) -> list[tuple[str, str, float]]:
     learner = budget.learner
     found = [("learner", *part) for part in [*learner.resident.items(), *learner.working.items()]] if learner else []
     for pool, (memory, sequences) in budget.engines.items():
-        cache = ("cache", memory.token * memory.window * sequences)
+        cache = ("cache", memory.cache_bytes(sequences))
         found += [(f"{pool} engine", *part) for part in [*memory.fixed.items(), cache]]
     return found
 

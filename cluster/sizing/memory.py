@@ -101,16 +101,21 @@ def logit_bytes(shape: ModelShape, config: LearnerConfig) -> float:
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes of one of an engine's workers. token: of a token in its cache."""
+    """Bytes of one of an engine's workers. token: of a token in its cache. sequences: for which the cache may be made.
+    cache: bytes that the recipe says, or 0."""
 
     fixed: Parts
     token: float
     sequences: int
     window: int
+    cache: float = 0.0
 
     def bytes(self, sequences: int) -> float:
-        """With a cache for that many sequences as long as the window."""
-        return sum(self.fixed.values()) + self.token * self.window * sequences
+        """With a cache for that many sequences as long as the window, or the recipe's."""
+        return sum(self.fixed.values()) + self.cache_bytes(sequences)
+
+    def cache_bytes(self, sequences: int) -> float:
+        return self.cache or self.token * self.window * sequences
 
 
 def engine_memory(shape: ModelShape, config: EngineConfig) -> EngineMemory:
@@ -127,6 +132,7 @@ def engine_memory(shape: ModelShape, config: EngineConfig) -> EngineMemory:
         token=shape.cache_bytes(dtype) / workers,
         sequences=config.max_num_seqs,
         window=config.window,
+        cache=config.kv_cache_gib * GIB / workers,
     )
 
 

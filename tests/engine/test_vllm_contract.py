@@ -251,6 +251,18 @@ def test_a_placement_group_would_choose_ray(monkeypatch: pytest.MonkeyPatch) -> 
     assert ParallelConfig(tensor_parallel_size=2, **chosen).distributed_executor_backend == "mp"
 
 
+def test_flashinfer_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.ops import topk_topp_sampler as sampler
+
+    monkeypatch.setattr(sampler, "current_platform", SimpleNamespace(is_cuda=lambda: True))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+    with pytest.raises(ImportError, match="flashinfer"):
+        sampler.flashinfer_sampler_supported()
+    quirks.enter_gpu_environment()
+    assert sampler.flashinfer_sampler_supported() is False
+
+
 def test_room_is_for_some_ranks_only() -> None:
     from vllm.config import LoRAConfig
 

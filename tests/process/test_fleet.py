@@ -21,6 +21,7 @@ from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.fleet.ray_engine import RayEngine
 from evidence.records import Floats, Ids
+from learner.config import LearnerConfig
 from rollout.config import EngineConfig
 from rollout.cores import num_cores
 from tests.fakes import FakeEngine, fake_logprobs
@@ -125,8 +126,18 @@ def test_an_engine_that_fails_to_start_shows_its_log_whatever_it_raised(cause: E
 
 @pytest.mark.parametrize(("gpus", "in_turn"), [(1, True), (3, False), (0, False)])
 def test_who_shares_a_gpu_starts_in_turn(gpus: int, in_turn: bool) -> None:
-    """vLLM takes what the GPU's other processes allocate while it starts for its own."""
+    """Unless its cache is planned (test_sizing), vLLM takes what others allocate while it starts for its own."""
     assert make_plan(Recipe(), [Share(8, gpus)]).starts_in_turn is in_turn
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_an_adapter_in_float32_is_refused_on_gpus(gpus: int) -> None:
+    lora = LearnerConfig(lora_rank=8)
+    recipes = {d: Recipe(student=EngineConfig(dtype=d), learner=lora) for d in ("float32", "float16", "bfloat16")}
+    with pytest.raises(ValueError, match=r"^student\.dtype: found 'float32', expected bfloat16 or float16: with lea"):
+        make_plan(recipes["float32"], [Share(8, gpus)])
+    assert make_plan(recipes["float32"], [Share(8, 0)]).device == "cpu"
+    assert all(make_plan(recipes[d], [Share(8, gpus)]).device == "cuda" for d in ("float16", "bfloat16"))
 
 
 @pytest.mark.parametrize(("gpus", "told"), [(1, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}), (3, {})])

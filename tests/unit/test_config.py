@@ -428,7 +428,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-OLDER = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+OLDER = {"enforce_eager": True, "gpu_memory_utilization": 0.3, "kv_cache_gib": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,14 @@ def test_a_gpus_engine_has_cuda_graphs_and_the_card_that_nobody_planned() -> Non
     assert "kv_cache_memory_bytes" not in found and "block_size" not in found
 
 
+@pytest.mark.parametrize(("workers", "expected"), [(1, 1_610_612_736), (2, 805_306_368)])
+def test_a_gpus_cache_is_the_recipes_where_it_says(workers: int, expected: int) -> None:
+    """vLLM counts that of each worker."""
+    found = told(EngineConfig(kv_cache_gib=1.5, tensor_parallel_size=workers), "cuda")
+    assert found["kv_cache_memory_bytes"] == expected
+    assert told(EngineConfig(), "cpu")["kv_cache_memory_bytes"] == 1_073_741_824
+
+
 @pytest.mark.parametrize("share", [0.05, 1.0])
 def test_a_share_that_is_planned_is_taken(share: float) -> None:
     assert told(EngineConfig(gpu_memory_utilization=share), "cuda")["gpu_memory_utilization"] == share

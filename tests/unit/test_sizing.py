@@ -150,6 +150,7 @@ def test_on_one_card_everyone_has_a_share_that_fits(default_model: Path) -> None
     assert asked(budget) < 0.96 * 80 * GIB
     assert {pool: sequences for pool, (_, sequences) in budget.engines.items()} == {"student": 64, "teacher": 64}
     told = with_shares(recipe_of(), [budget])
+    assert told.student.kv_cache_gib * GIB == pytest.approx(64 * 512 * shape.cache_bytes("bfloat16"))
     assert 0.02 < told.student.gpu_memory_utilization < 0.1
     memory, sequences = budget.engines["student"]
     assert told.student.gpu_memory_utilization == pytest.approx(memory.bytes(sequences) / (80 * GIB), abs=1e-4)
@@ -163,6 +164,16 @@ def test_a_share_that_the_recipe_has_stays() -> None:
     shape = replace(EIGHT_B, parameters=10**8)
     told = with_shares(recipe, planned(recipe, ONE_GPU, shape, card(80)))
     assert told.student.gpu_memory_utilization == 0.4 and 0 < told.teacher.gpu_memory_utilization < 0.4
+
+
+def test_a_cache_that_the_recipe_has_stays() -> None:
+    recipe = recipe_of(student=EngineConfig(kv_cache_gib=3.0))
+    shape = replace(EIGHT_B, parameters=10**8)
+    (own,) = planned(recipe, ONE_GPU, shape, card(80))
+    (budget,) = planned(recipe_of(), ONE_GPU, shape, card(80))
+    (memory, sequences), (other, others) = own.engines["student"], budget.engines["student"]
+    assert memory.bytes(sequences) - 3 * GIB == other.bytes(others) - other.token * other.window * others
+    assert "a cache of 3.0 GiB" in own.line() and own.line().count("sequences") == 1
 
 
 def test_a_cache_is_as_small_as_it_must_be() -> None:
@@ -182,8 +193,22 @@ def recipe_of_four(recipe: Recipe) -> Recipe:
 
 def test_engines_that_sleep_leave_the_learner_room() -> None:
     shape = replace(EIGHT_B, parameters=10**9)
-    (asleep,), (awake,) = (planned(recipe_of(lag), ONE_GPU, shape, card(80)) for lag in (0, 1))
-    assert asked(asleep) < asked(awake)
+    (asleep,), (awake,) = (planned(recipe_of(lag), ONE_GPU, shape, card(48)) for lag in (0, 1))
+    assert asleep.engines_sleep and not awake.engines_sleep
+    assert asleep.engines["student"][1] > awake.engines["student"][1]  # sequences that a cache has room for
+    assert asleep.line().endswith("; engines sleep while the learner works") and "sleep" not in awake.line()
+
+
+def test_engines_stay_awake_where_all_fits_at_once() -> None:
+    shape = replace(EIGHT_B, parameters=10**8)
+    (roomy,) = planned(recipe_of(), ONE_GPU, shape, card(40))
+    (tight,) = planned(recipe_of(), ONE_GPU, shape, card(24))
+    assert not roomy.engines_sleep and asked(roomy) < 0.96 * 40 * GIB and tight.engines_sleep
+    assert {sequences for _, sequences in roomy.engines.values()} == {64}
+    (shared,) = planned(recipe_of(), ONE_GPU, shape, card(80, 26))  # beside others, who leave 26 GiB
+    assert shared.engines_sleep and asked(shared) < 22.8 * GIB
+    (unplanned,) = planned(recipe_of(student=EngineConfig(gpu_memory_utilization=0.3)), ONE_GPU, shape, card(80))
+    assert unplanned.engines_sleep  # what nobody planned is not added up
 
 
 @pytest.mark.parametrize(
@@ -217,13 +242,17 @@ def test_two_runs_on_one_card_are_refused_in_one_line() -> None:
 def test_a_run_plans_its_memory_before_it_starts(tiny_model: Path) -> None:
     recipe, said = Recipe(model=ModelConfig(path=str(tiny_model))), list[str]()
 
-    def told(*cards: Card) -> Recipe:
+    def told(*cards: Card) -> tuple[Recipe, Plan]:
         plan: Plan = make_plan(recipe, ONE_GPU)
         return with_planned_memory(recipe, plan, str(tiny_model), cards, "13.0", said.append)
 
-    assert told(card(80)).student.gpu_memory_utilization > 0
+    of_80, plan = told(card(80))
+    assert of_80.student.gpu_memory_utilization > 0 and of_80.student.kv_cache_gib > 0
+    assert not plan.starts_in_turn and not plan.engines_sleep
     assert len(said) == 1 and said[0].startswith("memory of NVIDIA H100 80GB HBM3 (80.0 GiB): learner")
-    assert told().teacher.gpu_memory_utilization == 0.3
+    unknown, plan = told()
+    assert unknown.teacher.gpu_memory_utilization == 0.3 and unknown.teacher.kv_cache_gib == 0
+    assert plan.starts_in_turn and plan.engines_sleep
     assert said[1].startswith("memory: found no card whose memory")
     with pytest.raises(ValueError, match=r"GPU driver: found 535\.1, expected at least 580\.65\.06"):
         told(card(80, driver="535.1"))
