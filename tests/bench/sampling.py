@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from dataclasses import replace
+from typing import Any
 
 import ray
 import torch
@@ -29,16 +30,20 @@ from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine_arguments import engine_arguments
 from rollout.requests import GroupRequests
-from rollout.vllm_quirks import enter_cpu_environment
+from rollout.vllm_quirks import enter_cpu_environment, enter_gpu_environment
 from tests.bench.figures import Figure
 
-CUDA_SHARE = 0.3  # of a GPU's memory, for each of the two engines
+# Of a GPU, for each of the two engines: its share of the memory, and a cache of its own size, since one that starts
+# would take what the other allocates meanwhile for its own.
+CUDA: dict[str, Any] = {"gpu_memory_utilization": 0.3, "kv_cache_gib": 8.0}
 
 
 def bare_engine(model: str, config: EngineConfig, device: str) -> LLM:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if device == "cpu":
         enter_cpu_environment(config)
+    else:
+        enter_gpu_environment()
     return LLM(**engine_arguments(model, config, device))
 
 
@@ -59,10 +64,8 @@ async def ours(pool: EnginePool, groups: list[GroupRequests], sampling: Sampling
 
 def measure(recipe: Recipe, rounds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, config = (
-        resolve_model(recipe.model.path, weights=True),
-        replace(recipe.student, gpu_memory_utilization=CUDA_SHARE),
-    )
+    model = resolve_model(recipe.model.path, weights=True)
+    config = replace(recipe.student, **CUDA) if device == "cuda" else recipe.student
     sampling = SamplingConfig(recipe.rollout.temperature, recipe.rollout.max_response_tokens)
     requests = step_requests(recipe, model)
     llm = bare_engine(model, config, device)

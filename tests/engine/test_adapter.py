@@ -23,7 +23,7 @@ async def drive(model: str, folders: list[str], device: str = "cpu", **engine_se
     from rollout.engine import Engine
 
     adapter = AdapterConfig(CONFIG.lora_rank, adapted_names(model, CONFIG))
-    config = EngineConfig(dtype="float32", window=160, max_num_seqs=2, **engine_settings)
+    config = EngineConfig(**{"dtype": "float32", "window": 160, "max_num_seqs": 2, **engine_settings})
     engine = Engine(model, config, device, adapter=adapter)
 
     async def score(base: bool) -> list[float]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.machine import machine_name
 from cluster.sizing.cards import Card, find_cards
 from tests.bench.__main__ import versions
 from tests.bench.figures import Figure
 
+# A reference's forwards: where other tests' processes are at work, a thread for each core takes minutes.
+torch.set_num_threads(min(4, torch.get_num_threads()))
 REASON = "needs an NVIDIA GPU, and nvidia-smi finds none here"
 TELL = Callable[[str, float, str], None]
 _figures, _outcomes, _begun = list[dict[str, Any]](), dict[str, dict[str, Any]](), time.time()

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 SHARE = 0.15  # of the card, for each engine: five of them run side by side
+# A cache of their own size: what is left of its share an engine would measure while the others allocate.
+BESIDE: dict[str, Any] = {"gpu_memory_utilization": SHARE, "kv_cache_gib": 2.0, "enforce_eager": True}
+PUSHES = 4
 RECEIVER = "cluster.weights.receiver.WeightReceiver"
 
 
@@ -21,7 +24,7 @@ async def numerics(model: str, dtype: str, runner: str) -> Any:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = runner
     from tests.engine.test_engine_numerics import drive
 
-    return await drive(model, dtype, "cuda", gpu_memory_utilization=SHARE, enforce_eager=True)
+    return await drive(model, dtype, "cuda", **BESIDE)
 
 
 class Weights:
@@ -71,8 +74,8 @@ async def sleeping(model: str) -> Any:
 
 
 async def push(model: str, transport: str, trainer: str) -> Any:
-    """Two pushes of a changed model from here, on GPU `trainer`, to an engine on GPU 0: what the engine makes of
-    it, and the seconds of the second."""
+    """Pushes of a changed model from here, on GPU `trainer`, to an engine on GPU 0: what the engine makes of it, and
+    the seconds of the fastest but the first, in all and by what the engine is told."""
     import torch
     from vllm.distributed.weight_transfer.base import ModuleSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
@@ -84,29 +87,36 @@ async def push(model: str, transport: str, trainer: str) -> Any:
     from rollout.engine import Engine
     from rollout.vllm_quirks import IPC_ENVIRONMENT
     from tests.engine.test_weight_handoff import PROMPT, RESPONSE, InProcessClient, changed_model
-    from tests.runs import free_port
 
     os.environ |= IPC_ENVIRONMENT
-    config = EngineConfig(dtype="bfloat16", window=64, gpu_memory_utilization=0.4, enforce_eager=True)
+    config = EngineConfig(dtype="bfloat16", window=64, **BESIDE)
     engine = Engine(model, config, "cuda", backend(transport), RECEIVER)
     before = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
     changed, digest = changed_model(model).to(f"cuda:{trainer}"), WeightsDigest()
     for name, parameter in changed.named_parameters():
         digest.add(name, parameter.data)
     sizes = [parameter.nbytes for parameter in changed.parameters()]
-    loop, seconds = asyncio.get_running_loop(), list[float]()
+    loop, pushes = asyncio.get_running_loop(), list[dict[str, float]]()
+
+    class Client(InProcessClient):
+        def _call(self, work: Any) -> None:
+            begun = time.perf_counter()
+            super()._call(work)
+            parts[work.__name__] = parts.get(work.__name__, 0.0) + time.perf_counter() - begun
 
     def send() -> None:
         torch.cuda.set_device(int(trainer))  # each thread has its own
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", free_port(), 1, 60.0, max(sizes)))
-        client = InProcessClient(engine, loop, 5)
+        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, max(sizes)))
+        client = Client(engine, loop, 5)
         sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed))
-        for _ in range(2):
+        for _ in range(PUSHES):
             torch.cuda.synchronize()
+            parts.clear()
             begun = time.perf_counter()
             sender.send_weights()
-            seconds.append(time.perf_counter() - begun)
+            pushes.append({"in all": time.perf_counter() - begun, **parts})
 
+    parts: dict[str, float] = {}
     await asyncio.to_thread(send)
     found = {
         "before": before,
@@ -115,17 +125,17 @@ async def push(model: str, transport: str, trainer: str) -> Any:
         "sent": digest.hexdigest(),
         "bytes": sum(sizes),
         "largest": max(sizes),
-        "seconds": seconds[-1],
+        "seconds": min(pushes[1:], key=lambda push: push["in all"]),
     }
     engine.shutdown()
     return found
 
 
 async def adapter(model: str, *folders: str) -> Any:
-    """What tests/engine/test_adapter.py asks of a CPU's engine."""
+    """What tests/engine/test_adapter.py asks of a CPU's engine; vLLM's kernels for adapters have no float32."""
     from tests.engine.test_adapter import drive
 
-    return await drive(model, list(folders), "cuda", gpu_memory_utilization=SHARE, enforce_eager=True)
+    return await drive(model, list(folders), "cuda", dtype="bfloat16", **BESIDE)
 
 
 async def attention() -> Any:
@@ -160,7 +170,7 @@ async def attention() -> Any:
 
 
 async def learner(model: str) -> Any:
-    """Seconds of a learner step over 16 rows of 1,024 tokens, after one that warms it up, and peak memory."""
+    """Seconds of the fastest learner step over 16 rows of 1,024 tokens but the first, and peak memory."""
     import numpy as np
     import torch
 
@@ -181,7 +191,7 @@ async def learner(model: str) -> Any:
         rows.append(TrainRow(str(index), False, prompt, prompt, response, *streams, np.ones(961, np.float32)))
     config = LearnerConfig(lr=1e-7, micro_batch_tokens=4096)
     trainer, seconds = Trainer(ZeroEngine(model, config), config), list[float]()
-    for _ in range(3):
+    for _ in range(6):
         torch.cuda.synchronize()
         begun = time.perf_counter()
         report = trainer.step(rows)

@@ -19,8 +19,10 @@ from tests.reference import logprobs_of, plain_model
 from tests.runs import side_by_side
 
 RUNNERS = ("0", "1")
-# Nats: a float32 engine's products may be in TF32 within Triton's kernels, which have 10 bits of mantissa.
-TOLERANCE = {"float32": ("max", 0.02), "bfloat16": ("mean", 0.05)}
+# Nats: a float32 engine attends in TF32, as Triton's kernels do, which has 10 bits of mantissa. On an H200: 0.002 in
+# the mean, 0.038 the largest.
+TOLERANCE = {"float32": ("max", 0.06), "bfloat16": ("mean", 0.05)}
+ADAPTED = 0.1  # nats, mean: in bfloat16, which is all that vLLM's kernels for adapters take
 WAYS = [(dtype, runner) for dtype in TOLERANCE for runner in RUNNERS]
 
 
@@ -117,14 +119,14 @@ def test_an_engine_with_cuda_graphs_sleeps_and_wakes_with_the_same_weights(
 
 
 def test_an_adapter_is_swapped_while_requests_wait(driven: Driven, default_model: Path) -> None:
-    """As tests/engine/test_adapter.py, with Triton's operators."""
+    """As tests/engine/test_adapter.py, with Triton's operators; the adapters move log-probs by 0.5 and 1.5 nats."""
     base, found = logprobs(plain(default_model), ADAPTED_RESPONSE), driven.adapter
     for folder, student in zip(driven.folders, driven.students, strict=True):
         expected = logprobs(student, ADAPTED_RESPONSE)
         assert np.abs(expected - base).mean() > 0.3
         for score, own in zip(found[str(folder)], (expected, base, expected), strict=True):
-            assert off(score, own).mean() < 0.02
+            assert off(score, own).mean() < ADAPTED
     assert found["state"] == [[version, digest] for version, digest in enumerate(driven.digests, 3)]
     assert [version for *_, version in found["queued"]] == [3] * 6 + [4] * 6
     for response, sampled, version in found["queued"]:
-        assert off(sampled, logprobs(driven.students[version - 3], response)).mean() < 0.02
+        assert off(sampled, logprobs(driven.students[version - 3], response)).mean() < ADAPTED

@@ -16,7 +16,8 @@ from tests.runs import side_by_side
 
 # 1.2 billion random parameters, laid out as Llama 3.2's 1B.
 ONE_B = {"vocab": 128_256, "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
-         "intermediate_size": 8192, "num_hidden_layers": 16, "dtype": "bfloat16"}  # fmt: skip
+         "intermediate_size": 8192, "num_hidden_layers": 16, "dtype": "bfloat16",
+         "initializer_range": 0.02}  # fmt: skip
 
 
 def driven(act: str, target: Path, *arguments: str) -> Any:

@@ -18,7 +18,8 @@ from tests.runs import side_by_side
 BUFFER = 1 << 30  # bytes that vLLM 0.32 packs tensors into
 # A tied embedding of 1.2 GB, and 2.4 GB in all where there are layers to it.
 LARGE = {"vocab": 300_000, "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
-         "intermediate_size": 8192, "num_hidden_layers": 10, "dtype": "bfloat16"}  # fmt: skip
+         "intermediate_size": 8192, "num_hidden_layers": 10, "dtype": "bfloat16",
+         "initializer_range": 0.03}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,13 @@ def test_a_tensor_larger_than_the_buffer_arrives_and_fast(large: Path, tmp_path:
     found = pushed(large, "ipc", 0, tmp_path / "large.json")
     assert found["largest"] > BUFFER and found["bytes"] > 2e9
     require_arrived(found, large)
-    tell("push of 2 GB over CUDA IPC, with its checks: seconds", found["seconds"] * 2e9 / found["bytes"], "<= 0.5")
-    tell("push over CUDA IPC: seconds a GB", found["seconds"] * 1e9 / found["bytes"], "")
+    seconds = found["seconds"]
+    tell("push of 2 GB over CUDA IPC, with its checks: seconds", seconds["in all"] * 2e9 / found["bytes"], "<= 0.5")
+    for part, spent in seconds.items():
+        tell(f"push over CUDA IPC, {part}: seconds a GB", spent * 1e9 / found["bytes"], "")
 
 
 def test_every_tensor_arrives_over_nccl(two_cards: list[Card], default_model: Path, tmp_path: Path, tell: TELL) -> None:
     found = pushed(default_model, "nccl", 1, tmp_path / "nccl.json")
     require_arrived(found, default_model)
-    tell("push over NCCL: seconds a GB", found["seconds"] * 1e9 / found["bytes"], "")
+    tell("push over NCCL: seconds a GB", found["seconds"]["in all"] * 1e9 / found["bytes"], "")
