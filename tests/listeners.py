@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
 
+from tests.strangers import GONE, SILENCE, TOKEN
+
 Kinds = Mapping[tuple[str, str], tuple[int, int]]  # (reach, what it asks for): the least and the most sockets
 EVERY_S = 0.2
 WORKER = "ray::worker"  # one that waits for work
+OF_A_WORKER = {TOKEN: (0, 1), GONE: (0, 1)}  # which may end while it is asked
 TITLE = re.compile(r"ray::\w+|VLLM::\w+|ray-dashboard-\w+")
 LISTENS = "0A"  # the state in /proc/net/tcp
 OWN = re.compile(r"(\S+)\n\s*/32 host LOCAL")  # an address in /proc/net/fib_trie
@@ -58,8 +61,9 @@ class Watch:
                         self._sockets[number] = process.pid, reach, asks
 
     def found(self) -> list[Listener]:
-        """All that were there."""
-        return [Listener(self._names[pid], pid, reach, asks.result()) for pid, reach, asks in self._sockets.values()]
+        """All that were there. An idle worker may end while it is asked; of all others what is gone said nothing."""
+        found = [Listener(self._names[pid], pid, reach, asks.result()) for pid, reach, asks in self._sockets.values()]
+        return [replace(one, asks=SILENCE) if one.asks == GONE and one.process != WORKER else one for one in found]
 
 
 def unexpected(found: Iterable[Listener], expected: Mapping[str, Kinds]) -> list[str]:

@@ -8,7 +8,9 @@ from contextlib import suppress
 TOKEN = "Ray's token"  # it refuses a call without
 METRICS = "nothing, and gives metrics"
 SILENCE = "a handshake of its own: it says nothing"
+GONE = "nothing any more: it was gone before it answered"
 UNREACHED = "nobody from here can ask"
+SILENT_S = 5.0  # without a word by then is silence, also of what is gone afterwards
 WAIT_S = 60.0  # for an answer; that a process ends is one
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 HTTP2 = b"\x00\x00.\x04"  # how a server of gRPC's begins, whatever it is told: with its settings
@@ -25,7 +27,10 @@ def asks_for(address: str, port: int) -> str:
     """What who connects there is asked for, by the answers to a plain HTTP request and to calls of Ray's."""
     if not address:
         return UNREACHED
+    begun = time.monotonic()
     said = _said(address, port)
+    if not said and time.monotonic() < begun + SILENT_S and not _listens(address, port):
+        return GONE
     if re.match(HTTP2, said, re.DOTALL):
         codes = _codes(address, port)
         return TOKEN if codes == {"UNAUTHENTICATED"} else f"gRPC that answers {sorted(codes)}"
@@ -55,6 +60,12 @@ def _codes(address: str, port: int) -> set[str]:
         codes = {call_without_token(address, port, f"/{call}") for call in CALLS} - {"UNIMPLEMENTED"}
         time.sleep(0.2)
     return codes
+
+
+def _listens(address: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((address, port), timeout=WAIT_S):
+        return True
+    return False
 
 
 def _said(address: str, port: int) -> bytes:

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from tests.listeners import WORKER, unexpected
+from tests.listeners import OF_A_WORKER, WORKER, unexpected
 from tests.runs import PLANTED, WatchedRun
 from tests.strangers import METRICS, SILENCE, TOKEN
 
@@ -19,7 +19,7 @@ LOCAL: dict[str, dict[str, tuple[int, int]]] = {
     "raylet": {TOKEN: (2, 2)},
     "ray::DashboardAgent": {TOKEN: (2, 2), METRICS: ONE},
     "ray::RuntimeEnvAgent": {TOKEN: ONE},
-    WORKER: {TOKEN: ONE},
+    WORKER: OF_A_WORKER,
     "ray::RolloutActor": {TOKEN: ONE},
     "ray::EngineActor": {TOKEN: ONE},
     "VLLM::EngineCore": {SILENCE: (13, 13)},

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import Host, hosts
-from tests.listeners import WORKER, Kinds, family, unexpected, watched
+from tests.listeners import OF_A_WORKER, WORKER, Kinds, family, unexpected, watched
 from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
 from tests.strangers import METRICS, SILENCE, TOKEN, UNREACHED, asks_for
@@ -47,7 +47,7 @@ LISTENERS: dict[str, Kinds] = {
     },
     "ray::RuntimeEnvAgent": {(OWN, TOKEN): ONE},
     "ray::JobSupervisor": {("everyone", TOKEN): ONE},
-    WORKER: {("everyone", TOKEN): ONE},
+    WORKER: {("everyone", asks): number for asks, number in OF_A_WORKER.items()},
     "edge-opd": {("everyone", TOKEN): ONE},
     "ray::RolloutActor": {("everyone", TOKEN): ONE},
     "ray::EngineActor": {("everyone", TOKEN): ONE},

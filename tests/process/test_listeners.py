@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -16,8 +16,8 @@ import grpc
 import pytest
 
 from tests import strangers
-from tests.listeners import WORKER, Listener, Watch, _name, family, unexpected
-from tests.strangers import CALLS, METRICS, SILENCE, TOKEN, UNREACHED, asks_for
+from tests.listeners import OF_A_WORKER, WORKER, Listener, Watch, _name, family, unexpected
+from tests.strangers import CALLS, GONE, METRICS, SILENCE, TOKEN, UNREACHED, asks_for
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -196,3 +196,33 @@ def test_who_closes_or_is_out_of_reach_says_nothing() -> None:
         visitor.close()
         assert asked.result(timeout=20) == SILENCE
     assert asks_for("", 1) == UNREACHED
+
+
+def closes_at_once(stack: ExitStack) -> Future[str]:
+    """What a stranger finds whose connection closes together with the socket."""
+    server = stack.enter_context(socket.create_server(LOOPBACK))
+    asked = stack.enter_context(ThreadPoolExecutor(1)).submit(asks_for, "127.0.0.1", port_of(server))
+    visitor, _ = server.accept()
+    server.close()
+    visitor.close()
+    return asked
+
+
+def test_what_is_gone_before_it_answers_is_told_from_what_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        assert closes_at_once(stack).result(timeout=20) == GONE
+    monkeypatch.setattr(strangers, "SILENT_S", 0.0)  # it was silent for as long as that
+    with ExitStack() as stack:
+        assert closes_at_once(stack).result(timeout=20) == SILENCE
+
+
+@pytest.mark.parametrize(("title", "asks"), [("ray::IDLE", GONE), ("ray::EngineActor", SILENCE)])
+def test_only_an_idle_worker_may_be_gone(title: str, asks: str) -> None:
+    process: Any = Exiting()
+    process._titles = [[title]]
+    watch = Watch(lambda address, port: GONE)
+    with socket.create_server(LOOPBACK):
+        watch.look([process])
+    assert {one.asks for one in watch.found()} == {asks}
+    kinds = {name: {("loopback", asks): number for asks, number in OF_A_WORKER.items()} for name in (WORKER,)}
+    assert not unexpected(watch.found(), kinds) if asks == GONE else unexpected(watch.found(), kinds)
