@@ -13,7 +13,7 @@ from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.run.memory import with_planned_memory
 from cluster.sizing.budget import KEYS, asked, plan_memory, with_shares
-from cluster.sizing.cards import Card, driver_problem, find_cards, visible
+from cluster.sizing.cards import MIB, Card, driver_problem, find_cards, visible
 from cluster.sizing.memory import (
     CONTEXT,
     GIB,
@@ -57,6 +57,16 @@ def test_zero_stages_share_out_what_they_say(stage: int, ranks: int, expected: f
     """Bytes a parameter (arXiv 1910.02054, with float32 sums of the gradient)."""
     memory = learner_memory(EIGHT_B, LearnerConfig(zero_stage=stage, num_ranks=ranks), EIGHT_B.parameters, 512)
     assert memory.idle - CONTEXT == pytest.approx(expected * EIGHT_B.parameters)
+
+
+def test_what_an_h200_was_seen_to_hold_is_within_the_plan_and_near_it(default_model: Path) -> None:
+    """The default model, 2026-11-29: torch's own peak of a learner's step over 16 rows of 1,024 tokens, and what
+    nvidia-smi said of an engine with a cache of 1.5 GiB, its context included."""
+    shape = shape_of(str(default_model))
+    learner = learner_memory(shape, LearnerConfig(micro_batch_tokens=4096), shape.parameters, 1024)
+    engine = engine_memory(shape, EngineConfig(enforce_eager=True, kv_cache_gib=1.5))
+    assert 0.9 < 7_056_618_496 / (learner.peak - CONTEXT) < 1
+    assert 0.9 < 2644 * MIB / engine.bytes(64) < 1
 
 
 def test_a_frozen_model_and_an_adapter_count(tiny_model: Path) -> None:
