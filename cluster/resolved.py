@@ -35,7 +35,11 @@ BY_DEVICE: Sequence[Mapping[Key, tuple[Any, Any]]] = (
         ("teacher", "dtype"): ("float32", "auto"),
         ("learner", "head_chunk_tokens"): (256, 0),
     },
-    {("student", "kv_cache_gib"): (1.0, 0.0), ("teacher", "kv_cache_gib"): (1.0, 0.0)},
+    {
+        ("student", "kv_cache_gib"): (1.0, 0.0),
+        ("teacher", "kv_cache_gib"): (1.0, 0.0),
+        ("learner", "micro_batch_tokens"): (1024, 0),
+    },
 )
 RENAMED: Mapping[Key, Key] = {("run", "require_selfname"): ("probe", "require")}  # an older key to today's
 ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank

@@ -73,8 +73,9 @@ class LearnerConfig:
     zero_stage: int = 1  # DeepSpeed ZeRO: what is split over the ranks
     # of compute; master weights are float32. A CPU that lacks bfloat16 multiplies in float32, and rounds what comes out
     dtype: str = "bfloat16"
-    # tokens of one packed sequence; its rows are of about one length, so that padding them costs little
-    micro_batch_tokens: int = 1024
+    # tokens of one packed sequence; its rows are of about one length, so that padding them costs little. 0: 1024 on a
+    # CPU, on a GPU as many as its memory is planned to hold, 8192 at most
+    micro_batch_tokens: int = 0
     # response positions whose logits exist at one time; 0: 256 on a CPU, on a GPU as many as have 1 GiB of logits
     head_chunk_tokens: int = 0
     gradient_checkpointing: bool = False  # runs each layer again in the backward pass: less memory, more time
@@ -90,6 +91,11 @@ class LearnerConfig:
     def compares_distributions(self) -> bool:
         """Whether the objective needs the teacher's whole distribution, which the learner then computes itself."""
         return OBJECTIVES[self.objective].contributions is not None
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens of one packed sequence, where no card's memory decides."""
+        return self.micro_batch_tokens or 1024
 
     def __post_init__(self) -> None:
         require(self.objective in OBJECTIVES, "learner.objective", self.objective, f"one of {sorted(OBJECTIVES)}")
@@ -126,7 +132,7 @@ class LearnerConfig:
         require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "at least 1")
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.dtype in ("bfloat16", "float32"), "learner.dtype", self.dtype, "bfloat16 or float32")
-        require(self.micro_batch_tokens >= 1, "learner.micro_batch_tokens", self.micro_batch_tokens, "at least 1")
+        require(self.micro_batch_tokens >= 0, "learner.micro_batch_tokens", self.micro_batch_tokens, "0 or more")
         require(
             self.head_chunk_tokens >= 0, "learner.head_chunk_tokens", self.head_chunk_tokens, "0 (by device) or more"
         )

@@ -64,7 +64,7 @@ class Trainer:
         if not useful:
             return StepReport(0.0, {}, 0.0, 0, len(rows), unseen)
         self.engine.clock.start()
-        budget, is_compared = self.config.micro_batch_tokens, self.teacher is not None
+        budget, is_compared = self.config.micro_batch, self.teacher is not None
         mine = plan(useful, self.engine.num_ranks, budget, is_compared)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
         rate = {"lr": Metric(self.engine.lr, "first")}

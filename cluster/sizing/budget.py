@@ -28,6 +28,11 @@ KEYS: Mapping[str, str] = {
 }
 
 
+# Tokens of a micro-batch that are tried, where the recipe leaves it to the card. A small model's layers take about as
+# long for few tokens as for many: 0.14 s for 750 and 0.20 s for 4,096 with 135 M parameters on an H200.
+MICRO_BATCHES = (8192, 4096, 2048, 1024)
+
+
 @dataclass(frozen=True)
 class Budget:
     """Bytes of one card. engines: by pool, the bytes and the sequences that its cache holds. engines_sleep: while the
@@ -53,7 +58,8 @@ class Budget:
         parts = []
         if self.learner is not None:
             states = sum(self.learner.resident.values()) / GIB
-            parts.append(f"learner {states:.1f} GiB, {self.learner.peak / GIB:.1f} in a step")
+            peak, tokens = self.learner.peak / GIB, self.learner.micro_batch
+            parts.append(f"learner {states:.1f} GiB, {peak:.1f} in a step of {tokens} tokens a batch")
         for pool, (memory, sequences) in self.engines.items():
             sizes = f"for {sequences} of {memory.sequences} sequences"
             held = f"a cache {f'of {memory.cache / GIB:.1f} GiB' if memory.cache else sizes}"
@@ -68,7 +74,7 @@ def plan_memory(
 ) -> list[Budget]:
     """One budget for the card that all share, or one for each pool on cards of their own; the smallest card counts.
     Engines stay awake where all that is planned fits at once: to sleep and to wake takes time, and while others on the
-    card take memory, vLLM's sleep fails.
+    card take memory, vLLM's sleep fails. Then the learner's micro-batches are as large as fit.
 
     shapes: of each pool's model. trained: parameters that the learner trains.
 
@@ -80,14 +86,15 @@ def plan_memory(
     if plan.shares["teacher"]:
         engines["teacher"] = engine_memory(shapes["teacher"], recipe.teacher)
     frozen = sum(needed_models(recipe.learner.compares_distributions, recipe.learner.beta_kl, recipe.teacher.is_base))
-    learner = learner_memory(shapes["student"], recipe.learner, trained, recipe.window, frozen)
+    sizes = (recipe.learner.micro_batch_tokens,) if recipe.learner.micro_batch_tokens else MICRO_BATCHES
+    configs = [replace(recipe.learner, micro_batch_tokens=tokens) for tokens in sizes]
+    learners = [learner_memory(shapes["student"], config, trained, recipe.window, frozen) for config in configs]
     if plan.colocated:
-        awake = Budget(card, learner, {pool: (memory, memory.sequences) for pool, memory in engines.items()}, False)
-        fits = asked(awake) <= min(card.total, card.free) - SPARE * card.total
-        planned = not any(getattr(recipe, pool).gpu_memory_utilization for pool in engines)
-        return [awake if fits and planned else _fitted(card, learner, engines, plan.engines_sleep)]
+        unplanned = any(getattr(recipe, pool).gpu_memory_utilization for pool in engines)
+        ways = [True] if plan.engines_sleep and unplanned else [False, plan.engines_sleep]
+        return [_largest_batch(card, learners, engines, ways)]
     apart = [_fitted(card, None, {pool: memory}, False) for pool, memory in engines.items()]
-    return [_fitted(card, learner, {}, False), *apart]
+    return [_largest_batch(card, learners, {}, [False]), *apart]
 
 
 def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
@@ -99,7 +106,20 @@ def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
             if not config.gpu_memory_utilization and budget.learner is not None:
                 share, cache = budget.share(pool), budget.cache_gib(pool)
                 changed[pool] = replace(config, gpu_memory_utilization=share, kv_cache_gib=cache)
+        if budget.learner is not None:
+            changed["learner"] = replace(recipe.learner, micro_batch_tokens=budget.learner.micro_batch)
     return replace(recipe, **changed)
+
+
+def _largest_batch(
+    card: Card, learners: Sequence[LearnerMemory], engines: Mapping[str, EngineMemory], ways: Sequence[bool]
+) -> Budget:
+    """The first of `ways` (whether engines sleep) and of `learners` with which whole caches fit; else the last ones."""
+    whole = {pool: (memory, memory.sequences) for pool, memory in engines.items()}
+    budgets = (Budget(card, learner, whole, sleep) for sleep in ways for learner in learners)
+    room = min(card.total, card.free) - SPARE * card.total
+    found = next((budget for budget in budgets if asked(budget) <= room), None)
+    return found or _fitted(card, learners[-1], engines, ways[-1])
 
 
 def _fitted(

@@ -23,10 +23,11 @@ Parts = Mapping[str, float]  # bytes by what they are
 
 @dataclass(frozen=True)
 class LearnerMemory:
-    """Bytes of one rank. resident: between two steps. working: beside it, in a step."""
+    """Bytes of one rank. resident: between two steps. working: beside it, in a step. micro_batch: tokens of one."""
 
     resident: Parts
     working: Parts
+    micro_batch: int
 
     @property
     def idle(self) -> float:
@@ -45,12 +46,12 @@ def learner_memory(
     """On a GPU.
 
     trained: T, all parameters or an adapter's. longest: tokens of the longest row; a micro-batch is one such row where
-    that is longer than micro_batch_tokens. frozen_models: a teacher or a base that the learner runs.
+    that is longer than `LearnerConfig.micro_batch`. frozen_models: a teacher or a base that the learner runs.
     """
     b, ranks, stage = BYTES[config.dtype], config.num_ranks, config.zero_stage
     kept = OPTIMIZERS[config.optimizer]
     sharded = ranks if stage == 3 else 1
-    tokens = max(config.micro_batch_tokens, longest)
+    tokens = max(config.micro_batch, longest)
     buffers = BUCKET * b if stage >= 2 else 0
     gathered = b * min(shape.parameters, GATHERED) if stage == 3 else 0
     return LearnerMemory(
@@ -66,6 +67,7 @@ def learner_memory(
             "logits": logit_bytes(shape, config),
             "buffers": buffers + gathered,
         },
+        micro_batch=config.micro_batch,
     )
 
 

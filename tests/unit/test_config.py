@@ -450,7 +450,7 @@ def test_a_run_of_before_defaults_were_a_devices_is_the_same_run(
     tables = asdict(recipe)
     tables["student"] |= OLDER
     tables["teacher"] |= OLDER | {"dtype": "float32"}
-    tables["learner"]["head_chunk_tokens"] = 256
+    tables["learner"] |= {"head_chunk_tokens": 256, "micro_batch_tokens": 1024}
     for table, values in changed.items():
         tables[table] |= values
     folder.root.mkdir()

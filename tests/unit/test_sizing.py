@@ -209,6 +209,26 @@ def test_engines_that_sleep_leave_the_learner_room() -> None:
     assert asleep.line().endswith("; engines sleep while the learner works") and "sleep" not in awake.line()
 
 
+def test_micro_batches_are_as_large_as_fit() -> None:
+    shape = replace(EIGHT_B, parameters=10**8)
+
+    def found(gib: float, **changed: Any) -> tuple[int, bool]:
+        (budget,) = planned(recipe_of(**changed), ONE_GPU, shape, card(gib))
+        assert (
+            budget.learner is not None and f"in a step of {budget.learner.micro_batch} tokens a batch" in budget.line()
+        )
+        told = with_shares(recipe_of(**changed), [budget]).learner.micro_batch_tokens
+        assert told == budget.learner.micro_batch
+        return told, budget.engines_sleep
+
+    assert [found(gib) for gib in (20, 28, 36, 40, 60, 80, 141)] == [
+        (1024, True), (2048, True), (1024, False), (2048, False), (4096, False), (8192, False), (8192, False)
+    ]  # fmt: skip
+    assert found(141, learner=LearnerConfig(micro_batch_tokens=512)) == (512, False)
+    (learner, *_) = planned(recipe_of_four(recipe_of()), FOUR, EIGHT_B, *[card(120)] * 4)
+    assert learner.learner is not None and learner.learner.micro_batch == 4096
+
+
 def test_engines_stay_awake_where_all_fits_at_once() -> None:
     shape = replace(EIGHT_B, parameters=10**8)
     (roomy,) = planned(recipe_of(), ONE_GPU, shape, card(40))
