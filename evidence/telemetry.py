@@ -60,7 +60,7 @@ class Span:
         Span(lane="student engine 0", name="sample", begin=1795834800.0, end=1795834802.5)
     """
 
-    lane: Annotated[str, "", "who: driver, learner, or an engine's name"]
+    lane: Annotated[str, "", "who: driver, learner, push (its parts), or an engine's name"]
     name: Annotated[str, "", "what"]
     begin: Annotated[float, "s", "Unix time"]
     end: Annotated[float, "s", "Unix time"]
@@ -87,6 +87,10 @@ class Activity:
                 self._open[lane, name] = pieces - 1, since
             else:
                 self._done.append(Span(lane, name, since, self._clock()))
+
+    def add(self, spans: Iterable[Span]) -> None:
+        """Spans that somebody else has timed."""
+        self._done.extend(spans)
 
     def take(self) -> list[Span]:
         """The spans since the last call. What lasts is cut here, and goes on in the next call's spans."""

@@ -1,4 +1,4 @@
-"""Seconds of a step by part, from marks at the borders between the parts. A mark costs a microsecond."""
+"""Seconds by part of a step or of a push, from marks at the borders between the parts. A mark costs a microsecond."""
 
 import time
 from itertools import pairwise
@@ -12,14 +12,14 @@ class PartClock:
 
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
-        self._marks: list[tuple[str, Any]] = []  # none outside a step
+        self._marks: list[tuple[str, Any]] = []  # none outside a step or push
 
     def start(self) -> None:
-        """A step begins."""
+        """A step or push begins."""
         self._marks = [("", self._now())]
 
     def mark(self, part: str) -> None:
-        """What was done since the last mark is `part`, a key of `learner.report.PARTS`."""
+        """What was done since the last mark is `part`; nothing where none has begun."""
         if self._marks:
             self._marks.append((part, self._now()))
 

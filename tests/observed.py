@@ -76,6 +76,8 @@ def spans_of(step: int) -> list[Span]:
     rows = [
         ("student engine 0", "sample", 0.0, 2.0), ("teacher engine 0", "score", 1.0, 5.0),
         ("driver", "wait for rollouts", 0.0, 2.0), ("learner", "learn", 2.0, 9.0), ("learner", "push", 9.0, 9.5),
+        ("push", "pause", 9.0, 9.05), ("push", "gather", 9.05, 9.15), ("push", "digest", 9.15, 9.2),
+        ("push", "send", 9.2, 9.3), ("push", "load", 9.3, 9.44),
         ("driver", "check", 9.5, 9.6), ("learner", "canary", 9.6, 9.7), ("driver", "canary", 9.7, 9.9),
     ]  # fmt: skip
     return [Span(lane, name, begin + since, begin + until) for lane, name, since, until in rows]

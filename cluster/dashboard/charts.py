@@ -11,6 +11,7 @@ from cluster.dashboard.panels import PANELS
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
 from cluster.observe.seen import Seen
+from cluster.observe.timeline import in_order
 from cluster.observe.waits import Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
 from evidence.telemetry import Sample, Span, joined, shares
@@ -136,10 +137,9 @@ class RunCharts:
                 piece = (round(max(span.begin - begin, 0.0), 2), round(span.end - begin, 2), span.name)
                 rows.setdefault(span.lane, []).append(piece)
         worked = shares([span for span in spans if not span.name.startswith("wait")], begin, end)
-        order = sorted(rows, key=lambda lane: (lane != "driver", lane != "learner", lane))
         return {
             "seconds": end - begin,
-            "rows": [{"lane": lane, "share": worked.get(lane, 0.0), "spans": rows[lane]} for lane in order],
+            "rows": [{"lane": lane, "share": worked.get(lane, 0.0), "spans": rows[lane]} for lane in in_order(rows)],
         }
 
 

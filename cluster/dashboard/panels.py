@@ -9,6 +9,7 @@ from cluster.dashboard.columns import Values
 from cluster.observe.timeline import PUSH_PARTS
 from cluster.observe.waits import CAUSES, Window
 from cluster.run.record import ProbeRecord, StepRecord
+from cluster.weights.parts import PARTS
 from evidence.diagnostics import SPLITS
 from evidence.telemetry import Sample, Span
 
@@ -75,6 +76,8 @@ def _push(spans: Sequence[Span]) -> Values:
     for span in spans:
         if part := PUSH_PARTS.get((span.lane, span.name)):
             seconds[part] = seconds.get(part, 0.0) + span.end - span.begin
+    if seconds.keys() & PARTS.keys():  # of which the whole is made
+        seconds.pop("push", None)
     return seconds
 
 
@@ -152,7 +155,8 @@ PANELS = (
     Panel("Staleness", "Rollouts that are not trained", "rollouts", "step",
           lambda step, _: {"dropped": step.dropped, "skipped": step.skipped_rows, "refused prompts": step.refused}),
     Panel("Staleness", "Version that the engines hold", "steps", "sample", lambda sample, _: {"held": sample.version}),
-    Panel("Weights", "A push by part", "s", "push", _push, stacked=True),
+    Panel("Weights", "A push by part", "s", "push", _push, stacked=True,
+          note="parts take turns tensor by tensor; load: engines that take the rest and put it in place"),
     Panel("Weights", "Canary", "nats", "step",
           lambda step, recipe: {
               "canary": step.canary, "tolerance": step.canary_bound or recipe.weights.canary_tolerance,

@@ -27,6 +27,7 @@ from rollout.cores import cpu_flags, has_bfloat16
 
 if TYPE_CHECKING:
     from cluster.weights.link import AdapterLink, WeightLink
+    from cluster.weights.parts import Sent
     from learner.ema import Ema
     from learner.kept import KeptWeights
 
@@ -171,8 +172,8 @@ class LearnerActor:
 
         torch.cuda.empty_cache()
 
-    def push(self, pool: str, version: int, seconds: float) -> str:
-        """Sends the weights to every engine of `pool` as `version`, within `seconds`; returns their digest."""
+    def push(self, pool: str, version: int, seconds: float) -> "Sent":
+        """Sends the weights to every engine of `pool` as `version`, within `seconds`."""
         link = self._links[pool]
         with link.client.until(seconds):
             return link.push(version)

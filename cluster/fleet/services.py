@@ -6,7 +6,8 @@
 import asyncio
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from cluster.fleet.fleet import STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
+from cluster.weights.parts import Sent
 from evidence.files import TRANSFER_S
 from evidence.patience import retried_beside
 from evidence.records import Floats, Ids, ShardInfo
@@ -35,6 +37,7 @@ from rollout.worker import StepRollouts
 ROLLOUT = "rollout service"
 ENDING_S = 3.0  # for a process that was told to end
 Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
+Note = Callable[[Iterable[Span]], None]  # what a service says of its own time
 
 
 class RolloutService:
@@ -162,6 +165,7 @@ class LearnerService:
     def __init__(self, handles: Sequence[Any], recipe: Recipe, run_file: Path) -> None:
         self.handles, self._recipe, self._run_file = list(handles), recipe, run_file
         self.watch: Watch = nullcontext  # type: ignore[assignment]
+        self.note: Note = lambda _: None
         self._footprints: list[Footprint] = []
 
     async def places(self) -> list[Place]:
@@ -198,10 +202,10 @@ class LearnerService:
         has_others_first = recipe.learner.lora_rank or not recipe.weights.in_flight
         if pool == "student" and recipe.run.max_policy_lag and has_others_first:
             seconds += recipe.rollout.deadline_s  # for the rollouts under way, which end first
-        digests = await self._ask(
-            2 * seconds + GRACE_S, f"weight push of version {version}", "push", pool, version, seconds
-        )
-        return str(digests[0])
+        begun, what = time.time(), f"weight push of version {version}"
+        sent: list[Sent] = await self._ask(2 * seconds + GRACE_S, what, "push", pool, version, seconds)
+        self.note(sent[0].spans(begun))
+        return sent[0].digest
 
     async def score(self, what: str, prompt_ids: Ids, response_ids: Ids) -> Floats:
         """The learner's own log-probs of a response under a prompt, float32 [T]."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.observe.seen import Seen, read_seen
+from cluster.observe.timeline import in_order
 from evidence.telemetry import Span
 
 Event = dict[str, Any]
@@ -33,8 +34,7 @@ def write_trace(run: Path, out: Path | None) -> Path:
 def events(seen: Seen) -> Iterator[Event]:
     """Chrome's events, in microseconds from the first span or sample."""
     zero = min([span.begin for span in seen.spans] + [sample.time for sample in seen.samples])
-    lanes = sorted({span.lane for span in seen.spans}, key=lambda lane: (lane != "driver", lane != "learner", lane))
-    for process, lane in enumerate(lanes, start=1):
+    for process, lane in enumerate(in_order({span.lane for span in seen.spans}), start=1):
         yield {"ph": "M", "pid": process, "name": "process_name", "args": {"name": lane}}
         yield {"ph": "M", "pid": process, "name": "process_sort_index", "args": {"sort_index": process}}
         own = [span for span in seen.spans if span.lane == lane]

@@ -70,7 +70,8 @@ ROWS: tuple[Row, ...] = (
     )),
     ("Weights", (
         ("A push by part, seconds an hour", "s",
-         ('sum by (what) (increase(e_lane_busy_seconds_total{R,what=~"push|check|canary"}[1h]))',)),
+         ('sum by (what) (increase(e_lane_busy_seconds_total{R,lane="push"}[1h])) '
+          'or sum by (what) (increase(e_lane_busy_seconds_total{R,what=~"push|check|canary"}[1h]))',)),
         ("Canary", "short", ("max by (run) (e_canary_nats{R})", "max by (run) (e_canary_tolerance_nats{R})")),
         ("Engine and learner on what was sampled", "short", ("max by (run) (e_mismatch_nats{R})",)),
     )),

@@ -1,8 +1,9 @@
 """Which calls of the two services the driver waits for, as spans of its timeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
+from cluster.weights.parts import LANE, PARTS
 from evidence.telemetry import Activity
 
 # (service, method): (lane, what it does). Calls that take no time are not here.
@@ -23,8 +24,16 @@ CALLS = {
     ("learner", "save"): ("learner", "save"),
     ("learner", "export"): ("learner", "export"),
 }
-PUSH_PARTS = {("learner", "push"): "send", ("driver", "check"): "check", ("learner", "canary"): "canary",
-              ("driver", "canary"): "canary"}  # fmt: skip
+WHOLE_PUSH = "learner", "push"
+PUSH = {WHOLE_PUSH: "push", ("driver", "check"): "check", ("learner", "canary"): "canary",
+        ("driver", "canary"): "canary"}  # fmt: skip
+PUSH_PARTS = PUSH | {(LANE, part): part for part in PARTS}  # older runs have the first alone
+_FIRST = ("driver", "learner", LANE)
+
+
+def in_order(lanes: Iterable[str]) -> list[str]:
+    """Lanes as they are shown, engines last."""
+    return sorted(lanes, key=lambda lane: (_FIRST.index(lane) if lane in _FIRST else len(_FIRST), lane))
 
 
 def watching(activity: Activity, service: str) -> Callable[[str], AbstractContextManager[None]]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from cluster.observe.observer import Batch
-from cluster.observe.timeline import PUSH_PARTS
+from cluster.observe.timeline import PUSH
 from evidence.telemetry import Span
 
 FAR_APART = 5.0  # times every_s
 _WORK = {"sample", "score"}  # of an engine, for a step
-_WEIGHTS = {*PUSH_PARTS, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
+_WEIGHTS = {*PUSH, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
 # What goes on while a service waits, the first that does is the cause. lag: the learner learns, and until it has, the
 # staleness bound lets no further group begin.
 CAUSES: dict[str, dict[str, set[tuple[str, str]]]] = {

@@ -18,6 +18,7 @@ def watch(services: Services) -> Activity:
     activity = Activity()
     services.rollout.watch = watching(activity, "rollout")
     services.learner.watch = watching(activity, "learner")
+    services.learner.note = activity.add
     return activity
 
 

@@ -19,10 +19,12 @@ from ray.exceptions import GetTimeoutError
 from vllm.distributed.weight_transfer.base import layerwise_groups
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from cluster.weights.parts import Sent
 from cluster.weights.source import TrainerSource
 from cluster.weights.transports import Meeting, transport
 from learner.adapter import adapter_files
 from learner.engine import ZeroEngine
+from learner.parts import PartClock
 from rollout.engine import files_digest
 
 GRACE_S = 10.0  # by which the service's own deadline, which gives the name, comes first
@@ -32,13 +34,14 @@ class FleetClient:
     """vLLM's VLLMWeightSyncClient over the rollout service, which tells every engine of a pool. It commits `version`
     as an update finishes: vLLM's trainer engines name none.
 
-    rollout: the service's handle, with the method `tell` of `RolloutActor`.
+    rollout: the service's handle, with the method `tell` of `RolloutActor`. clock: of the push under way.
     """
 
     version = 0
 
     def __init__(self, rollout: Any, pool: str) -> None:
         self._rollout, self._pool, self._seconds = rollout, pool, 0.0
+        self.clock = PartClock(on_gpu=False)
 
     @contextmanager
     def until(self, seconds: float) -> Iterator[None]:
@@ -65,6 +68,7 @@ class FleetClient:
 
     def start_weight_update(self) -> None:
         self.tell("start_weight_update")
+        self.clock.mark("pause")
 
     def update_weights(self, update_info: Any) -> None:
         self.tell("update_weights", update_info)
@@ -79,14 +83,19 @@ class WeightLink:
 
     def __init__(self, name: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
         self.client, self._source = client, source
+        self._clock = client.clock = source.clock = PartClock(source.on_gpu)
         info = transport(name).trainer(meeting)
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
-    def push(self, version: int) -> str:
-        """Sends the source's tensors to every engine as `version`; returns their digest. Every rank calls it."""
+    def push(self, version: int) -> Sent:
+        """Sends the source's tensors to every engine as `version`. Every rank calls it."""
         self.client.version = version
+        self._clock.start()
         self._sender.send_weights()
-        return self._source.digest.hexdigest()
+        self._clock.mark("load")  # since the last tensor was given to the transport
+        digest = self._source.digest.hexdigest()
+        self._clock.mark("digest")
+        return Sent(digest, self._clock.take())
 
 
 class AdapterLink:
@@ -94,13 +103,19 @@ class AdapterLink:
 
     def __init__(self, client: FleetClient, engine: ZeroEngine) -> None:
         self.client, self._engine = client, engine
+        self._clock = PartClock(engine.device.type == "cuda")
 
-    def push(self, version: int) -> str:
+    def push(self, version: int) -> Sent:
         """As `WeightLink.push`; rank 0 knows the digest."""
+        self._clock.start()
         groups = layerwise_groups(self._engine.trained_names())
         named = [(name, tensor.to("cpu", copy=True)) for name, tensor in self._engine.full_tensors(groups)]
         if self._engine.rank != 0:
-            return ""
+            return Sent("")
         files = adapter_files(named, self._engine.config)
+        self._clock.mark("gather")
         self.client.tell("load_adapter", files, version)
-        return files_digest(files)
+        self._clock.mark("load")
+        digest = files_digest(files)
+        self._clock.mark("digest")
+        return Sent(digest, self._clock.take())

@@ -10,15 +10,23 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layer
 from cluster.weights.digest import WeightsDigest
 from learner.ema import Ema
 from learner.engine import ZeroEngine
+from learner.parts import PartClock
 
 
 class TrainerSource(WeightSource):
     """The ZeRO engine's parameters as vLLM wants them, or their average; digests what it yields. Iterating the
-    parameters is a collective (ZeRO-3); the average is rank 0's."""
+    parameters is a collective (ZeRO-3); the average is rank 0's.
+
+    clock: of the push under way. What is done with a tensor before the next is asked for is the transport's.
+    """
 
     def __init__(self, engine: ZeroEngine, average: Ema | None = None) -> None:
         self._engine, self._average = engine, average
-        self.digest = WeightsDigest()
+        self.digest, self.clock = WeightsDigest(), PartClock(on_gpu=False)
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self._engine.device.type == "cuda")
 
     def metadata(self) -> list[ParamMeta]:
         kept = torch.float32 if self._average is not None else None
@@ -31,8 +39,12 @@ class TrainerSource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.digest = WeightsDigest()
         for name, tensor in self._tensors():
+            self.clock.mark("gather")
             self.digest.add(name, tensor)
+            self.clock.mark("digest")
             yield name, tensor
+            self.clock.mark("send")
+        self.clock.mark("gather")
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self._average is None:

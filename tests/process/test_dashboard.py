@@ -15,10 +15,12 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
+from cluster.dashboard.charts import charts_of
 from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
+from cluster.observe.seen import read_seen
 from cluster.run.record import Gap, append_step, write_gap
 from evidence.telemetry import append_spans
 from rollout.probe import Rate
@@ -27,6 +29,7 @@ from tests.fakes import fake_run
 from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
+OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
 PLOTS = "document.querySelectorAll('#charts svg').length"
 STATE = "document.getElementById('state').textContent"
 TEXT = "document.body?.innerText ?? ''"
@@ -79,7 +82,7 @@ def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_pa
     assert NOTE in text and "0.99\nselfname of the teacher" in text
     lanes = browser.value("[...document.querySelectorAll('#lanes text')].map(text => text.textContent)")
     assert lanes == [
-        "driver", "3%", "learner", "76%", "student engine 0", "20%", "teacher engine 0", "40%",
+        "driver", "3%", "learner", "76%", "push", "4%", "student engine 0", "20%", "teacher engine 0", "40%",
     ]  # fmt: skip
     assert "NaN" not in browser.value("document.body.innerHTML")
 
@@ -299,4 +302,12 @@ def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:
     sink.write(Batch(BEGAN + 1e9, spans=spans, steps=steps))
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
     text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
-    assert json.loads(text)["runs"][0]["charts"][place]["series"] == {"send": [0.5], "check": [0.1], "canary": [0.3]}
+    found = json.loads(text)["runs"][0]["charts"][place]["series"]
+    seconds = {"pause": 0.05, "gather": 0.1, "digest": 0.05, "send": 0.1, "load": 0.14, "check": 0.1, "canary": 0.3}
+    assert found == {name: pytest.approx([took], abs=1e-5) for name, took in seconds.items()}
+
+
+def test_a_push_of_an_older_run_which_has_no_parts_is_shown_as_a_whole() -> None:
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
+    series = charts_of(read_seen(OLDER)).shown({})["charts"][place]["series"]
+    assert list(series) == ["push", "check", "canary"] and min(series["push"]) > 0

@@ -27,6 +27,8 @@ from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remo
 from cluster.fleet.scheduler import BATCHES, Scheduler
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.handover import ELSE, Handover, canary_texts
+from cluster.run.watch import watch
+from cluster.weights.parts import Sent
 from evidence import patience
 from rollout.render import Renderer
 from rollout.tasks import build_task
@@ -61,11 +63,19 @@ async def never(*_: Any) -> None:
     await asyncio.Event().wait()
 
 
-def test_every_rank_pushes_and_the_first_knows_the_digest() -> None:
+def test_every_rank_pushes_and_the_first_knows_the_digest_and_the_parts() -> None:
     asked: list[Any] = []
-    ranks = [handle(push=lambda *a, digest=digest: asked.append(a) or digest) for digest in ("ab", "")]
-    assert asyncio.run(learner(*ranks).push("student", 3)) == "ab"
+    told = Sent("ab", {"load": 2.0, "pause": 0.5}), Sent("", {"gather": 9.0})
+    ranks = [handle(push=lambda *a, sent=sent: asked.append(a) or sent) for sent in told]
+    service, begun = learner(*ranks), time.time()
+    activity = watch(Services(SimpleNamespace(), service))  # type: ignore[arg-type]
+    assert asyncio.run(service.push("student", 3)) == "ab"
     assert asked == [("student", 3, 0.1)] * 2
+    whole, *parts = sorted(activity.take(), key=lambda span: span.lane)
+    assert (whole.lane, whole.name) == ("learner", "push") and 0 <= whole.begin - begun < 5
+    assert [(part.lane, part.name) for part in parts] == [("push", "pause"), ("push", "load")]
+    assert [round(part.end - part.begin, 3) for part in parts] == [0.5, 2.0]
+    assert parts[1].begin == parts[0].end and abs(parts[0].begin - whole.begin) < 1
 
 
 def test_a_late_rank_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.fleet.network import open_door
+from cluster.weights.parts import PARTS
+from learner import parts
 from learner.rendezvous import store_at
 from tests.listeners import Watch
 
@@ -32,6 +35,56 @@ def test_a_receiver_that_never_comes_is_given_up() -> None:
     with pytest.raises(RuntimeError):  # gloo's, of the rendezvous or of the first tensor
         broadcast(open_group("127.0.0.1", port, 0, 2, 2.0, "ab", door), torch.ones(3))
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["weights", "adapter"])
+def test_a_push_is_timed_by_its_parts(adapter: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over shared memory; what takes how long is said by a clock that stands still otherwise."""
+    from cluster.weights import digest, link
+    from cluster.weights.source import TrainerSource
+    from cluster.weights.transports import Meeting
+
+    now, asked = [0.0], list[str]()
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    def gathered(_: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in ("a", "b"):
+            takes(1.0)
+            yield name, torch.ones(3)
+
+    def tell(_: Any, verb: str, *__: Any) -> None:
+        asked.append(verb)
+        takes({"start_weight_update": 8.0, "update_weights": 16.0, "finish_weight_update": 32.0}.get(verb, 64.0))
+
+    def added(self: Any, *named: Any, add: Any = digest.WeightsDigest.add) -> None:
+        takes(0.25)
+        add(self, *named)
+
+    monkeypatch.setattr(parts.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(digest.WeightsDigest, "add", added)
+    monkeypatch.setattr(link.FleetClient, "tell", tell)
+    monkeypatch.setattr(link, "adapter_files", lambda *_: {"file": b"ab"})
+    shapes = [(name, torch.float32, (3,)) for name in ("a", "b")]
+    engine: Any = SimpleNamespace(
+        rank=0, config=None, device=torch.device("cpu"), full_tensors=gathered, trained_names=lambda: ["a", "b"],
+        parameter_shapes=lambda: shapes,
+    )  # fmt: skip
+    client = link.FleetClient(None, "student")
+    if adapter:
+        pushing: Any = link.AdapterLink(client, engine)
+        expected = {"gather": 2.0, "load": 64.0, "digest": 0.0}
+    else:
+        pushing = link.WeightLink("shm", client, TrainerSource(engine), Meeting(0, "", 1, 60.0, 0))
+        expected = {"gather": 2.0, "digest": 0.5, "send": 0.0, "pause": 8.0, "load": 16.0 + 32.0 + 64.0}
+    for version in (1, 2):  # nothing of the push before
+        sent = pushing.push(version)
+        assert sent.seconds == expected and len(sent.digest) == 16
+    assert set(sent.seconds) <= set(PARTS)
+    spans = list(sent.spans(100.0))
+    assert [span.name for span in spans] == [part for part in PARTS if part in expected]
+    assert spans[0].begin == 100.0 and spans[-1].end == 100.0 + sum(expected.values())
 
 
 class Layers(torch.nn.Module):
