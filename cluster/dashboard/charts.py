@@ -1,7 +1,8 @@
 """One run as the page shows it, put together batch by batch: live from the observer, or at once from its folder."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ class RunCharts:
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
         self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
-        self._now = 0.0
+        self._now, self._began = 0.0, inf
 
     def add(self, batch: Batch) -> None:
         """What is new."""
         self._now = batch.time
+        self._began = min([self._began, *_times(batch)])
         self._spans.extend(batch.spans)
         self._pushes.extend(batch.spans)
         while self._spans and self._spans[0].end < self._now - 2 * LANES_S:
@@ -87,6 +89,7 @@ class RunCharts:
         return {
             "name": self.name,
             "planned": self.recipe.run.steps,
+            "began": self._began if self._began < inf else 0.0,
             "sentence": sentence(seen),
             "notes": list(self.notes),
             "advice": [str(one) for one in advice(seen)],
@@ -141,6 +144,13 @@ class RunCharts:
             "seconds": end - begin,
             "rows": [{"lane": lane, "share": worked.get(lane, 0.0), "spans": rows[lane]} for lane in in_order(rows)],
         }
+
+
+def _times(batch: Batch) -> Iterator[float]:
+    """When something that it holds began, Unix times."""
+    yield from (sample.time for sample in batch.samples)
+    yield from (span.begin for span in batch.spans)
+    yield from (step.time - (step.wall_s or 0.0) for step in batch.steps if step.time is not None)
 
 
 def _clock(seconds: float) -> str:

@@ -70,6 +70,21 @@ class PageSink:
             write_whole(self._folder / PAGE, page(self._folder.name, data), on_disk=False)
 
 
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """A name for each: its folder's, with as many of those above it as no other one has; the same folder again has a
+    number."""
+    names: list[str] = []
+    for folder in folders:
+        others = [other for other in folders if other != folder]
+        for depth in range(1, len(folder.parts) + 1):
+            own = folder.parts[-depth:]
+            if all(other.parts[-depth:] != own for other in others):
+                break
+        name, again = str(Path(*own)), folders[: len(names)].count(folder)
+        names.append(f"{name} ({again + 1})" if again else name)
+    return names
+
+
 def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
     """One page of several runs from their folders, which are not written to; returns where it is.
 
@@ -80,11 +95,11 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
     """
     seen = [read_seen(run) for run in runs]
     path = out or Path(f"dashboard-{seen[0].name}.html" if len(runs) == 1 else PAGE)
-    shown = []
-    for run, one in zip(runs, seen, strict=True):
+    shown, names = [], told_apart([run.resolve() for run in runs])
+    for run, one, name in zip(runs, seen, names, strict=True):
         prefix = os.path.relpath(run.resolve(), path.resolve().parent) + "/"
-        shown.append(charts_of(one).shown(views_of(run, prefix)))
-    title = ", ".join(one.name for one in seen)
+        shown.append(charts_of(replace(one, name=name)).shown(views_of(run, prefix)))
+    title = ", ".join(names)
     path.parent.mkdir(parents=True, exist_ok=True)
     ended = "finished" if all(one.is_whole for one in seen) else "before"
     data = {"made": time.time(), "every": 0, "ended": ended, "runs": shown}

@@ -17,7 +17,7 @@ from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard.charts import charts_of
 from cluster.dashboard.columns import WHOLE, Columns
-from cluster.dashboard.page import DATA, PAGE, PageSink, write_dashboard
+from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
@@ -168,6 +168,32 @@ def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(br
     assert browser.value(PLOTS) == 0 and browser.errors == []
 
 
+def test_runs_weeks_apart_lie_over_each_other_by_the_time_since_the_start_of_each(
+    browser: Page, run: Path, tmp_path: Path
+) -> None:
+    """The other one is a week older, and has the same name."""
+    older = tmp_path / "before" / run.name
+    shutil.copytree(run, older)
+    for name in ("metrics.jsonl", "samples.jsonl", "trace.jsonl"):
+        lines = [json.loads(line) for line in (older / name).read_text().splitlines()]
+        shifted = [
+            line | {key: line[key] - 7 * 86400 for key in ("time", "begin", "end") if line.get(key)} for line in lines
+        ]
+        (older / name).write_text("".join(json.dumps(line) + "\n" for line in shifted))
+    browser.open(write_dashboard([run, older], tmp_path / "out.html").as_uri())
+    chart = "document.querySelector('svg[aria-label=\"Groups by state\"]')"
+    paths = browser.value(f"[...{chart}.querySelectorAll('path')].map(path => path.getAttribute('d'))")
+    assert len(paths) == 6 and paths[:3] == paths[3:] and len(set(paths)) == 3
+    browser.point("svg[aria-label^=Groups]", 0.99)
+    assert "00:01:58" in browser.value(f"{chart}.parentElement.innerText")  # the last sample, of 60 that are 2 s apart
+    names = f"{run.parent.name}/{run.name}", f"before/{run.name}"
+    assert all(f"{name} sampling" in browser.value(f"{chart}.parentElement.innerText") for name in names)
+    browser.value("document.querySelector('#picker input').click()")
+    text = browser.value(f"{chart}.parentElement.innerText")
+    assert f"{names[1]} sampling" in text and names[0] not in text
+    assert browser.value("document.getElementById('words').innerText").startswith(names[1]) and browser.errors == []
+
+
 def test_a_run_of_an_older_version_opens_with_what_it_has(browser: Page, tmp_path: Path) -> None:
     browser.open(write_dashboard([REPRODUCED / "N1-seed0"], tmp_path / "out.html").as_uri())
     assert browser.value(PLOTS) > 12 and browser.errors == []
@@ -186,6 +212,12 @@ def test_the_token_views_of_a_run_are_linked(browser: Page, run: Path, tmp_path:
 
 
 # Without a browser
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above() -> None:
+    folders = [Path(name) for name in ("/a/x/run", "/b/x/run", "/c/y/run", "/c/y/other", "/c/y/run", "/x/run", "/run")]
+    expected = ["a/x/run", "b/x/run", "y/run", "other", "y/run (2)", "/x/run", "/run"]
+    assert told_apart(folders) == expected and len(set(expected)) == len(expected)
 
 
 def test_names_and_words_cannot_end_the_script(tmp_path: Path) -> None:

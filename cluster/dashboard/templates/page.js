@@ -30,6 +30,9 @@ function figure(value) {
   return String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
 }
 const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+const since = seconds => [seconds / 3600, seconds / 60 % 60, seconds % 60].map(part => String(Math.floor(part)).padStart(2, "0")).join(":");
+// A moment of a chart of times: the time of day, or for several runs the time since the start of each.
+const moment = at => data.runs.length > 1 ? since(at) : clock(at);
 
 function ticks(low, high, most) {
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
@@ -43,7 +46,8 @@ function ticks(low, high, most) {
 function linesOf(place, runs) {
   const lines = [], panel = PANELS[place];
   runs.forEach(({ run, index }) => {
-    const { x, series } = run.charts[place], below = x.map(() => 0);
+    const { x: when, series } = run.charts[place], below = when.map(() => 0);
+    const x = panel.x === "time" && data.runs.length > 1 ? when.map(at => at - run.began) : when;
     Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
       const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
       line.colour = COLOURS[(many ? index : name in WORK ? WORK[name] : order) % COLOURS.length];
@@ -88,7 +92,7 @@ function drawAxes(chart, panel, width) {
     shape(chart.svg, "text", { x: LEFT - 5, y: chart.atY(at) + 4, "text-anchor": "end" }).textContent = figure(at);
   }
   for (const at of ticks(...chart.rangeX, panel.x === "time" ? 3 : 5)) {
-    const words = panel.x === "time" ? clock(at) : figure(at);
+    const words = panel.x === "time" ? moment(at) : figure(at);
     shape(chart.svg, "text", { x: chart.atX(at), y: HEIGHT - 3, "text-anchor": "middle" }).textContent = words;
   }
 }
@@ -159,7 +163,7 @@ function explain(chart, x) {
     return item;
   });
   const at = x === null ? null : chart.lines[0].x[nearest(chart.lines[0].x, x)];
-  if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? clock(at) : `step ${at}`));
+  if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? moment(at) : `step ${at}`));
   chart.legend.replaceChildren(...items);
   chart.cursor.setAttribute("visibility", at === null ? "hidden" : "visible");
   if (at !== null) for (const end of ["x1", "x2"]) chart.cursor.setAttribute(end, chart.atX(at));
