@@ -2,8 +2,9 @@
 package is in the lock.
 
 Each gets a step's figures and a probe's once, with names such as `stages/learn/tokens_per_s` and `probe/selfname`, and
-the resolved recipe as its configuration. What it keeps stays in the run's folder, and nothing goes over a network,
-unless the tracker's own environment says so (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
+the resolved recipe as its configuration. What it keeps stays in the run's folder, and nothing goes over a network, of
+the packages' own reports either, unless the tracker's own environment says so (`QUIET`, and WANDB_MODE,
+MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
 """
 
 import importlib.util
@@ -19,6 +20,9 @@ from cluster.run.record import shown_probe, shown_step
 
 PROJECT = "edge-opd"
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+# What keeps a package from reporting to its maker, and a user may set otherwise: read as it is imported or before its
+# first call (mlflow 3.17, wandb 0.31).
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 Figures = Mapping[str, float]
 
 
@@ -75,9 +79,10 @@ class Wandb:
 
 
 class Trackio:
-    """trackio, in its own folder (TRACKIO_DIR)."""
+    """trackio, in RUN/trackio unless TRACKIO_DIR says otherwise."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read as it is imported (trackio 0.43)
         import trackio
 
         self._module = trackio
@@ -125,6 +130,8 @@ class TrackerSink:
 
     def write(self, batch: Batch) -> None:
         if self._tracker is None:
+            for name, value in QUIET.items():
+                os.environ.setdefault(name, value)
             self._tracker = MAKERS[self.name](self._folder, self._recipe)
         for step in batch.steps:
             self._tracker.log(dict(flat(shown_step(step) | {"wall_s": step.wall_s, "loss": step.loss})), step.step + 1)

@@ -10,7 +10,7 @@ import pytest
 from cluster.config import Recipe, RunConfig, load_recipe
 from cluster.observe.config import TRACKERS, ObserveConfig
 from cluster.observe.observer import Batch
-from cluster.observe.trackers import MAKERS, PACKAGES, TrackerSink, flat, require_packages
+from cluster.observe.trackers import MAKERS, PACKAGES, QUIET, TrackerSink, flat, require_packages
 from cluster.resolved import difference
 from tests.observed import a_step
 from tests.unit.test_record import a_probe
@@ -18,8 +18,9 @@ from tests.unit.test_record import a_probe
 BATCHES = [Batch(0.0, steps=(a_step(0), a_step(1))), Batch(0.0, probes=(a_probe(2),)), Batch(0.0, ended="finished")]
 # A module that writes down what it is told: W&B's and trackio's first three functions, and MLflow's.
 STAND_IN = """
-import json, pathlib
+import json, os, pathlib
 told = pathlib.Path(__file__).with_suffix(".told")
+told.with_suffix(".environment").write_text(json.dumps(dict(os.environ)))  # as it is imported
 
 def note(name):
     def act(*arguments, **named):
@@ -48,8 +49,9 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
     (tmp_path / f"{tracker}.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, tracker, raising=False)
-    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", *QUIET):
+        monkeypatch.setenv(name, "")  # so that what the sink sets is taken back
+        monkeypatch.delenv(name)
     require_packages([tracker])
     sink = TrackerSink(tracker, tmp_path / "run", Recipe())
     for batch in BATCHES:
@@ -59,12 +61,29 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
     logged = [(arguments[0], named["step"]) for name, arguments, named in told if name == log]
     assert [step for _, step in logged] == [1, 2, 2] and told[-1][0] == end
     assert logged[0][0]["stages/learn/tokens"] == 2100 and logged[2][0]["probe/selfname"] == 0.25
+    environment = json.loads((tmp_path / f"{tracker}.environment").read_text())
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true" and environment["WANDB_ERROR_REPORTING"] == "false"
     words = json.dumps(told)
     assert "run.steps" in words or '"steps": 32' in words
     if tracker == "wandb":
         assert told[0][2]["mode"] == "offline" and told[0][2]["name"] == "run"
+    if tracker == "trackio":
+        assert environment["TRACKIO_DIR"] == str(tmp_path / "run" / "trackio")
     if tracker == "mlflow":
         assert told[0] == ["set_tracking_uri", [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"], {}]
+
+
+def test_what_a_user_says_of_a_tracker_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trackio.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    own = {"TRACKIO_DIR": "/elsewhere", "MLFLOW_DISABLE_TELEMETRY": "false", "WANDB_ERROR_REPORTING": "true"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    TrackerSink("trackio", tmp_path / "run", Recipe()).write(BATCHES[0])
+    monkeypatch.delitem(sys.modules, "trackio")
+    environment = json.loads((tmp_path / "trackio.environment").read_text())
+    assert {name: environment[name] for name in own} == own
 
 
 def test_tensorboards_own_files_hold_every_figure(tmp_path: Path) -> None:
