@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,12 +68,19 @@ class Feeder:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while (batch := self._waiting.get()) is not None:
-            try:
+        with ExitStack() as ending:
+            ending.push(self._end)
+            while (batch := self._waiting.get()) is not None:
                 self._sink.write(batch)
-            except (OSError, ValueError, RuntimeError) as error:
-                self._say(f"observe: {self._sink.name}: {error}; the run goes on without it")
-                return
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """Says what ended the sink, if anything did. What a sink does not raise by its contract is our own mistake:
+        the traceback follows."""
+        expected = isinstance(error, (OSError, ValueError, RuntimeError))
+        if error is not None:
+            words = str(error) if expected else f"{type(error).__name__}: {error}"
+            self._say(f"observe: {self._sink.name}: {words}; the run goes on without it")
+        return expected
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.config import Recipe
+from cluster.errors import printable
 from cluster.observe.observer import Batch
 from cluster.run.record import shown_probe, shown_step
 
@@ -121,6 +122,17 @@ MAKERS: Mapping[str, Callable[[Path, Recipe], Tracker]] = {
 }  # fmt: skip
 
 
+class Foreign:
+    """Within it whatever a tracker's package raises is a RuntimeError of one line: each has classes of its own."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise RuntimeError(printable(" ".join(f"{type(error).__name__}: {error}".split()))) from error
+
+
 class TrackerSink:
     """A tracker as a sink. It is made with the first batch, in the sink's own thread: some ask a server."""
 
@@ -129,6 +141,10 @@ class TrackerSink:
         self._tracker: Tracker | None = None
 
     def write(self, batch: Batch) -> None:
+        with Foreign():
+            self._write(batch)
+
+    def _write(self, batch: Batch) -> None:
         if self._tracker is None:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)

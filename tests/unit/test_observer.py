@@ -140,6 +140,18 @@ def test_a_sink_that_fails_is_said_once_and_the_others_go_on(error: Exception) -
     assert len(bad.batches) == 1 and len(good.all("steps")) == 5
 
 
+def test_a_mistake_of_our_own_in_a_sink_is_said_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise TypeError("ours")
+
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: raised.append(failed.exc_value))
+    good = Kept()
+    _, said = observed(answers, [Failing(fail), good])
+    assert said == ["observe: failing: TypeError: ours; the run goes on without it"]
+    assert [str(error) for error in raised] == ["ours"] and len(good.all("steps")) == 5
+
+
 def test_a_sink_that_hangs_holds_up_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.observe.observer.CLOSE_S", 0.1)
     never, good = threading.Event(), Kept()

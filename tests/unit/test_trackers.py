@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cluster.observe.observer import Batch
 from cluster.observe.trackers import MAKERS, PACKAGES, QUIET, TrackerSink, flat, require_packages
 from cluster.resolved import difference
 from tests.observed import a_step
+from tests.unit.test_observer import Kept, answers, observed
 from tests.unit.test_record import a_probe
 
 BATCHES = [Batch(0.0, steps=(a_step(0), a_step(1))), Batch(0.0, probes=(a_probe(2),)), Batch(0.0, ended="finished")]
@@ -93,6 +95,47 @@ def test_tensorboards_own_files_hold_every_figure(tmp_path: Path) -> None:
         sink.write(batch)
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"stages/learn/tokens_per_s" in file.read_bytes() and b"probe/selfname" in file.read_bytes()
+
+
+class CommError(Exception):
+    """As W&B has its own."""
+
+
+class Odd:
+    """A tracker that fails as it is told something."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def log(self, figures: object, step: int) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (CommError("no answer\nfrom \x1b[31mthe server"), "CommError: no answer from  [31mthe server"),
+        (KeyError("run"), "KeyError: 'run'"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("when", ["made", "told"])
+def test_whatever_a_tracker_raises_is_one_line_with_its_name_and_the_run_goes_on(
+    error: Exception, words: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(folder: Path, recipe: Recipe) -> Odd:
+        if when == "made":
+            raise error
+        return Odd(error)
+
+    monkeypatch.setattr(threading, "excepthook", lambda failed: pytest.fail(str(failed)))
+    monkeypatch.setattr("cluster.observe.trackers.MAKERS", {"wandb": make})
+    monkeypatch.setattr("cluster.observe.trackers.QUIET", {})
+    good = Kept()
+    _, said = observed(answers, [TrackerSink("wandb", tmp_path, Recipe()), good])
+    assert said == [f"observe: wandb: {words}; the run goes on without it"]
+    assert len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"
 
 
 def test_a_tracker_without_its_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
