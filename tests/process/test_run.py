@@ -47,6 +47,17 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
     assert unknown.returncode == 2 and "learner.zero_stag" in unknown.stderr and len(unknown.stderr.splitlines()) == 1
 
 
+def test_a_run_whose_tracker_is_not_installed_is_refused_before_its_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.observe.trackers.PACKAGES", {"wandb": "nowhere_to_be_found"})
+    monkeypatch.setattr("cluster.run.start.check_recipe", lambda *_: pytest.fail("the run went on"))
+    run = tmp_path / "run"
+    assert main(["run", str(RECIPE), "--run-dir", str(run), "--set", 'observe.trackers=["wandb"]']) == 2
+    expected = "found no package nowhere_to_be_found, expected it installed: pip install nowhere_to_be_found"
+    assert capsys.readouterr().err == f"edge-opd: observe.trackers: wandb: {expected}\n" and not run.exists()
+
+
 def test_bad_input_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt_id": "a", "question": "Who?"}\n{"prompt_id": 3}\n')
