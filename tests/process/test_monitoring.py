@@ -3,21 +3,27 @@
 import math
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from ray._private.parameter import RayParams as Parameters
 
 from cluster.__main__ import main
 from cluster.config import Recipe
+from cluster.fleet.ray_cluster import local_arguments
 from cluster.observe.alerts import ALERTS
 from cluster.observe.figures import FIGURES, RAY_PREFIX
 from cluster.observe.grafana import ROWS, dashboard, promql
 from cluster.observe.monitoring import files
 from cluster.observe.observer import Batch
 from cluster.observe.openmetrics import lines
+from cluster.observe.ray_sink import RaySink
 from cluster.observe.seen import read_seen
 from cluster.observe.values import Values
 from cluster.observe.waits import waited
@@ -25,6 +31,7 @@ from cluster.run.record import read_steps
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 from tests.pages import MONITORING
 from tests.prometheus import promtool, serving
+from tests.unit.test_observer import Kept, answers, observed
 
 
 def test_the_committed_files_are_what_the_code_makes() -> None:
@@ -142,6 +149,44 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     whole = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(whole))
     promtool("test", "rules", "tests.yml", cwd=tmp_path)
+
+
+# The endpoint's port
+
+
+EXPORTER = """
+import sys
+from ray._private.prometheus_exporter import Options, new_stats_exporter
+try:
+    print(new_stats_exporter(Options(namespace="ray", port=int(sys.argv[1]), address="127.0.0.1")).port)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def port_of_the_agent(asked: int) -> str:
+    """What the agent of a Ray node, which this is the exporter of, makes of a port that it is started with."""
+    command = [sys.executable, "-c", EXPORTER, str(asked)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+
+
+def test_a_local_runs_endpoint_is_at_a_port_that_nothing_else_has(tmp_path: Path) -> None:
+    """Beside another run, or a Ray or a Prometheus exporter that somebody has at Ray's usual ones. Where a port is
+    named, as `ray start --metrics-export-port` does, one that is in use is an error of Ray's."""
+    named = local_arguments(tmp_path)
+    assert not {"_metrics_export_port", "_metrics_agent_port", "dashboard_agent_listen_port"} & set(named)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert port_of_the_agent(port) == "Address already in use"
+        own = port_of_the_agent(Parameters().metrics_export_port or 0)  # as Ray's node passes it on
+        assert int(own) not in (0, port)
+
+
+def test_figures_without_an_endpoint_do_not_end_a_run() -> None:
+    """A Ray that has none: its agent is gone, or nothing is connected."""
+    good, sink = Kept(), RaySink("run", Recipe())
+    _, said = observed(answers, [sink, good])
+    assert said == [] and len(sink._told) > 3 and good.batches[-1].ended == "finished"
 
 
 # A finished run in a real Prometheus
