@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cluster.commands.decoding import Decode, Decoder, decoder_of
 from cluster.config import Recipe
+from cluster.dashboard.views import FOLDER, list_views
 from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir
 from evidence.columns import flat_column
@@ -55,14 +56,16 @@ def _name(run: Path, step: int) -> str:
 
 def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
     """Writes a page for each of a run's steps, each linked to those beside it (default: RUN/view, where the dashboard
-    finds them), and returns the folder. ValueError as `view_run`."""
+    finds them, also one that was written before), and returns the folder. ValueError as `view_run`."""
     recipe, infos = read_resolved(run).recipe, list(_shards(run).values())
-    folder, decoder = out or run / "view", _decoder(run, recipe, asked.follow)
+    folder, decoder = out or run / FOLDER, _decoder(run, recipe, asked.follow)
     names = ["", *(f"step-{info.step:06d}.html" for info in infos), ""]
     folder.mkdir(parents=True, exist_ok=True)
     for place, info in enumerate(infos):
         page = _page(run, recipe, info, asked, decoder, Neighbours(names[place], names[place + 2]))
         (folder / names[place + 1]).write_text(page, encoding="utf-8")
+    if not out:
+        list_views(run)
     return folder
 
 

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from cluster.config import Recipe
@@ -164,9 +163,3 @@ def charts_of(seen: Seen) -> RunCharts:
     last = max([step.time or 0.0 for step in seen.steps] + [span.end for span in seen.spans], default=0.0)
     charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes)))
     return charts
-
-
-def views_of(folder: Path, prefix: str) -> dict[int, str]:
-    """The token views in a run's folder, `view/step-NNNNNN.html`, by the number of their step from 1."""
-    found = sorted((folder / "view").glob("step-*.html"))
-    return {int(path.stem.removeprefix("step-")) + 1: f"{prefix}view/{path.name}" for path in found}

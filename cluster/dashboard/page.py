@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Recipe
-from cluster.dashboard.charts import RunCharts, charts_of, views_of
+from cluster.dashboard.charts import RunCharts, charts_of
 from cluster.dashboard.panels import PANELS
+from cluster.dashboard.views import LIST, views_of
 from cluster.observe.observer import Batch
 from cluster.observe.seen import GAP, read_seen
 from cluster.run.record import read_gap
@@ -30,13 +31,19 @@ def script_text(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def page(title: str, data: Mapping[str, Any] | None) -> str:
-    """The page; without data it reads `DATA` beside it, again and again."""
+def page(title: str, data: Mapping[str, Any] | None, views: str = "") -> str:
+    """The page; without data it reads `DATA` beside it, again and again. views: where the list of token views will be
+    that are made once the page is there."""
     code = files("cluster.dashboard").joinpath("templates/page.js").read_text(encoding="utf-8")
     template = environment("cluster.dashboard").get_template("dashboard.html.jinja")
     panels = script_text([panel.shown for panel in PANELS])
     return template.render(
-        title=title, code=code, panels=panels, source=DATA, data="null" if data is None else script_text(data)
+        title=title,
+        code=code,
+        panels=panels,
+        source=DATA,
+        views=views,
+        data="null" if data is None else script_text(data),
     )
 
 
@@ -51,7 +58,7 @@ class PageSink:
 
     def _begun(self) -> RunCharts:
         """What a run that is resumed has already; what is of this process comes as batches."""
-        write_whole(self._folder / PAGE, page(self._folder.name, None), on_disk=False)
+        write_whole(self._folder / PAGE, page(self._folder.name, None, LIST), on_disk=False)
         seen = read_seen(self._folder)
         samples = [sample for sample in seen.samples if sample.time < self._made]
         spans = [span for span in seen.spans if span.begin < self._made]
@@ -67,7 +74,7 @@ class PageSink:
         data = {"made": time.time(), "every": self._recipe.observe.every_s, "ended": batch.ended, "runs": [run]}
         write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n", on_disk=False)
         if batch.ended:
-            write_whole(self._folder / PAGE, page(self._folder.name, data), on_disk=False)
+            write_whole(self._folder / PAGE, page(self._folder.name, data, LIST), on_disk=False)
 
 
 def told_apart(folders: Sequence[Path]) -> list[str]:

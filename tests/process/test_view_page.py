@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.config import Recipe
+from cluster.dashboard.page import PAGE, PageSink
+from cluster.observe.observer import Batch
 from evidence.manifest import Manifest
 from evidence.records import EvidenceRecord
 from evidence.shards import write_shard
 from evidence.view.heatmap import MAX_TOKENS, WHOLE_TOKENS, choose_shown
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
+from tests.observed import BEGAN, a_step
 from tests.unit.test_view import record, shard
 
 LEFT = "[...document.querySelectorAll('.rollout')].filter(one => !one.hidden)"
@@ -46,6 +50,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         info = write_shard(shard(rows, step), str(folder / "shards"), f"step-{step:06d}.arrow")
         Manifest(folder / "manifest.jsonl").append_written(info)
     return folder
+
+
+def test_the_page_of_a_run_that_has_ended_links_to_views_that_are_made_later(
+    browser: Page, run: Path, tmp_path: Path
+) -> None:
+    PageSink(run, Recipe()).write(Batch(BEGAN, steps=tuple(map(a_step, range(3))), ended="finished"))
+    address, views = (run / PAGE).as_uri(), "document.getElementById('views').innerText"
+    browser.open(address)
+    assert browser.value(views).startswith("Tokens of run: none yet") and browser.errors == []
+    assert main(["view", str(run), "--all"]) == 0
+    browser.open(address)
+    browser.wait_for(f"{views}.startsWith('Tokens of run: step 1')", 5)
+    browser.value("document.querySelectorAll('#views a')[2].click()")
+    browser.wait_for("document.location.href.endsWith('/run/view/step-000002.html')", 5)
+    browser.wait_for(f"{LEFT}.length === 4", 5)
+    assert browser.errors == []
 
 
 def put(browser: Page, name: str, value: str) -> list[str]:
@@ -81,7 +101,8 @@ def test_rollouts_are_searched_filtered_and_laid_side_by_side(browser: Page, run
 
 def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, run: Path) -> None:
     assert main(["view", str(run), "--all"]) == 0
-    assert sorted(path.name for path in (run / "view").iterdir()) == [f"step-00000{step}.html" for step in range(3)]
+    pages = [f"step-00000{step}.html" for step in range(3)]
+    assert sorted(path.name for path in (run / "view").iterdir()) == [*pages, "steps.js"]
     browser.open((run / "view" / "step-000000.html").as_uri())
     assert browser.value("document.getElementById('before')") is None
     for step in (1, 2):

@@ -6,6 +6,7 @@ const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, chec
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
+let later = {};  // token views that were made once the page was there
 const hidden = new Set(), charts = [];
 
 const element = (tag, text = "", css = "") => {
@@ -213,7 +214,7 @@ function drawWords(runs) {
 
 function drawViews(runs) {
   return runs.flatMap(({ run }) => {
-    const steps = Object.entries(run.views), line = element("p", "", "views note");
+    const steps = Object.entries({ ...run.views, ...later }), line = element("p", "", "views note");
     line.append(`Tokens of ${run.name}: `);
     for (const [step, place] of steps) line.append(Object.assign(element("a", `step ${step}`), { href: place }));
     if (!steps.length) line.append("none yet; ", element("code", "edge-opd view RUN --all"), " writes a page a step.");
@@ -272,6 +273,11 @@ function edgeOpd(given) {
   if (!data || given.made !== data.made) render(given);
 }
 
+function edgeOpdViews(found) {
+  later = found;
+  if (data) render(data);
+}
+
 function fetchAgain() {
   if (data?.ended) return;
   const script = Object.assign(document.createElement("script"), { src: `${SOURCE}?${Date.now()}` });
@@ -283,4 +289,5 @@ function fetchAgain() {
 
 let width = innerWidth;
 addEventListener("resize", () => { if (data && innerWidth !== width) { width = innerWidth; render(data); } });
+if (VIEWS) document.head.append(Object.assign(document.createElement("script"), { src: VIEWS }));
 if (GIVEN) render(GIVEN); else fetchAgain();
