@@ -7,9 +7,11 @@ writes them again; tests/unit/test_pages.py fails when that would change one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cluster import recipe_page
+from cluster.dashboard import panels
 from cluster.observe import metrics_page, monitoring
 from cluster.sizing import scaling
 
@@ -18,7 +20,7 @@ MONITORING = DOCS.parent / "cluster" / "examples" / "monitoring"
 MARK = "<!-- Made by `python -m tests.pages`: change the code, not what follows. -->\n\n"
 PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipe_page.tables,
-    "metrics.md": metrics_page.tables,
+    "metrics.md": partial(metrics_page.tables, panels.charts()),
     "scaling.md": scaling.tables,
 }
 

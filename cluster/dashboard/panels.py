@@ -18,12 +18,14 @@ Read = Callable[..., Values]
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. read: of a record of `of` to the values that it adds by series."""
+    """One chart. figures: the rows of `cluster.observe.figures.FIGURES` that it is made of, with blanks between them.
+    read: of a record of `of` to the values that it adds by series."""
 
     section: str
     title: str
     unit: str
     of: str  # step, push, probe, sample or wait
+    figures: str
     read: Read
     stacked: bool = False
     note: str = ""
@@ -131,48 +133,69 @@ def _outstanding(sample: Sample, before: Sample | None) -> Values:
 
 
 PANELS = (
-    Panel("Throughput", "Tokens a second while at work", "tok/s", "step", _rates,
+    Panel("Throughput", "Tokens a second while at work", "tok/s", "step", "stage_tokens stage_seconds", _rates,
           note="a stage's tokens over its time"),
-    Panel("Throughput", "A step's time by stage", "s", "step", _stages, stacked=True),
-    Panel("Throughput", "The learner's step by part", "s", "step", lambda step, _: step.learner_parts, stacked=True,
+    Panel("Throughput", "A step's time by stage", "s", "step", "stage_seconds", _stages, stacked=True),
+    Panel("Throughput", "The learner's step by part", "s", "step", "learner_part_seconds",
+          lambda step, _: step.learner_parts, stacked=True,
           note="a mean over its ranks"),
-    Panel("Throughput", "Model FLOP utilisation", "share", "step", lambda step, _: {"mfu": step.metrics.get("mfu")},
+    Panel("Throughput", "Model FLOP utilisation", "share", "step", "learner_mfu_ratio",
+          lambda step, _: {"mfu": step.metrics.get("mfu")},
           note="of the GPU's dense bfloat16 peak, where that is known"),
-    Panel("Throughput", "Step time", "s", "step", lambda step, _: {"wall": step.wall_s}),
-    Panel("Throughput", "What the rollout service waited for", "share", "wait", _waits("rollout"), stacked=True,
+    Panel("Throughput", "Step time", "s", "step", "step_seconds", lambda step, _: {"wall": step.wall_s}),
+    Panel("Throughput", "What the rollout service waited for", "share", "wait", "wait_seconds_total",
+          _waits("rollout"), stacked=True,
           note="over a step's time; lag: the learner, without which the staleness bound lets nothing begin"),
-    Panel("Throughput", "What the learner waited for", "share", "wait", _waits("learner"), stacked=True,
+    Panel("Throughput", "What the learner waited for", "share", "wait", "wait_seconds_total",
+          _waits("learner"), stacked=True,
           note="over a step's time"),
-    Panel("Throughput", "Groups by state", "groups", "sample", lambda sample, _: sample.groups, stacked=True),
-    Panel("Engines", "Requests in the batch", "requests", "sample", _engines("running_requests"),
+    Panel("Throughput", "Groups by state", "groups", "sample", "groups", lambda sample, _: sample.groups, stacked=True),
+    Panel("Engines", "Requests in the batch", "requests", "sample", "engine_running_requests",
+          _engines("running_requests"),
           note="a scorer is at 0 between iterations"),
-    Panel("Engines", "KV cache in use", "share", "sample", _engines("kv_cache_usage")),
-    Panel("Engines", "Outstanding tokens", "tokens", "sample", _outstanding, note="given out and not answered"),
-    Panel("Engines", "Tokens sampled a second", "tok/s", "sample", _generated),
-    Panel("Engines", "Prompt tokens from the prefix cache", "share", "sample", _prefix),
-    Panel("Engines", "Work that waits for an engine", "pieces", "sample", lambda sample, _: sample.waiting),
-    Panel("Staleness", "Versions that rollouts were behind", "steps", "step", _lag),
-    Panel("Staleness", "Rollouts that are not trained", "rollouts", "step",
+    Panel("Engines", "KV cache in use", "share", "sample", "engine_kv_cache_usage_ratio", _engines("kv_cache_usage")),
+    Panel("Engines", "Outstanding tokens", "tokens", "sample", "engine_outstanding_tokens",
+          _outstanding, note="given out and not answered"),
+    Panel("Engines", "Tokens sampled a second", "tok/s", "sample", "engine_generated_tokens_total", _generated),
+    Panel("Engines", "Prompt tokens from the prefix cache", "share", "sample",
+          "engine_cached_tokens_total engine_prompt_tokens_total", _prefix),
+    Panel("Engines", "Work that waits for an engine", "pieces", "sample", "pool_waiting",
+          lambda sample, _: sample.waiting),
+    Panel("Staleness", "Versions that rollouts were behind", "steps", "step", "policy_lag_steps", _lag),
+    Panel("Staleness", "Rollouts that are not trained", "rollouts", "step", "rollouts_total prompts_refused_total",
           lambda step, _: {"dropped": step.dropped, "skipped": step.skipped_rows, "refused prompts": step.refused}),
-    Panel("Staleness", "Version that the engines hold", "steps", "sample", lambda sample, _: {"held": sample.version}),
-    Panel("Weights", "A push by part", "s", "push", _push, stacked=True,
+    Panel("Staleness", "Version that the engines hold", "steps", "sample", "policy_version",
+          lambda sample, _: {"held": sample.version}),
+    Panel("Weights", "A push by part", "s", "push", "lane_busy_seconds_total", _push, stacked=True,
           note="parts take turns tensor by tensor; load: engines that take the rest and put it in place"),
-    Panel("Weights", "Canary", "nats", "step",
+    Panel("Weights", "Canary", "nats", "step", "canary_nats canary_tolerance_nats",
           lambda step, recipe: {
               "canary": step.canary, "tolerance": step.canary_bound or recipe.weights.canary_tolerance,
           },
           note="largest mean |engine - learner| on a fixed text; the run stops at the tolerance"),
-    Panel("Weights", "Engine and learner on what was sampled", "nats", "step", _mismatch),
-    Panel("Learning", "Probe without context", "share", "probe", _probe, note="bands: 95% Wilson intervals"),
-    Panel("Learning", "Kept tokens", "share", "step", _split("kept")),
-    Panel("Learning", "Evidence", "nats/token", "step", _split("mean_evidence")),
-    Panel("Learning", "k1", "nats/token", "step", _mean("k1", "k1"), note="student minus teacher"),
-    Panel("Learning", "KL penalty to the reference", "nats/token", "step",
+    Panel("Weights", "Engine and learner on what was sampled", "nats", "step", "mismatch_nats", _mismatch),
+    Panel("Learning", "Probe without context", "share", "probe", "probe_ratio",
+          _probe, note="bands: 95% Wilson intervals"),
+    Panel("Learning", "Kept tokens", "share", "step", "kept_ratio", _split("kept")),
+    Panel("Learning", "Evidence", "nats/token", "step", "evidence_nats", _split("mean_evidence")),
+    Panel("Learning", "k1", "nats/token", "step", "k1_nats", _mean("k1", "k1"), note="student minus teacher"),
+    Panel("Learning", "KL penalty to the reference", "nats/token", "step", "learner_reference_kl_nats",
           lambda step, _: {"KL": step.metrics.get("anchor_kl")}),
-    Panel("Learning", "Loss", "nats", "step", lambda step, _: {"loss": step.loss}),
-    Panel("Learning", "Gradient norm", "", "step", lambda step, _: {"norm": step.grad_norm}, note="before clipping"),
-    Panel("Learning", "Agreement", "share", "step", _mean("agreement", "agreement")),
-    Panel("Learning", "Reward", "", "step", lambda step, _: {"reward": step.reward_mean}),
-    Panel("Learning", "Response length", "tokens", "step", _split("mean_response_length")),
-    Panel("Learning", "Responses cut at the limit", "share", "step", _truncated),
+    Panel("Learning", "Loss", "nats", "step", "learner_loss", lambda step, _: {"loss": step.loss}),
+    Panel("Learning", "Gradient norm", "", "step", "learner_grad_norm",
+          lambda step, _: {"norm": step.grad_norm}, note="before clipping"),
+    Panel("Learning", "Agreement", "share", "step", "agreement_ratio", _mean("agreement", "agreement")),
+    Panel("Learning", "Reward", "", "step", "reward_mean", lambda step, _: {"reward": step.reward_mean}),
+    Panel("Learning", "Response length", "tokens", "step", "response_tokens_total responses_total",
+          _split("mean_response_length")),
+    Panel("Learning", "Responses cut at the limit", "share", "step", "responses_total", _truncated),
 )  # fmt: skip
+
+
+def charts() -> dict[str, list[str]]:
+    """The titles of the charts by the figure that they are made of."""
+    found: dict[str, list[str]] = {}
+    for panel in PANELS:
+        for name in panel.figures.split():
+            found.setdefault(name, []).append(panel.title)
+    return found

@@ -5,6 +5,7 @@ Names follow Prometheus: base units, `_total` for counters and for nothing else,
 no rollout, group, prompt, digest or step is one. Each figure has the label `run` too.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from learner.report import PARTS
@@ -69,6 +70,7 @@ FIGURES: dict[str, Figure] = {
     "engine_generated_tokens_total": Figure(COUNTER, "", _ENGINE, "tokens that an engine sampled"),
     "engine_preemptions_total": Figure(COUNTER, "", _ENGINE, "requests put back for want of KV blocks"),
     "learner_loss": Figure(GAUGE, "nats", (), "loss of the last step"),
+    "learner_reference_kl_nats": Figure(GAUGE, "nats", (), "KL penalty to the reference a token, before beta_kl"),
     "learner_part_seconds": Figure(
         GAUGE, "s", ("part",), "time of the last step's parts, a mean over ranks: " + ", ".join(PARTS)
     ),
@@ -89,10 +91,10 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def table() -> str:
-    """The rows as Markdown."""
-    lines = ["| name | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
+def table(charts: Mapping[str, Sequence[str]]) -> str:
+    """The rows as Markdown. charts: of the page, by the figure that each is of."""
+    lines = ["| name | kind | unit | labels | meaning | charts of the page |", "|---|---|---|---|---|---|"]
     for name, row in FIGURES.items():
-        meaning = row.meaning.replace("|", "\\|")
-        lines.append(f"| `{PREFIX}{name}` | {row.kind} | {row.unit} | {', '.join(row.labels)} | {meaning} |")
+        meaning, shown = row.meaning.replace("|", "\\|"), ", ".join(charts.get(name, ()))
+        lines.append(f"| `{PREFIX}{name}` | {row.kind} | {row.unit} | {', '.join(row.labels)} | {meaning} | {shown} |")
     return "\n".join(lines) + "\n"

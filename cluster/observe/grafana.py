@@ -81,6 +81,7 @@ ROWS: tuple[Row, ...] = (
         ("Kept tokens", "percentunit", ("max by (run, split) (e_kept_ratio{R})",)),
         ("Evidence, nats a token", "short", ("max by (run, split) (e_evidence_nats{R})",)),
         ("k1, nats a token", "short", ("max by (run) (e_k1_nats{R})",)),
+        ("KL penalty to the reference, nats a token", "short", ("max by (run) (e_learner_reference_kl_nats{R})",)),
         ("Loss", "short", ("max by (run) (e_learner_loss{R})",)),
         ("Gradient norm", "short", ("max by (run) (e_learner_grad_norm{R})",)),
         ("Agreement", "percentunit", ("max by (run) (e_agreement_ratio{R})",)),

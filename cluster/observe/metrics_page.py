@@ -130,8 +130,8 @@ def telemetry_rows(record: type, prefix: str = "") -> Iterator[Row]:
             yield from telemetry_rows(value, f"{prefix}{field}.NAME.")
 
 
-def tables() -> str:
-    """Every table as Markdown."""
+def tables(charts: Mapping[str, Sequence[str]]) -> str:
+    """Every table as Markdown. charts: as `figures.table`'s."""
     parts = []
     for title, rows in (
         (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)})", step_rows()),
@@ -142,7 +142,7 @@ def tables() -> str:
         lines = [f"## {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
         lines += [_cells(*row) for row in rows]
         parts.append("\n".join(lines))
-    parts.append(f"## Live figures\n\n{table().rstrip()}")
+    parts.append(f"## Live figures\n\n{table(charts).rstrip()}")
     return "\n\n".join(parts) + "\n"
 
 

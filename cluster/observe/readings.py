@@ -88,6 +88,7 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
 
 def _learning(record: StepRecord) -> Iterator[Reading]:
     yield from _reading("learner_loss", record.loss)
+    yield from _reading("learner_reference_kl_nats", record.metrics.get("anchor_kl"))
     for part, seconds in record.learner_parts.items():
         yield from _reading("learner_part_seconds", seconds, part=part)
     yield from _reading("learner_mfu_ratio", record.metrics.get("mfu"))
