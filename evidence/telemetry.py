@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from evidence.lines import appending, read_lines
 
+R = TypeVar("R")
 FORMAT = 1  # of the lines that this version writes
 
 
@@ -167,12 +169,35 @@ def read_spans(path: str | os.PathLike[str]) -> list[Span]:
 
 
 def _sample(line: Mapping[str, Any]) -> Sample:
-    values = _values(line)
-    return Sample(**values | {"engines": {name: EngineState(**state) for name, state in line["engines"].items()}})
+    engines = {name: _checked(EngineState(**state)) for name, state in line["engines"].items()}
+    return _checked(Sample(**_values(line) | {"engines": engines}))
 
 
 def _span(line: Mapping[str, Any]) -> Span:
-    return Span(**_values(line))
+    return _checked(Span(**_values(line)))
+
+
+def _checked(record: R) -> R:
+    """The record, whose fields are of their kinds. TypeError names one that is not."""
+    of: type = type(record)
+    for name, (kind, is_mapping, types) in _kinds(of).items():
+        value = getattr(record, name)
+        is_one = type(value) is dict if is_mapping else type(value) in types
+        if not is_one or (is_mapping and not all(type(one) in types for one in value.values())):
+            raise TypeError(f"{name}: found {value!r}, expected {kind}")
+    return record
+
+
+@cache
+def _kinds(record: type) -> dict[str, tuple[str, bool, tuple[type, ...]]]:
+    """Of each field: its kind in words, whether it is a mapping, and the types of a value of JSON that is one."""
+    kinds: dict[str, tuple[str, bool, tuple[type, ...]]] = {}
+    for name, hint in get_type_hints(record).items():
+        is_mapping = get_origin(hint) is Mapping
+        kind = get_args(hint)[1] if is_mapping else hint
+        words = f"an object of {kind.__name__}" if is_mapping else kind.__name__
+        kinds[name] = words, is_mapping, (float, int) if kind is float else (kind,)
+    return kinds
 
 
 def _values(line: Mapping[str, Any]) -> dict[str, Any]:

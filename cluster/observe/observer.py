@@ -153,6 +153,8 @@ class Observer:
         if not done:
             task.cancel()
             fault = f"no answer within {self._every_s:g} s"
+        elif task.cancelled():
+            fault = "the question was cancelled"
         elif (error := task.exception()) is not None:
             fault = f"{type(error).__name__}: {error}"
         else:

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ async def raises(seconds: float) -> Answer:
     raise KeyError("what")
 
 
+async def cancelled(seconds: float) -> Answer:
+    raise asyncio.CancelledError
+
+
 def observed(
     ask: Any, sinks: Sequence[Sink], steps: int = 5, every_s: float = 0.05, pause_s: float = 0.03
 ) -> tuple[float, list[str]]:
@@ -118,7 +123,13 @@ def test_the_sinks_get_every_record_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "fault"), [(hangs, "no answer within 0.05 s"), (raises, "KeyError: 'what'")], ids=["hangs", "raises"]
+    ("ask", "fault"),
+    [
+        (hangs, "no answer within 0.05 s"),
+        (raises, "KeyError: 'what'"),
+        (cancelled, "the question was cancelled"),
+    ],
+    ids=["hangs", "raises", "cancelled"],
 )
 def test_a_question_that_hangs_or_raises_slows_nothing_and_is_said_once(ask: Any, fault: str) -> None:
     sink = Kept()
@@ -201,6 +212,45 @@ def test_a_torn_last_line_never_happened_and_a_newer_format_is_refused(tmp_path:
     with pytest.raises(ValueError, match=r"trace\.jsonl: line 1: .*format: found 2, expected 1"):
         read_spans(spans)
     assert read_spans(tmp_path / "none") == [] and read_samples(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "expected"),
+    [
+        (SAMPLES, "time", "yesterday", "float"),
+        (SAMPLES, "time", None, "float"),
+        (SAMPLES, "version", 1.5, "int"),
+        (SAMPLES, "version", True, "int"),
+        (SAMPLES, "groups", {"done": "4"}, "an object of int"),
+        (SAMPLES, "groups", ["done"], "an object of int"),
+        (SAMPLES, "groups", 3, "an object of int"),
+        (SAMPLES, "fault", 3, "str"),
+        (TRACE, "begin", "now", "float"),
+        (TRACE, "lane", 1, "str"),
+    ],
+)
+def test_a_field_of_another_kind_is_one_line_of_its_file(
+    file: str, field: str, value: object, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    append_samples(tmp_path / SAMPLES, [SAMPLE])
+    append_spans(tmp_path / TRACE, [Span("driver", "probe", 1, 2.0)])
+    read = read_samples if file == SAMPLES else read_spans
+    assert len(read(path)) == 1
+    line = json.loads(path.read_text()) | {field: value}
+    with path.open("a") as opened:
+        opened.write(json.dumps(line) + "\n")
+    words = re.escape(f"({field}: found {value!r}, expected {expected}")
+    with pytest.raises(ValueError, match=rf"{file}: line 2: found .*{words}"):
+        read(path)
+
+
+def test_an_engines_field_of_another_kind_is_one_line_too(tmp_path: Path) -> None:
+    line = asdict(SAMPLE) | {"format": 1}
+    line["engines"]["student engine 0"]["stats"] = {"running_requests": "8"}
+    (tmp_path / SAMPLES).write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"samples\.jsonl: line 1: .*stats: found \{'running_requests': '8'\}"):
+        read_samples(tmp_path / SAMPLES)
 
 
 # Spans
