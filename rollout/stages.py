@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
+SERVICE = "rollout service"  # its lane of the timeline: what it does itself, beside its engines
+VERIFY, WRITE = "verify", "write"  # there
+
 
 @dataclass(frozen=True)
 class StageTime:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -11,10 +12,11 @@ from evidence.advantage import Rewards, RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
+from evidence.telemetry import Activity
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.requests import GroupRequests, StepRequests
 from rollout.score import Scorer, not_finite, score_all
-from rollout.stages import Meter, StageTime, Stopwatch
+from rollout.stages import SERVICE, VERIFY, WRITE, Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
 from rollout.tasks.boxed_pool import Verdicts
 
@@ -86,7 +88,8 @@ class RolloutWorker:
 
     reward: the task's verifier, see `rewarder`. verdicts: what its processes have said so far. student_scorer: the
     student's engines, needed by `teacher_student` evidence only. skips: whether a rollout with a log-prob that is not
-    finite is left out; otherwise it is an error.
+    finite is left out; otherwise it is an error. activity: of the service. verifies: whether the task has what can be
+    verified; else that is no stretch of the timeline.
     """
 
     def __init__(
@@ -100,11 +103,13 @@ class RolloutWorker:
         student_scorer: Scorer | None = None,
         verdicts: Callable[[], Verdicts] = Verdicts,
         skips: bool = False,
+        activity: Activity | None = None,
+        verifies: bool = True,
     ) -> None:
         self.config, self.evidence = config, evidence
         self.sampler, self.scorer, self._write, self.reward = sampler, scorer, write, reward
         self.student_scorer = student_scorer if reads(evidence.kind, "student_logprobs") else None
-        self._skips = skips
+        self._skips, self._activity, self._verifies = skips, activity or Activity(), verifies
         self._sampling, self._scoring, self._any = Meter(), Meter(), Meter()
         self._beside = ThreadPoolExecutor(VERIFYING, "verifying")
         self._verdicts, self._told = verdicts, verdicts()
@@ -136,7 +141,8 @@ class RolloutWorker:
         """The responses' rewards. The loop goes on meanwhile."""
         loop = asyncio.get_running_loop()
         verifiers = [self.reward(sample) for sample in samples]
-        with self._any.piece():
+        told = self._activity.piece(SERVICE, VERIFY) if self._verifies else nullcontext()
+        with self._any.piece(), told:
             return tuple(await asyncio.gather(*(loop.run_in_executor(self._beside, ask) for ask in verifiers)))
 
     async def score(
@@ -169,7 +175,7 @@ class RolloutWorker:
         scored = [one for group in taken.groups for one in group.scored]
         rewards = [reward for group in taken.groups for reward in group.rewards]
         clock = Stopwatch()
-        with self._any.piece():
+        with self._any.piece(), self._activity.piece(SERVICE, WRITE):
             shard = await self._write(judge_all(scored, rewards, self.evidence, step), step)
         self._told, before = self._verdicts(), self._told
         stages = {"sample": self._sampling.take(), "score": self._scoring.take(), "write": clock.stage(shard.tokens)}

@@ -145,7 +145,8 @@ PANELS = (
     Panel("Throughput", "Step time", "s", "step", "step_seconds", lambda step, _: {"wall": step.wall_s}),
     Panel("Throughput", "What the rollout service waited for", "share", "wait", "wait_seconds_total",
           _waits("rollout"), stacked=True,
-          note="over a step's time; lag: the learner, without which the staleness bound lets nothing begin"),
+          note="over a step's time; verify: answers; write: their shard; lag: the learner, without which the staleness "
+               "bound lets nothing begin; start: engines"),
     Panel("Throughput", "What the learner waited for", "share", "wait", "wait_seconds_total",
           _waits("learner"), stacked=True,
           note="over a step's time"),

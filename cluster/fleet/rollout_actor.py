@@ -76,6 +76,8 @@ class RolloutActor:
             student_scorer=self._fleet.pool("student"),
             verdicts=verdicts,
             skips=recipe.faults.nonfinite == "skip",
+            activity=self._fleet.activity,
+            verifies=any(prompt.answer is not None for prompt in requests.prompts),
         )
         self._stream = RolloutStream(
             self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s, run.group_order

@@ -46,6 +46,7 @@ class Roster:
         activity: Activity,
     ) -> None:
         self._configs, self._faults, self._taking, self._in_turn = configs, faults, taking, in_turn
+        self._activity = activity
         self.seats = {pool: [Seat(pool, make, Restarts(faults)) for make in makers[pool]] for pool in makers}
         self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
         self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
@@ -82,8 +83,10 @@ class Roster:
         return dict(zip(starting, hosts, strict=True))
 
     async def _start(self, seat: Seat, turns: asyncio.Semaphore) -> str:
+        seconds = self._configs[seat.pool].start_deadline_s
         async with turns:
-            return await within(self._configs[seat.pool].start_deadline_s, f"start of {seat.name}", seat.engine.start())
+            with self._activity.piece(seat.name, "start"):
+                return await within(seconds, f"start of {seat.name}", seat.engine.start())
 
     def start_deadline_s(self) -> float:
         """For all of them."""

@@ -32,9 +32,9 @@ from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, over_ranks
 from learner.sealed import SealedFile
 from rollout.config import SamplingConfig
+from rollout.stages import SERVICE as ROLLOUT
 from rollout.worker import StepRollouts
 
-ROLLOUT = "rollout service"
 ENDING_S = 3.0  # for a process that was told to end
 Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
 Note = Callable[[Iterable[Span]], None]  # what a service says of its own time

@@ -43,8 +43,9 @@ FIGURES: dict[str, Figure] = {
         COUNTER,
         "s",
         ("service", "what"),
-        "time in which a service (rollout, learner) did nothing, by what it waited for: rollouts, weights, lag (the "
-        "learner, without which the staleness bound lets nothing begin), probe, other",
+        "time in which a service (rollout, learner) did nothing, by what it waited for: rollouts, weights, verify "
+        "(answers), write (their shard), lag (the learner, without which the staleness bound lets nothing begin), "
+        "start (of engines), probe, other",
     ),
     "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, verifying, scoring, done"),
     "oldest_group_seconds": Figure(GAUGE, "s", (), "age of the oldest group that is not done"),

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from cluster.weights.parts import LANE, PARTS
 from evidence.telemetry import Activity
+from rollout.stages import SERVICE
 
 # (service, method): (lane, what it does). Calls that take no time are not here.
 CALLS = {
@@ -28,12 +29,12 @@ WHOLE_PUSH = "learner", "push"
 PUSH = {WHOLE_PUSH: "push", ("driver", "check"): "check", ("learner", "canary"): "canary",
         ("driver", "canary"): "canary"}  # fmt: skip
 PUSH_PARTS = PUSH | {(LANE, part): part for part in PARTS}  # older runs have the first alone
-_FIRST = ("driver", "learner", LANE)
+NO_ENGINES = ("driver", "learner", LANE, SERVICE)
 
 
 def in_order(lanes: Iterable[str]) -> list[str]:
     """Lanes as they are shown, engines last."""
-    return sorted(lanes, key=lambda lane: (_FIRST.index(lane) if lane in _FIRST else len(_FIRST), lane))
+    return sorted(lanes, key=lambda lane: (NO_ENGINES.index(lane) if lane in NO_ENGINES else len(NO_ENGINES), lane))
 
 
 def watching(activity: Activity, service: str) -> Callable[[str], AbstractContextManager[None]]:

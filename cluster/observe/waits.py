@@ -7,20 +7,32 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from cluster.observe.observer import Batch
-from cluster.observe.timeline import PUSH
+from cluster.observe.timeline import NO_ENGINES, PUSH
 from evidence.telemetry import Span
+from rollout.stages import SERVICE, VERIFY, WRITE
 
 FAR_APART = 5.0  # times every_s
 _WORK = {"sample", "score"}  # of an engine, for a step
 _WEIGHTS = {*PUSH, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
-# What goes on while a service waits, the first that does is the cause. lag: the learner learns, and until it has, the
-# staleness bound lets no further group begin.
+_ENGINE = "engine"  # any of them
+_START = ("driver", "start engines")
+# What goes on while a service waits, the first that does is the cause. verify, write: the rollout service does so, and
+# its engines nothing. lag: the learner learns, and until it has, the staleness bound lets no further group begin.
 CAUSES: dict[str, dict[str, set[tuple[str, str]]]] = {
-    "rollout": {"probe": {("driver", "probe")}, "weights": _WEIGHTS, "lag": {("learner", "learn")}, "other": set()},
+    "rollout": {
+        "probe": {("driver", "probe")},
+        "weights": _WEIGHTS,
+        "verify": {(SERVICE, VERIFY)},
+        "write": {(SERVICE, WRITE)},
+        "lag": {("learner", "learn")},
+        "start": {_START, (_ENGINE, "start")},
+        "other": set(),
+    },
     "learner": {
         "probe": {("driver", "probe")},
         "rollouts": {("driver", "wait for rollouts")},
         "weights": _WEIGHTS,
+        "start": {_START},
         "other": set(),
     },
 }
@@ -94,7 +106,8 @@ def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, s
 
 def _waiting(on: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Services that do nothing while this is under way, each with the cause."""
-    engines = {name for lane, name in on if lane not in ("driver", "learner")}
+    engines = {name for lane, name in on if lane not in NO_ENGINES}
+    on = on | {(_ENGINE, name) for name in engines}
     if not engines & _WORK:
         yield "rollout", _cause("rollout", on)
     if not any(lane == "learner" for lane, _ in on):

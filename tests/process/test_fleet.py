@@ -93,6 +93,9 @@ def test_engines_start_side_by_side_or_in_turn(in_turn: bool, most: int) -> None
     hosts = asyncio.run(fleet.roster.start())
     assert hosts == dict.fromkeys(["student engine 0", "student engine 1", "teacher engine 0"], "10.0.0.1")
     assert max(running) == most and len(running) == 7
+    spans = fleet.activity.take()
+    assert sorted((span.lane, span.name) for span in spans) == [(name, "start") for name in sorted(hosts)]
+    assert all(span.end > span.begin for span in spans)
 
 
 @pytest.mark.parametrize("in_turn", [True, False])

@@ -11,15 +11,18 @@ from cluster.observe.seen import read_seen
 from cluster.observe.timeline import CALLS
 from cluster.observe.waits import CAUSES, Waits, Window, together, waited
 from evidence.telemetry import Sample, Span
+from rollout.stages import SERVICE, VERIFY, WRITE
 from tests.observed import observed_run
 
 STUDENT, TEACHER = "student engine 0", "teacher engine 0"
-# A step on-policy: sampled and scored from 0 to 4 (0.5 s of judging in between), learned to 7, pushed and checked to 8;
-# then a probe to 10, and a checkpoint to 11.
+# A step on-policy: sampled and scored from 0 to 4 (0.5 s of verifying in between, 0.1 s of writing), learned to 7,
+# pushed and checked to 8; then a probe to 10, and a checkpoint to 11.
 STEP = (
     Span("driver", "wait for rollouts", 0.0, 4.0),
     Span(STUDENT, "sample", 0.0, 2.0),
-    Span(TEACHER, "score", 2.5, 4.0),
+    Span("rollout service", "verify", 1.8, 2.5),
+    Span(TEACHER, "score", 2.5, 3.9),
+    Span("rollout service", "write", 3.9, 4.0),
     Span("learner", "learn", 4.0, 7.0),
     Span("learner", "push", 7.0, 7.5),
     Span("driver", "check", 7.5, 8.0),
@@ -28,7 +31,9 @@ STEP = (
     Span("learner", "save", 10.0, 11.0),
 )
 SECONDS = {
-    ("rollout", "other"): 0.5 + 1.0,  # judging; the checkpoint
+    ("rollout", "verify"): 0.5,
+    ("rollout", "write"): 0.1,
+    ("rollout", "other"): 1.0,  # the checkpoint
     ("rollout", "lag"): 3.0,
     ("rollout", "weights"): 1.0,
     ("rollout", "probe"): 2.0,
@@ -88,11 +93,24 @@ def test_time_in_which_no_run_was_there_is_no_wait() -> None:
 
 
 @pytest.mark.parametrize("span", [pair for causes in CAUSES.values() for on in causes.values() for pair in on])
-def test_a_cause_is_a_span_that_the_driver_writes(span: tuple[str, str]) -> None:
-    """And with nothing else under way it is the cause of a wait of the service beside it."""
-    assert span in CALLS.values()
+def test_a_cause_is_a_span_that_a_service_writes(span: tuple[str, str]) -> None:
+    """And with nothing else under way it is the cause of a wait of the service beside it. What the rollout service
+    writes itself: tests/unit/test_worker.py and tests/process/test_fleet.py."""
+    assert span in {*CALLS.values(), (SERVICE, VERIFY), (SERVICE, WRITE), ("engine", "start")}
     found = {what for (service, what) in waited([Span(*span, 0.0, 1.0)], 0.0, 1.0)}
-    assert found & {"probe", "weights", "lag", "rollouts"}
+    assert found & {"probe", "weights", "lag", "rollouts", "verify", "write", "start"}
+
+
+def test_engines_that_start_are_waited_for_by_both_services_and_later_by_the_rollouts() -> None:
+    starting = [Span("driver", "start engines", 0.0, 3.0), Span(STUDENT, "start", 0.0, 3.0)]
+    assert waited(starting, 0.0, 3.0) == {("rollout", "start"): 3.0, ("learner", "start"): 3.0}
+    replaced = [
+        Span("driver", "wait for rollouts", 0.0, 4.0),
+        Span(STUDENT, "sample", 0.0, 1.0),
+        Span(STUDENT, "start", 1.0, 4.0),
+        Span(TEACHER, "score", 0.5, 1.5),
+    ]
+    assert waited(replaced, 0.0, 4.0) == {("rollout", "start"): 2.5, ("learner", "rollouts"): 4.0}
 
 
 def test_what_is_pushed_while_the_learner_learns_is_waited_for_first() -> None:
@@ -107,5 +125,5 @@ def test_the_page_shows_shares_over_a_steps_time(tmp_path: Path) -> None:
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "What the learner waited for")
     series = charts.shown({})["charts"][place]["series"]
     assert {len(values) for values in series.values()} == {4 * 5 - 2}
-    expected = {"rollouts": 0.2, "weights": 0.03, "probe": 0.0, "other": 0.01}
+    expected = {"rollouts": 0.2, "weights": 0.03, "probe": 0.0, "start": 0.0, "other": 0.01}
     assert series == {name: pytest.approx([*values[:4], *[expected[name]] * 14]) for name, values in series.items()}

@@ -16,6 +16,7 @@ from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import EvidenceRecord, RolloutRequest, ShardInfo
 from evidence.rule import EvidenceConfig
 from evidence.schema import KIND_COLUMNS
+from evidence.telemetry import Activity
 from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
 from rollout.render import Renderer
@@ -44,6 +45,7 @@ class Service:
         evidence: EvidenceConfig | None = None,
         reward: Callable[[TaskPrompt, str], float | None] = lambda prompt, response: None,
         student_model: str = "",
+        verifies: bool = True,
         **rollout: Any,
     ) -> None:
         self.student, self.teacher = FakeEngine(version, student_model), FakeEngine(version=50)
@@ -56,7 +58,11 @@ class Service:
         self.requests = StepRequests(prompts, self.renderer, self.config, evidence, window, seed)
         sampler = self.teacher if self.config.sampler == "teacher" else self.student
         rewards = rewarder(self.requests, reward)
-        self.worker = RolloutWorker(self.config, evidence, sampler, self.teacher, self._write, rewards, self.student)
+        self.activity = Activity()
+        self.worker = RolloutWorker(
+            self.config, evidence, sampler, self.teacher, self._write, rewards, self.student,
+            activity=self.activity, verifies=verifies,
+        )  # fmt: skip
 
     async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         self.written.append((list(records), step))
@@ -83,6 +89,15 @@ class Service:
     def records(self, step: int = 0) -> list[EvidenceRecord]:
         self.produce(step)
         return self.written[-1][0]
+
+
+@pytest.mark.parametrize(("verifies", "names"), [(True, [*["verify"] * 3, "write"]), (False, ["write"])])
+def test_what_the_service_does_itself_is_on_the_timeline(tokenizer: Any, verifies: bool, names: list[str]) -> None:
+    service = Service(tokenizer, verifies=verifies)
+    service.produce(0)
+    spans = service.activity.take()
+    assert [(span.lane, span.name) for span in spans] == [("rollout service", name) for name in names]
+    assert all(span.end >= span.begin for span in spans)
 
 
 # Requests

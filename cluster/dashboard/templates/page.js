@@ -1,7 +1,7 @@
 "use strict";
 // The page of one or several runs. One function draws: render(data). A live page calls it again when its data file changed.
 const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft", "base"].map(name => `var(--c-${name})`);
-const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, check: 6, write: 7,
+const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, check: 6, verify: 6, write: 7,
   pause: 0, gather: 1, digest: 2, send: 3, load: 4 };
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const SVG = "http://www.w3.org/2000/svg";
