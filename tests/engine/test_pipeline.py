@@ -23,6 +23,7 @@ from cluster.observe.seen import read_seen
 from cluster.run.record import read_gap, read_steps
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
+from cluster.weights.parts import PARTS as PUSH_PARTS
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from learner.report import PARTS
@@ -149,7 +150,10 @@ def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
     assert names >= {
         ("student engine 0", "sample"), ("teacher engine 0", "score"), ("student engine 0", "probe"),
         ("learner", "learn"), ("learner", "push"), ("driver", "check"), ("driver", "wait for rollouts"),
+        ("student engine 0", "start"), ("teacher engine 0", "start"), ("rollout service", "write"),
+        *(("push", part) for part in PUSH_PARTS),
     }  # fmt: skip
+    assert ("rollout service", "verify") not in names  # the task has nothing to verify
     learned = sum(span.end - span.begin for span in seen.spans if (span.lane, span.name) == ("learner", "learn"))
     assert learned == pytest.approx(sum(step.stages["learn"].seconds for step in seen.steps), rel=0.2)
     assert " the bottleneck: " in (run_dir / "dashboard.html").read_text()
