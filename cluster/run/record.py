@@ -104,6 +104,7 @@ _YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_update
 def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
     younger: Line = {name: line.get(name) for name in _YOUNGER}
+    _require_numbers({name: line[name] for name in _STEP_FIELDS if name != "weights_digest"} | younger)
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
@@ -119,9 +120,17 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
 
 def _probe(found: Mapping[str, Any]) -> ProbeRecord:
     line = migrated_probe(found)
+    _require_numbers({name: line[name] for name in ("step", "time", "questions", "samples")})
     rates = {name: Rate(k, n) for name, (k, n) in line["counts"].items()}
     verdicts = Verdicts(**line["verdicts"]) if line.get("verdicts") else None
     return ProbeRecord(line["step"], line["time"], line["probe"], rates, line["questions"], line["samples"], verdicts)
+
+
+def _require_numbers(values: Mapping[str, Any]) -> None:
+    """TypeError names one that is none; None is what an older line does not say."""
+    for name, value in values.items():
+        if type(value) not in (int, float, type(None)):
+            raise TypeError(f"{name}: found {value!r}, expected a number")
 
 
 def read_steps(path: Path) -> dict[int, StepRecord]:

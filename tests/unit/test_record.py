@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import astuple, fields, replace
@@ -356,6 +357,21 @@ def keys(value: Any, prefix: str = "") -> Iterator[str]:
             yield from keys(inner, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+@pytest.mark.parametrize("value", ["yesterday", True, [1.0]], ids=repr)
+@pytest.mark.parametrize("field", ["time", "step", "canary_bound"])
+def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value: Any, tmp_path: Path) -> None:
+    path, words = tmp_path / "metrics.jsonl", re.escape(f"({field}: found {value!r}, expected a number)")
+    path.write_text(json.dumps(dict(line_of_step(a_step()))) + "\n")
+    assert list(read_steps(path)) == [0]
+    path.write_text(json.dumps(dict(line_of_step(a_step())) | {field: value}) + "\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl: line 1: found .*{words}, expected the record of a step"):
+        read_steps(path)
+    if field != "canary_bound":
+        path.write_text(json.dumps(dict(line_of_probe(a_probe())) | {field: value}) + "\n")
+        with pytest.raises(ValueError, match=rf"{words}, expected the record of a probe"):
+            read_probes(path)
 
 
 def test_the_page_has_every_key_of_the_lines_and_no_other() -> None:
