@@ -83,7 +83,7 @@ $(PEER)/.ready: requirements/peer.hashes.txt $(READY)
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy evidence cluster rollout learner tests/bench
+	$(BIN)/mypy evidence cluster rollout learner tests/bench tests/gpu
 	$(BIN)/lint-imports --no-logo
 
 audit: ## known vulnerabilities of every lock (PyPI's advisories); a package without an answer is an error

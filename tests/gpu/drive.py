@@ -152,7 +152,7 @@ async def attention() -> Any:
         results = {}
         for way, dtype, takes in (("kernel", torch.bfloat16, True), ("padded", torch.bfloat16, False),
                                   ("exact", torch.float32, False)):  # fmt: skip
-            module.takes_varlen = lambda *streams, takes=takes: takes  # type: ignore[assignment]
+            module.takes_varlen = lambda *streams, takes=takes: takes
             sources = streams_of(packed_of(*PACKS[kind]), (4, 2), torch.bfloat16)
             streams = [stream.detach().to("cuda", dtype).requires_grad_() for stream in sources]
             out = attend(streams, packed)
