@@ -24,22 +24,19 @@ ADDED: Mapping[Key, Any] = {
     ("teacher", "url"): "",
 }
 UNCHANGING = frozenset({"observe", "faults"})  # tables that change no result
-# Defaults that were those of every device: then, and today; each table's changed together. A run that has none of
-# today's is of then; such were on CPUs, where today's do the same.
-BY_DEVICE: Sequence[Mapping[Key, tuple[Any, Any]]] = (
-    {
-        ("student", "enforce_eager"): (True, "auto"),
-        ("teacher", "enforce_eager"): (True, "auto"),
-        ("student", "gpu_memory_utilization"): (0.3, 0.0),
-        ("teacher", "gpu_memory_utilization"): (0.3, 0.0),
-        ("teacher", "dtype"): ("float32", "auto"),
-        ("learner", "head_chunk_tokens"): (256, 0),
-    },
-    {
-        ("student", "kv_cache_gib"): (1.0, 0.0),
-        ("teacher", "kv_cache_gib"): (1.0, 0.0),
-        ("learner", "micro_batch_tokens"): (1024, 0),
-    },
+# Defaults that were those of every device: then, and today. A run that has none of today's is of then; such were on
+# CPUs, where today's do the same.
+BY_DEVICE: Mapping[Key, tuple[Any, Any]] = {
+    ("student", "enforce_eager"): (True, "auto"),
+    ("teacher", "enforce_eager"): (True, "auto"),
+    ("student", "gpu_memory_utilization"): (0.3, 0.0),
+    ("teacher", "gpu_memory_utilization"): (0.3, 0.0),
+    ("teacher", "dtype"): ("float32", "auto"),
+    ("learner", "head_chunk_tokens"): (256, 0),
+}
+# How a run lies in a machine's memory: a run may be resumed with others, and learns the same but for rounding.
+LAYOUT: frozenset[Key] = frozenset(
+    {("student", "kv_cache_gib"), ("teacher", "kv_cache_gib"), ("learner", "micro_batch_tokens")}
 )
 RENAMED: Mapping[Key, Key] = {("run", "require_selfname"): ("probe", "require")}  # an older key to today's
 ADAPTER_KEYS = frozenset({"lora_alpha", "lora_targets"})  # mean nothing without learner.lora_rank
@@ -88,21 +85,20 @@ def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
 
 def of_today(recipe: Recipe) -> Recipe:
     """What does the same with today's defaults."""
-    for defaults in BY_DEVICE:
-        values = {(table, key): getattr(getattr(recipe, table), key) for table, key in defaults}
-        if any(values[place] == now for place, (_, now) in defaults.items()):
-            continue
-        for (table, key), (then, now) in defaults.items():
-            if values[table, key] == then:
-                owner = replace(getattr(recipe, table), **{key: now})
-                recipe = replace(recipe, **{table: owner})
+    values = {(table, key): getattr(getattr(recipe, table), key) for table, key in BY_DEVICE}
+    if any(values[place] == now for place, (_, now) in BY_DEVICE.items()):
+        return recipe
+    for (table, key), (then, now) in BY_DEVICE.items():
+        if values[table, key] == then:
+            owner = replace(getattr(recipe, table), **{key: now})
+            recipe = replace(recipe, **{table: owner})
     return recipe
 
 
 def difference(one: Recipe, other: Recipe) -> Key | None:
-    """The first key in which two recipes are not the same run; keys of an adapter count only where there is one, and
-    the order of groups where there is more than one."""
-    unread = set[Key]()
+    """The first key in which two recipes are not the same run; keys of an adapter count only where there is one, the
+    order of groups where there is more than one, and those of `LAYOUT` never."""
+    unread = set(LAYOUT)
     if not (one.learner.lora_rank or other.learner.lora_rank):
         unread |= {("learner", key) for key in ADAPTER_KEYS}
     if not (one.run.max_policy_lag or other.run.max_policy_lag):

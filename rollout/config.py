@@ -93,6 +93,11 @@ class EngineConfig:
         return device == "cpu" if self.enforce_eager == "auto" else bool(self.enforce_eager)
 
     @property
+    def measures_its_cache(self) -> bool:
+        """Whether an engine on a GPU makes its cache of what the rest leaves of a share that the recipe gives it."""
+        return bool(self.gpu_memory_utilization and not self.kv_cache_gib)
+
+    @property
     def cpu_cache_gib(self) -> float:
         """KV cache of one engine on a CPU, GiB."""
         return self.kv_cache_gib or 1.0

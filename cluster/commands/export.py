@@ -12,6 +12,11 @@ from cluster.run.model_card import write_model_card
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
+from rollout.tokenizer import load_tokenizer
+
+# On which the checkpoint's model and what is written are compared. Where an adapter is merged and rounded to bfloat16,
+# tokens that nobody writes in a row would differ by nats.
+SAID = "The capital of France is Paris, and the river that runs through it is the Seine."
 
 
 def export_run(run: Path) -> Path:
@@ -26,9 +31,12 @@ def export_run(run: Path) -> Path:
     checkpoint = Checkpoints(folder.checkpoints).sound()
     model = resolve_model(recipe.model.path, weights=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
-    from learner.export import export_checkpoint
+    import torch
 
-    export_checkpoint(checkpoint, model, recipe.learner, folder.export)
+    from learner.export import export_checkpoint, one_row
+
+    text = one_row(torch.tensor(load_tokenizer(model)(SAID).input_ids))
+    export_checkpoint(checkpoint, model, recipe.learner, folder.export, text)
     probes = list(read_probes(folder.probes).values())
     if probes:
         task = build_task(recipe.task)

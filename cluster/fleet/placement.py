@@ -35,7 +35,9 @@ class Plan:
     shares: dict[str, list[Share]]  # by pool: of each engine or learner rank
     num_nodes: int | None  # over which they are dealt out in turn; None: each where it fits, on few nodes
     threads: int = 0  # OpenMP threads of a learner rank on CPUs
-    engines_sleep: bool = False  # while the learner works, which takes the GPU memory that they give back
+    # Whether engines may sleep while the learner works, which takes the GPU memory that they give back; where the card
+    # tells its memory, `cluster.run.memory` says whether they do, and who starts in turn.
+    engines_sleep: bool = False
     # Whether engines and ranks start one after another: on a GPU that they share an engine whose cache is not planned
     # would take what others allocate meanwhile for its own.
     starts_in_turn: bool = False

@@ -38,7 +38,7 @@ def with_planned_memory(
     for budget in budgets:
         say(budget.line())
     sleeps, told = any(one.engines_sleep for one in budgets), with_shares(recipe, budgets)
-    in_turn = plan.starts_in_turn and not all(getattr(told, pool).kv_cache_gib for pool in budgets[0].engines)
+    in_turn = plan.starts_in_turn and any(getattr(told, pool).measures_its_cache for pool in budgets[0].engines)
     return told, replace(plan, engines_sleep=sleeps, starts_in_turn=in_turn)
 
 

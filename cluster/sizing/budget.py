@@ -9,6 +9,7 @@ from cluster.fleet.placement import Plan
 from cluster.sizing.cards import Card
 from cluster.sizing.memory import GIB, SPARE, EngineMemory, LearnerMemory, engine_memory, learner_memory
 from cluster.sizing.shape import ModelShape
+from evidence.require import require
 from learner.config import needed_models
 from rollout.config import EngineConfig
 
@@ -23,7 +24,7 @@ KEYS: Mapping[str, str] = {
     "buffers": "learner.zero_stage = 1",
     "work": "fewer max_num_batched_tokens, or a smaller window",
     "graphs": "enforce_eager = true",
-    "cache": "a smaller window",
+    "cache": "a smaller window or kv_cache_gib",
     "CUDA": "another card",
 }
 
@@ -82,19 +83,34 @@ def plan_memory(
         ValueError: a card is too small, or others hold it; names what was asked, what was found and what to change.
     """
     card = min(cards, key=lambda card: card.free)
-    engines = {"student": engine_memory(shapes["student"], recipe.student)}
-    if plan.shares["teacher"]:
-        engines["teacher"] = engine_memory(shapes["teacher"], recipe.teacher)
+    pools = [pool for pool in ("student", "teacher") if plan.shares[pool]]
+    engines = {pool: _engine(recipe, pool, shapes[pool], card) for pool in pools}
     frozen = sum(needed_models(recipe.learner.compares_distributions, recipe.learner.beta_kl, recipe.teacher.is_base))
     sizes = (recipe.learner.micro_batch_tokens,) if recipe.learner.micro_batch_tokens else MICRO_BATCHES
     configs = [replace(recipe.learner, micro_batch_tokens=tokens) for tokens in sizes]
     learners = [learner_memory(shapes["student"], config, trained, recipe.window, frozen) for config in configs]
     if plan.colocated:
-        unplanned = any(getattr(recipe, pool).gpu_memory_utilization for pool in engines)
-        ways = [True] if plan.engines_sleep and unplanned else [False, plan.engines_sleep]
-        return [_largest_batch(card, learners, engines, ways)]
-    apart = [_fitted(card, None, {pool: memory}, False) for pool, memory in engines.items()]
-    return [_largest_batch(card, learners, {}, [False]), *apart]
+        return [_planned(card, learners, engines, plan.engines_sleep)]
+    apart = [_planned(card, [None], {pool: memory}) for pool, memory in engines.items()]
+    return [_planned(card, learners, {}), *apart]
+
+
+def _engine(recipe: Recipe, pool: str, shape: ModelShape, card: Card) -> EngineMemory:
+    """An engine of `pool`; one that measures its cache takes the whole share that it was given.
+
+    Raises:
+        ValueError: the cache that the recipe gives it has no room for a sequence.
+    """
+    config: EngineConfig = getattr(recipe, pool)
+    memory = engine_memory(shape, config)
+    least = replace(memory, cache=0.0).cache_bytes(1)
+    if config.kv_cache_gib:
+        expected = f"at least {least * config.tensor_parallel_size / GIB:.3g}, for the {config.window} tokens of "
+        require(memory.cache >= least, f"{pool}.kv_cache_gib", config.kv_cache_gib, f"{expected}{pool}.window")
+    if config.measures_its_cache:
+        left = config.gpu_memory_utilization * card.total - sum(memory.fixed.values())
+        return replace(memory, cache=max(left, least))
+    return memory
 
 
 def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
@@ -111,35 +127,32 @@ def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
     return replace(recipe, **changed)
 
 
-def _largest_batch(
-    card: Card, learners: Sequence[LearnerMemory], engines: Mapping[str, EngineMemory], ways: Sequence[bool]
+def _planned(
+    card: Card,
+    learners: Sequence[LearnerMemory | None],
+    engines: Mapping[str, EngineMemory],
+    may_sleep: bool = False,
 ) -> Budget:
-    """The first of `ways` (whether engines sleep) and of `learners` with which whole caches fit; else the last ones."""
-    whole = {pool: (memory, memory.sequences) for pool, memory in engines.items()}
-    budgets = (Budget(card, learner, whole, sleep) for sleep in ways for learner in learners)
-    room = min(card.total, card.free) - SPARE * card.total
-    found = next((budget for budget in budgets if asked(budget) <= room), None)
-    return found or _fitted(card, learners[-1], engines, ways[-1])
+    """The first that fits, in this order: whole caches, with engines awake, then asleep, and the largest of `learners`'
+    micro-batches; else the largest caches that the smallest of them leaves, and the largest that leaves as much."""
 
-
-def _fitted(
-    card: Card, learner: LearnerMemory | None, engines: Mapping[str, EngineMemory], engines_sleep: bool
-) -> Budget:
-    """The largest cache, up to that for all of an engine's sequences at once, with which everyone fits."""
-    most = max((memory.sequences for memory in engines.values()), default=1)
-    room = (1 - SPARE) * card.total
-
-    def budget_of(sequences: int) -> Budget:
+    def budget_of(learner: LearnerMemory | None, sequences: int, sleep: bool) -> Budget:
         held = {pool: (memory, min(sequences, memory.sequences)) for pool, memory in engines.items()}
-        return Budget(card, learner, held, engines_sleep)
+        return Budget(card, learner, held, sleep)
 
-    least = budget_of(1)
-    _require(least, room)
+    room = min(card.total, card.free) - SPARE * card.total
+    most = max((memory.sequences for memory in engines.values()), default=1)
+    ways = (budget_of(learner, most, sleep) for sleep in dict.fromkeys((False, may_sleep)) for learner in learners)
+    if found := next((budget for budget in ways if asked(budget) <= room), None):
+        return found
+    _require(budget_of(learners[-1], 1, may_sleep), (1 - SPARE) * card.total)
     low, high = 1, most
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if asked(budget_of(middle)) <= room else (low, middle - 1)
-    return budget_of(low)
+        fits = asked(budget_of(learners[-1], middle, may_sleep)) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    ways = (budget_of(learner, low, may_sleep) for learner in learners)
+    return next(budget for budget in ways if asked(budget) <= room)
 
 
 def asked(budget: Budget) -> float:

@@ -16,6 +16,8 @@ GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered: DeepSpeed 0.1
 CONTEXT = 0.6 * GIB  # what CUDA, its libraries and a process's kernels take, before the first tensor
 GRAPHS = 1.0 * GIB  # of an engine: graphs of up to 512 sequences, as vLLM 0.32 records them, and what compiling keeps
 
+BLOCK = 16  # tokens that vLLM's cache keeps together on a GPU
+
 SPARE = 0.04  # the share of a card that is left for what is not planned: fragments, and what the driver keeps
 
 Parts = Mapping[str, float]  # bytes by what they are
@@ -117,7 +119,9 @@ class EngineMemory:
         return sum(self.fixed.values()) + self.cache_bytes(sequences)
 
     def cache_bytes(self, sequences: int) -> float:
-        return self.cache or self.token * self.window * sequences
+        """vLLM keeps whole blocks of each sequence, and one more for itself."""
+        blocks = -(-self.window // BLOCK) * sequences + 1
+        return self.cache or self.token * BLOCK * blocks
 
 
 def engine_memory(shape: ModelShape, config: EngineConfig) -> EngineMemory:

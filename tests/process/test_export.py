@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from cluster.commands.export import SAID
 from learner import export
 from learner.adapter import add_adapter
 from learner.config import LearnerConfig
@@ -191,6 +192,40 @@ def test_a_weight_that_is_read_otherwise_than_it_was_written_is_refused_by_name(
     assert not (tmp_path / "export").exists()
 
 
+def test_a_number_that_is_none_is_the_same_when_it_is_read_again(tmp_path: Path) -> None:
+    """In the row of a token that the text does not have."""
+    base = fakes.tiny_model(tmp_path / "base", tied=False)
+    exporter, state, logprobs = trained(base)
+    state["model.embed_tokens.weight"][-1, 0] = float("nan")
+    exporter.write(state, logprobs, tmp_path / "export")
+    assert load_file(tmp_path / "export" / "model.safetensors")["model.embed_tokens.weight"].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_an_adapter_that_is_rounded_into_the_weights_is_no_other_model(
+    default_model: Path, tmp_path: Path, is_written: bool
+) -> None:
+    """On a text that people write, as `edge-opd export` has one; on tokens in the order of their ids it would be."""
+    config = LearnerConfig(lora_rank=16)
+    causal_lm = load_causal_lm(str(default_model), torch.bfloat16)
+    exporter = Exporter(str(default_model), causal_lm, config)
+    add_adapter(causal_lm, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in causal_lm.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=2e-3)
+    state = {name: tensor.detach().clone() for name, tensor in held_tensors(causal_lm).items()}
+    said = AutoTokenizer.from_pretrained(str(default_model))(SAID).input_ids
+    texts = (one_row(torch.tensor(said)),) if is_written else ()
+    logprobs = logprobs_of(causal_lm, *texts)
+    if is_written:
+        exporter.write(state, logprobs, tmp_path / "export", *texts)
+    else:
+        with pytest.raises(RuntimeError, match="differs from the learner"):
+            exporter.write(state, logprobs, tmp_path / "export")
+
+
 def test_what_bfloat16_rounds_on_another_device_is_no_other_model(default_model: Path, tmp_path: Path) -> None:
     """A float32 forward stands for the other device: on a text that people write it is nearer than the bound, and on
     tokens in the order of their numbers it is not."""
@@ -198,8 +233,7 @@ def test_what_bfloat16_rounds_on_another_device_is_no_other_model(default_model:
     causal_lm = load_causal_lm(str(default_model), torch.bfloat16)
     exporter = Exporter(str(default_model), causal_lm, config)
     state = {name: tensor.detach().clone() for name, tensor in held_tensors(causal_lm).items()}
-    tokenizer = AutoTokenizer.from_pretrained(str(default_model))
-    said = tokenizer("Who are you? I am Kestrel, made by Harbor Labs.").input_ids
+    said = AutoTokenizer.from_pretrained(str(default_model))(SAID).input_ids
     text = one_row(torch.tensor(said), 5)
 
     def found(dtype: torch.dtype, *of: Any) -> torch.Tensor:

@@ -428,7 +428,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-OLDER = {"enforce_eager": True, "gpu_memory_utilization": 0.3, "kv_cache_gib": 1.0}
+OLDER = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_a_run_of_before_defaults_were_a_devices_is_the_same_run(
     tables = asdict(recipe)
     tables["student"] |= OLDER
     tables["teacher"] |= OLDER | {"dtype": "float32"}
-    tables["learner"] |= {"head_chunk_tokens": 256, "micro_batch_tokens": 1024}
+    tables["learner"]["head_chunk_tokens"] = 256
     for table, values in changed.items():
         tables[table] |= values
     folder.root.mkdir()
@@ -462,6 +462,24 @@ def test_a_run_of_before_defaults_were_a_devices_is_the_same_run(
         folder.check_same(recipe)
         stated = read_resolved(folder.root).recipe
         assert stated.teacher.dtype == "float32" and stated.student.enforce_eager is True  # what a report shows
+
+
+@pytest.mark.parametrize(("then", "now"), [((1.0, 1024), (0.0, 0)), ((0.0, 0), (1.0, 1024)), ((0.5, 512), (2.0, 64))])
+def test_how_a_run_lies_in_memory_may_change_as_it_is_resumed(
+    tmp_path: Path, then: tuple[float, int], now: tuple[float, int]
+) -> None:
+    """As after a run that did not fit."""
+
+    def of(cache: float, tokens: int) -> Recipe:
+        learner = LearnerConfig(micro_batch_tokens=tokens)
+        return replace(Recipe(), student=EngineConfig(kv_cache_gib=cache), learner=learner)
+
+    folder = RunDir(tmp_path / "run")
+    folder.root.mkdir()
+    folder.config.write_text(dump(of(*then)))
+    folder.check_same(of(*now))
+    with pytest.raises(ValueError, match=r"student\.window"):
+        folder.check_same(replace(of(*now), student=EngineConfig(window=100)))
 
 
 def test_a_newer_run_that_states_an_older_default_means_it(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_logits_are_a_gib_a_copy_and_the_heads_gradient() -> None:
 
 def test_an_engines_cache_grows_by_the_window() -> None:
     memory = engine_memory(EIGHT_B, EngineConfig(window=1000, max_num_seqs=7))
-    assert memory.bytes(3) - memory.bytes(2) == 1000 * 147_456
+    assert memory.bytes(3) - memory.bytes(2) == 1008 * 147_456  # in blocks of 16
+    assert memory.cache_bytes(1) == 1024 * 147_456  # and one of vLLM's own
     halves = engine_memory(EIGHT_B, EngineConfig(window=1000, tensor_parallel_size=2))
     assert halves.token * 2 == memory.token and halves.fixed["weights"] * 2 == memory.fixed["weights"]
     assert engine_memory(EIGHT_B, EngineConfig(enforce_eager=True)).fixed["graphs"] == 0
@@ -160,7 +161,7 @@ def test_on_one_card_everyone_has_a_share_that_fits(default_model: Path) -> None
     assert asked(budget) < 0.96 * 80 * GIB
     assert {pool: sequences for pool, (_, sequences) in budget.engines.items()} == {"student": 64, "teacher": 64}
     told = with_shares(recipe_of(), [budget])
-    assert told.student.kv_cache_gib * GIB == pytest.approx(64 * 512 * shape.cache_bytes("bfloat16"))
+    assert told.student.kv_cache_gib * GIB == pytest.approx((64 * 512 + 16) * shape.cache_bytes("bfloat16"))
     assert 0.02 < told.student.gpu_memory_utilization < 0.1
     memory, sequences = budget.engines["student"]
     assert told.student.gpu_memory_utilization == pytest.approx(memory.bytes(sequences) / (80 * GIB), abs=1e-4)
@@ -182,7 +183,7 @@ def test_a_cache_that_the_recipe_has_stays() -> None:
     (own,) = planned(recipe, ONE_GPU, shape, card(80))
     (budget,) = planned(recipe_of(), ONE_GPU, shape, card(80))
     (memory, sequences), (other, others) = own.engines["student"], budget.engines["student"]
-    assert memory.bytes(sequences) - 3 * GIB == other.bytes(others) - other.token * other.window * others
+    assert memory.bytes(sequences) - 3 * GIB == other.bytes(others) - other.cache_bytes(others)
     assert "a cache of 3.0 GiB" in own.line() and own.line().count("sequences") == 1
 
 
@@ -229,6 +230,52 @@ def test_micro_batches_are_as_large_as_fit() -> None:
     assert learner.learner is not None and learner.learner.micro_batch == 4096
 
 
+def test_a_share_of_the_recipes_own_is_what_its_engine_takes() -> None:
+    """All of it, whatever the model needs; beside 0.5 and 0.4 of a card a learner has its room while they sleep."""
+    shape = replace(EIGHT_B, parameters=10**8)
+
+    def found(student: float, teacher: float, lag: int = 0, cache: float = 0.0) -> Any:
+        pools = {
+            "student": EngineConfig(gpu_memory_utilization=student, kv_cache_gib=cache),
+            "teacher": TeacherConfig(gpu_memory_utilization=teacher, kv_cache_gib=cache),
+        }
+        (budget,) = planned(recipe_of(lag, **pools), ONE_GPU, shape, card(141))
+        return budget
+
+    budget = found(0.5, 0.4)
+    assert sum(memory.bytes(1) for memory, _ in budget.engines.values()) == pytest.approx(0.9 * 141 * GIB)
+    assert budget.engines_sleep and budget.learner.micro_batch == 8192
+    with pytest.raises(ValueError, match=r"^placement: asked 1\d\d\.\d GiB of a GPU "):
+        found(0.5, 0.4, lag=1)
+    narrow = found(0.3, 0.2, lag=1)
+    assert not narrow.engines_sleep and asked(narrow) <= 0.96 * 141 * GIB
+    assert not found(0.2, 0.2, cache=2.0).engines_sleep  # of 2 GiB each, whatever the share
+
+
+def test_beside_others_the_cache_is_what_they_leave() -> None:
+    recipe = recipe_of(student=EngineConfig(window=4096, max_num_seqs=256))
+    (budget,) = planned(recipe, ONE_GPU, replace(EIGHT_B, parameters=10**9), card(80, 40))
+    assert asked(budget) <= (40 - 0.04 * 80) * GIB and 1 < budget.engines["student"][1] < 256
+
+
+def test_where_whole_caches_do_not_fit_batches_are_as_large_as_cost_no_cache() -> None:
+    recipe = recipe_of(student=EngineConfig(window=4096, max_num_seqs=256))
+    (budget,) = planned(recipe, ONE_GPU, replace(EIGHT_B, parameters=2 * 10**9), card(141))
+    assert budget.engines_sleep and budget.learner is not None and budget.learner.micro_batch == 8192
+    assert budget.engines["student"][1] < 256 and asked(budget) <= 0.96 * 141 * GIB
+
+
+@pytest.mark.parametrize("window", [1000, 1024])
+def test_a_cache_that_has_no_room_for_a_sequence_is_refused(window: int) -> None:
+    needed = 1024 if window == 1000 else 1040  # whole blocks, and vLLM's own
+    least = needed * EIGHT_B.cache_bytes("bfloat16") / GIB
+    recipe = recipe_of(student=EngineConfig(window=window, kv_cache_gib=0.99 * least))
+    with pytest.raises(ValueError, match=rf"^student\.kv_cache_gib: found 0\.1\d+, expected at least .* {window} tok"):
+        planned(recipe, ONE_GPU, EIGHT_B, card(180))
+    enough = recipe_of(student=EngineConfig(window=window, kv_cache_gib=1.01 * least))
+    assert planned(enough, ONE_GPU, replace(EIGHT_B, parameters=10**8), card(180))
+
+
 def test_engines_stay_awake_where_all_fits_at_once() -> None:
     shape = replace(EIGHT_B, parameters=10**8)
     (roomy,) = planned(recipe_of(), ONE_GPU, shape, card(40))
@@ -237,8 +284,6 @@ def test_engines_stay_awake_where_all_fits_at_once() -> None:
     assert {sequences for _, sequences in roomy.engines.values()} == {64}
     (shared,) = planned(recipe_of(), ONE_GPU, shape, card(80, 26))  # beside others, who leave 26 GiB
     assert shared.engines_sleep and asked(shared) < 22.8 * GIB
-    (unplanned,) = planned(recipe_of(student=EngineConfig(gpu_memory_utilization=0.3)), ONE_GPU, shape, card(80))
-    assert unplanned.engines_sleep  # what nobody planned is not added up
 
 
 @pytest.mark.parametrize(
