@@ -33,6 +33,10 @@ def asks_for(address: str, port: int) -> str:
         return GONE
     if re.match(HTTP2, said, re.DOTALL):
         codes = _codes(address, port)
+        if "UNAVAILABLE" in codes and not _listens(address, port):  # it ended amid the calls
+            codes.remove("UNAVAILABLE")
+            if not codes:
+                return GONE
         return TOKEN if codes == {"UNAUTHENTICATED"} else f"gRPC that answers {sorted(codes)}"
     if said.startswith(b"HTTP/1.1 401 "):
         return TOKEN

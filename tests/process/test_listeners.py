@@ -175,6 +175,30 @@ def test_a_stranger_tells_a_service_that_asks_for_a_token(opened: str, asks: str
         server.stop(None)
 
 
+@pytest.mark.parametrize(("answered", "asks"), [(0, GONE), (3, TOKEN)])
+def test_what_ends_amid_the_calls_is_taken_for_what_it_said(
+    answered: int, asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker of Ray's does that is idle; what refuses calls and listens on is told."""
+    call, calls = strangers.call_without_token, list[str]()
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Interceptor("")])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+
+    def ending(address: str, port: int, method: str) -> str:
+        calls.append(method)
+        if len(calls) == answered + 1:
+            server.stop(None).wait()
+        return call(address, port, method)
+
+    monkeypatch.setattr(strangers, "call_without_token", ending)
+    assert asks_for("127.0.0.1", port) == asks
+    monkeypatch.setattr(strangers, "call_without_token", lambda *_: "UNAVAILABLE")
+    monkeypatch.setattr(strangers, "_said", lambda *_: strangers.HTTP2)
+    with socket.create_server(LOOPBACK) as still:
+        assert asks_for("127.0.0.1", port_of(still)) == "gRPC that answers ['UNAVAILABLE']"
+
+
 def test_a_service_without_any_of_rays_calls_is_not_taken_for_one_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strangers, "WAIT_S", 1.0)
     server = grpc.server(ThreadPoolExecutor(2))

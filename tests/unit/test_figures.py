@@ -28,7 +28,7 @@ def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
         assert base.endswith(UNITS.get(row.unit, "")), f"expected the unit {row.unit} at its end"
     for label in row.labels:
         assert re.fullmatch(r"[a-z][a-z_]*", label) and label not in ("run", "step", "prompt", "group", "rollout")
-    assert len(row.meaning) > 8 and f"| `{PREFIX}{name}` |" in table()
+    assert len(row.meaning) > 8 and f"| `{PREFIX}{name}` |" in table({})
 
 
 def test_everything_in_the_table_is_read_from_a_record() -> None:
