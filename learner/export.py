@@ -35,8 +35,8 @@ LEFT_OUT = (*ANY_WEIGHTS, "README.md", ".*")  # of the base's folder, and what a
 TEMPLATES = "additional_chat_templates/*.jinja"  # beside the files of the folder itself: its named templates
 SHARD_BYTES = 5 << 30
 # Nats, mean over a text: another order of sums in float32; in bfloat16 what a GPU and a CPU may differ by on a text
-# such as people write (0.05 from float32, each).
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}
+# such as people write (0.04 and 0.05 from float32, each).
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def one_row(ids: Tensor, first: int = 1) -> PackedTokens:
