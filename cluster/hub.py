@@ -14,6 +14,7 @@ from cluster.proxies import through
 from evidence.patience import within
 
 HUB_S = 5.0  # for each answer of the hub; without ours its client tries for 25 to 47 s
+WEIGHTS_S = 60.0  # for an answer that weights wait for which this host has not: nothing else can serve
 FILES_S = 300.0  # for a model's files but its weights
 COMMIT = re.compile("[0-9a-f]{40}")
 MAIN = "main"
@@ -62,32 +63,39 @@ def at_commit(hub_id: HubId) -> HubId:
 def downloaded(hub_id: HubId, weights: bool) -> str:
     """The folder of a commit on this host, with the files that are read of a model, and with `weights` those too: of
     several sets the one that transformers reads. Where the hub does not answer, or has that commit no more, it is the
-    cache's folder, whatever is in it.
+    cache's folder, whatever else is in it.
 
     Raises:
         OSError: says what the hub said, or that it gave no answer in time. Weights, which may take hours, have no time
             of their own: a connection that stands still ends by itself.
         ValueError: an index of weights that is none.
     """
-    from learner.folder import SETTLES, WEIGHTS, mapped
+    from learner.folder import SETTLES, WEIGHTS, has_weights, mapped
 
     name, commit = hub_id.name, hub_id.commit
+    cached = _cached(name, commit)
+    serves = cached is not None and (not weights or has_weights(cached))
+    patience = HUB_S if serves or not weights else WEIGHTS_S
     try:
-        there = within(HUB_S, partial(_listed, name, commit))
+        there = within(patience, partial(_listed, name, commit, patience))
     except OSError as error:
-        return _cached(name, commit, error)
+        if serves:
+            return str(cached)
+        if cached:
+            raise OSError(f"this host's cache has no weights of {hub_id}, and the hub: {error}") from error
+        raise
     first = next((one for one in WEIGHTS if one in there), "")
     if not first and "adapter_config.json" not in there:
         raise OSError(f"found no weights in {hub_id}, expected {WEIGHTS[0]} or {WEIGHTS[1]}")
     read = [one for one in there if any(_is_of(one, pattern) for pattern in (*SETTLES, *BESIDE))]
     small = [one for one in read if one == first or not one.endswith(".index.json")]
-    folder = within(FILES_S, partial(_fetched, name, commit, small))
+    folder = within(FILES_S, partial(_fetched, name, commit, small, patience))
     files = [first] if first else []  # none of an adapter, which is refused by its name
     if first.endswith(".json"):
         files = sorted({*mapped(Path(folder) / first, str(hub_id)).values()})
         if missing := [file for file in files if file not in there]:
             raise OSError(f"found no {missing[0]} in {hub_id}, expected all {len(files)} shards of its {first}")
-    return within(None, partial(_fetched, name, commit, [*small, *files])) if weights else folder
+    return within(None, partial(_fetched, name, commit, [*small, *files], patience)) if weights else folder
 
 
 def hub_said(error: OSError) -> str:
@@ -124,11 +132,11 @@ def _commit(name: str, revision: str) -> str:
     return found
 
 
-def _listed(name: str, commit: str) -> list[str]:
+def _listed(name: str, commit: str, patience: float) -> list[str]:
     """The files of a commit, asked once: `list_repo_tree` tries for half a minute, and closes others' connections."""
     from huggingface_hub import HfApi
 
-    return sorted(file.rfilename for file in HfApi().model_info(name, revision=commit, timeout=HUB_S).siblings or ())
+    return sorted(file.rfilename for file in HfApi().model_info(name, revision=commit, timeout=patience).siblings or ())
 
 
 def _is_of(path: str, pattern: str) -> bool:
@@ -136,18 +144,18 @@ def _is_of(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
-def _fetched(name: str, commit: str, wanted: list[str]) -> str:
+def _fetched(name: str, commit: str, wanted: list[str], patience: float) -> str:
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(name, revision=commit, allow_patterns=wanted, etag_timeout=HUB_S)
+    return snapshot_download(name, revision=commit, allow_patterns=wanted, etag_timeout=patience)
 
 
-def _cached(name: str, commit: str, error: OSError) -> str:
-    """Raises `error` where the cache has nothing of that commit."""
+def _cached(name: str, commit: str) -> str | None:
+    """The folder of that commit in this host's cache, whatever is in it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return snapshot_download(name, revision=commit, allow_patterns=[CONFIG], local_files_only=True)
     except LocalEntryNotFoundError:
-        raise error from None
+        return None

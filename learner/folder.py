@@ -68,6 +68,14 @@ def _quantised(where: str, how: str) -> ValueError:
     )
 
 
+def has_weights(folder: str) -> bool:
+    """Whether every file of a model's weights is in it, by name."""
+    try:
+        return bool(_weight_files(Path(folder), ""))
+    except ValueError:
+        return False
+
+
 def _weight_files(folder: Path, key: str) -> list[Path]:
     """The files that hold a model's weights; ValueError where one is missing."""
     first = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -263,10 +264,32 @@ def test_what_is_in_the_cache_serves_when_the_hub_does_not(
 
 def test_what_the_cache_lacks_is_named_when_the_hub_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_model("org/model")
-    hub_at("http://127.0.0.1:9", monkeypatch)
-    monkeypatch.setattr("learner.folder.check_model_folder", check_model_folder)
-    with pytest.raises(ValueError, match=rf"^model.path: org/model: .*{OLD}: found no weights, expected model.safeten"):
-        resolve_model("org/model", weights=True)
+    monkeypatch.setattr("cluster.hub.WEIGHTS_S", 1.0)
+    lacks = rf"this host's cache has no weights of org/model@{OLD}, and the hub: "
+    for kind, said in (("closed", ".*refused"), ("silent", "no answer within 1 s|.*timed out")):
+        with unreachable(kind) as port:
+            hub_at(f"http://127.0.0.1:{port}", monkeypatch)
+            with pytest.raises(ValueError, match=rf"^model.path: found no folder .*: {lacks}({said})") as told:
+                resolve_model(f"org/model@{OLD}", weights=True)
+        assert "\n" not in str(told.value)
+
+
+def test_weights_wait_for_a_hub_that_is_slow(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host at work may leave the first process without an answer for longer than others are ready to wait."""
+    resolve_model("org/model")
+    monkeypatch.setattr("cluster.hub.HUB_S", 0.2)
+
+    def slow(path: str) -> tuple[int, bytes, dict[str, str]]:
+        time.sleep(0.6)
+        return hub.answer(path)
+
+    with answering(slow) as address:
+        hub_at(f"http://{address}", monkeypatch)
+        assert names(resolve_model(f"org/model@{OLD}", weights=True)) == READ | {"model.safetensors"}
+        another_day(monkeypatch)
+        begun = time.monotonic()
+        assert resolve_model(f"org/model@{OLD}", weights=True)
+        assert time.monotonic() - begun < 0.6  # the cache has all: nothing is waited for
 
 
 def test_a_commit_that_the_hub_has_no_more_is_the_caches(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
