@@ -81,12 +81,16 @@ def enter_cpu_environment(config: "EngineConfig") -> None:
 def enter_gpu_environment() -> None:
     """Sets the environment of a GPU engine's process, before vLLM is imported.
 
-    Seen: 0.32.0, samples with FlashInfer unless told otherwise, and takes for granted that it is installed.
-    Without: no engine starts where it is not: "No module named 'flashinfer'".
-    Contract: test_flashinfer_is_taken_for_granted
+    Seen: 0.32.0, samples with FlashInfer unless told otherwise, and takes for granted that it is installed; forks its
+        core where CUDA is not initialised yet, and torch 2.11.0 refuses a GPU to a fork of a process that has no more
+        than counted the GPUs.
+    Without: no engine starts where FlashInfer is not: "No module named 'flashinfer'"; none starts in a process of our
+        own: "Cannot re-initialize CUDA in forked subprocess".
+    Contract: test_flashinfer_is_taken_for_granted, test_a_core_is_forked_unless_told_otherwise
     """
     if importlib.util.find_spec("flashinfer") is None:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 
 
 def cpu_arguments(config: "EngineConfig") -> dict[str, Any]:

@@ -263,6 +263,16 @@ def test_flashinfer_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sampler.flashinfer_sampler_supported() is False
 
 
+def test_a_core_is_forked_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.utils.system_utils import get_mp_context
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+    assert get_mp_context().get_start_method() == "fork", changed("it never forks")
+    quirks.enter_gpu_environment()
+    assert get_mp_context().get_start_method() == "spawn"
+
+
 def test_room_is_for_some_ranks_only() -> None:
     from vllm.config import LoRAConfig
 
