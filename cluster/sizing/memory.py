@@ -14,6 +14,7 @@ GIB = 1 << 30
 BUCKET = 500_000_000  # numbers in a bucket of gradients, and
 GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered: DeepSpeed 0.19.8's defaults
 CONTEXT = 0.6 * GIB  # what CUDA, its libraries and a process's kernels take, before the first tensor
+WORKSPACES = 0.2 * GIB  # of a learner's step: what cuBLAS keeps, and what no other part names
 GRAPHS = 1.0 * GIB  # of an engine: graphs of up to 512 sequences, as vLLM 0.32 records them, and what compiling keeps
 
 BLOCK = 16  # tokens that vLLM's cache keeps together on a GPU
@@ -68,6 +69,7 @@ def learner_memory(
             "activations": activation_bytes(shape, config, tokens),
             "logits": logit_bytes(shape, config),
             "buffers": buffers + gathered,
+            "workspaces": WORKSPACES,
         },
         micro_batch=config.micro_batch,
     )
@@ -96,11 +98,11 @@ def layer_bytes(shape: ModelShape, b: int) -> int:
 
 def logit_bytes(shape: ModelShape, config: LearnerConfig) -> float:
     """Of one chunk of positions: float32 logits and a copy in b for the backward pass, twice with a teacher's beside
-    them; and the gradient of the head's weight, in float32 and in b."""
+    them; and the gradient of the head's weight in float32, with a chunk's share where that is not added in place."""
     b = BYTES[config.dtype]
     chunk = head_chunk(config, shape.vocabulary, on_gpu=True)
     copies = (4 + b) if not config.compares_distributions else 5 * 4 + b
-    return chunk * shape.vocabulary * copies + shape.largest_tensor * (4 + b)
+    return chunk * shape.vocabulary * copies + shape.largest_tensor * (8 if b == 2 else 4)
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,9 @@ async def attention() -> Any:
     return found
 
 
-async def learner(model: str) -> Any:
-    """Seconds of the fastest learner step over 16 rows of 1,024 tokens but the first, and peak memory."""
+async def learner(model: str, tokens: str) -> Any:
+    """Seconds of the fastest learner step but the first over 16 rows of 1,024 tokens, and peak memory. tokens: of a
+    micro-batch."""
     import numpy as np
     import torch
 
@@ -189,7 +190,7 @@ async def learner(model: str) -> Any:
         prompt, response = (rng.integers(5, 40_000, size).astype(np.int32) for size in (64, 961))
         streams = (-rng.random(961, np.float32), -rng.random(961, np.float32), np.zeros(961, np.float32))
         rows.append(TrainRow(str(index), False, prompt, prompt, response, *streams, np.ones(961, np.float32)))
-    config = LearnerConfig(lr=1e-7, micro_batch_tokens=4096)
+    config = LearnerConfig(lr=1e-7, micro_batch_tokens=int(tokens))
     trainer, seconds = Trainer(ZeroEngine(model, config), config), list[float]()
     for _ in range(6):
         torch.cuda.synchronize()

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.sizing.budget import MICRO_BATCHES
 from cluster.sizing.cards import Card
-from cluster.sizing.memory import learner_memory
+from cluster.sizing.memory import CONTEXT, learner_memory
 from cluster.sizing.shape import shape_of
 from cluster.sizing.speed import device_of, train_flops
 from learner.config import LearnerConfig
@@ -18,6 +19,8 @@ from tests.runs import side_by_side
 ONE_B = {"vocab": 128_256, "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
          "intermediate_size": 8192, "num_hidden_layers": 16, "dtype": "bfloat16",
          "initializer_range": 0.02}  # fmt: skip
+
+TOKENS = MICRO_BATCHES[0]  # of a micro-batch: what a run takes where there is room, as there is here
 
 
 def driven(act: str, target: Path, *arguments: str) -> Any:
@@ -35,7 +38,7 @@ def test_attention_by_the_kernel_is_that_of_padded_rows(tmp_path: Path, tell: TE
 
 def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_path: Path, tell: TELL) -> None:
     model = tiny_model(tmp_path / "model", **ONE_B)  # type: ignore[arg-type]
-    found, shape = driven("learner", tmp_path / "learner.json", str(model)), shape_of(str(model))
+    found, shape = driven("learner", tmp_path / "learner.json", str(model), str(TOKENS)), shape_of(str(model))
     flops = train_flops(shape, found["tokens"], 512) / found["seconds"]
     tell("learner's FLOP/s on a model of 1.2 B", flops, "")
     if device := device_of(cards[0].name):
@@ -44,6 +47,7 @@ def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_
         tell(f"learner's {part}, s of a step of {found['last']:.3f}", seconds, "")
     assert set(found["parts"]) == set(PARTS) - {"frozen"} and min(found["parts"].values()) >= 0
     assert 0.9 < sum(found["parts"].values()) / found["last"] < 1.02
-    planned = learner_memory(shape, LearnerConfig(micro_batch_tokens=4096), shape.parameters, 1024)
-    tell("learner's peak memory over its plan", found["peak"] / planned.peak, "<= 1")
-    assert found["peak"] <= 1.1 * planned.peak
+    planned = learner_memory(shape, LearnerConfig(micro_batch_tokens=TOKENS), shape.parameters, 1024)
+    tensors = planned.peak - CONTEXT  # torch counts what it allocates, not what CUDA takes first
+    tell("learner's peak memory over its plan", found["peak"] / tensors, "<= 1")
+    assert found["peak"] <= 1.1 * tensors
