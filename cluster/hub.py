@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.proxies import through
 from evidence.patience import within
 
-HUB_S = 5.0  # for each answer of the hub; without ours its client tries for 25 to 47 s
+HUB_S = 10.0  # for each answer of the hub, as its client waits; without ours that tries for 25 to 47 s
 WEIGHTS_S = 60.0  # for an answer that weights wait for which this host has not: nothing else can serve
 FILES_S = 300.0  # for a model's files but its weights
 COMMIT = re.compile("[0-9a-f]{40}")
