@@ -21,9 +21,11 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
   `save_checkpoint` writes none. The driver does (`cluster.run.checkpoints`).
 """
 
+import hashlib
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial, wraps
@@ -92,6 +94,7 @@ def join(start_deadline_s: float) -> None:
 
 def build_collectives(deadline_s: float) -> None:
     """Compiles DeepSpeed's CPU collectives where that has not been done (20 s), one process at a time, and loads them.
+    `make setup` has done it. Each environment has its own: ninja compiles again where headers have another path.
 
     The lock that torch builds under is a file which outlives its process: after a start that was killed, every later
     one would wait for it. The lock here goes with its process, so that under it a file of torch's is a leftover.
@@ -99,7 +102,8 @@ def build_collectives(deadline_s: float) -> None:
     Raises:
         TimeoutError: another process has been compiling for `deadline_s` seconds.
     """
-    default = os.path.join(get_default_build_root(), "edge-opd")
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    default = os.path.join(get_default_build_root(), "edge-opd", environment)
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", default))
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -63,6 +63,14 @@ install() {
     pip --no-build-isolation -e .
 }
 
+# Here, and not in the first run: there it may have no processor for itself, and others wait for it.
+compile_collectives() {
+    [ "$device" = cpu ] || return 0
+    local said
+    said=$(PATH="$PWD/.venv/bin:$PATH" .venv/bin/python -c 'from learner.deepspeed_quirks import build_collectives as build; build(900)' 2>&1) ||
+        { tail -n 20 <<<"$said" >&2; fail "DeepSpeed's collectives did not compile"; }
+}
+
 check_machine
 if [ "${WHEELHOUSE:-}" ]; then # everything from that folder, and nothing from a network
     "$python" requirements/wheelhouse.py check "$lock" "$device" "$WHEELHOUSE" || exit 1
@@ -71,6 +79,7 @@ fi
 say "$("$python" --version), $lock into .venv (minutes the first time)"
 make_venv
 install
+compile_collectives
 rm .venv/.making
 say "default model: $(.venv/bin/edge-opd model)"
 echo "$state" >.venv/.ready

@@ -200,7 +200,18 @@ async def learner(model: str, tokens: str) -> Any:
         seconds.append(time.perf_counter() - begun)
     parts = {part: report.metrics[f"{part}_s"].value for part in PARTS if f"{part}_s" in report.metrics}
     found = {"seconds": min(seconds[1:]), "tokens": 16 * 1024, "peak": torch.cuda.max_memory_allocated()}
-    return found | {"last": seconds[-1], "parts": parts}
+    return found | {"last": seconds[-1], "parts": parts, "kernels": kernels(lambda: trainer.step(rows))}
+
+
+def kernels(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of each of the GPU's kernels while `work` is done, the longest first."""
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
+        work()
+    seen = [event for event in watched.key_averages() if event.device_type == DeviceType.CUDA]
+    seconds = {event.key: event.self_device_time_total / 1e6 for event in seen}
+    return dict(sorted(seconds.items(), key=lambda one: -one[1]))
 
 
 ACTS: dict[str, Callable[..., Any]] = {

@@ -45,6 +45,10 @@ def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_
         tell("learner's model FLOP utilisation", flops / device.flops, ">= 0.4")
     for part, seconds in found["parts"].items():
         tell(f"learner's {part}, s of a step of {found['last']:.3f}", seconds, "")
+    busy = sum(found["kernels"].values())
+    tell("learner: the GPU's time at work over a step", busy / found["seconds"], "")
+    for kernel, seconds in list(found["kernels"].items())[:20]:
+        tell(f"learner: share of the GPU's time in {kernel[:80]}", seconds / busy, "")
     assert set(found["parts"]) == set(PARTS) - {"frozen"} and min(found["parts"].values()) >= 0
     assert 0.9 < sum(found["parts"].values()) / found["last"] < 1.02
     planned = learner_memory(shape, LearnerConfig(micro_batch_tokens=TOKENS), shape.parameters, 1024)
