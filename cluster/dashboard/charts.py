@@ -63,10 +63,10 @@ class RunCharts:
         self._steps.append(step)
         self._append("step", step.step + 1, step, self.recipe)
         end = (step.time or 0.0) + SLACK_S
-        own = [span for span in self._pushes if span.end <= end]
+        begin = (step.time or 0.0) - (step.wall_s or 0.0)  # a push before it is of the start
+        own = [span for span in self._pushes if span.begin >= begin and span.end <= end]
         self._pushes = [span for span in self._pushes if span.end > end]
-        if len(self._steps) > 1:  # the first push is of the start
-            self._append("push", step.step + 1, own)
+        self._append("push", step.step + 1, step, own)
 
     def _add_window(self, window: Window) -> None:
         """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or

@@ -73,11 +73,14 @@ def _mismatch(step: StepRecord, recipe: Recipe) -> Values:
     return {"|engine - learner|": None if step.mismatch is None else step.mismatch.means()["mismatch_abs"]}
 
 
-def _push(spans: Sequence[Span]) -> Values:
-    seconds: dict[str, float] = {}
+def _push(step: StepRecord, spans: Sequence[Span]) -> Values:
+    """spans: of the step's time; they have the checks and a teacher's push too. The record has the parts where the
+    timeline is gone."""
+    timed: dict[str, float] = {}
     for span in spans:
         if part := PUSH_PARTS.get((span.lane, span.name)):
-            seconds[part] = seconds.get(part, 0.0) + span.end - span.begin
+            timed[part] = timed.get(part, 0.0) + span.end - span.begin
+    seconds = dict(step.push_parts or {}) | timed
     if seconds.keys() & PARTS.keys():  # of which the whole is made
         seconds.pop("push", None)
     return seconds

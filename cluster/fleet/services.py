@@ -195,8 +195,8 @@ class LearnerService:
         seconds = self._recipe.learner.step_deadline_s + self._recipe.faults.store_s
         return over_ranks(await self._ask(seconds, f"learner at step {shard.step}", "step", shard))
 
-    async def push(self, pool: str, version: int) -> str:
-        """Sends the weights to the engines of `pool` as `version`; returns their digest."""
+    async def push(self, pool: str, version: int) -> Sent:
+        """Sends the weights to the engines of `pool` as `version`; returns what rank 0 says of it, their digest too."""
         recipe = self._recipe
         seconds = recipe.weights.deadline_s
         has_others_first = recipe.learner.lora_rank or not recipe.weights.in_flight
@@ -205,7 +205,7 @@ class LearnerService:
         begun, what = time.time(), f"weight push of version {version}"
         sent: list[Sent] = await self._ask(2 * seconds + GRACE_S, what, "push", pool, version, seconds)
         self.note(sent[0].spans(begun))
-        return sent[0].digest
+        return sent[0]
 
     async def score(self, what: str, prompt_ids: Ids, response_ids: Ids) -> Floats:
         """The learner's own log-probs of a response under a prompt, float32 [T]."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from cluster.observe.figures import table
 from cluster.run.figures import ProbeRecord, StepRecord
+from cluster.weights.parts import PARTS as PUSHED
 from evidence.diagnostics import SPLITS
 from evidence.rates import RATES
 from evidence.telemetry import Sample, Span
@@ -30,6 +31,7 @@ _SHOWN_RATES = {**RATES, "correct:TAG": RATES["correct:TAG"]}  # TAG: of a probe
 SHOWN_STEP: list[Row] = [
     ("busy_fraction", "mean", "", "busy_s / wall_s; at lag 0 what is missing from 1 is hidden waiting"),
     ("stages.NAME.tokens_per_s", "mean", "tokens/s", "0 in no time"),
+    *((f"push_parts.{part}", "number", "s", f"{meaning}; absent in older lines") for part, meaning in PUSHED.items()),
     ("kept", "mean", "", "diagnostics.all.kept"),
     ("k1", "mean", "nats", "diagnostics.all.k1; null when the learner ran no row"),
     ("reward_mean", "mean", "", "over the rollouts with a reward; absent without a verifier"),

@@ -35,6 +35,7 @@ class Pushed:
     digest: str
     canary: float  # the largest difference from the learner over the engines, in nats a token
     bound: float | None = None  # beyond which the run stops
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of the push, by its parts
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class StepRecord:
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
     nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
     nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
+    push_parts: Annotated[Mapping[str, float] | None, "s", "of the push after the step, by part"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -232,6 +234,7 @@ def step_record(
         verdicts=produced.verdicts if produced.rewards else None,
         nonfinite_rollouts=produced.nonfinite,
         nonfinite_updates=learned.nonfinite_updates,
+        push_parts=pushed.seconds if pushed else None,
     )
 
 

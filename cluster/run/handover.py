@@ -8,6 +8,7 @@ from cluster.config import WeightsConfig
 from cluster.fleet.assembly import Services
 from cluster.fleet.canary import CanaryText
 from cluster.run.figures import Pushed
+from cluster.weights.parts import Sent
 from evidence.records import Ids
 from rollout.render import Renderer
 from rollout.tasks.base import TaskPrompt
@@ -62,14 +63,14 @@ class Handover:
             RuntimeError: names the engine that does not hold it.
         """
         while True:
-            digest = await self._sent(pool, version)
-            await self._rollout.prove(pool, version, digest)
+            sent = await self._sent(pool, version)
+            await self._rollout.prove(pool, version, sent.digest)
             if begin is not None:
-                await begin(digest)
+                await begin(sent.digest)
             found = await self._canary(pool, version) if canary else 0.0
             if await self._rollout.admit(pool):
                 self._bounds.setdefault(pool, min(self._tolerance, max(FLOOR, HONEST * found)))
-                return Pushed(digest, found, self._bounds[pool])
+                return Pushed(sent.digest, found, self._bounds[pool], sent.seconds)
 
     async def _canary(self, pool: str, version: int) -> float:
         """The largest mean difference over the engines, nats a token, on the first text whose differences are all
@@ -83,8 +84,9 @@ class Handover:
                 return max(found.values(), default=0.0)
         raise RuntimeError(f"{what}: {CanaryText.line(beyond[0], 'the learner', found[beyond[0]], bound)}")
 
-    async def _sent(self, pool: str, version: int) -> str:
-        """The digest. What connects several engines breaks where one is lost amid a push, which is then repeated."""
+    async def _sent(self, pool: str, version: int) -> Sent:
+        """What rank 0 says of it. What connects several engines breaks where one is lost amid a push, which is then
+        repeated."""
         await self._connect(pool)
         try:
             return await self._learner.push(pool, version)

@@ -48,6 +48,7 @@ def shown_step(record: StepRecord) -> Line:
     return {
         "busy_fraction": record.busy_fraction,
         "stages": {name: asdict(stage) | {"tokens_per_s": stage.tokens_per_s} for name, stage in record.stages.items()},
+        "push_parts": record.push_parts and dict(record.push_parts),
         "kept": kept and kept.value,
         "k1": k1 and k1.value,  # None: the learner ran no row
         **record.metrics,
@@ -104,7 +105,9 @@ _YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_update
 def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
     younger: Line = {name: line.get(name) for name in _YOUNGER}
+    parts = line.get("push_parts")
     _require_numbers({name: line[name] for name in _STEP_FIELDS if name != "weights_digest"} | younger)
+    _require_numbers({f"push_parts.{part}": seconds for part, seconds in (parts or {}).items()})
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
@@ -114,6 +117,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
         **younger,
         verdicts=Verdicts(**line["verdicts"]) if line.get("verdicts") else None,
+        push_parts=parts,
         older_means=line.get("older_means", {}),
     )
 

@@ -324,9 +324,10 @@ def test_a_gap_that_is_measured_once_the_page_is_there_is_shown(tmp_path: Path) 
 
 
 def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:
-    """The files may have it before the page reads them."""
+    """The files may have it before the page reads them. A push of the start is not the first step's."""
     sink, folder = sink_of(tmp_path, Recipe())
-    spans = tuple(replace(span, begin=span.begin + 1e9, end=span.end + 1e9) for span in spans_of(0) + spans_of(1))
+    own = [*spans_of(-1), *spans_of(0), *spans_of(1)]
+    spans = tuple(replace(span, begin=span.begin + 1e9, end=span.end + 1e9) for span in own)
     steps = tuple(replace(a_step(step), time=BEGAN + 1e9 + STEP_S * (step + 1)) for step in range(2))
     append_spans(folder / "trace.jsonl", spans)
     for step in steps:
@@ -336,7 +337,16 @@ def test_what_is_of_this_process_is_counted_once(tmp_path: Path) -> None:
     text = (folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")")
     found = json.loads(text)["runs"][0]["charts"][place]["series"]
     seconds = {"pause": 0.05, "gather": 0.1, "digest": 0.05, "send": 0.1, "load": 0.14, "check": 0.1, "canary": 0.3}
-    assert found == {name: pytest.approx([took], abs=1e-5) for name, took in seconds.items()}
+    assert found == {name: pytest.approx([took] * 2, abs=1e-5) for name, took in seconds.items()}
+
+
+def test_the_parts_of_a_push_are_in_the_records_where_the_timeline_is_gone(tmp_path: Path) -> None:
+    folder, parts = fake_run(tmp_path / "run", {}), [{"pause": 0.1, "load": 0.2}, None, {"pause": 0.3, "load": 0.4}]
+    for step, seconds in enumerate(parts):
+        append_step(folder / "metrics.jsonl", replace(a_step(step), push_parts=seconds))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
+    chart = charts_of(read_seen(folder)).shown({})["charts"][place]
+    assert chart == {"x": [1, 3], "series": {"pause": [0.1, 0.3], "load": [0.2, 0.4]}}
 
 
 def test_a_push_of_an_older_run_which_has_no_parts_is_shown_as_a_whole() -> None:

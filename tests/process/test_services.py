@@ -69,7 +69,7 @@ def test_every_rank_pushes_and_the_first_knows_the_digest_and_the_parts() -> Non
     ranks = [handle(push=lambda *a, sent=sent: asked.append(a) or sent) for sent in told]
     service, begun = learner(*ranks), time.time()
     activity = watch(Services(SimpleNamespace(), service))  # type: ignore[arg-type]
-    assert asyncio.run(service.push("student", 3)) == "ab"
+    assert asyncio.run(service.push("student", 3)) == told[0]
     assert asked == [("student", 3, 0.1)] * 2
     whole, *parts = sorted(activity.take(), key=lambda span: span.lane)
     assert (whole.lane, whole.name) == ("learner", "push") and 0 <= whole.begin - begun < 5
@@ -213,7 +213,8 @@ class TwoServices:
             self.asked.append(" ".join([name, *(str(a) for a in arguments[:2] if isinstance(a, (str, int)))]))
             if name == "canary":
                 return {"engine a": 0.0, "engine b": self._canaries.pop(0)}
-            return {"push": "ab", "score": np.zeros(2, np.float32), "admit": 1, "enlist": 0}.get(name)
+            pushed = Sent("ab", {"load": 0.5})
+            return {"push": pushed, "score": np.zeros(2, np.float32), "admit": 1, "enlist": 0}.get(name)
 
         return method
 
@@ -228,7 +229,7 @@ def handed(both: Any, bound: float | None = None) -> Handover:
 def test_a_push_is_proved_by_version_digest_and_canary() -> None:
     both: Any = TwoServices()
     pushed = asyncio.run(handed(both).push("student", 4))
-    assert (pushed.digest, pushed.canary) == ("ab", 0.03)
+    assert (pushed.digest, pushed.canary, pushed.seconds) == ("ab", 0.03, {"load": 0.5})
     assert both.asked == [
         "enlist student",
         "push student 4",

@@ -32,7 +32,8 @@ BEFORE, SAMPLE = a_sample(10.0), a_sample(12.0)
 PROBE = ProbeRecord(3, BEGAN, "identity", {"selfname": Rate(31, 96), "capability": Rate(40, 96)}, 12, 8)
 WINDOW = Window(BEGAN, BEGAN + 2.0, {("rollout", "lag"): 1.5, ("learner", "rollouts"): 0.5})
 RECORDS: dict[str, tuple[Any, ...]] = {
-    "step": (STEP, Recipe()), "sample": (SAMPLE, BEFORE), "probe": (PROBE,), "wait": (WINDOW,), "push": (spans_of(3),),
+    "step": (STEP, Recipe()), "sample": (SAMPLE, BEFORE), "probe": (PROBE,), "wait": (WINDOW,),
+    "push": (STEP, spans_of(3)),
 }  # fmt: skip
 Reported = Callable[..., dict[tuple[str, ...], float]]  # by the labels' values, of a figure and of labels that it has
 

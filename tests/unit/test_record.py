@@ -30,6 +30,7 @@ from cluster.run.record import (
     step_record,
     write_answers,
 )
+from cluster.weights.parts import PARTS
 from evidence.advantage import RewardSums
 from evidence.diagnostics import MEANS, SPLITS, TokenStats, split_stats, split_summary
 from evidence.mismatch import Mismatch
@@ -72,6 +73,7 @@ records = st.builds(
     canary=number,
     mismatch=st.none() | st.builds(Mismatch, count, number, number),
     canary_bound=number,
+    push_parts=st.none() | st.dictionaries(st.sampled_from(list(PARTS)), number),
     older_means=st.just({}),
 )
 
@@ -86,6 +88,7 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
             metrics={key: 0.25 for key, *_ in LEARNERS}, grad_norm=1.5, rows=2, refused=1, dropped=3, skipped_rows=0,
             rewards=RewardSums(1.0, 2, 1), policy_version_min=0, policy_version_max=1, weights_digest="d", canary=0.01,
             mismatch=Mismatch(7, 0.14, 0.7), verdicts=Verdicts(1, 0, 0, 1),
+            push_parts=dict.fromkeys(PARTS, 0.25),
         ),
         **changes,
     )  # fmt: skip
@@ -164,10 +167,13 @@ def test_a_step_that_the_teacher_sampled_has_no_mismatch() -> None:
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [], {}, Mismatch(4, 0.1, 0.4))
     found = {
-        sampler: step_record(1, produced, learned, {}, 1.0, Pushed("d", 0.0, 0.1), sampler).mismatch
+        sampler: step_record(1, produced, learned, {}, 1.0, Pushed("d", 0.0, 0.1, {"load": 0.5}), sampler)
         for sampler in ("student", "teacher")
     }
-    assert found == {"student": Mismatch(4, 0.1, 0.4), "teacher": None}
+    assert {sampler: record.mismatch for sampler, record in found.items()} == {
+        "student": Mismatch(4, 0.1, 0.4), "teacher": None,
+    }  # fmt: skip
+    assert found["student"].push_parts == {"load": 0.5}, "of the push after the step"
 
 
 # Older formats
@@ -367,6 +373,9 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
     assert list(read_steps(path)) == [0]
     path.write_text(json.dumps(dict(line_of_step(a_step())) | {field: value}) + "\n")
     with pytest.raises(ValueError, match=rf"metrics\.jsonl: line 1: found .*{words}, expected the record of a step"):
+        read_steps(path)
+    path.write_text(json.dumps(dict(line_of_step(a_step())) | {"push_parts": {"load": value}}) + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"(push_parts.load: found {value!r}, expected a number)")):
         read_steps(path)
     if field != "canary_bound":
         path.write_text(json.dumps(dict(line_of_probe(a_probe())) | {field: value}) + "\n")
