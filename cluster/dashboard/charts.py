@@ -23,7 +23,7 @@ NEAR = 0.8  # of the canary's tolerance, from which its tile is marked
 
 class RunCharts:
     """The columns of every chart, and what else the page says of one run. gap: once it is measured. notes: what the
-    start said of the prompts, such as what the chat template itself says in them."""
+    start said of the prompts, such as what the chat template itself says in them, and of the GPUs' memory."""
 
     def __init__(self, name: str, recipe: Recipe, gap: Gap | None = None, notes: Sequence[str] = ()) -> None:
         self.name, self.recipe, self.gap, self.notes = name, recipe, gap, notes

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from cluster.observe.figures import table
-from cluster.run.figures import ProbeRecord, StepRecord
+from cluster.run.figures import MemoryPlan, ProbeRecord, StepRecord
 from cluster.weights.parts import PARTS as PUSHED
 from evidence.diagnostics import SPLITS
 from evidence.rates import RATES
@@ -121,11 +121,13 @@ def _without_none(kind: Any) -> Any:
 
 
 def telemetry_rows(record: type, prefix: str = "") -> Iterator[Row]:
-    """The same of a line of samples.jsonl or trace.jsonl. NAME is a state, a pool or an engine."""
+    """The same of a line of samples.jsonl, trace.jsonl or memory.jsonl. NAME is a state, a pool or an engine."""
     for field, hint in get_type_hints(record, include_extras=True).items():
         kind, unit, meaning = get_args(hint)
         if kind in _KINDS:
             yield prefix + field, _KINDS[kind], unit, meaning
+        elif kind == tuple[str, ...]:
+            yield prefix + field, "texts", unit, meaning
         elif (value := get_args(kind)[1]) in _KINDS:
             yield f"{prefix}{field}.NAME", _KINDS[value], unit, meaning
         else:
@@ -140,6 +142,7 @@ def tables(charts: Mapping[str, Sequence[str]]) -> str:
         ("probes.jsonl", probe_rows()),
         (f"samples.jsonl (stats: {', '.join(COUNTED)})", [_FORMAT, *telemetry_rows(Sample)]),
         ("trace.jsonl", [_FORMAT, *telemetry_rows(Span)]),
+        ("memory.jsonl (NAME: a pool)", [_FORMAT, *telemetry_rows(MemoryPlan)]),
     ):
         lines = [f"## {title}", "", "| key | kind | unit | meaning |", "|---|---|---|---|"]
         lines += [_cells(*row) for row in rows]

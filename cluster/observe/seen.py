@@ -7,10 +7,10 @@ from pathlib import Path
 from cluster.config import Recipe
 from cluster.observe.files import SAMPLES, TRACE
 from cluster.resolved import read_resolved
-from cluster.run.record import Gap, ProbeRecord, StepRecord, read_gap, read_notes, read_probes, read_steps
+from cluster.run.record import Gap, ProbeRecord, StepRecord, read_gap, read_notes, read_plans, read_probes, read_steps
 from evidence.telemetry import Sample, Span, read_samples, read_spans
 
-GAP = "gap.json"
+GAP, MEMORY = "gap.json", "memory.jsonl"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Seen:
     samples: Sequence[Sample] = ()
     spans: Sequence[Span] = ()
     gap: Gap | None = None  # none in older runs, and before it is measured
-    notes: Sequence[str] = ()  # what the start said of the prompts
+    notes: Sequence[str] = ()  # what the start said of the prompts, and the last one of the GPUs' memory
 
     @property
     def is_whole(self) -> bool:
@@ -39,6 +39,7 @@ def read_seen(folder: Path) -> Seen:
         ValueError: not a run, or a damaged file; names it.
     """
     recipe = read_resolved(folder).recipe
+    planned = [plan.said for plan in read_plans(folder / MEMORY)][-1:]
     return Seen(
         folder.resolve().name,
         recipe,
@@ -47,5 +48,5 @@ def read_seen(folder: Path) -> Seen:
         read_samples(folder / SAMPLES),
         read_spans(folder / TRACE),
         read_gap(folder / GAP),
-        read_notes(folder / "inputs.json"),
+        [*read_notes(folder / "inputs.json"), *(line for said in planned for line in said)],
     )

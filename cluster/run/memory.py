@@ -1,11 +1,13 @@
-"""Memory of the GPUs, planned before anything starts on them."""
+"""Memory of the GPUs, planned before anything starts on them; RUN/memory.jsonl has what was planned."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
 from cluster.models import resolve_model
+from cluster.run.figures import EnginePlan, MemoryPlan
 from cluster.sizing.budget import plan_memory, with_shares
 from cluster.sizing.cards import Card, driver_problem
 from cluster.sizing.shape import shape_of
@@ -40,6 +42,20 @@ def with_planned_memory(
     sleeps, told = any(one.engines_sleep for one in budgets), with_shares(recipe, budgets)
     in_turn = plan.starts_in_turn and any(getattr(told, pool).measures_its_cache for pool in budgets[0].engines)
     return told, replace(plan, engines_sleep=sleeps, starts_in_turn=in_turn)
+
+
+def plan_in_use(recipe: Recipe, plan: Plan, said: Sequence[str]) -> MemoryPlan:
+    """What a start of the run has, of a recipe with what was planned. said: the lines of the plan."""
+    pools = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher_engines else {})
+    on_cpu = plan.device == "cpu"
+    engines = {
+        pool: EnginePlan(0.0, config.cpu_cache_gib)
+        if on_cpu
+        else EnginePlan(config.gpu_memory_utilization, config.kv_cache_gib)
+        for pool, config in pools.items()
+    }
+    sleep = plan.engines_sleep
+    return MemoryPlan(time.time(), plan.device, recipe.learner.micro_batch, engines, sleep, tuple(said))
 
 
 def _unplanned(recipe: Recipe) -> Recipe:

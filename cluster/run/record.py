@@ -1,9 +1,10 @@
 """The records of a run: the only reader and the only writer of its JSON lines, and of RUN/gap.json, which is one `Gap`.
 
-RUN/metrics.jsonl has one `StepRecord` a line, RUN/probes.jsonl one `ProbeRecord`, and RUN/answers/step-NNNNNN.jsonl one
-`Answer`. A record holds sums and counts, the Unix time, and in its line a format number. Means are made where they are
-shown. A line also has shown means, for people and for scripts that read it elsewhere: `shown_step` and `shown_probe`
-derive them from the record, and the reader rebuilds everything from the sums and never looks at them.
+RUN/metrics.jsonl has one `StepRecord` a line, RUN/probes.jsonl one `ProbeRecord`, RUN/answers/step-NNNNNN.jsonl one
+`Answer`, and RUN/memory.jsonl one `MemoryPlan` a start. A record holds sums and counts, the Unix time, and in its line
+a format number. Means are made where they are shown. A line also has shown means, for people and for scripts that read
+it elsewhere: `shown_step` and `shown_probe` derive them from the record, and the reader rebuilds everything from the
+sums and never looks at them.
 
 A torn last line is the rule of `evidence.lines`. After a resume a step is there twice: the later line counts.
 Lines of older formats are migrated by `cluster.run.formats`.
@@ -16,7 +17,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.run.figures import Answer, Gap, Mean, ProbeRecord, StepRecord, probe_record, step_record
+from cluster.run.figures import (
+    Answer,
+    EnginePlan,
+    Gap,
+    Mean,
+    MemoryPlan,
+    ProbeRecord,
+    StepRecord,
+    probe_record,
+    step_record,
+)
 from cluster.run.formats import FORMAT, migrated_probe, migrated_step
 from evidence.advantage import RewardSums
 from evidence.diagnostics import TokenStats, summaries
@@ -29,8 +40,9 @@ from rollout.stages import StageTime
 from rollout.tasks.boxed_pool import Verdicts
 
 __all__ = [
-    "Answer", "Gap", "Mean", "ProbeRecord", "StepRecord", "append_probe", "append_step", "line_of_probe",
-    "line_of_step", "probe_record", "read_answers", "read_gap", "read_notes", "read_probes", "read_steps",
+    "Answer", "EnginePlan", "Gap", "Mean", "MemoryPlan", "ProbeRecord", "StepRecord", "append_plan", "append_probe",
+    "append_step", "line_of_plan", "line_of_probe", "line_of_step", "probe_record", "read_answers", "read_gap",
+    "read_notes", "read_plans", "read_probes", "read_steps",
     "shown_probe", "shown_step", "step_record", "write_answers", "write_gap",
 ]  # fmt: skip
 
@@ -163,6 +175,32 @@ def append_step(path: Path, record: StepRecord) -> None:
 def append_probe(path: Path, record: ProbeRecord) -> None:
     """Adds a line to probes.jsonl, whole or not at all. OSError names the file."""
     append_line(path, line_of_probe(record))
+
+
+def line_of_plan(plan: MemoryPlan) -> Line:
+    """One object of memory.jsonl."""
+    return {"format": FORMAT} | asdict(plan)
+
+
+def append_plan(path: Path, plan: MemoryPlan) -> None:
+    """Adds a line to memory.jsonl, whole or not at all. OSError names the file."""
+    append_line(path, line_of_plan(plan))
+
+
+def read_plans(path: Path) -> list[MemoryPlan]:
+    """The plans of a run's starts in order; none where there is no file. ValueError as `read_steps`."""
+    return list(read_lines(path, _plan, "the memory plan of a run's start"))
+
+
+def _plan(line: Mapping[str, Any]) -> MemoryPlan:
+    if line["format"] != FORMAT:
+        raise ValueError(f"format: found {line['format']!r}, expected {FORMAT}: a newer version wrote it")
+    _require_numbers({name: line[name] for name in ("time", "micro_batch_tokens")})
+    engines = {pool: EnginePlan(**plan) for pool, plan in line["engines"].items()}
+    for pool, plan in line["engines"].items():
+        _require_numbers({f"engines.{pool}.{name}": value for name, value in plan.items()})
+    said, sleep = tuple(str(one) for one in line["said"]), bool(line["engines_sleep"])
+    return MemoryPlan(line["time"], str(line["device"]), line["micro_batch_tokens"], engines, sleep, said)
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -28,6 +28,7 @@ class RunDir:
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
         self.gap = root / "gap.json"
+        self.memory = root / "memory.jsonl"  # what each start gave engines and learner of the machine's memory
         self.answers = root / "answers"
         self.export = root / "export"
         self.ended = root / "ended.json"  # what the run's end left in the export

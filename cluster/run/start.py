@@ -27,9 +27,9 @@ from cluster.run.checks import RunInputs, check_caches, check_recipe
 from cluster.run.choice import Choice
 from cluster.run.finish import finish
 from cluster.run.inputs import pin, pins_of
-from cluster.run.memory import with_planned_memory
+from cluster.run.memory import plan_in_use, with_planned_memory
 from cluster.run.pipeline import Pipeline
-from cluster.run.record import read_probes
+from cluster.run.record import append_plan, read_probes
 from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
@@ -94,7 +94,7 @@ async def _survive(
     recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop
 ) -> None:
     """The services, started again with what stands where one of them or a rank dies."""
-    plan, model = plan_for(recipe), inputs.model
+    plan, model, said = plan_for(recipe), inputs.model, list[str]()
     sink.say(
         f"run {folder.root}: {called(recipe.model.path)} on {plan.device}, weights over {plan.transport}, "
         f"{recipe.student.num_engines} student and {recipe.teacher_engines} teacher engine(s), "
@@ -111,8 +111,13 @@ async def _survive(
     else:
         import torch  # the version of its CUDA
 
-        recipe, plan = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, sink.say)
+        recipe, plan = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, said.append)
+        for line in said:
+            sink.say(line)
     sink.stage("starting engines and learner")
+    with run_time(sink):
+        used = plan_in_use(recipe, plan, said)
+        await retried_beside(recipe.faults.store_s, partial(append_plan, folder.memory, used))
     restarts = Restarts(recipe.faults)
     while True:
         try:

@@ -393,7 +393,7 @@ def test_the_page_has_every_key_of_the_lines_and_no_other() -> None:
 def test_the_page_is_a_table_a_file_and_one_of_live_figures() -> None:
     page = tables({"agreement_ratio": ["Agreement", "Another"]})
     assert (
-        page.count("\n|---|---|---|---|\n") == 4
+        page.count("\n|---|---|---|---|\n") == 5
         and "| `sums.SPLIT.abs_evidence` | number | nats | sum of \\|e\\| |" in page
     )
     assert "evidence and surprise agree | Agreement, Another |" in page and "the last step's rollouts |  |" in page

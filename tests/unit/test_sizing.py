@@ -1,9 +1,12 @@
 """Bytes on paper, and what is planned from them; those of a forward pass are in tests/process/test_sizing.py."""
 
+import asyncio
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,12 @@ from transformers import LlamaConfig
 
 from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
 from cluster.fleet.placement import Plan, Share, make_plan
+from cluster.observe.seen import read_seen
+from cluster.observe.sinks import MetricsSink
+from cluster.run import start
 from cluster.run.memory import with_planned_memory
+from cluster.run.record import EnginePlan, read_plans
+from cluster.run.rundir import RunDir
 from cluster.sizing.budget import KEYS, asked, plan_memory, with_shares
 from cluster.sizing.cards import MIB, Card, driver_problem, find_cards, visible
 from cluster.sizing.memory import (
@@ -28,6 +36,7 @@ from learner.config import LearnerConfig
 from learner.load import load_causal_lm
 from rollout.config import EngineConfig
 from tests.cards import card, no_smi, smi
+from tests.fakes import fake_run
 
 EIGHT_B = ModelShape.decoder(layers=36, hidden=4096, heads=32, key_heads=8, head=128, inner=12288, vocabulary=151_936)
 BF16, FP32 = "bfloat16", "float32"
@@ -346,3 +355,64 @@ def test_a_run_plans_its_memory_before_it_starts(tiny_model: Path) -> None:
     assert said[1].startswith("memory: found no card whose memory")
     with pytest.raises(ValueError, match=r"GPU driver: found 535\.1, expected at least 580\.65\.06"):
         told(card(80, driver="535.1"))
+
+
+@pytest.fixture
+def begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    """One start of a run as far as its services, on a card of 80 GiB or on CPUs, with settings of the learner."""
+    folder = RunDir(fake_run(tmp_path / "run", {}))
+
+    async def serve(*_: Any) -> None:
+        pass
+
+    def begin(nodes: Sequence[Share], **learner: Any) -> RunDir:
+        recipe = Recipe(model=ModelConfig(path=str(tiny_model)), learner=LearnerConfig(**learner))
+        monkeypatch.setattr(start, "plan_for", lambda recipe: make_plan(recipe, nodes))
+        monkeypatch.setattr(start, "cluster_cards", lambda: [card(80)])
+        monkeypatch.setattr(start, "check_caches", lambda *_: None)
+        monkeypatch.setattr(start, "_serve", serve)
+        monkeypatch.setattr("torch.version.cuda", "13.0")
+        sink, inputs = MetricsSink(folder.root, 1), SimpleNamespace(model=str(tiny_model))
+        asyncio.run(start._survive(recipe, folder, sink, False, inputs, SimpleNamespace()))  # type: ignore[arg-type]
+        return folder
+
+    return begin
+
+
+def test_what_was_planned_is_in_the_runs_folder_start_by_start(
+    begun: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(ONE_GPU)
+    folder = begun(ONE_GPU, micro_batch_tokens=512)  # a resume may have another
+    chosen, given = read_plans(folder.memory)
+    assert (chosen.device, chosen.micro_batch_tokens, given.micro_batch_tokens) == ("cuda", 8192, 512)
+    assert set(chosen.engines) == {"student", "teacher"} and not chosen.engines_sleep
+    assert all(plan.gpu_memory_utilization > 0 and plan.kv_cache_gib > 0 for plan in chosen.engines.values())
+    assert 0 < given.time - chosen.time < 60
+    (line,) = given.said
+    assert "in a step of 512 tokens a batch" in line and line in capsys.readouterr().out
+    assert read_seen(folder.root).notes == [line], "the page shows the last start's"
+
+
+def test_on_cpus_the_defaults_in_use_are_there_too(begun: Callable[..., RunDir]) -> None:
+    folder = begun([Share(2, 0)], lora_rank=4)
+    (plan,) = read_plans(folder.memory)
+    assert (plan.device, plan.micro_batch_tokens, plan.said) == ("cpu", 1024, ())
+    assert plan.engines == {"student": EnginePlan(0.0, 1.0)} and read_seen(folder.root).notes == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"micro_batch_tokens": "many"}, "micro_batch_tokens: found 'many', expected a number"),
+        ({"engines": {"student": {"kv_cache_gib": "all"}}}, "missing 1 required positional argument"),
+        ({"format": 9}, "format: found 9, expected 1: a newer version wrote it"),
+    ],
+)
+def test_a_damaged_plan_is_named_with_its_line(
+    begun: Callable[..., RunDir], changes: dict[str, Any], words: str
+) -> None:
+    path = begun(ONE_GPU).memory
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes) + "\n")
+    with pytest.raises(ValueError, match=rf"memory\.jsonl: line 1: .*{words}.*expected the memory plan of a run's st"):
+        read_plans(path)
