@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from cluster.observe.observer import Batch
 from cluster.observe.timeline import NO_ENGINES, PUSH
@@ -55,9 +56,11 @@ def together(windows: Sequence[Window]) -> Window:
 
 
 class Waits:
-    """Batch by batch: a window from each sample to the next. It is told once a third sample is there: by then all spans
+    """Batch by batch: a window from each sample to the next. It is told once a later sample is there: by then all spans
     of the window have come, which driver and engines cut at moments of their own. Where samples are much further apart
-    than every_s, the run was not there or did not answer, and nothing is told of that time.
+    than every_s, the run was not there or did not answer, and nothing is told of that time but that in which the
+    engines started: nothing samples before they have, so that the first window of a run, and of one that is resumed,
+    is from there.
 
     every_s: seconds from a sample to the next (`observe.every_s`).
     """
@@ -66,24 +69,32 @@ class Waits:
         self._longest_s = FAR_APART * every_s
         self._coming: list[tuple[float, str, str, float]] = []  # a heap by the spans' beginning
         self._begun: list[Span] = []
-        self._samples: deque[float] = deque()
+        self._windows: deque[tuple[float, float]] = deque()
+        self._sampled, self._starts = -inf, list[float]()  # the last sample, and when engines began to start since then
 
     def add(self, batch: Batch) -> Iterator[Window]:
         """The windows that are known now; at the run's end the last one too."""
         for span in batch.spans:
             heappush(self._coming, (span.begin, span.lane, span.name, span.end))
+            if (span.lane, span.name) == _START:
+                self._starts.append(span.begin)
         for sample in batch.samples:
             if not sample.fault:
-                self._samples.append(sample.time)
-        while len(self._samples) > (1 if batch.ended else 2):
-            begin, end = self._samples[0], self._samples[1]
+                self._add_sample(sample.time)
+        while self._windows and (batch.ended or self._windows[0][1] < self._sampled):
+            begin, end = self._windows.popleft()
             while self._coming and self._coming[0][0] < end:
                 since, lane, name, until = heappop(self._coming)
                 self._begun.append(Span(lane, name, since, until))
-            if end - begin <= self._longest_s:
-                yield Window(begin, end, waited(self._begun, begin, end))
-            self._samples.popleft()
+            yield Window(begin, end, waited(self._begun, begin, end))
             self._begun = [span for span in self._begun if span.end > end]
+
+    def _add_sample(self, time: float) -> None:
+        start = max((start for start in self._starts if self._sampled < start < time), default=time)
+        begin = self._sampled if time - self._sampled <= self._longest_s else start
+        if begin < time:
+            self._windows.append((begin, time))
+        self._sampled, self._starts = time, [start for start in self._starts if start > time]
 
 
 def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, str], float]:

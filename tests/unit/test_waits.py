@@ -10,7 +10,7 @@ from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
 from cluster.observe.timeline import CALLS
 from cluster.observe.waits import CAUSES, Waits, Window, together, waited
-from evidence.telemetry import Sample, Span
+from evidence.telemetry import Sample, Span, pieces
 from rollout.stages import SERVICE, VERIFY, WRITE
 from tests.observed import observed_run
 
@@ -111,6 +111,30 @@ def test_engines_that_start_are_waited_for_by_both_services_and_later_by_the_rol
         Span(TEACHER, "score", 0.5, 1.5),
     ]
     assert waited(replaced, 0.0, 4.0) == {("rollout", "start"): 2.5, ("learner", "rollouts"): 4.0}
+
+
+def test_the_first_start_of_the_engines_is_a_wait_too_and_so_is_that_of_a_resume() -> None:
+    """Nothing samples before they have started. The run ends at 20 and is resumed at 1000; all at once as from files,
+    and batch by batch as while it runs."""
+    spans = [Span("driver", "start engines", at, at + 90.0) for at in (-90.0, 1000.0)]
+    spans += [Span("learner", "start", at, at + 30.0) for at in (-90.0, 1000.0)]
+    spans += [Span("driver", "wait for rollouts", 0.0, 20.0), Span(STUDENT, "sample", 0.0, 20.0)]
+    moments = [1.0, 10.0, 20.0, 1091.0, 1100.0]
+    batches = [
+        Batch(at, samples=(Sample(at),), spans=tuple(new))
+        for at, new in zip(moments, pieces(spans, moments), strict=True)
+    ]
+    at_once = [Batch(1100.0, tuple(map(Sample, moments)), tuple(spans))]
+    for coming in (batches, at_once):
+        waits = Waits(2.0)
+        windows = [window for batch in [*coming, Batch(1100.0, ended="finished")] for window in waits.add(batch)]
+        assert [(window.begin, window.end) for window in windows] == [
+            (-90.0, 1.0), (1.0, 10.0), (10.0, 20.0), (1000.0, 1091.0), (1091.0, 1100.0),
+        ]  # fmt: skip
+        assert together(windows).seconds == pytest.approx({
+            ("rollout", "start"): 180.0, ("learner", "start"): 120.0, ("rollout", "other"): 10.0,
+            ("learner", "other"): 10.0, ("learner", "rollouts"): 20.0,
+        })  # fmt: skip
 
 
 def test_what_is_pushed_while_the_learner_learns_is_waited_for_first() -> None:
