@@ -50,9 +50,9 @@ class Appender:
         if self._whole < os.fstat(descriptor).st_size:
             os.ftruncate(descriptor, self._whole)
 
-    def append(self, line: Line) -> None:
+    def append(self, *lines: Line) -> None:
         """One write and one fsync. OSError that names the file; the file is then as it was before."""
-        data = json.dumps(line).encode() + b"\n"
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         try:
             if os.write(self._descriptor, data) != len(data):
                 raise OSError(f"{self._path}: found no room for a line of {len(data)} bytes")

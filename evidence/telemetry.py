@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from math import inf
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from evidence.lines import appending, read_lines
@@ -68,6 +69,9 @@ class Span:
     end: Annotated[float, "s", "Unix time"]
 
 
+_BEGIN = attrgetter("begin")
+
+
 class Activity:
     """Who does what, as spans. Pieces of one lane and name that overlap are one span."""
 
@@ -107,7 +111,7 @@ def joined(spans: Iterable[Span]) -> list[Span]:
     """The spans by their beginning, with what `Activity.take` cut as one."""
     ends: dict[tuple[str, str, float], int] = {}
     whole: list[Span] = []
-    for span in sorted(spans, key=lambda span: span.begin):
+    for span in sorted(spans, key=_BEGIN):
         place = ends.pop((span.lane, span.name, span.begin), None)
         if place is None:
             place = len(whole)
@@ -121,7 +125,7 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 def pieces(spans: Iterable[Span], moments: Iterable[float]) -> Iterator[list[Span]]:
     """What of the spans lies before each moment and after the one before it, as `Activity.take` would have cut it then;
     moments: ascending."""
-    coming, under_way, since = deque(sorted(spans, key=lambda span: span.begin)), list[Span](), -inf
+    coming, under_way, since = deque(sorted(spans, key=_BEGIN)), list[Span](), -inf
     for until in moments:
         while coming and coming[0].begin < until:
             under_way.append(coming.popleft())
@@ -133,10 +137,12 @@ def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
     """The share of [begin, end] in which each lane did anything, 0 to 1."""
     busy: dict[str, float] = {}
     until: dict[str, float] = {}
-    for span in sorted(spans, key=lambda span: span.begin):
-        since = max(span.begin, begin, until.get(span.lane, begin))
-        busy[span.lane] = busy.get(span.lane, 0.0) + max(0.0, min(span.end, end) - since)
-        until[span.lane] = max(span.end, until.get(span.lane, begin))
+    for span in sorted(spans, key=_BEGIN):
+        done = until.get(span.lane, begin)
+        busy.setdefault(span.lane, 0.0)
+        if span.end > done:
+            busy[span.lane] += max(0.0, min(span.end, end) - max(span.begin, done))
+            until[span.lane] = span.end
     return {lane: seconds / (end - begin) if end > begin else 0.0 for lane, seconds in busy.items()}
 
 
@@ -154,8 +160,7 @@ def _append(path: str | os.PathLike[str], records: Iterable[Sample | Span]) -> N
     lines = [{"format": FORMAT} | asdict(record) for record in records]
     if lines:
         with appending(path) as file:
-            for line in lines:
-                file.append(line)
+            file.append(*lines)
 
 
 def read_samples(path: str | os.PathLike[str]) -> list[Sample]:

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.config import Recipe
 from cluster.dashboard.columns import Columns
 from cluster.dashboard.panels import PANELS
+from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
 from cluster.observe.seen import Seen
@@ -82,10 +83,10 @@ class RunCharts:
             if panel.of == of:
                 columns.append(x, panel.read(*records))
 
-    def shown(self, views: Mapping[int, str]) -> dict[str, Any]:
-        """The run as the page reads it. views: where the token view of a step is, by its number from 1."""
+    def shown(self, views: Mapping[int, str]) -> str:
+        """The run as the page reads it, as JSON. views: where the token view of a step is, by its number from 1."""
         seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples), gap=self.gap)
-        return {
+        shown = {
             "name": self.name,
             "planned": self.recipe.run.steps,
             "began": self._began if self._began < inf else 0.0,
@@ -94,9 +95,10 @@ class RunCharts:
             "advice": [str(one) for one in advice(seen)],
             "tiles": [{"value": value, "label": label, "bad": bad} for value, label, bad in self._tiles()],
             "lanes": self._lanes(),
-            "charts": [columns.shown() for columns in self._columns],
             "views": {str(step): place for step, place in views.items()},
         }
+        charts = list_of(columns.shown() for columns in self._columns)
+        return object_of({name: script_text(value) for name, value in shown.items()} | {"charts": charts})
 
     def _tiles(self) -> Iterable[tuple[str, str, bool]]:
         if not self._steps:
@@ -130,14 +132,13 @@ class RunCharts:
 
     def _lanes(self) -> dict[str, Any]:
         """The last minutes: a lane's share at work, and its spans in seconds from the beginning of the time shown."""
-        spans = joined(self._spans)
-        end = max((span.end for span in spans), default=0.0)
-        begin = max(end - LANES_S, min((span.begin for span in spans), default=0.0))
+        end = max((span.end for span in self._spans), default=0.0)
+        begin = max(end - LANES_S, min((span.begin for span in self._spans), default=0.0))
+        spans = joined(span for span in self._spans if span.end > begin)
         rows: dict[str, list[tuple[float, float, str]]] = {}
         for span in spans:
-            if span.end > begin:
-                piece = (round(max(span.begin - begin, 0.0), 2), round(span.end - begin, 2), span.name)
-                rows.setdefault(span.lane, []).append(piece)
+            piece = (round(max(span.begin - begin, 0.0), 2), round(span.end - begin, 2), span.name)
+            rows.setdefault(span.lane, []).append(piece)
         worked = shares([span for span in spans if not span.name.startswith("wait")], begin, end)
         return {
             "seconds": end - begin,

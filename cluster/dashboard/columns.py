@@ -1,17 +1,20 @@
 """Series that grow while a run lasts, and thinned to what a chart can show."""
 
 from array import array
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cluster.dashboard.text import list_of, object_of, script_text
 
 BUCKETS = 60  # of a thinned chart
 WHOLE = 480  # points up to which a chart is shown as it is
 NAN = float("nan")
 
 Values = Mapping[str, float | None]
+Points = list[str]  # of x and of each series, as the items of a JSON array
 
 
 class Columns:
@@ -20,14 +23,14 @@ class Columns:
     def __init__(self) -> None:
         self.x = array("d")
         self.series: dict[str, array[float]] = {}
-        self._size, self._kept = 0, _NOWHERE  # points a bucket, and what is shown of the buckets that are full
-        self._shown: dict[str, Any] | None = None  # as long as nothing is new
+        self._full = _Full()
+        self._shown: str | None = None  # as long as nothing is new
 
     def append(self, x: float, values: Values) -> None:
         """One point of every series; an x without a value is left out. What is there from this x on goes: a resumed run
         repeats steps."""
         while self.x and self.x[-1] >= x:
-            self._size, self._shown = 0, None
+            self._full, self._shown = _Full(), None
             for column in (self.x, *self.series.values()):
                 column.pop()
         known = {name: value for name, value in values.items() if value is not None}
@@ -40,31 +43,44 @@ class Columns:
         for name, column in self.series.items():
             column.append(known.get(name, NAN))
 
-    def shown(self) -> dict[str, Any]:
-        """{"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
+    def shown(self) -> str:
+        """JSON: {"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
         if self._shown is None:
-            kept = self._places()
-            series = {n: _gaps(rounded(np.frombuffer(own)[kept], 5).tolist()) for n, own in self.series.items()}
-            self._shown = {"x": rounded(np.frombuffer(self.x)[kept], 13).tolist(), "series": series}
+            x, *series = map(list_of, zip(*self._pieces(), strict=True))
+            self._shown = object_of({"x": x, "series": object_of(dict(zip(self.series, series, strict=True)))})
         return self._shown
 
-    def _places(self) -> NDArray[np.intp]:
-        """Of the points that are shown. A bucket that is full is looked at once: a write takes as long at step 10,000
-        as at step 1,000."""
+    def _pieces(self) -> list[Points]:
+        """The points that are shown, in pieces that follow each other. A bucket that is full is looked at once: a write
+        takes as long at step 10,000 as at step 1,000."""
         count = len(self.x)
         if count <= WHOLE:
-            return np.arange(count)
+            return [_points(self._values(0, count))]
         size = 1 << (-(-count // BUCKETS) - 1).bit_length()
-        if size != self._size:
-            self._size, self._kept = size, _NOWHERE
-        begin, full = self._kept[-1] + 1 if len(self._kept) else 0, count // size * size
-        y = np.array([np.frombuffer(column)[begin:] for column in self.series.values()])
+        if (size, len(self.series)) != (self._full.size, self._full.series):
+            self._full = _Full(size, len(self.series))
+        begin, full = self._full.count, count // size * size
         if full > begin:
-            self._kept = np.concatenate([self._kept, begin + thinned(y[:, : full - begin], size)])
-        return np.concatenate([self._kept, full + thinned(y[:, full - begin :], size)])
+            self._full = replace(self._full, count=full, pieces=[*self._full.pieces, self._thinned(begin, full)])
+        return [*self._full.pieces, *([self._thinned(full, count)] if count > full else [])]
+
+    def _values(self, begin: int, end: int) -> NDArray[np.float64]:
+        """[1 + S, N]: x and the series, of these points."""
+        return np.array([np.frombuffer(column)[begin:end] for column in (self.x, *self.series.values())])
+
+    def _thinned(self, begin: int, end: int) -> Points:
+        values = self._values(begin, end)
+        return _points(values[:, thinned(values[1:], self._full.size)])
 
 
-_NOWHERE: NDArray[np.intp] = np.array([], np.intp)
+@dataclass(frozen=True)
+class _Full:
+    """Of `series` series the buckets of `size` points that are full. count: the points that they are of."""
+
+    size: int = 0
+    series: int = 0
+    count: int = 0
+    pieces: Sequence[Points] = ()
 
 
 def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
@@ -82,8 +98,16 @@ def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     return places[places < count]
 
 
-def rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
-    """Values to so many significant digits: a chart shows no more, and a file is half as long."""
+def _points(values: NDArray[np.float64]) -> Points:
+    """values: [1 + S, N], x and the series."""
+    digits = np.full((len(values), 1), 5.0)
+    digits[0] = 13.0
+    text = script_text([_gaps(row) for row in rounded(values, digits).tolist()])
+    return text.removeprefix("[[").removesuffix("]]").split("],[")
+
+
+def rounded(values: NDArray[np.float64], digits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values to so many significant digits, [R, 1] for each row: a chart shows no more, and a file is half as long."""
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log10(np.abs(values)))
     scale = 10.0 ** (digits - 1 - np.where(np.isfinite(exponent), exponent, 0))

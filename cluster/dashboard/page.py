@@ -3,18 +3,17 @@
 Once the run has ended, the page holds its data itself. It asks nothing of a network.
 """
 
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from cluster.config import Recipe
 from cluster.dashboard.charts import RunCharts, charts_of
 from cluster.dashboard.panels import PANELS
+from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.dashboard.views import LIST, views_of
 from cluster.observe.observer import Batch
 from cluster.observe.seen import GAP, read_seen
@@ -25,13 +24,13 @@ from evidence.view.pages import environment
 PAGE, DATA = "dashboard.html", "dashboard.js"
 
 
-def script_text(value: Any) -> str:
-    """JSON that may stand in a script of a page: no tag ends it, and no line separator breaks it."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def data_of(runs: Sequence[str], every_s: float, ended: str) -> str:
+    """What the page reads, as JSON. runs: each as `RunCharts.shown` has it. ended: how."""
+    made = {"made": time.time(), "every": every_s, "ended": ended}
+    return object_of({name: script_text(value) for name, value in made.items()} | {"runs": list_of(runs)})
 
 
-def page(title: str, data: Mapping[str, Any] | None, views: str = "") -> str:
+def page(title: str, data: str = "null", views: str = "") -> str:
     """The page; without data it reads `DATA` beside it, again and again. views: where the list of token views will be
     that are made once the page is there."""
     code = files("cluster.dashboard").joinpath("templates/page.js").read_text(encoding="utf-8")
@@ -43,7 +42,7 @@ def page(title: str, data: Mapping[str, Any] | None, views: str = "") -> str:
         panels=panels,
         source=DATA,
         views=views,
-        data="null" if data is None else script_text(data),
+        data=data,
     )
 
 
@@ -58,7 +57,7 @@ class PageSink:
 
     def _begun(self) -> RunCharts:
         """What a run that is resumed has already; what is of this process comes as batches."""
-        write_whole(self._folder / PAGE, page(self._folder.name, None, LIST), on_disk=False)
+        write_whole(self._folder / PAGE, page(self._folder.name, views=LIST), on_disk=False)
         seen = read_seen(self._folder)
         samples = [sample for sample in seen.samples if sample.time < self._made]
         spans = [span for span in seen.spans if span.begin < self._made]
@@ -71,8 +70,8 @@ class PageSink:
             self._charts.gap = read_gap(self._folder / GAP)
         self._charts.add(batch)
         run = self._charts.shown(views_of(self._folder, ""))
-        data = {"made": time.time(), "every": self._recipe.observe.every_s, "ended": batch.ended, "runs": [run]}
-        write_whole(self._folder / DATA, f"edgeOpd({script_text(data)})\n", on_disk=False)
+        data = data_of([run], self._recipe.observe.every_s, batch.ended)
+        write_whole(self._folder / DATA, f"edgeOpd({data})\n", on_disk=False)
         if batch.ended:
             write_whole(self._folder / PAGE, page(self._folder.name, data, LIST), on_disk=False)
 
@@ -109,6 +108,5 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
     title = ", ".join(names)
     path.parent.mkdir(parents=True, exist_ok=True)
     ended = "finished" if all(one.is_whole for one in seen) else "before"
-    data = {"made": time.time(), "every": 0, "ended": ended, "runs": shown}
-    write_whole(path, page(title, data))
+    write_whole(path, page(title, data_of(shown, 0, ended)))
     return path

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
+from cluster.dashboard import columns
 from cluster.dashboard.charts import charts_of
 from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
@@ -238,6 +239,21 @@ def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
 
 
+def test_a_write_looks_at_the_last_bucket_of_each_chart_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, _ = sink_of(tmp_path, Recipe(run=RunConfig(steps=10_000)))
+    sink.write(Batch(BEGAN, tuple(a_sample(2.0 * place) for place in range(9990)), (), tuple(map(a_step, range(9990)))))
+    looked, points_of = list[int](), columns._points
+
+    def counted(values: np.ndarray) -> list[str]:
+        looked.append(values.shape[1])
+        return points_of(values)
+
+    monkeypatch.setattr(columns, "_points", counted)
+    sink.write(Batch(BEGAN, (a_sample(2.0 * 9990),), (), (a_step(9990),)))
+    of_steps_and_samples = [panel for panel in PANELS if panel.of in ("step", "sample")]
+    assert 0 < len(looked) <= len(of_steps_and_samples) + 2 and max(looked) < 40
+
+
 def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak() -> None:
     rng, grown, last = np.random.default_rng(0), Columns(), 4000
     points = [{"a": float(v), **({"b": float(-v)} if x > 1500 else {})} for x, v in enumerate(rng.normal(size=last))]
@@ -251,8 +267,8 @@ def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak(
     at_once = Columns()
     for x, values in enumerate(points):
         at_once.append(x, {"a": 99.0} if x == last - 300 else values)
-    shown = grown.shown()
-    assert shown == at_once.shown()
+    assert grown.shown() == at_once.shown()
+    shown = json.loads(grown.shown())
     assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
     assert max(shown["series"]["a"]) == 99.0
     smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
@@ -345,11 +361,11 @@ def test_the_parts_of_a_push_are_in_the_records_where_the_timeline_is_gone(tmp_p
     for step, seconds in enumerate(parts):
         append_step(folder / "metrics.jsonl", replace(a_step(step), push_parts=seconds))
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
-    chart = charts_of(read_seen(folder)).shown({})["charts"][place]
+    chart = json.loads(charts_of(read_seen(folder)).shown({}))["charts"][place]
     assert chart == {"x": [1, 3], "series": {"pause": [0.1, 0.3], "load": [0.2, 0.4]}}
 
 
 def test_a_push_of_an_older_run_which_has_no_parts_is_shown_as_a_whole() -> None:
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "A push by part")
-    series = charts_of(read_seen(OLDER)).shown({})["charts"][place]["series"]
+    series = json.loads(charts_of(read_seen(OLDER)).shown({}))["charts"][place]["series"]
     assert list(series) == ["push", "check", "canary"] and min(series["push"]) > 0

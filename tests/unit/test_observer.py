@@ -36,6 +36,7 @@ from evidence.telemetry import (
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.tally import FIGURES, Tally
 from tests.fakes import FakeEngine
+from tests.observed import a_sample, spans_of
 from tests.unit.test_record import a_probe, a_step
 from tests.unit.test_stream import Engines, settle, stream_of
 
@@ -190,6 +191,19 @@ def test_the_files_hold_what_was_seen(tmp_path: Path) -> None:
     samples, spans = read_samples(tmp_path / SAMPLES), read_spans(tmp_path / TRACE)
     assert len(samples) >= 2 and set(map(repr, samples)) == {repr(SAMPLE)}
     assert set(spans) == {Span("student engine 0", "sample", 1.0, 2.0)}
+
+
+def test_a_batch_is_one_write_of_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take milliseconds for each, and many engines have many spans."""
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    samples, spans = [a_sample(0.0), a_sample(2.0)], spans_of(0)
+    for kept in (0, 1):
+        synced.clear()
+        FileSink(tmp_path).write(Batch(0.0, samples=tuple(samples), spans=tuple(spans)))
+        assert len(synced) == 2 + 2 * (kept == 0)  # the folder's too, once for each new file
+    assert read_samples(tmp_path / SAMPLES) == samples * 2
+    assert len((tmp_path / TRACE).read_bytes().splitlines()) == 2 * len(spans)
 
 
 def test_files_that_cannot_be_written_do_not_end_the_run(tmp_path: Path) -> None:
