@@ -5,6 +5,10 @@ Each gets a step's figures and a probe's once, with names such as `stages/learn/
 the resolved recipe as its configuration. What it keeps stays in the run's folder, and nothing goes over a network, of
 the packages' own reports either, unless the tracker's own environment says so (`QUIET`, and WANDB_MODE,
 MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
+
+A resumed run goes on with the run that a tracker had, by the id that is kept in RUN/trackers: seen with mlflow 3.17,
+trackio 0.43 and wandb 0.31, and with TensorBoard, where a folder is a run. Steps that are repeated after a checkpoint
+are there twice in mlflow and trackio; W&B takes none that is before its last, and TensorBoard hides the older ones.
 """
 
 import importlib.util
@@ -18,13 +22,16 @@ from cluster.config import Recipe
 from cluster.errors import printable
 from cluster.observe.observer import Batch
 from cluster.run.record import shown_probe, shown_step
+from evidence.files import write_whole
 
 PROJECT = "edge-opd"
+KEPT = "trackers"  # a folder of the run's: a file a tracker, with the id of its run
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 # What keeps a package from reporting to its maker, and a user may set otherwise: read as it is imported or before its
 # first call (mlflow 3.17, wandb 0.31).
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 Figures = Mapping[str, float]
+STEP_TIME = "wall_s"  # a figure of each step, and of no probe
 
 
 def require_packages(trackers: Sequence[str]) -> None:
@@ -38,7 +45,9 @@ def require_packages(trackers: Sequence[str]) -> None:
 
 
 class Tracker(Protocol):
-    """One run in a tracker."""
+    """One run in a tracker. id: by which it is found again; empty where nothing is to be kept for that."""
+
+    id: str
 
     def log(self, figures: Figures, step: int) -> None: ...
 
@@ -46,31 +55,43 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard."""
+    """Event files in RUN/tensorboard: a run, however many they are."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    id = ""
+
+    def __init__(self, folder: Path, recipe: Recipe, kept: str) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._make, self._folder = SummaryWriter, folder / "tensorboard"
+        self._writer: Any = None
 
     def log(self, figures: Figures, step: int) -> None:
+        if self._writer is None:
+            goes_on = any(self._folder.glob("events*"))
+            # Of an earlier process's figures those from here on are hidden. A probe is of the step before: it stands.
+            first = step if STEP_TIME in figures else step + 1
+            self._writer = self._make(str(self._folder), purge_step=first if goes_on else None)
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Wandb:
-    """W&B, offline in RUN/wandb unless WANDB_MODE says otherwise."""
+    """W&B, offline in RUN/wandb unless WANDB_MODE says otherwise. Offline there is a folder a process, with the id of
+    the run, which `wandb sync` puts together."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, kept: str) -> None:
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "offline")
         named = {"project": PROJECT, "name": folder.name, "config": asdict(recipe)}
-        self._run = wandb.init(**named, dir=str(folder), mode=mode)
+        again = {"id": kept, "resume": "allow"} if kept else {}
+        self._run = wandb.init(**named, **again, dir=str(folder), mode=mode)
+        self.id = str(self._run.id)
 
     def log(self, figures: Figures, step: int) -> None:
         self._run.log(dict(figures), step=step)
@@ -80,14 +101,19 @@ class Wandb:
 
 
 class Trackio:
-    """trackio, in RUN/trackio unless TRACKIO_DIR says otherwise."""
+    """trackio, in RUN/trackio unless TRACKIO_DIR says otherwise. It finds a run by its name, and of several the newest:
+    where another folder of this name keeps its runs in the same place, that may be the other's."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, kept: str) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read as it is imported (trackio 0.43)
         import trackio
 
         self._module = trackio
-        trackio.init(project=PROJECT, name=folder.name, config=asdict(recipe))
+        named = {"project": PROJECT, "name": folder.name, "config": asdict(recipe)}
+        run = trackio.init(**named, resume="allow") if kept else None
+        if run is None or run.id != kept:
+            run = trackio.init(**named, resume="never")
+        self.id = str(run.id)
 
     def log(self, figures: Figures, step: int) -> None:
         self._module.log(dict(figures), step=step)
@@ -99,16 +125,30 @@ class Trackio:
 class Mlflow:
     """MLflow, in RUN/mlflow.db unless MLFLOW_TRACKING_URI says otherwise."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, kept: str) -> None:
         import mlflow
 
         self._module = mlflow
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         mlflow.set_experiment(PROJECT)
-        mlflow.start_run(run_name=folder.name)
-        tables = asdict(recipe)
-        mlflow.log_params({f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()})
+        self.id = kept if kept and self._has_resumed(kept) else self._begun(folder.name, recipe)
+
+    def _has_resumed(self, kept: str) -> bool:
+        """Whether there still is such a run; its parameters, which may not change, are those of its first start."""
+        try:
+            self._module.start_run(run_id=kept)
+        except self._module.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
+    def _begun(self, name: str, recipe: Recipe) -> str:
+        run = self._module.start_run(run_name=name)
+        tables = asdict(recipe).items()
+        self._module.log_params({f"{table}.{key}": value for table, keys in tables for key, value in keys.items()})
+        return str(run.info.run_id)
 
     def log(self, figures: Figures, step: int) -> None:
         self._module.log_metrics(dict(figures), step=step)
@@ -117,7 +157,8 @@ class Mlflow:
         self._module.end_run()
 
 
-MAKERS: Mapping[str, Callable[[Path, Recipe], Tracker]] = {
+# From the run's folder, its recipe, and the id that the tracker's run has; empty for a new one.
+MAKERS: Mapping[str, Callable[[Path, Recipe, str], Tracker]] = {
     "tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio, "mlflow": Mlflow,
 }  # fmt: skip
 
@@ -148,13 +189,23 @@ class TrackerSink:
         if self._tracker is None:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)
-            self._tracker = MAKERS[self.name](self._folder, self._recipe)
+            self._tracker = self._made()
         for step in batch.steps:
-            self._tracker.log(dict(flat(shown_step(step) | {"wall_s": step.wall_s, "loss": step.loss})), step.step + 1)
+            self._tracker.log(dict(flat(shown_step(step) | {STEP_TIME: step.wall_s, "loss": step.loss})), step.step + 1)
         for probe in batch.probes:
             self._tracker.log(dict(flat({"probe": shown_probe(probe)})), probe.step)
         if batch.ended:
             self._tracker.close()
+
+    def _made(self) -> Tracker:
+        """With the run that it had, where it is a resume; its id is kept at once."""
+        path = self._folder / KEPT / self.name
+        kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        tracker = MAKERS[self.name](self._folder, self._recipe, kept)
+        if tracker.id:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{tracker.id}\n")
+        return tracker
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

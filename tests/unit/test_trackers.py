@@ -1,10 +1,13 @@
 """Trackers: what they are told, that one without its package is refused, and what a real TensorBoard file holds."""
 
 import json
+import struct
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,7 @@ from tests.unit.test_record import a_probe
 BATCHES = [Batch(0.0, steps=(a_step(0), a_step(1))), Batch(0.0, probes=(a_probe(2),)), Batch(0.0, ended="finished")]
 # A module that writes down what it is told: W&B's and trackio's first three functions, and MLflow's.
 STAND_IN = """
-import json, os, pathlib
+import json, os, pathlib, types
 told = pathlib.Path(__file__).with_suffix(".told")
 told.with_suffix(".environment").write_text(json.dumps(dict(os.environ)))  # as it is imported
 
@@ -31,12 +34,22 @@ def note(name):
         return Run()
     return act
 
+class MlflowException(Exception):
+    error_code = os.environ.get("STAND_IN_CODE", "")
+
+def start_run(**named):
+    if named.get("run_id") and MlflowException.error_code:
+        raise MlflowException("Run not found")
+    return note("start_run")(**named)
+
 class Run:
+    id = os.environ.get("STAND_IN_ID", "a1")
+    info = types.SimpleNamespace(run_id=id)
     log = staticmethod(note("log"))
     finish = staticmethod(note("finish"))
 
 init, log, finish = note("init"), note("log"), note("finish")
-set_tracking_uri, set_experiment, start_run = note("set_tracking_uri"), note("set_experiment"), note("start_run")
+set_tracking_uri, set_experiment = note("set_tracking_uri"), note("set_experiment")
 log_params, log_metrics, end_run = note("log_params"), note("log_metrics"), note("end_run")
 """
 
@@ -75,6 +88,89 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
         assert told[0] == ["set_tracking_uri", [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"], {}]
 
 
+Resumes = Callable[[str], list[Any]]  # what a tracker is told as a run is resumed, by the tracker's name
+
+
+@pytest.fixture
+def resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Resumes:
+    def resume(tracker: str) -> list[Any]:
+        (tmp_path / f"{tracker}.py").write_text(STAND_IN)
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", *QUIET):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        monkeypatch.delitem(sys.modules, tracker, raising=False)
+        TrackerSink(tracker, tmp_path / "run", Recipe()).write(BATCHES[0])
+        monkeypatch.delitem(sys.modules, tracker)
+        return [json.loads(line) for line in (tmp_path / f"{tracker}.told").read_text().splitlines()]
+
+    return resume
+
+
+@pytest.mark.parametrize(
+    ("tracker", "begins", "first", "again"),
+    [
+        ("wandb", "init", {}, {"id": "a1", "resume": "allow"}),
+        ("trackio", "init", {"resume": "never"}, {"resume": "allow"}),
+        ("mlflow", "start_run", {"run_name": "run"}, {"run_id": "a1"}),
+    ],
+)
+def test_a_resumed_run_goes_on_with_the_run_that_a_tracker_had(
+    tracker: str, begins: str, first: dict[str, str], again: dict[str, str], tmp_path: Path, resumes: Resumes
+) -> None:
+    resumes(tracker)
+    assert (tmp_path / "run" / "trackers" / tracker).read_text() == "a1\n"
+    told = resumes(tracker)
+    keys, begun = {*first, *again}, [named for name, _, named in told if name == begins]
+    assert [{key: named[key] for key in keys & named.keys()} for named in begun] == [first, again]
+    assert [name for name, *_ in told].count("log_params") == (tracker == "mlflow")  # they may not change
+
+
+def test_another_run_of_the_name_and_one_that_is_gone_are_not_gone_on_with(
+    tmp_path: Path, resumes: Resumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tracker in ("trackio", "mlflow"):
+        resumes(tracker)
+    monkeypatch.setenv("STAND_IN_ID", "z9")
+    monkeypatch.setenv("STAND_IN_CODE", "RESOURCE_DOES_NOT_EXIST")
+    assert [named["resume"] for name, _, named in resumes("trackio") if name == "init"] == ["never", "allow", "never"]
+    assert [named for name, _, named in resumes("mlflow") if name == "start_run"] == [{"run_name": "run"}] * 2
+    for tracker in ("trackio", "mlflow"):
+        assert (tmp_path / "run" / "trackers" / tracker).read_text() == "z9\n"
+    monkeypatch.setenv("STAND_IN_CODE", "INTERNAL_ERROR")
+    with pytest.raises(RuntimeError, match=r"^MlflowException: Run not found$"):
+        resumes("mlflow")
+
+
+def hidden_from(file: Path) -> list[int]:
+    """The steps from which an event file hides what other files of its folder have."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    data, found, place = file.read_bytes(), [], 0
+    while place < len(data):  # a length of 8 bytes, its checksum of 4, the event, its checksum of 4
+        (length,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        found += [event.step] if event.session_log.status == SessionLog.START else []
+        place += length + 16
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "hidden"), [(Batch(0.0, steps=(a_step(5),)), 6), (Batch(0.0, probes=(a_probe(5),)), 6)], ids=["step", ""]
+)
+def test_tensorboard_hides_the_steps_that_a_resume_repeats(batch: Batch, hidden: int, tmp_path: Path) -> None:
+    """Six updates were made: the figures of the step before, which are at 5, stand."""
+    pytest.importorskip("tensorboardX", reason="needs the package tensorboardX")
+    folder = tmp_path / "tensorboard"
+    for told in (BATCHES[0], batch):
+        sink = TrackerSink("tensorboard", tmp_path, Recipe())
+        for one in (told, BATCHES[-1]):
+            sink.write(one)
+        (file,) = folder.glob("events.out*")
+        file.rename(folder / f"events.{len(list(folder.iterdir()))}")  # a name is of a second
+    assert [hidden_from(folder / f"events.{place}") for place in (1, 2)] == [[], [hidden]]
+
+
 def test_what_a_user_says_of_a_tracker_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trackio.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -104,6 +200,8 @@ class CommError(Exception):
 class Odd:
     """A tracker that fails as it is told something."""
 
+    id = ""
+
     def __init__(self, error: Exception) -> None:
         self.error = error
 
@@ -124,7 +222,7 @@ class Odd:
 def test_whatever_a_tracker_raises_is_one_line_with_its_name_and_the_run_goes_on(
     error: Exception, words: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(folder: Path, recipe: Recipe) -> Odd:
+    def make(folder: Path, recipe: Recipe, kept: str) -> Odd:
         if when == "made":
             raise error
         return Odd(error)
