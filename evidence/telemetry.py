@@ -63,7 +63,7 @@ class Span:
         Span(lane="student engine 0", name="sample", begin=1795834800.0, end=1795834802.5)
     """
 
-    lane: Annotated[str, "", "who: driver, learner, push (its parts), rollout service, or an engine's name"]
+    lane: Annotated[str, "", "who: driver, learner, a rank of several, push (its parts), rollout service, or an engine"]
     name: Annotated[str, "", "what"]
     begin: Annotated[float, "s", "Unix time"]
     end: Annotated[float, "s", "Unix time"]

@@ -1,12 +1,13 @@
 """What a rank says of a step, and what all ranks say together. Apart from what makes it, so that its reader needs no
 DeepSpeed to unpack it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from evidence.diagnostics import TokenStats
 from evidence.mismatch import Mismatch
 from evidence.records import Floats
+from evidence.telemetry import Span
 
 # How the ranks' values of a metric become the step's; in rank order, without the ranks that do not have it.
 REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -27,6 +28,16 @@ PARTS = {
     "reduce": "gradients over the ranks, and waiting for the slowest",
     "optimizer": "the update",
 }
+# What a rank's lane of the timeline shows of them: its own rows, then what it does with the others.
+ON_LANE = {"learn": ("pack", "frozen", "forward", "head", "backward"), "reduce": ("reduce",),
+           "optimizer": ("optimizer",)}  # fmt: skip
+
+
+RANKS = "learner rank"  # with its number the name of a rank, in messages and as a lane of the timeline
+
+
+def rank_name(rank: int) -> str:
+    return f"{RANKS} {rank}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,18 @@ def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
         mismatch=sum((report.mismatch for report in reports), Mismatch()),
         nonfinite_updates=reports[0].nonfinite_updates,
     )
+
+
+def rank_spans(reports: Sequence[StepReport], begin: float) -> Iterator[Span]:
+    """A lane a rank, where there are several: its parts of a step from `begin` on, a Unix time, each as a whole after
+    the one before it. The rank that the others wait for is the one whose reduce is the shortest."""
+    for rank, report in enumerate(reports if len(reports) > 1 else ()):
+        since = begin
+        for name, parts in ON_LANE.items():
+            seconds = sum(report.metrics[f"{part}_s"].value for part in parts if f"{part}_s" in report.metrics)
+            if seconds > 0:
+                yield Span(rank_name(rank), name, since, since + seconds)
+                since += seconds
 
 
 def _reduced(ranks: Sequence[dict[str, Metric]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from evidence.files import TRANSFER_S
 from evidence.patience import retried_beside
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
-from learner.report import LearnedStep, over_ranks
+from learner.report import LearnedStep, StepReport, over_ranks, rank_name, rank_spans
 from learner.sealed import SealedFile
 from rollout.config import SamplingConfig
 from rollout.stages import SERVICE as ROLLOUT
@@ -193,7 +193,10 @@ class LearnerService:
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         """One step of all ranks over a shard."""
         seconds = self._recipe.learner.step_deadline_s + self._recipe.faults.store_s
-        return over_ranks(await self._ask(seconds, f"learner at step {shard.step}", "step", shard))
+        begun = time.time()
+        reports: list[StepReport] = await self._ask(seconds, f"learner at step {shard.step}", "step", shard)
+        self.note(rank_spans(reports, begun))
+        return over_ranks(reports)
 
     async def push(self, pool: str, version: int) -> Sent:
         """Sends the weights to the engines of `pool` as `version`; returns what rank 0 says of it, their digest too."""
@@ -276,7 +279,7 @@ class LearnerService:
         return self._recipe.learner.start_deadline_s + self._recipe.faults.store_s
 
     def _names(self) -> list[str]:
-        return [f"learner rank {rank}" for rank in range(len(self.handles))]
+        return [rank_name(rank) for rank in range(len(self.handles))]
 
     async def _ask(self, seconds: float, what: str, method: str, *arguments: Any) -> list[Any]:
         """What every rank's `method` answers, all of them asked at once."""

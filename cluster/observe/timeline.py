@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from cluster.weights.parts import LANE, PARTS
 from evidence.telemetry import Activity
+from learner.report import RANKS
 from rollout.stages import SERVICE
 
 # (service, method): (lane, what it does). Calls that take no time are not here.
@@ -29,12 +30,28 @@ WHOLE_PUSH = "learner", "push"
 PUSH = {WHOLE_PUSH: "push", ("driver", "check"): "check", ("learner", "canary"): "canary",
         ("driver", "canary"): "canary"}  # fmt: skip
 PUSH_PARTS = PUSH | {(LANE, part): part for part in PARTS}  # older runs have the first alone
-NO_ENGINES = ("driver", "learner", LANE, SERVICE)
+NO_ENGINES = ("driver", "learner", RANKS, LANE, SERVICE)
 
 
 def in_order(lanes: Iterable[str]) -> list[str]:
     """Lanes as they are shown, engines last."""
-    return sorted(lanes, key=lambda lane: (NO_ENGINES.index(lane) if lane in NO_ENGINES else len(NO_ENGINES), lane))
+
+    def place(lane: str) -> tuple[int, int, str]:
+        kind, number = _kind(lane)
+        return NO_ENGINES.index(kind) if kind in NO_ENGINES else len(NO_ENGINES), number, lane
+
+    return sorted(lanes, key=place)
+
+
+def is_engine(lane: str) -> bool:
+    """Whether it is an engine's."""
+    return _kind(lane)[0] not in NO_ENGINES
+
+
+def _kind(lane: str) -> tuple[str, int]:
+    """Ranks are of one kind, by their number."""
+    kind, _, number = lane.rpartition(" ")
+    return (RANKS, int(number)) if kind == RANKS and number.isdigit() else (lane, 0)
 
 
 def watching(activity: Activity, service: str) -> Callable[[str], AbstractContextManager[None]]:

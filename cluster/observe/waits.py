@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from cluster.observe.observer import Batch
-from cluster.observe.timeline import NO_ENGINES, PUSH
+from cluster.observe.timeline import PUSH, is_engine
 from evidence.telemetry import Span
 from rollout.stages import SERVICE, VERIFY, WRITE
 
@@ -117,7 +117,7 @@ def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, s
 
 def _waiting(on: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Services that do nothing while this is under way, each with the cause."""
-    engines = {name for lane, name in on if lane not in NO_ENGINES}
+    engines = {name for lane, name in on if is_engine(lane)}
     on = on | {(_ENGINE, name) for name in engines}
     if not engines & _WORK:
         yield "rollout", _cause("rollout", on)

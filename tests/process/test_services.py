@@ -30,6 +30,8 @@ from cluster.run.handover import ELSE, Handover, canary_texts
 from cluster.run.watch import watch
 from cluster.weights.parts import Sent
 from evidence import patience
+from evidence.records import ShardInfo
+from learner.report import Metric, StepReport
 from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.tasks.base import TaskPrompt
@@ -76,6 +78,26 @@ def test_every_rank_pushes_and_the_first_knows_the_digest_and_the_parts() -> Non
     assert [(part.lane, part.name) for part in parts] == [("push", "pause"), ("push", "load")]
     assert [round(part.end - part.begin, 3) for part in parts] == [0.5, 2.0]
     assert parts[1].begin == parts[0].end and abs(parts[0].begin - whole.begin) < 1
+
+
+def test_each_of_several_ranks_has_a_lane_of_its_own_with_the_parts_of_its_step() -> None:
+    def report(**seconds: float) -> StepReport:
+        return StepReport(0.0, {f"{part}_s": Metric(took, "mean") for part, took in seconds.items()}, 0.0, 0, 0, ())
+
+    reports = report(pack=0.5, forward=1.0, backward=2.0, reduce=0.5, optimizer=0.25), report(forward=1.0, reduce=3.0)
+    for ranks in (reports, reports[:1]):
+        service, begun = learner(*(handle(step=lambda _, told=told: told) for told in ranks)), time.time()
+        activity = watch(Services(SimpleNamespace(), service))  # type: ignore[arg-type]
+        learned = asyncio.run(service.learn(ShardInfo("s", 3, 1, 4, "")))
+        whole, *parts = sorted(activity.take(), key=lambda span: (span.lane, span.begin))
+        assert (whole.lane, whole.name) == ("learner", "learn") and learned.metrics["forward_s"] == 1.0
+        found = [(s.lane, s.name, round(s.begin - begun, 1), round(s.end - s.begin, 3)) for s in parts]
+        of_two = [
+            ("learner rank 0", "learn", 0.0, 3.5), ("learner rank 0", "reduce", 3.5, 0.5),
+            ("learner rank 0", "optimizer", 4.0, 0.25), ("learner rank 1", "learn", 0.0, 1.0),
+            ("learner rank 1", "reduce", 1.0, 3.0),
+        ]  # fmt: skip
+        assert found == (of_two if len(ranks) > 1 else [])
 
 
 def test_a_late_rank_is_named() -> None:

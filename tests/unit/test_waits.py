@@ -9,7 +9,7 @@ from cluster.dashboard.charts import charts_of
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
-from cluster.observe.timeline import CALLS
+from cluster.observe.timeline import CALLS, in_order, is_engine
 from cluster.observe.waits import CAUSES, Waits, Window, together, waited
 from evidence.telemetry import Sample, Span, pieces
 from rollout.stages import SERVICE, VERIFY, WRITE
@@ -62,6 +62,14 @@ def test_side_by_side_only_what_nothing_covers_is_a_wait() -> None:
     assert waited(spans, 0.0, 10.0) == pytest.approx(
         {("learner", "rollouts"): 4.5, ("learner", "other"): 0.5, ("rollout", "other"): 1.0}
     )
+
+
+def test_a_rank_is_no_engine_and_its_lane_is_beside_the_learners() -> None:
+    lanes = ["student engine 0", "learner rank 10", "rollout service", "push", "learner rank 2", "learner", "driver"]
+    shown = ["driver", "learner", "learner rank 2", "learner rank 10", "push", "rollout service", "student engine 0"]
+    assert in_order(lanes) == shown and [lane for lane in shown if is_engine(lane)] == ["student engine 0"]
+    spans = [Span("learner", "learn", 0.0, 2.0), Span("learner rank 1", "sample", 0.0, 2.0)]
+    assert waited(spans, 0.0, 2.0) == {("rollout", "lag"): 2.0}
 
 
 def cut(spans: tuple[Span, ...], at: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
