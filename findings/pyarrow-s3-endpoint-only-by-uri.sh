@@ -3,8 +3,8 @@
 #
 # The variable is how a host is told of a store that is not Amazon's. boto3 reads it, and so does pyarrow where a URI is
 # parsed, which includes read_table("s3://..."). A filesystem that is made by its class takes key, secret and token from
-# the environment and no endpoint: it asks Amazon, with a key that was meant for the other store. Whoever makes one by its
-# class has to pass endpoint_override.
+# the environment and no endpoint: it asks Amazon, with a key that was meant for the other store. Whoever makes one by
+# its class has to pass endpoint_override.
 #
 # Seen, on Python 3.11, with stand-ins for the store and for a proxy that lets nothing out; who is asked:
 #   AWS_ENDPOINT_URL:    from_uri: the store; S3FileSystem(): bucket.s3.us-east-1.amazonaws.com

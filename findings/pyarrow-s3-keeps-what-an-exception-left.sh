@@ -2,10 +2,10 @@
 # pyarrow 26.0.1: an S3 output stream that an exception leaves by its `with` block completes the upload, so that a short
 # object stands under the final name.
 #
-# `open_output_stream` uploads in parts, and S3 shows an object only when its parts are completed: a writer that is killed
-# leaves nothing. The end of a `with` block closes the stream, whatever ended the block, and closing completes the upload.
-# The streams of Python have no abort. Parquet is worse off than a plain file: ParquetWriter's `with` block writes the
-# footer too, and the table is read without an error, with the rows of the batches that came before the exception.
+# `open_output_stream` uploads in parts, and S3 shows an object only when its parts are completed: a writer that is
+# killed leaves nothing. The end of a `with` block closes the stream, whatever ended the block, and closing completes
+# the upload. The streams of Python have no abort. Parquet is worse off than a plain file: ParquetWriter's `with` block
+# writes the footer too, and the table is read without an error, with the rows that came before the exception.
 # An object that was there under the name is replaced. Whoever takes a name on S3 as the mark of a finished write has to
 # write under another name and move it afterwards.
 #
