@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained, printable
+from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
 from cluster.own_files import add_follow, require_own_files
 
 
@@ -44,25 +44,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from cluster.commands.probe import probe_model
+    from cluster.commands.probe import print_probe
     from cluster.commands.probe_server import ServerOptions
-    from cluster.observe.sinks import probe_line
-    from cluster.run.record import line_of_probe
 
     server = ServerOptions(arguments.model, arguments.timeout, arguments.omit)
-    result = probe_model(arguments.source, arguments.task, arguments.set, server)
-    print(json.dumps(line_of_probe(result)) if arguments.json else probe_line(result))
-    return 0
+    return print_probe(arguments.source, arguments.task, arguments.set, server, arguments.json)
 
 
 def _gap(arguments: argparse.Namespace) -> int:
     from cluster.commands.gap import print_gap
 
     return print_gap(arguments.recipe, arguments.set)
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    return int(arguments.part(arguments))
 
 
 def _data_openthoughts(arguments: argparse.Namespace) -> int:
@@ -74,19 +66,9 @@ def _data_openthoughts(arguments: argparse.Namespace) -> int:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    from cluster.commands.data_check import check_data, fault_lines, to_text
-    from cluster.config import Recipe, load_recipe
-    from cluster.typed import build, parse_overrides
+    from cluster.commands.data_check import print_check
 
-    if arguments.recipe:
-        recipe = load_recipe(arguments.recipe, arguments.set)
-    else:
-        recipe = build(Recipe, parse_overrides(arguments.set, {"task": {"name": "context"}}), "--set")
-    check = check_data(arguments.rows, arguments.probe, recipe)
-    print(printable(to_text(check)))
-    for line in fault_lines(check.faults):
-        print(f"edge-opd: {printable(line)}", file=sys.stderr)
-    return 2 if check.faults else 0
+    return print_check(arguments.rows, arguments.probe, arguments.recipe, arguments.set)
 
 
 def _shards(arguments: argparse.Namespace) -> int:
@@ -102,6 +84,12 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     runs = reproduce(arguments.axis or ["identity"], arguments.seeds, Path(arguments.dir), arguments.set, run_process)
     return run_process(["report", "--follow", *map(str, runs), "--out", str(Path(arguments.dir) / "report")])
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from cluster.commands.sweep import print_sweep
+
+    return print_sweep(Path(arguments.sweep), arguments.dir, arguments.jobs, arguments.set)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -143,9 +131,14 @@ def _export_metrics(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from cluster.commands.export import export_run
 
-    with contextlib.redirect_stdout(sys.stderr):  # libraries that it loads greet on standard output
-        folder = export_run(Path(arguments.run))
-    print(folder)
+    return _printed(lambda: export_run(Path(arguments.run)))
+
+
+def _printed(make: Callable[[], object]) -> int:
+    """Alone on standard output, where libraries that it loads would greet."""
+    with contextlib.redirect_stdout(sys.stderr):
+        made = make()
+    print(made)
     return 0
 
 
@@ -155,17 +148,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.print_report(doctor_gpu.gpu_findings() if arguments.gpu else ())
 
 
-def _gpu_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu", action="store_true", help="look at the GPUs, their driver and NCCL too")
-
-
 def _model(arguments: argparse.Namespace) -> int:
     from cluster.default_model import prepare_default_model
 
-    with contextlib.redirect_stdout(sys.stderr):  # libraries that it loads greet on standard output
-        folder = prepare_default_model()
-    print(folder)
-    return 0
+    return _printed(prepare_default_model)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +221,13 @@ def _reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
     _add_set(reproduce)
 
 
+def _sweep_arguments(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("sweep", metavar="SWEEP.toml", help="a recipe, what is varied, and seeds")
+    sweep.add_argument("--dir", help="where runs, logs and the table go (default runs/NAME)")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    _add_set(sweep)
+
+
 def _report_arguments(report: argparse.ArgumentParser) -> None:
     report.add_argument("runs", metavar="RUN", nargs="+", help="run directories; seeds of one arm are pooled")
     report.add_argument("--out", metavar="DIR", default="report", help="default: report")
@@ -273,6 +266,10 @@ def _export_arguments(export: argparse.ArgumentParser) -> None:
     add_follow(export, "checkpoints")
 
 
+def _doctor_arguments(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("--gpu", action="store_true", help="look at the GPUs, their driver and NCCL too")
+
+
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="table.key=value", help="override a recipe key")
 
@@ -282,16 +279,17 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int], Callable[[ar
     "run": ("run a recipe: roll out, score, mask, learn, push, probe, export", _run, _run_arguments),
     "probe": ("sample a model's answers without context and rate them", _probe, _probe_arguments),
     "gap": ("what a recipe's teacher shows with its context, before anything is trained", _gap, _recipe_arguments),
-    "data": ("check rows of one's own; filter a public dataset to math rows", _data, _data_arguments),
+    "data": ("check rows of one's own; filter a dataset to math rows", lambda of: int(of.part(of)), _data_arguments),
     "shards": ("statistics of a run's shards; recompute a mask without an engine", _shards, _shards_arguments),
     "reproduce": ("run the published matrix's arms that are missing, and report", _reproduce, _reproduce_arguments),
+    "sweep": ("run a recipe with settings varied, and one table of all runs", _sweep, _sweep_arguments),
     "report": ("finished runs, beside the published figures, as one page", _report, _report_arguments),
     "view": ("a step's rollouts as a heat map of token evidence", _view, _view_arguments),
     "dashboard": ("one page of a run, or of several, that needs no server", _dashboard, _dashboard_arguments),
     "trace": ("a run's timeline for Perfetto and Chrome", _trace, _to_file("trace", "json")),
     "export-metrics": ("a run's figures as OpenMetrics", _export_metrics, _to_file("metrics", "txt")),
     "export": ("write the model of a run's newest checkpoint", _export, _export_arguments),
-    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _gpu_flag),
+    "doctor": ("what this machine has, what will be used, what is wrong", _doctor, _doctor_arguments),
     "model": ("prepare the default model and print its folder", _model, lambda parser: None),
 }
 

@@ -1,16 +1,19 @@
 """`edge-opd data check`: what each row of a file becomes, how many tokens, what does not fit, and what is wrong."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.config import Recipe, located
+from cluster.config import Recipe, load_recipe, located
+from cluster.errors import printable
 from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
 from cluster.requests import renderer_of
 from cluster.run.lengths import lengths_near
+from cluster.typed import build, parse_overrides
 from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
@@ -58,6 +61,16 @@ class DataCheck:
         """Of all rows, a line each; and of a file of which no row fits."""
         rows = [fault for file, _ in self.files for fault in file.faults]
         return [*rows, *(fault for file, sizes in self.files for fault in _fits_nowhere(file, sizes))]
+
+
+def print_check(rows: str, probe: str, recipe: str | None, overrides: Sequence[str]) -> int:
+    """The exit status: 2 where a row is at fault. recipe: a file, or None for the defaults."""
+    settings = parse_overrides(overrides, {"task": {"name": "context"}})
+    check = check_data(rows, probe, load_recipe(recipe, overrides) if recipe else build(Recipe, settings, "--set"))
+    print(printable(to_text(check)))
+    for line in fault_lines(check.faults):
+        print(f"edge-opd: {printable(line)}", file=sys.stderr)
+    return 2 if check.faults else 0
 
 
 def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:

@@ -1,20 +1,29 @@
 """`edge-opd probe`: the task's probe on any model folder or run, with one engine and no cluster, or on a server."""
 
 import asyncio
+import json
 from pathlib import Path
 
 from cluster.commands.one_engine import one_engine
 from cluster.commands.probe_server import ServerOptions, server_answers
 from cluster.config import Recipe
 from cluster.models import resolve_model
+from cluster.observe.sinks import probe_line
 from cluster.resolved import read_resolved
-from cluster.run.record import ProbeRecord, probe_record
+from cluster.run.record import ProbeRecord, line_of_probe, probe_record
 from cluster.typed import build, parse_overrides
 from rollout.placement import placed
 from rollout.probe import summarise
 from rollout.tasks import build_task
 from rollout.tasks.base import Turns
 from rollout.waits import deadline
+
+
+def print_probe(model_or_run: str, task: str, overrides: list[str], server: ServerOptions, as_json: bool) -> int:
+    """`probe_model`, in a line; the exit status."""
+    result = probe_model(model_or_run, task, overrides, server)
+    print(json.dumps(line_of_probe(result)) if as_json else probe_line(result))
+    return 0
 
 
 def probe_model(model_or_run: str, task: str, overrides: list[str], server: ServerOptions) -> ProbeRecord:

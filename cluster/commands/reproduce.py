@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
@@ -78,16 +78,20 @@ def is_finished(place: RunDir, recipe: Recipe) -> bool:
 
 
 def run_process(
-    arguments: list[str], silent_s: float = SILENT_S, command: Sequence[str] = (sys.executable, "-m", "cluster")
+    arguments: list[str],
+    silent_s: float = SILENT_S,
+    command: Sequence[str] = (sys.executable, "-m", "cluster"),
+    log: Path | None = None,
 ) -> int:
-    """`edge-opd` with these arguments, in a process of its own whose output is this one's.
+    """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file.
 
     Raises:
         RuntimeError: it has written nothing to its run's folder for `silent_s`, or of another command has not ended by
             then: it was stopped, or a disk hangs. It is ended.
     """
     folder = Path(arguments[arguments.index("--run-dir") + 1]) if "--run-dir" in arguments else None
-    process = subprocess.Popen([*command, *arguments])
+    with log.open("ab") if log else nullcontext() as out:
+        process = subprocess.Popen([*command, *arguments], stdout=out, stderr=out)
     seen, since = _newest(folder), time.monotonic()
     while time.monotonic() - since <= silent_s:
         with suppress(subprocess.TimeoutExpired):

@@ -13,6 +13,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from cluster.__main__ import _parser
+from cluster.commands.sweep import load_sweep
 from cluster.config import Recipe, load_recipe
 from cluster.typed import build, parse_overrides
 from tests.parsing import parsed
@@ -43,7 +44,7 @@ def test_there_are_recipes() -> None:
 
 
 def test_the_recipes_of_the_docs_load(tmp_path: Path) -> None:
-    """Those that name a `base` lie beside the shipped ones."""
+    """And its sweeps. Those that name another recipe lie beside the shipped ones."""
     for path in RECIPES:
         shutil.copy(path, tmp_path)
     shown = {doc: re.findall(r"```toml\n(.*?)```", (ROOT / doc).read_text(), re.DOTALL) for doc in DOCS}
@@ -52,7 +53,7 @@ def test_the_recipes_of_the_docs_load(tmp_path: Path) -> None:
         for number, text in enumerate(texts):
             path = tmp_path / f"{doc.replace('/', '-')}-{number}.toml"
             path.write_text(text)
-            load_recipe(path)
+            (load_sweep if text.startswith("recipe = ") else load_recipe)(path)
 
 
 def test_the_readme_is_a_front_page() -> None:
