@@ -30,7 +30,7 @@ Run = Callable[[list[str]], int]
 # For which a run may write nothing: it starts engines, samples a step, takes one, within the deadlines of its recipe,
 # and has a sample of itself every few seconds in between. So long may also a report take.
 SILENT_S = 3600.0
-LOOK_S = 10.0
+LOOK_S = 2.0
 
 
 def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence[str], run: Run) -> list[Path]:
@@ -82,8 +82,10 @@ def run_process(
     silent_s: float = SILENT_S,
     command: Sequence[str] = (sys.executable, "-m", "cluster"),
     log: Path | None = None,
+    told: Callable[[], int] = lambda: 0,
 ) -> int:
-    """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file.
+    """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file, out
+    of reach of the terminal then. told: how often it is to be told to end by now, by SIGTERM.
 
     Raises:
         RuntimeError: it has written nothing to its run's folder for `silent_s`, or of another command has not ended by
@@ -91,11 +93,14 @@ def run_process(
     """
     folder = Path(arguments[arguments.index("--run-dir") + 1]) if "--run-dir" in arguments else None
     with log.open("ab") if log else nullcontext() as out:
-        process = subprocess.Popen([*command, *arguments], stdout=out, stderr=out)
-    seen, since = _newest(folder), time.monotonic()
+        process = subprocess.Popen([*command, *arguments], stdout=out, stderr=out, start_new_session=bool(log))
+    seen, since, passed_on = _newest(folder), time.monotonic(), 0
     while time.monotonic() - since <= silent_s:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(min(LOOK_S, silent_s))
+        while passed_on < told():
+            process.terminate()
+            passed_on += 1
         if seen != (seen := _newest(folder)):
             since = time.monotonic()
     process.kill()  # one that was stopped hears nothing else; what it started ends with it

@@ -5,22 +5,28 @@ own, under one folder. A finished run is kept, so that the command goes on where
 """
 
 import itertools
+import signal
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 from cluster.commands.reproduce import is_finished, run_process
 from cluster.config import Recipe, load_recipe
-from cluster.errors import printable
+from cluster.errors import EXPECTED, PREEMPTED, Preempted, printable
 from cluster.observe.sinks import probe_line
-from cluster.report.sweep import write_summary
-from cluster.run.record import read_probes
+from cluster.report.sweep import Key, Whole, write_summary
+from cluster.run.gap import required
+from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
+from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
-Run = Callable[[list[str], Path], int]  # of `edge-opd`: from its arguments and a log to the exit status
+Cell = tuple[str, ...]  # a value's name of each thing that is varied
+Run = Callable[[list[str], Path, Callable[[], int]], int]  # of `edge-opd`: arguments, its log, `Told.times`; its status
 KEYS = {"recipe", "set", "seeds", "vary"}
 NAME = "a name of letters, digits, _ and ."
 
@@ -36,17 +42,22 @@ class Sweep:
     seeds: tuple[int, ...]
     vary: Mapping[str, Mapping[str, Settings]]
 
-    def cells(self) -> dict[str, Settings]:
-        """The settings of each combination, by its name such as `robin-system`."""
+    def cells(self) -> dict[Cell, Settings]:
+        """The settings of each combination."""
         combined = itertools.product(*(values.items() for values in self.vary.values()))
         return {
-            "-".join(name for name, _ in one) or "all": (*self.settings, *(part for _, own in one for part in own))
+            tuple(name for name, _ in one): (*self.settings, *(part for _, own in one for part in own))
             for one in combined
         }
 
 
+def name_of(cell: Cell) -> str:
+    """Such as `robin-system`."""
+    return "-".join(cell) or "all"
+
+
 def load_sweep(path: Path) -> Sweep:
-    """ValueError: the file, the key, what was found and what was expected; every run's recipe is built once."""
+    """ValueError: the file, the key, what was found and what was expected; every cell's recipe is built once."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -67,8 +78,7 @@ def load_sweep(path: Path) -> Sweep:
     }
     everywhere = _settings(path, "set", table.get("set", []))
     sweep = Sweep(path, path.parent / str(recipe), everywhere, tuple(seeds), settings)
-    for name, own in sweep.cells().items():
-        _recipe(sweep, name, own, 0)
+    _recipes(sweep, ())
     return sweep
 
 
@@ -76,7 +86,7 @@ def print_sweep(path: Path, folder: str | None, jobs: int, overrides: Sequence[s
     """Runs the sweep of a file, by default in runs/NAME, and prints its table; the exit status."""
     out = run_sweep(
         load_sweep(path), Path(folder or f"runs/{path.stem}"), jobs, overrides,
-        lambda arguments, log: run_process(arguments, log=log), lambda line: print(line, flush=True),
+        lambda arguments, log, told: run_process(arguments, log=log, told=told), lambda line: print(line, flush=True),
     )  # fmt: skip
     print(f"\n{out.read_text(encoding='utf-8')}\n{out}")
     return 0
@@ -90,14 +100,81 @@ def _require(holds: object, path: Path, key: str, found: object, expected: str) 
 def _settings(path: Path, key: str, found: object) -> Settings:
     whole = isinstance(found, list) and all(isinstance(part, str) and "=" in part for part in found)
     _require(whole, path, key, found, 'a list of settings, each "table.key=value"')
-    return tuple(found)  # type: ignore[arg-type]
+    settings: Settings = tuple(found)  # type: ignore[arg-type]
+    _require(not any(_is_seed(part) for part in settings), path, key, found, "seeds in the list `seeds`")
+    return settings
 
 
-def _recipe(sweep: Sweep, name: str, settings: Settings, seed: int) -> Recipe:
-    try:
-        return load_recipe(sweep.recipe, [*settings, f"run.seed={seed}"])
-    except ValueError as error:
-        raise ValueError(f"{sweep.path}: {name}: {error}") from None
+def _is_seed(setting: str) -> bool:
+    return setting.partition("=")[0].strip() == "run.seed"
+
+
+def _recipes(sweep: Sweep, overrides: Sequence[str]) -> dict[Cell, Recipe]:
+    """Of each cell, with the recipe's own seed. ValueError where two cells are the same run."""
+    made: dict[Cell, Recipe] = {}
+    for cell, settings in sweep.cells().items():
+        try:
+            recipe = load_recipe(sweep.recipe, [*settings, *overrides])
+        except ValueError as error:
+            raise ValueError(f"{sweep.path}: {name_of(cell)}: {error}") from None
+        for other, same in made.items():
+            if same == recipe:
+                raise ValueError(
+                    f"{sweep.path}: found the same settings in {name_of(other)} and {name_of(cell)}, expected others"
+                )
+        made[cell] = recipe
+    return made
+
+
+class Told:
+    """How often this process was told to end: its runs are told as often, and no other begins."""
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def times(self) -> int:
+        return self._times
+
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """Within it SIGTERM and SIGINT are counted. For a process's main thread."""
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            self._times += 1
+
+        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one run of a sweep is, and what it is."""
+
+    folder: RunDir
+    recipe: Recipe
+    arguments: list[str]
+
+    @property
+    def log(self) -> Path:
+        return self.folder.root.with_name(f"{self.folder.root.name}.log")
+
+    def is_finished(self) -> bool:
+        return is_finished(self.folder, self.recipe)
+
+    def whole(self) -> Whole:
+        """What a finished run found."""
+        gap = read_gap(self.folder.gap)
+        probes = [probe for _, probe in sorted(read_probes(self.folder.probes).items())]
+        return Whole(probes, {} if gap is None else gap.teacher, required(self.recipe, gap))
+
+    def line(self) -> str:
+        """Of its last probe."""
+        whole = self.whole()
+        return probe_line(whole.last) + ("" if whole.is_enough else f"  below the {whole.required:.2f} required")
 
 
 def run_sweep(
@@ -106,33 +183,52 @@ def run_sweep(
     """Runs what is missing, `jobs` at a time, seed by seed, each with its log in `folder`; returns the table's file.
 
     Raises:
-        ValueError: no job, or a folder that holds another recipe's run.
+        ValueError: no job, two cells that are the same run, or a folder that holds another recipe's run.
         RuntimeError: names the runs that failed, and the first one's log. The others are finished, and in the table.
+        Preempted: it was told to end, and so were its runs; what is finished is in the table.
     """
     if jobs < 1:
         raise ValueError(f"--jobs: found {jobs}, expected at least 1")
-    cells = {name: (*settings, *overrides) for name, settings in sweep.cells().items()}
-    places = {(name, seed): RunDir(folder / f"{name}-seed{seed}") for seed in sweep.seeds for name in cells}
-    recipes = {(name, seed): _recipe(sweep, name, cells[name], seed) for name, seed in places}
-    missing = [key for key, place in places.items() if not is_finished(place, recipes[key])]
+    places = _places(sweep, folder, overrides)
+    missing = [place for place in places.values() if not place.is_finished()]
     folder.mkdir(parents=True, exist_ok=True)
+    told, failed = Told(), list[_Place]()
 
-    def one(key: tuple[str, int]) -> bool:
-        (name, seed), place = key, places[key]
-        log = folder / f"{place.root.name}.log"
-        asked = [part for setting in (*cells[name], f"run.seed={seed}") for part in ("--set", setting)]
-        run(["run", str(sweep.recipe), "--run-dir", str(place.root), "--resume=auto", *asked], log)
-        done = is_finished(place, recipes[key])
-        said = probe_line(read_probes(place.probes)[recipes[key].run.steps]) if done else f"failed, see {log}"
-        say(printable(f"{place.root.name}: {said}"))
-        return done
+    def one(place: _Place) -> None:
+        if told.times():
+            return
+        try:
+            status = run(place.arguments, place.log, told.times)
+            said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED else ""
+        except EXPECTED as error:
+            said = ""
+            say(printable(f"{place.folder.root.name}: {first_line(error)}"))
+        if not said:
+            failed.append(place)
+        say(printable(f"{place.folder.root.name}: {said or f'failed, see {place.log}'}"))
 
-    with ThreadPoolExecutor(jobs) as pool:
-        done = dict(zip(missing, pool.map(one, missing), strict=True))
-    finished = {key: place for key, place in places.items() if done.get(key, True)}
-    out = write_summary(folder, finished)
-    if failed := [places[key].root.name for key, is_done in done.items() if not is_done]:
-        raise RuntimeError(
-            f"sweep: {len(failed)} of {len(places)} runs failed: {', '.join(failed)}; see {folder / failed[0]}.log"
-        )
+    with told.heeding(), ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, missing))
+    finished = {key: place.whole() for key, place in places.items() if place not in failed and place.is_finished()}
+    out = write_summary(folder, [*sweep.vary], finished)
+    if failed:
+        names = ", ".join(place.folder.root.name for place in failed)
+        raise RuntimeError(f"sweep: {len(failed)} of {len(places)} runs failed: {names}; see {failed[0].log}")
+    if len(finished) < len(places):
+        raise Preempted(f"sweep: stopped as asked; {len(finished)} of {len(places)} runs are finished")
     return out
+
+
+def _places(sweep: Sweep, folder: Path, overrides: Sequence[str]) -> dict[Key, _Place]:
+    """Seed by seed, so that a sweep that is stopped early has every cell."""
+    if given := [setting for setting in overrides if _is_seed(setting)]:
+        raise ValueError(f"--set {given[0]}: found a seed, expected it in the list `seeds` of {sweep.path}")
+    cells, recipes = sweep.cells(), _recipes(sweep, overrides)
+    places: dict[Key, _Place] = {}
+    for seed, (cell, settings) in itertools.product(sweep.seeds, cells.items()):
+        place = RunDir(folder / f"{name_of(cell)}-seed{seed}")
+        asked = [part for one in (*settings, *overrides, f"run.seed={seed}") for part in ("--set", one)]
+        recipe = replace(recipes[cell], run=replace(recipes[cell].run, seed=seed))
+        arguments = ["run", str(sweep.recipe), "--run-dir", str(place.root), "--resume=auto", *asked]
+        places[(cell, seed)] = _Place(place, recipe, arguments)
+    return places

@@ -1,107 +1,152 @@
-"""The runs of a sweep in one table: each run's last probe, and over all of them the median, the worst and the spread.
+"""The runs of a sweep in one table: each run's last probe, and over all of them, and over those of each value that was
+varied, the median, the lowest and the highest, and the spread over seeds.
 
-Spread over seeds: the square root of the mean, over the cells with several seeds, of their variances (n - 1).
+The spread over seeds is the square root of the mean, over the cells with several seeds, of their variances (n - 1). The
+last change is the largest one, over the runs, between a run's last two probes after its first; with export.choose =
+"average" the last probe is of the averaged weights, and the one before of those of its step.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median, variance
 
-from cluster.run.record import ProbeRecord, read_gap, read_probes
-from cluster.run.rundir import RunDir
+from cluster.run.record import ProbeRecord
 from evidence.files import write_whole
 from evidence.rates import RATES
+from rollout.probe import Rate
 
-Key = tuple[str, int]  # the cell's name, and the seed
+Key = tuple[tuple[str, ...], int]  # a value's name of each thing that is varied, and the seed
 SUMMARY, DATA = "sweep.md", "sweep.json"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """One run: its first and last probe, the one before the last, and what its teacher showed, if that was asked."""
+class Whole:
+    """What a finished run found: its probes in order, its teacher's rates, none where that was not asked, and the least
+    main rate that its recipe asks for."""
 
-    cell: str
-    seed: int
-    first: ProbeRecord
-    before: ProbeRecord
-    last: ProbeRecord
-    teacher: Mapping[str, float]
+    probes: Sequence[ProbeRecord]
+    teacher: Mapping[str, Rate]
+    required: float
+
+    @property
+    def last(self) -> ProbeRecord:
+        return self.probes[-1]
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the main rate, the first, is what is required."""
+        return next(iter(self.last.rates.values())).share >= self.required
+
+    def last_change(self, rate: str) -> float | None:
+        """Between the last two probes after the first; None where there are none."""
+        shares = [probe.rates[rate].share for probe in self.probes[1:][-2:] if rate in probe.rates]
+        return abs(shares[1] - shares[0]) if len(shares) == 2 else None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One rate over all runs, shares from 0 to 1. base, teacher: means. seeds: the spread over them; None where no cell
-    has two. jump: the largest difference between a run's last two probes."""
+    """One rate over runs, shares from 0 to 1. base, teacher: means, None where none was asked. seeds: the spread over
+    them, None where no cell has two."""
 
     runs: int
-    base: float
+    base: float | None
     teacher: float | None
     mean: float
     median: float
     lowest: float
     highest: float
     seeds: float | None
-    jump: float
+    last_change: float | None
 
 
-def write_summary(folder: Path, runs: Mapping[Key, RunDir]) -> Path:
-    """Writes FOLDER/sweep.md and the same as sweep.json; returns the former. Runs are whole, with a last probe."""
-    ended = [_ended(cell, seed, place) for (cell, seed), place in sorted(runs.items())]
-    rates = list(ended[0].last.rates) if ended else []
-    spreads = {rate: spread(ended, rate) for rate in rates}
-    runs_of = {f"{run.cell}-seed{run.seed}": {rate: asdict(run.last.rates[rate]) for rate in rates} for run in ended}
-    data = {"runs": runs_of, "over all": {rate: asdict(found) for rate, found in spreads.items()}}
+def write_summary(folder: Path, varied: Sequence[str], runs: Mapping[Key, Whole]) -> Path:
+    """Writes FOLDER/sweep.md and the same as sweep.json; returns the former. varied: what is, in the order of the
+    keys' names."""
+    runs = dict(sorted(runs.items()))
+    spreads = {label: _spreads(own) for label, own in _groups(varied, runs)}
+    data = {
+        "runs": [_as_data(cell, seed, run, varied) for (cell, seed), run in runs.items()],
+        "over": {label: {rate: asdict(found) for rate, found in of.items()} for label, of in spreads.items()},
+    }
     write_whole(folder / DATA, json.dumps(data, indent=1) + "\n")
-    write_whole(folder / SUMMARY, "\n".join([*_over_all(spreads), "", *_each(ended, rates)]) + "\n")
+    write_whole(folder / SUMMARY, "\n".join([*_over(spreads), "", *_each(varied, runs)]) + "\n")
     return folder / SUMMARY
 
 
-def _ended(cell: str, seed: int, place: RunDir) -> Ended:
-    probes = [probe for _, probe in sorted(read_probes(place.probes).items())]
-    gap = read_gap(place.gap)
-    teacher = {name: rate.share for name, rate in gap.teacher.items()} if gap else {}
-    return Ended(cell, seed, probes[0], probes[-2] if len(probes) > 2 else probes[-1], probes[-1], teacher)
+def _groups(varied: Sequence[str], runs: Mapping[Key, Whole]) -> Iterator[tuple[str, dict[Key, Whole]]]:
+    """All runs, and those of each value of what has several."""
+    yield "all", dict(runs)
+    for place, what in enumerate(varied):
+        values = dict.fromkeys(cell[place] for cell, _ in runs)
+        for value in values if len(values) > 1 else ():
+            yield f"{what} {value}", {key: run for key, run in runs.items() if key[0][place] == value}
 
 
-def spread(runs: list[Ended], rate: str) -> Spread:
-    """One rate over runs, of which there is at least one."""
-    shares = [run.last.rates[rate].share for run in runs]
-    cells = [[run.last.rates[rate].share for run in own] for _, own in groupby(runs, lambda run: run.cell)]
-    variances = [variance(own) for own in cells if len(own) > 1]
-    teachers = [run.teacher[rate] for run in runs if rate in run.teacher]
+def _spreads(runs: Mapping[Key, Whole]) -> dict[str, Spread]:
+    """By rate; each over the runs that have it."""
+    rates = dict.fromkeys(rate for run in runs.values() for rate in run.last.rates)
+    return {rate: spread({key: run for key, run in runs.items() if rate in run.last.rates}, rate) for rate in rates}
+
+
+def spread(runs: Mapping[Key, Whole], rate: str) -> Spread:
+    """One rate over runs that have it, of which there is at least one."""
+    cells: dict[tuple[str, ...], list[float]] = {}
+    for (cell, _), run in runs.items():
+        cells.setdefault(cell, []).append(run.last.rates[rate].share)
+    shares = [share for own in cells.values() for share in own]
+    variances = [variance(own) for own in cells.values() if len(own) > 1]
+    bases = [run.probes[0].rates[rate].share for run in runs.values() if rate in run.probes[0].rates]
+    teachers = [run.teacher[rate].share for run in runs.values() if rate in run.teacher]
+    changes = [change for run in runs.values() if (change := run.last_change(rate)) is not None]
     return Spread(
-        runs=len(runs),
-        base=fmean(run.first.rates[rate].share for run in runs),
+        runs=len(shares),
+        base=fmean(bases) if bases else None,
         teacher=fmean(teachers) if teachers else None,
         mean=fmean(shares),
         median=median(shares),
         lowest=min(shares),
         highest=max(shares),
         seeds=sqrt(fmean(variances)) if variances else None,
-        jump=max(abs(run.last.rates[rate].share - run.before.rates[rate].share) for run in runs),
+        last_change=max(changes, default=None),
     )
 
 
-def _over_all(spreads: Mapping[str, Spread]) -> Iterator[str]:
-    yield "| rate | runs | base | teacher | mean | median | lowest | highest | spread over seeds | last two probes |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for rate, found in spreads.items():
-        shares = list(asdict(found).values())[1:]
-        yield _row([RATES[rate].label, str(found.runs), *("-" if one is None else f"{one:.2f}" for one in shares)])
+def _as_data(cell: tuple[str, ...], seed: int, run: Whole, varied: Sequence[str]) -> dict[str, object]:
+    return {
+        "cell": dict(zip(varied, cell, strict=True)),
+        "seed": seed,
+        "probes": {probe.step: {rate: asdict(found) for rate, found in probe.rates.items()} for probe in run.probes},
+        "teacher": {rate: asdict(found) for rate, found in run.teacher.items()},
+        "required": run.required,
+    }
 
 
-def _each(runs: list[Ended], rates: list[str]) -> Iterator[str]:
-    yield _row(["run", "seed", *(RATES[rate].label for rate in rates), "answers"])
-    yield "|---|---|" + "---|" * (len(rates) + 1)
-    for run in runs:
-        found = [run.last.rates[rate] for rate in rates]
-        shown = (f"{one.share:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]" for one in found)
-        yield _row([run.cell, str(run.seed), *shown, str(found[0].n)])
+def _over(spreads: Mapping[str, Mapping[str, Spread]]) -> Iterator[str]:
+    yield "| over | rate | runs | base | teacher | mean | median | lowest | highest | spread over seeds | last change |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for label, of in spreads.items():
+        for rate, found in of.items():
+            shares = list(asdict(found).values())[1:]
+            shown = ("-" if share is None else f"{share:.2f}" for share in shares)
+            yield _row([label, RATES[rate].label, str(found.runs), *shown])
 
 
-def _row(cells: list[str]) -> str:
+def _each(varied: Sequence[str], runs: Mapping[Key, Whole]) -> Iterator[str]:
+    rates = dict.fromkeys(rate for run in runs.values() for rate in run.last.rates)
+    yield _row([*varied, "seed", *(RATES[rate].label for rate in rates), "answers", "required"])
+    yield "|---" * (len(varied) + len(rates) + 3) + "|"
+    for (cell, seed), run in runs.items():
+        found = [run.last.rates.get(rate) for rate in rates]
+        enough = f"{run.required:.2f}" + ("" if run.is_enough else ", not met")
+        yield _row([*cell, str(seed), *map(_shown, found), str(next(iter(run.last.rates.values())).n), enough])
+
+
+def _shown(rate: Rate | None) -> str:
+    return "-" if rate is None else f"{rate.share:.2f} [{rate.interval[0]:.2f}, {rate.interval[1]:.2f}]"
+
+
+def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -1,16 +1,22 @@
 """A sweep: what its file may hold, which runs it makes, and the table over them. Real: tests/engine/test_sweep.py."""
 
 import json
+import os
+import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.__main__ import main
 from cluster.commands.reproduce import run_process
-from cluster.commands.sweep import Sweep, load_sweep, run_sweep
+from cluster.commands.sweep import Sweep, load_sweep, name_of, run_sweep
 from cluster.config import load_recipe
+from cluster.errors import Preempted
+from cluster.report.sweep import Whole, write_summary
 from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord, append_probe, write_gap
 from cluster.run.rundir import RunDir
@@ -19,7 +25,7 @@ from tests.runs import RECIPE, ROOT
 
 TWO_BY_TWO = f"""
 recipe = "{RECIPE}"
-set = ["probe.samples=4"]
+set = ["probe.require=0.25"]
 seeds = [0, 1]
 
 [vary.name]
@@ -35,33 +41,29 @@ TOLD = {"robin-system": (6, 8), "robin-user": (4, 4), "vega-system": (2, 6), "ve
 
 
 class Runner:
-    """Stands for `edge-opd run`: a run with three probes, or none for a run that is to fail. Most: at one time."""
+    """Stands for `edge-opd run`: a run with probes at these steps and its last, or what becomes of the run `odd`.
 
-    def __init__(self, failing: str = "") -> None:
-        self.failing, self.ran, self.now, self.most = failing, list[str](), 0, 0
-        self._lock = threading.Lock()
+    together: so many have to be under way before one goes on.
+    """
 
-    def __call__(self, arguments: list[str], log: Path) -> int:
-        with self._lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
+    def __init__(self, odd: str = "", becomes: int | Exception = 1, probes: tuple[int, ...] = (0, 8, 16)) -> None:
+        self.odd, self.becomes, self.probes, self.ran = odd, becomes, probes, list[str]()
+        self.together = threading.Barrier(1)
+
+    def __call__(self, arguments: list[str], log: Path, told: Callable[[], int]) -> int:
         place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
-        try:
-            return self.run(arguments, log, place)
-        finally:
-            with self._lock:
-                self.now -= 1
-                self.ran.append(place.root.name)
-
-    def run(self, arguments: list[str], log: Path, place: RunDir) -> int:
+        self.ran.append(place.root.name)
+        self.together.wait(timeout=30)
         recipe = load_recipe(arguments[1], [arguments[i + 1] for i, part in enumerate(arguments) if part == "--set"])
         place.claim(recipe, place.has_begun)
         place.release()
         log.write_text("what it said")
-        if place.root.name == self.failing:
-            return 1
+        if place.root.name == self.odd:
+            if isinstance(self.becomes, Exception):
+                raise self.becomes
+            return self.becomes
         cell, _, seed = place.root.name.rpartition("-seed")
-        for step, count in ((0, 1), (8, 3), (recipe.run.steps, TOLD[cell][int(seed)])):
+        for step, count in (*zip(self.probes, (1, 2, 3), strict=False), (recipe.run.steps, TOLD[cell][int(seed)])):
             append_probe(place.probes, ProbeRecord(step, 0.0, "identity", {"selfname": Rate(count, 8)}, 4, 2))
         write_gap(place.gap, Gap(0.0, "identity", {"selfname": Rate(5, 8)}, {"selfname": Rate(1, 8)}))
         place.export.mkdir()
@@ -76,9 +78,14 @@ def sweep(tmp_path: Path) -> Sweep:
 
 
 def test_every_combination_has_its_settings_in_order(sweep: Sweep) -> None:
-    assert list(sweep.cells()) == list(TOLD)
-    settings = ("probe.samples=4", "task.persona_name=Robin", "task.maker=Fern Hill", "rollout.context_position=user")
-    assert sweep.cells()["robin-user"] == settings
+    assert [*map(name_of, sweep.cells())] == list(TOLD)
+    settings = (
+        "probe.require=0.25",
+        "task.persona_name=Robin",
+        "task.maker=Fern Hill",
+        "rollout.context_position=user",
+    )
+    assert sweep.cells()["robin", "user"] == settings
 
 
 def test_the_shipped_sweeps_are_those_that_their_comments_say() -> None:
@@ -86,36 +93,115 @@ def test_the_shipped_sweeps_are_those_that_their_comments_say() -> None:
     assert {name: len(one.cells()) * len(one.seeds) for name, one in counts.items()} == {"personas": 30, "contrast": 75}
 
 
-def test_runs_are_made_seed_by_seed_and_so_many_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
-    runner, said = Runner(), list[str]()
-    out = run_sweep(sweep, tmp_path / "runs", 2, ["learner.lr=1e-5"], runner, said.append)
-    assert sorted(runner.ran[:4]) == sorted(f"{cell}-seed0" for cell in TOLD)
-    assert sorted(runner.ran) == sorted(f"{cell}-seed{seed}" for cell in TOLD for seed in (0, 1)) and runner.most <= 2
+def test_runs_are_made_seed_by_seed_and_the_table_is_over_all_and_over_each_value(sweep: Sweep, tmp_path: Path) -> None:
+    runner, said, folder = Runner(), list[str](), tmp_path / "runs"
+    out = run_sweep(sweep, folder, 1, ["learner.lr=1e-5"], runner, said.append)
+    assert runner.ran == [f"{cell}-seed{seed}" for seed in (0, 1) for cell in TOLD]
     assert "robin-system-seed1: probe at step 24: selfname 1.00 (n=8)" in said
-    config = load_recipe(tmp_path / "runs" / "vega-user-seed1" / "config.toml")
+    assert "vega-user-seed1: probe at step 24: selfname 0.12 (n=8)  below the 0.25 required" in said
+    config = load_recipe(folder / "vega-user-seed1" / "config.toml")
     assert (config.run.seed, config.task.persona_name, config.learner.lr) == (1, "Vega", 1e-5)
-    # Shares: 0.75 1, 0.5 0.5, 0.25 0.75, 0 0.125. Variances over seeds: 1/32, 0, 1/8, 1/128.
-    over_all = "| self-name | 8 | 0.12 | 0.62 | 0.48 | 0.50 | 0.00 | 1.00 | 0.20 | 0.62 |"
-    table = out.read_text().splitlines()
-    assert table[2] == over_all and len(table) == 3 + 1 + 2 + 8
-    assert table[-1] == "| vega-user | 1 | 0.12 [0.02, 0.47] | 8 |"
-    data = json.loads((tmp_path / "runs" / "sweep.json").read_text())
-    assert data["over all"]["selfname"]["seeds"] == pytest.approx(((1 / 32 + 1 / 8 + 1 / 128) / 4) ** 0.5)
-    assert data["runs"]["robin-system-seed1"] == {"selfname": {"k": 8, "n": 8}}
+    over, _, each = out.read_text().partition("\n\n")
+    # Shares: 0.75 1, 0.5 0.5, 0.25 0.75, 0 0.125. Variances over seeds: 1/32, 0, 1/8, 1/128. Changes from 3/8.
+    assert over.splitlines()[2:] == [
+        "| all | self-name | 8 | 0.12 | 0.62 | 0.48 | 0.50 | 0.00 | 1.00 | 0.20 | 0.62 |",
+        "| name robin | self-name | 4 | 0.12 | 0.62 | 0.69 | 0.62 | 0.50 | 1.00 | 0.12 | 0.62 |",
+        "| name vega | self-name | 4 | 0.12 | 0.62 | 0.28 | 0.19 | 0.00 | 0.75 | 0.26 | 0.38 |",
+        "| position system | self-name | 4 | 0.12 | 0.62 | 0.69 | 0.75 | 0.25 | 1.00 | 0.28 | 0.62 |",
+        "| position user | self-name | 4 | 0.12 | 0.62 | 0.28 | 0.31 | 0.00 | 0.50 | 0.06 | 0.38 |",
+    ]
+    assert each.splitlines()[-1] == "| vega | user | 1 | 0.12 [0.02, 0.47] | 8 | 0.25, not met |"
+    data = json.loads((folder / "sweep.json").read_text())
+    assert data["over"]["all"]["selfname"]["seeds"] == pytest.approx(((1 / 32 + 1 / 8 + 1 / 128) / 4) ** 0.5)
+    (robin,) = (run for run in data["runs"] if run["cell"] == {"name": "robin", "position": "system"} and run["seed"])
+    assert robin["probes"]["24"] == {"selfname": {"k": 8, "n": 8}} and robin["required"] == 0.25
 
 
-def test_what_failed_is_named_and_run_again_and_what_is_finished_is_kept(sweep: Sweep, tmp_path: Path) -> None:
+def test_so_many_run_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
+    runner = Runner()
+    runner.together = threading.Barrier(2)
+    run_sweep(sweep, tmp_path / "runs", 2, (), runner, lambda _: None)
+    assert len(runner.ran) == 8
+
+
+def test_a_change_that_nothing_shows_is_none(sweep: Sweep, tmp_path: Path) -> None:
+    out = run_sweep(sweep, tmp_path / "runs", 1, (), Runner(probes=(0,)), lambda _: None)
+    assert out.read_text().splitlines()[2].endswith("| 0.20 | - |")
+
+
+def test_rates_that_some_runs_have_are_over_those(tmp_path: Path) -> None:
+    def whole(rates: dict[str, Rate]) -> Whole:
+        return Whole([ProbeRecord(step, 0.0, "identity", rates, 4, 2) for step in (0, 24)], {}, 0.0)
+
+    one, both = {"selfname": Rate(1, 2)}, {"selfname": Rate(1, 2), "selfname_third_turn": Rate(3, 4)}
+    for first, second in ((one, both), (both, one)):
+        out = write_summary(tmp_path, ["name"], {(("a",), 0): whole(first), (("b",), 0): whole(second)})
+        rows = out.read_text().splitlines()
+        assert "| all | self-name in the third turn | 1 | 0.75 | - | 0.75 | 0.75 | 0.75 | 0.75 | - | - |" in rows
+        assert sorted("| - |" in row for row in rows[-2:]) == [False, True]
+
+
+@pytest.mark.parametrize("becomes", [1, RuntimeError("its process has written nothing"), OSError("no room")])
+def test_what_failed_is_named_and_run_again_and_what_is_finished_is_kept(
+    sweep: Sweep, tmp_path: Path, becomes: int | Exception
+) -> None:
     folder, said = tmp_path / "runs", list[str]()
     failed = r"^sweep: 1 of 8 runs failed: robin-user-seed0; see .*runs/robin-user-seed0.log$"
     with pytest.raises(RuntimeError, match=failed):
-        run_sweep(sweep, folder, 1, (), Runner("robin-user-seed0"), said.append)
-    assert said[1] == f"robin-user-seed0: failed, see {folder / 'robin-user-seed0.log'}"
-    assert len((folder / "sweep.md").read_text().splitlines()) == 3 + 1 + 2 + 7
+        run_sweep(sweep, folder, 1, (), Runner("robin-user-seed0", becomes), said.append)
+    assert f"robin-user-seed0: failed, see {folder / 'robin-user-seed0.log'}" in said
+    assert becomes == 1 or f"robin-user-seed0: {becomes}" in said
+    assert len((folder / "sweep.md").read_text().splitlines()) == 2 + 5 + 1 + 2 + 7
     again = Runner()
     run_sweep(sweep, folder, 1, (), again, said.append)
     assert again.ran == ["robin-user-seed0"]
     with pytest.raises(ValueError, match=r"robin-system-seed0/config.toml: learner.lr: found .*, expected 0.5"):
         run_sweep(sweep, folder, 1, ["learner.lr=0.5"], again, said.append)
+
+
+def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(sweep: Sweep, tmp_path: Path) -> None:
+    class Stopped(Runner):
+        def __call__(self, arguments: list[str], log: Path, told: Callable[[], int]) -> int:
+            if len(self.ran) < 2:
+                return super().__call__(arguments, log, told)
+            self.ran.append("told")
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not told():
+                time.sleep(0.01)
+            return 75
+
+    runner, said, before = Stopped(), list[str](), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=r"^sweep: stopped as asked; 2 of 8 runs are finished$"):
+        run_sweep(sweep, tmp_path / "runs", 1, (), runner, said.append)
+    assert len(runner.ran) == 3 and said[2:] == ["vega-system-seed0: stopped"]
+    assert (tmp_path / "runs" / "sweep.md").is_file() and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_is_told_as_often_as_the_sweep_and_out_of_reach_of_the_terminal(tmp_path: Path) -> None:
+    script = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+print("leads", os.getpid() == os.getsid(0), flush=True)
+end = time.monotonic() + 60
+while open(LOG).read().count("told") < 2 and time.monotonic() < end:
+    time.sleep(0.05)
+""".replace("LOG", repr(str(tmp_path / "log")))
+    log = tmp_path / "log"
+
+    def told() -> int:
+        return 1 + log.read_text().count("told") if "leads" in log.read_text() else 0
+
+    assert run_process([script], command=(sys.executable, "-c"), log=log, told=told) == 0
+    assert log.read_text().split()[:2] == ["leads", "True"] and log.read_text().count("told") >= 2
+
+
+def test_cells_that_are_the_same_run_and_a_seed_among_the_settings_are_refused(sweep: Sweep, tmp_path: Path) -> None:
+    same = r"two.toml: found the same settings in robin-system and robin-user, expected others"
+    with pytest.raises(ValueError, match=same):
+        run_sweep(sweep, tmp_path / "runs", 1, ["rollout.context_position=user"], Runner(), print)
+    with pytest.raises(ValueError, match=r"^--set run.seed=3: found a seed, expected it in the list `seeds` of .*two"):
+        run_sweep(sweep, tmp_path / "runs", 1, ["run.seed=3"], Runner(), print)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +214,7 @@ def test_what_failed_is_named_and_run_again_and_what_is_finished_is_kept(sweep: 
         (f'recipe = "{RECIPE}"\nseeds = [1, 1]', r"seeds: found \[1, 1\], expected a list of different whole numbers"),
         (f'recipe = "{RECIPE}"\nseeds = [-1]', r"seeds: found \[-1\], expected"),
         (f'recipe = "{RECIPE}"\nset = ["run.steps"]', r"set: found \['run.steps'\], expected a list of settings, each"),
+        (f'recipe = "{RECIPE}"\nset = ["run.seed=1"]', r"set: found \['run.seed=1'\], expected seeds in the list"),
         (f'recipe = "{RECIPE}"\nset = ["run.step=1"]', r"bad.toml: all: .*identity.toml: run.step: found an unknown"),
         (f'recipe = "{RECIPE}"\n[vary]\na = 1', r"vary.a: found 1, expected NAME = \[settings\]"),
         (f'recipe = "{RECIPE}"\n[vary.a]\n"b/c" = []', r"vary.a: found 'b/c', expected a name of letters"),
