@@ -137,12 +137,14 @@ class Mlflow:
     def _has_resumed(self, kept: str) -> bool:
         """Whether there still is such a run; its parameters, which may not change, are those of its first start."""
         try:
-            self._module.start_run(run_id=kept)
+            is_there = self._module.get_run(kept).info.lifecycle_stage == "active"  # and not one that was deleted
         except self._module.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
-        return True
+            is_there = False
+        if is_there:
+            self._module.start_run(run_id=kept)
+        return is_there
 
     def _begun(self, name: str, recipe: Recipe) -> str:
         run = self._module.start_run(run_name=name)

@@ -111,6 +111,7 @@ _STEP_FIELDS = (
 )  # fmt: skip
 
 
+PLAN_FORMAT = 1  # of memory.jsonl, whose lines change apart from those of the steps
 _YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_updates")  # than their line's format
 
 
@@ -179,7 +180,7 @@ def append_probe(path: Path, record: ProbeRecord) -> None:
 
 def line_of_plan(plan: MemoryPlan) -> Line:
     """One object of memory.jsonl."""
-    return {"format": FORMAT} | asdict(plan)
+    return {"format": PLAN_FORMAT} | asdict(plan)
 
 
 def append_plan(path: Path, plan: MemoryPlan) -> None:
@@ -193,8 +194,8 @@ def read_plans(path: Path) -> list[MemoryPlan]:
 
 
 def _plan(line: Mapping[str, Any]) -> MemoryPlan:
-    if line["format"] != FORMAT:
-        raise ValueError(f"format: found {line['format']!r}, expected {FORMAT}: a newer version wrote it")
+    if line["format"] != PLAN_FORMAT:
+        raise ValueError(f"format: found {line['format']!r}, expected {PLAN_FORMAT}: a newer version wrote it")
     _require_numbers({name: line[name] for name in ("time", "micro_batch_tokens")})
     engines = {pool: EnginePlan(**plan) for pool, plan in line["engines"].items()}
     for pool, plan in line["engines"].items():

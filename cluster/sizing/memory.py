@@ -98,11 +98,13 @@ def layer_bytes(shape: ModelShape, b: int) -> int:
 
 def logit_bytes(shape: ModelShape, config: LearnerConfig) -> float:
     """Of one chunk of positions: float32 logits and a copy in b for the backward pass, twice with a teacher's beside
-    them; and the gradient of the head's weight in float32, with a chunk's share where that is not added in place."""
+    them; and the gradient of the head's weight, which an adapter leaves frozen, in float32, with a chunk's share where
+    that is not added in place."""
     b = BYTES[config.dtype]
     chunk = head_chunk(config, shape.vocabulary, on_gpu=True)
     copies = (4 + b) if not config.compares_distributions else 5 * 4 + b
-    return chunk * shape.vocabulary * copies + shape.largest_tensor * (8 if b == 2 else 4)
+    of_weight = 0 if config.lora_rank else 8 if b == 2 else 4
+    return chunk * shape.vocabulary * copies + shape.largest_tensor * of_weight
 
 
 @dataclass(frozen=True)

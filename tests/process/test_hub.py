@@ -280,7 +280,7 @@ def test_weights_wait_for_a_hub_that_is_slow(hub: Hub, monkeypatch: pytest.Monke
     monkeypatch.setattr("cluster.hub.HUB_S", 0.2)
 
     def slow(path: str) -> tuple[int, bytes, dict[str, str]]:
-        time.sleep(0.6)
+        time.sleep(1.5)
         return hub.answer(path)
 
     with answering(slow) as address:
@@ -289,7 +289,7 @@ def test_weights_wait_for_a_hub_that_is_slow(hub: Hub, monkeypatch: pytest.Monke
         another_day(monkeypatch)
         begun = time.monotonic()
         assert resolve_model(f"org/model@{OLD}", weights=True)
-        assert time.monotonic() - begun < 0.6  # the cache has all: nothing is waited for
+        assert time.monotonic() - begun < 1.5  # the cache has all: nothing is waited for
 
 
 def test_a_commit_that_the_hub_has_no_more_is_the_caches(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

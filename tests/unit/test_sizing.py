@@ -112,6 +112,7 @@ def test_logits_are_a_gib_a_copy_and_the_heads_gradient() -> None:
     expected = 1766 * 151_936 * 6 + 151_936 * 4096 * 8
     assert logit_bytes(EIGHT_B, LearnerConfig()) == expected
     assert logit_bytes(EIGHT_B, LearnerConfig(objective="jsd")) > expected + 3 * GIB
+    assert logit_bytes(EIGHT_B, LearnerConfig(lora_rank=8)) == 1766 * 151_936 * 6  # the head is frozen
 
 
 def test_an_engines_cache_grows_by_the_window() -> None:

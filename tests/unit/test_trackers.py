@@ -37,10 +37,11 @@ def note(name):
 class MlflowException(Exception):
     error_code = os.environ.get("STAND_IN_CODE", "")
 
-def start_run(**named):
-    if named.get("run_id") and MlflowException.error_code:
+def get_run(run_id):
+    if MlflowException.error_code:
         raise MlflowException("Run not found")
-    return note("start_run")(**named)
+    stage = os.environ.get("STAND_IN_STAGE", "active")
+    return types.SimpleNamespace(info=types.SimpleNamespace(lifecycle_stage=stage))
 
 class Run:
     id = os.environ.get("STAND_IN_ID", "a1")
@@ -49,7 +50,7 @@ class Run:
     finish = staticmethod(note("finish"))
 
 init, log, finish = note("init"), note("log"), note("finish")
-set_tracking_uri, set_experiment = note("set_tracking_uri"), note("set_experiment")
+set_tracking_uri, set_experiment, start_run = note("set_tracking_uri"), note("set_experiment"), note("start_run")
 log_params, log_metrics, end_run = note("log_params"), note("log_metrics"), note("end_run")
 """
 
@@ -137,6 +138,9 @@ def test_another_run_of_the_name_and_one_that_is_gone_are_not_gone_on_with(
     assert [named for name, _, named in resumes("mlflow") if name == "start_run"] == [{"run_name": "run"}] * 2
     for tracker in ("trackio", "mlflow"):
         assert (tmp_path / "run" / "trackers" / tracker).read_text() == "z9\n"
+    monkeypatch.setenv("STAND_IN_CODE", "")
+    monkeypatch.setenv("STAND_IN_STAGE", "deleted")
+    assert [named for name, _, named in resumes("mlflow") if name == "start_run"] == [{"run_name": "run"}] * 3
     monkeypatch.setenv("STAND_IN_CODE", "INTERNAL_ERROR")
     with pytest.raises(RuntimeError, match=r"^MlflowException: Run not found$"):
         resumes("mlflow")
