@@ -26,6 +26,7 @@ from cluster.run.replay import Resumed, learned_groups
 from cluster.run.rundir import RunDir
 from cluster.run.start import shard_metadata
 from cluster.run.stop import heeding
+from cluster.weights.parts import Sent
 from evidence.records import Floats, Ids, ShardInfo
 from learner.report import LearnedStep
 from rollout.tasks import build_task
@@ -56,11 +57,11 @@ class Learner:
     async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
         self.opened.append(workers)
 
-    async def push(self, pool: str, version: int) -> str:
+    async def push(self, pool: str, version: int) -> Sent:
         verbs = {"start_weight_update": (), "update_weights": (f"weights {version}",), "finish_weight_update": ()}
         for verb, arguments in {**verbs, "update_weight_version": (version,)}.items():
             await self._actor.tell(pool, verb, arguments, 20.0)
-        return f"weights {version}"
+        return Sent(f"weights {version}")
 
     async def score(self, what: str, prompt: Ids, text: Ids) -> Floats:
         return fake_logprobs(prompt, text, "base")
