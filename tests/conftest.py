@@ -11,7 +11,7 @@ import pytest
 
 from cluster.default_model import prepare_default_model
 from tests import fakes
-from tests.listeners import family, watched
+from tests.listeners import family, wait_for_the_agents_port, watched
 from tests.runs import FINISHED, PLANTED, WatchedRun, small_run
 from tests.strangers import asks_for
 
@@ -62,6 +62,7 @@ def watched_run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     `PLANTED`."""
     run_dir = tmp_path_factory.mktemp("runs") / "small"
     with tempfile.TemporaryDirectory(prefix="edge-", dir="/tmp") as temporary:  # Ray's socket paths must be short
+        wait_for_the_agents_port()
         with watched(lambda: family(os.getpid())[1:], asks_for) as watch:
             settings = (f"model.path={small_model}", *FINISHED)
             done = small_run(run_dir, *settings, TMPDIR=temporary, RAY_TMPDIR=temporary, **PLANTED)

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,8 @@ from rollout.ending import end_with_parent
 from tests.runs import ROOT
 
 POLL_S = 0.1
-RAY_S = 90.0  # Ray's two agents tell a head that is killed with its driver for a minute (findings/)
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS_S = 30.0  # they speak for a minute to a head that was killed with its driver (findings/)
 
 
 def core() -> None:
@@ -86,9 +87,18 @@ class UnderWay:
         return status, self.said(), "".join(self._errors)
 
     def left_behind(self) -> list[psutil.Process]:
-        """Processes that outlive it by more than `RAY_S`."""
-        _, alive = psutil.wait_procs(list(self.seen), timeout=RAY_S)
-        return alive
+        """Processes that outlive it by more than a minute; Ray's agents by `AGENTS_S` more."""
+        _, alive = psutil.wait_procs(list(self.seen), timeout=60)
+        agents = [process for process in alive if name_of(process) in AGENTS]
+        _, late = psutil.wait_procs(agents, timeout=AGENTS_S)
+        return [process for process in alive if process not in agents] + late
+
+
+def name_of(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return str(process.name())
+    return ""
 
 
 @contextmanager

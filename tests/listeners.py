@@ -2,7 +2,9 @@
 
 import os
 import re
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from tests.strangers import GONE, SILENCE, TOKEN
 
@@ -105,6 +108,18 @@ def family(pid: int) -> list[psutil.Process]:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
+
+
+def wait_for_the_agents_port() -> None:
+    """Until nobody listens where Ray's dashboard agent will: it goes on without that socket otherwise, and one of a Ray
+    that was killed has it for a minute (findings/ray-agents-outlive-a-killed-driver.sh). AssertionError after two."""
+    end = time.monotonic() + 120
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", DEFAULT_DASHBOARD_AGENT_LISTEN_PORT)):
+                return
+        assert time.monotonic() < end, f"another Ray's agent listens on port {DEFAULT_DASHBOARD_AGENT_LISTEN_PORT}"
+        time.sleep(1)
 
 
 def _sockets(pid: int) -> dict[str, tuple[str, int]]:

@@ -17,9 +17,7 @@ LOCAL: dict[str, dict[str, tuple[int, int]]] = {
     "monitor": {METRICS: ONE},
     "gcs_server": {TOKEN: ONE},
     "raylet": {TOKEN: (2, 2)},
-    # Its second is of port 52365. Where another Ray's agent has that, also one that outlives its run by a minute
-    # (findings/ray-agents-outlive-a-killed-driver.sh), it goes on without.
-    "ray::DashboardAgent": {TOKEN: (1, 2), METRICS: ONE},
+    "ray::DashboardAgent": {TOKEN: (2, 2), METRICS: ONE},
     "ray::RuntimeEnvAgent": {TOKEN: ONE},
     WORKER: OF_A_WORKER,
     "ray::RolloutActor": {TOKEN: ONE},
