@@ -58,11 +58,16 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
     place = RunDir(folder / f"{arm}-seed{seed}")
     if is_finished(place, load_recipe(path, settings)):
         return place.root
-    arguments = ["run", str(path), "--run-dir", str(place.root), "--resume=auto"]
-    code = run([*arguments, *(part for setting in settings for part in ("--set", setting))])
+    code = run(arguments_of(path, place, settings))
     if code != 0:
         raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")
     return place.root
+
+
+def arguments_of(recipe: Path, place: RunDir, settings: Sequence[str]) -> list[str]:
+    """Of `edge-opd`: the recipe with these settings in that folder, begun or gone on with."""
+    changed = [part for setting in settings for part in ("--set", setting)]
+    return ["run", str(recipe), "--run-dir", str(place.root), "--resume=auto", *changed]
 
 
 def is_finished(place: RunDir, recipe: Recipe) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from cluster.commands.reproduce import is_finished, run_process
+from cluster.commands.reproduce import arguments_of, is_finished, run_process
 from cluster.config import Recipe, load_recipe
 from cluster.errors import EXPECTED, PREEMPTED, Preempted, printable
 from cluster.observe.sinks import probe_line
@@ -227,8 +227,7 @@ def _places(sweep: Sweep, folder: Path, overrides: Sequence[str]) -> dict[Key, _
     places: dict[Key, _Place] = {}
     for seed, (cell, settings) in itertools.product(sweep.seeds, cells.items()):
         place = RunDir(folder / f"{name_of(cell)}-seed{seed}")
-        asked = [part for one in (*settings, *overrides, f"run.seed={seed}") for part in ("--set", one)]
         recipe = replace(recipes[cell], run=replace(recipes[cell].run, seed=seed))
-        arguments = ["run", str(sweep.recipe), "--run-dir", str(place.root), "--resume=auto", *asked]
+        arguments = arguments_of(sweep.recipe, place, [*settings, *overrides, f"run.seed={seed}"])
         places[(cell, seed)] = _Place(place, recipe, arguments)
     return places
