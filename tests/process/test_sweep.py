@@ -189,7 +189,9 @@ while open(LOG).read().count("told") < 2 and time.monotonic() < end:
     log = tmp_path / "log"
 
     def told() -> int:
-        return 1 + log.read_text().count("told") if "leads" in log.read_text() else 0
+        """Twice in all: a third signal may meet an interpreter that is ending, and has given its handler back."""
+        said = log.read_text()
+        return min(1 + said.count("told"), 2) if "leads" in said else 0
 
     assert run_process([script], command=(sys.executable, "-c"), log=log, told=told) == 0
     assert log.read_text().split()[:2] == ["leads", "True"] and log.read_text().count("told") >= 2
