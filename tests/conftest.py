@@ -12,11 +12,13 @@ import pytest
 from cluster.default_model import prepare_default_model
 from tests import fakes
 from tests.listeners import family, wait_for_the_agents_port, watched
-from tests.runs import FINISHED, PLANTED, WatchedRun, small_run
+from tests.runs import ADAPTER, FINISHED, PLANTED, RECIPE, SMALL, SweptRun, WatchedRun, edge_opd, small_run
 from tests.strangers import asks_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WHOLE_RUNS_S = 1800  # above what the deadlines within one such test, and the runs that it shares, add up to
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.parts[-2]
         if tier in ("engine", "gpu"):
             item.add_marker(tier)
+            item.add_marker(pytest.mark.timeout(WHOLE_RUNS_S))
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,21 @@ def watched_run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def finished(watched_run: WatchedRun) -> "tuple[Path, subprocess.CompletedProcess[str]]":
     """(run directory, what it printed) of `watched_run`."""
     return watched_run.run_dir, watched_run.done
+
+
+@pytest.fixture(scope="session")
+def swept(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SweptRun:
+    """One small real run, with LoRA, by `edge-opd sweep`."""
+    folder, settings = tmp_path_factory.mktemp("swept"), (f"model.path={small_model}", *ADAPTER)
+    listed = ", ".join(f'"{setting}"' for setting in (*SMALL, *settings))
+    vary = '[vary.position]\nuser = ["rollout.context_position=user"]\n'
+    (folder / "one.toml").write_text(f'recipe = "{RECIPE}"\nset = [{listed}]\nseeds = [3]\n\n{vary}')
+    command = ("sweep", str(folder / "one.toml"), "--dir", str(folder / "runs"))
+    done = edge_opd(*command)
+    own = ("rollout.context_position=user", "run.seed=3")
+    swept = SweptRun(folder / "runs" / "user-seed3", (*settings, *own), command, done)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:] + swept.log.read_text()[-3000:]
+    return swept
 
 
 @pytest.fixture

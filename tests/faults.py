@@ -64,8 +64,9 @@ class UnderWay:
             for log in folder.glob(f"*-{process.pid}.log"):
                 name = log.stem.rpartition("-")[0]
                 found[name] = process
-                if children := process.children():  # the other is Python's tracker of resources
-                    found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
+                with suppress(psutil.NoSuchProcess):
+                    if children := process.children():  # the other is Python's tracker of resources
+                        found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
         return found
 
     def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 400.0) -> None:
@@ -77,6 +78,8 @@ class UnderWay:
             time.sleep(POLL_S)
 
     def send(self, name: str, number: signal.Signals) -> None:
+        """Once there is a process of that name: one that is replaced is gone for a while."""
+        self.wait_until(name, lambda: name in self.processes())
         self.processes()[name].send_signal(number)
 
     def end(self, seconds: float = 400.0) -> tuple[int, str, str]:

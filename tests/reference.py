@@ -21,8 +21,8 @@ def plain_model(path: Path) -> Any:
 def logprobs_of(model: Any, prompt: Ids | Sequence[int], response: Ids | Sequence[int]) -> Tensor:
     """log p(y_t | prompt, y_<t), float64 [T] with its graph; position i of the logits speaks of token i + 1."""
     full = torch.tensor([*map(int, prompt), *map(int, response)])
-    table = torch.log_softmax(model(full[None], use_cache=False).logits[0].double(), dim=-1)
-    return torch.stack([table[position - 1, full[position]] for position in range(len(prompt), len(full))])
+    before = model(full[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(before.double(), dim=-1).gather(1, full[len(prompt) :, None])[:, 0]
 
 
 def require_columns(shard: pa.Table, model: Any) -> None:

@@ -19,9 +19,13 @@ SMALL = (
     "run.steps=2", "run.probe_every=0", "run.checkpoint_every=0", "probe.require=0.0", "probe.samples=1",
     "probe.max_tokens=2", "rollout.prompts_per_step=2", "rollout.samples_per_prompt=4",
     "rollout.max_response_tokens=12", "student.window=160", "teacher.window=160", "learner.micro_batch_tokens=256",
+    "student.start_deadline_s=900", "teacher.start_deadline_s=900", "learner.start_deadline_s=900",
 )  # fmt: skip
 TWO_RANKS = ("learner.num_ranks=2", "learner.zero_stage=3")
 AVERAGED = ("export.choose=average", "export.average=2")
+ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")  # LoRA: it is student and teacher
+# The run of a sweep, which several tests look at.
+ADAPTER = (*ONE_ENGINE, *TWO_RANKS, *AVERAGED, "learner.lr=1e-2", "evidence.region=all", "run.checkpoint_every=1")
 # The run that several tests look at. One sequence a batch: in bfloat16 a token depends on what else is in it, which is
 # chance.
 FINISHED = ("student.max_num_seqs=1", *TWO_RANKS, *AVERAGED)
@@ -37,6 +41,20 @@ class WatchedRun:
     temporary: Path
 
 
+@dataclass(frozen=True)
+class SweptRun:
+    """A real run of a sweep that has ended: its settings beside `SMALL`, the sweep's command and what that printed."""
+
+    run_dir: Path
+    settings: tuple[str, ...]
+    command: tuple[str, ...]
+    done: "subprocess.CompletedProcess[str]"
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir.with_name(f"{self.run_dir.name}.log")
+
+
 # Values of a run's environment that nothing it writes may repeat.
 PLANTED = {
     "AWS_ACCESS_KEY_ID": "planted-AKIA-4c1e", "AWS_SECRET_ACCESS_KEY": "planted-secret-77d0",
@@ -46,7 +64,7 @@ PLANTED = {
 
 
 def edge_opd(
-    *arguments: str, timeout: int = 500, cwd: Path | None = None, **environment: str
+    *arguments: str, timeout: int = 1200, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "edge-opd"), *arguments]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
@@ -64,7 +82,7 @@ def small_run(
     return edge_opd(*small_arguments(run_dir, *overrides), *flags, **environment)
 
 
-def side_by_side(scripts: dict[str, list[str]], timeout: int = 400) -> None:
+def side_by_side(scripts: dict[str, list[str]], timeout: int = 900) -> None:
     """Runs each list of Python arguments in a process of its own, all at once; AssertionError for one that fails."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = {
@@ -82,7 +100,8 @@ def side_by_side(scripts: dict[str, list[str]], timeout: int = 400) -> None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Of a file of JSON lines, also while it is written: the last may be there in part."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def free_port() -> int:

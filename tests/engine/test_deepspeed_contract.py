@@ -36,7 +36,7 @@ def launch(num_ranks: int, folder: Path) -> list[dict[str, Any]]:
         for rank, log in enumerate(logs)
     ]  # fmt: skip
     try:
-        codes = [process.wait(timeout=120) for process in ranks]
+        codes = [process.wait(timeout=540) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -8,14 +8,13 @@ from cluster.errors import PREEMPTED
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
 from tests.faults import UnderWay, under_way
-from tests.runs import lines, small_arguments
+from tests.runs import ONE_ENGINE, lines, small_arguments
 
 STEPS = 24
 MANY = (
-    f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=4.0",
-    "weights.deadline_s=60.0",
+    f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=12.0",
+    "faults.grace_s=120.0", "weights.deadline_s=60.0",
 )  # fmt: skip
-ONE_ENGINE = ("learner.lora_rank=8", "student.dtype=float32")
 
 
 def after_steps(run_dir: Path, run: UnderWay, more: int) -> None:

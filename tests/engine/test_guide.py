@@ -9,7 +9,7 @@ import pytest
 
 from cluster.run.start import ENDED
 from evidence.shards import read_shard
-from tests.runs import ROOT, SMALL, edge_opd, lines
+from tests.runs import ONE_ENGINE, ROOT, SMALL, edge_opd, lines
 
 pytestmark = pytest.mark.engine
 
@@ -101,7 +101,8 @@ def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> Non
         "rows.jsonl: 3 rows, read as question" in done.stdout
         and "    r: The workshop is run by Ada Lane." in done.stdout
     )
-    done = edge_opd(*run.split()[1:], *shrunk, cwd=tmp_path)
+    one_engine = [part for item in ONE_ENGINE for part in ("--set", item)]
+    done = edge_opd(*run.split()[1:], *shrunk, *one_engine, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
     folder = tmp_path / "runs" / "own"

@@ -22,7 +22,7 @@ from tests.runs import free_port, lines, small_run
 
 WINDOW = 160
 CONFIG = EngineConfig(window=WINDOW, dtype="float32", start_deadline_s=60.0)
-START_S = 240.0
+START_S = 500.0
 
 
 @pytest.fixture(scope="module")

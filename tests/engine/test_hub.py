@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.run.record import read_steps
 from evidence.shards import read_table, shard_name
-from tests.runs import small_run
+from tests.runs import ONE_ENGINE, small_run
 from tests.servers import Hub, answering
 
 OLD, NEW = "a1" * 20, "b2" * 20
@@ -18,8 +18,7 @@ def test_every_process_has_the_commit_of_the_start(tmp_path: Path, small_model: 
     hub = Hub("org/model", {OLD: files, NEW: later}, NEW, {"v1": OLD})
     with answering(hub.answer) as address:
         environment = {"HF_ENDPOINT": f"http://{address}", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-        one_engine = ("learner.lora_rank=8", "student.dtype=float32")
-        settings = ("run.steps=1", "probe.gap=false", "model.path=org/model@v1", *one_engine)
+        settings = ("run.steps=1", "probe.gap=false", "model.path=org/model@v1", *ONE_ENGINE)
         done = small_run(tmp_path / "run", *settings, **environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert sum(path.endswith(f"/resolve/{OLD}/model.safetensors") for path in hub.asked) >= 1

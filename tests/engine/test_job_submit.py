@@ -149,7 +149,7 @@ def test_three_hosts_learn_what_one_host_learns(
     settings = (f"model.path={small_model}", *FINISHED, f"run.storage={cluster.store}")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
     with watched(lambda: processes_of(cluster.session), asks_for) as watch:
-        done = cluster.outside.run([*submit, *run], cluster.env, timeout=500)
+        done = cluster.outside.run([*submit, *run], cluster.env, timeout=1200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout.lower() and "step   2/2" in done.stdout and "weights over gloo" in done.stdout
 

@@ -14,7 +14,7 @@ import pytest
 from tests.runs import edge_opd, free_port
 
 
-def wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 240) -> None:
+def wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -54,7 +54,7 @@ def test_a_real_server_is_probed(default_model: Path, tmp_path: Path) -> None:
         done = edge_opd("probe", f"http://127.0.0.1:{port}/v1", "--json", *settings)
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["n"], result["n_capability"], result["selfname"]) == (12, 12, 0.0)

@@ -18,8 +18,8 @@ from tests.pages import MONITORING
 from tests.prometheus import Prometheus, fetched, serving
 from tests.runs import lines, small_arguments
 
-SETTINGS = ("run.steps=400", "run.max_policy_lag=1", "observe.every_s=0.5")
-SECONDS = 60.0  # for what a report or a scrape brings
+SETTINGS = ("run.steps=400", "run.max_policy_lag=1", "observe.every_s=2")
+SECONDS = 120.0  # for what a report or a scrape brings
 # No verifier, no GPU, no frozen model; and Ray has no counter that never grew.
 ABSENT = {
     "reward_mean", "learner_mfu_ratio", "verdicts_total", "engine_preemptions_total", "prompts_refused_total",
@@ -55,13 +55,13 @@ def told(text: str) -> dict[str, float]:
 
 
 def configured(folder: Path, port: int) -> str:
-    """The committed configuration and rules, with this target, every second; an alert waits for 5 s in place of
+    """The committed configuration and rules, with this target, every second; an alert waits for 15 s in place of
     minutes."""
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"] = [{"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}]
     rules = (MONITORING / "edge-opd.rules.yml").read_text()
-    (folder / "edge-opd.rules.yml").write_text(re.sub(r"for: \d+m$", "for: 5s", rules, flags=re.MULTILINE))
+    (folder / "edge-opd.rules.yml").write_text(re.sub(r"for: \d+m$", "for: 15s", rules, flags=re.MULTILINE))
     return yaml.safe_dump(config)
 
 
@@ -78,14 +78,20 @@ def test_a_run_is_scraped_while_it_runs_and_missed_when_its_driver_is_killed(
     metrics = run_dir / "metrics.jsonl"
     with under_way(small_arguments(run_dir, f"model.path={small_model}", *SETTINGS)) as run:
         run.wait_until("step 2", lambda: metrics.exists() and len(lines(metrics)) >= 2)
-        run.wait_until("the endpoint", lambda: bool(ports(run)), SECONDS)
-        (port,) = ports(run)
+        found = set[int]()
+        run.wait_until("the endpoint", lambda: bool(found.update(ports(run)) or found), SECONDS)
+        (port,) = found
         with serving(tmp_path, configured(tmp_path, port)) as server:
             run.wait_until("every figure", lambda: not unseen(port), SECONDS)
+            done = len(lines(metrics))
+            run.wait_until("so many steps", lambda: told(figures_at(port))["steps_done|watched"] >= done, SECONDS)
+            run.wait_until("all parts up", lambda: all_up(told(figures_at(port))), SECONDS)
             of_the_run(run_dir, told(figures_at(port)))
             run.wait_until("scrapes of several steps", lambda: len(set(scraped(server))) > 3, SECONDS)
             run.wait_until("a scrape each second", lambda: len(scraped(server)) > 15, SECONDS)
-            assert firing(server) == set() and empty_panels(server) <= WITHOUT
+            run.wait_until("every panel", lambda: empty_panels(server) <= WITHOUT, SECONDS)
+            assert firing(server) == set()
+            run.processes()  # what has to be gone at the end
             run.process.kill()
             end = time.monotonic() + SECONDS
             while "RunVanished" not in firing(server):
@@ -99,13 +105,17 @@ def unseen(port: int) -> set[str]:
     return set(FIGURES) - ABSENT - {name.split("|")[0] for name in told(figures_at(port))}
 
 
+def all_up(found: dict[str, float]) -> bool:
+    """One that is late with an answer counts as down until the next."""
+    return found["engine_up|watched|student|student engine 0"] == found["service_up|watched"] == 1
+
+
 def of_the_run(run_dir: Path, found: dict[str, float]) -> None:
     """The endpoint says what the files say; a gauge that was told once is still there."""
     steps = lines(run_dir / "metrics.jsonl")
-    assert found["steps_planned|watched"] == 400 and len(steps) - 4 <= found["steps_done|watched"] <= len(steps)
+    assert found["steps_planned|watched"] == 400 and found["steps_done|watched"] <= len(steps)
     recorded = {round(step["stages"]["learn"]["seconds"], 6) for step in steps}
     assert round(found["stage_seconds|watched|learn"], 6) in recorded
-    assert found["engine_up|watched|student|student engine 0"] == found["service_up|watched"] == 1
     assert found["learner_part_seconds|watched|backward"] > 0 and found["probe_ratio|watched|selfname|high"] > 0
     assert found["canary_nats|watched"] < found["canary_tolerance_nats|watched"]
 

@@ -19,6 +19,7 @@ ARITHMETIC = str(ROOT / "cluster" / "recipes" / "N6-arithmetic.toml")
 SETTINGS = (
     "run.steps=1", "rollout.max_response_tokens=32", "probe.max_tokens=32", "student.window=320", "teacher.window=320",
     "learner.micro_batch_tokens=512", "probe.gap=false",
+    "learner.dtype=float32",  # which a processor multiplies fastest that has no kernels for bfloat16
 )  # fmt: skip
 
 

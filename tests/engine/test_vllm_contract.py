@@ -143,7 +143,8 @@ async def _drive(model: str, target: Path) -> None:
     found["tally"] = engine.tally.stats | {}
     name = next(engine._ids) + 1
     drawn = asyncio.create_task(_refusal(engine.sample([request], SamplingConfig(1.0, 400), 1)))
-    await asyncio.sleep(0.1)
+    while not engine._llm.output_processor.has_unfinished_requests():
+        await asyncio.sleep(0)
     await engine._llm.abort(str(name))
     found["aborted"] = await drawn
     found["order"] = await _checked_beside(engine, request)
@@ -161,7 +162,7 @@ async def _checked_beside(engine: Any, request: RolloutRequest) -> dict[str, Any
         done.append(name)
         return answer
 
-    group, sampling = [request] * CONFIG.max_num_seqs, SamplingConfig(1.0, 60)
+    group, sampling = [request] * CONFIG.max_num_seqs, SamplingConfig(1.0, 400)
     drawn = [asyncio.create_task(noted("sampled", engine.sample(group, sampling, seed))) for seed in range(2)]
     await asyncio.sleep(0.2)
     scored = asyncio.create_task(noted("scored", engine.score([PROMPT], [RESPONSE])))
