@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.commands import doctor
 from cluster.commands.doctor import (
     Finding,
     check_default_model,
@@ -20,7 +21,8 @@ def test_the_prepared_default_model_is_named(default_model: Path) -> None:
     assert check_default_model() == Finding(f"default model: {default_model}")
 
 
-def test_this_machine(default_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machine(default_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "free_gib", lambda _: 100.0)  # others write to the disk between the two reports
     facts, found = report()
     assert f"python {sys.version.split()[0]}" in facts
     assert any(fact.startswith(f"cores: {num_cores()} ") for fact in facts)
