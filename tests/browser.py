@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -15,7 +16,11 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
+
+
+class Refused(AssertionError):
+    """What the protocol answers in place of a result."""
 
 
 class Page:
@@ -35,7 +40,8 @@ class Page:
             message = json.loads(self._socket.recv(timeout=DEADLINE_S))
             self._note(message)
             if message.get("id") == number:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise Refused(message)
                 return dict(message["result"])
 
     def _note(self, message: dict[str, Any]) -> None:
@@ -45,8 +51,9 @@ class Page:
     def open(self, address: str) -> None:
         """Opens an address, and forgets the errors of the one before."""
         self.errors.clear()
+        self.value("window.isOld = true")  # the document before answers until the new one is there
         self.call("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete'")
+        self.wait_for("!window.isOld && document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is."""
@@ -54,13 +61,21 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = DEADLINE_S) -> float:
-        """Waits until an expression is true; returns how long that took."""
-        begun = time.monotonic()
-        while not self.value(expression):
-            assert time.monotonic() - begun < seconds, f"{expression} within {seconds} s"
+    def wait_for(self, expression: str, seconds: float = DEADLINE_S) -> None:
+        """Waits until an expression is true."""
+        end = time.monotonic() + seconds
+        while not self._is(expression):
+            assert time.monotonic() < end, f"{expression} within {seconds} s"
             time.sleep(0.05)
-        return time.monotonic() - begun
+
+    def _is(self, expression: str) -> bool:
+        """Amid a navigation nothing is."""
+        try:
+            return bool(self.value(expression))
+        except Refused as error:
+            if not re.search("navigated or closed|context", str(error)):
+                raise
+            return False
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
         """As a window of this size shows it, in the system's light or dark style."""
@@ -98,7 +113,9 @@ def chromium(folder: Path) -> Iterator[Page]:
     ]
     process = subprocess.Popen([program, *flags, "about:blank"], stderr=subprocess.DEVNULL)
     try:
-        with connect(_address(folder), proxy=None, max_size=None) as socket:
+        with connect(
+            _address(folder), proxy=None, max_size=None, open_timeout=DEADLINE_S, ping_interval=None
+        ) as socket:
             yield Page(socket)
     finally:
         process.terminate()
@@ -108,11 +125,15 @@ def chromium(folder: Path) -> Iterator[Page]:
 def _address(folder: Path) -> str:
     """Where the browser's first tab answers."""
     end, found = time.monotonic() + DEADLINE_S, folder / "DevToolsActivePort"
-    while not found.is_file() or not found.read_text().strip():
+    while not found.is_file() or "\n" not in found.read_text():
         assert time.monotonic() < end, "the browser did not start"
         time.sleep(0.05)
     port = found.read_text().splitlines()[0]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while not (tabs := json.load(opener.open(f"http://127.0.0.1:{port}/json/list", timeout=DEADLINE_S))):
+    while True:
+        tabs = json.load(opener.open(f"http://127.0.0.1:{port}/json/list", timeout=DEADLINE_S))
+        for tab in tabs:
+            if tab["type"] == "page":
+                return str(tab["webSocketDebuggerUrl"])
         assert time.monotonic() < end, "the browser has no tab"
-    return str(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+        time.sleep(0.05)

@@ -1,8 +1,10 @@
 """Hosts of their own on one machine: network namespaces on a bridge, each with an address and processes of its own."""
 
+import fcntl
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,20 +41,29 @@ class Host:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Within it no other process makes or removes bridges."""
+    with (Path(tempfile.gettempdir()) / "edge-opd-bridges.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
     """`count` hosts that reach each other, and nothing else.
 
     Raises:
         PermissionError: this user may not make them.
     """
-    _remove_leftovers()
     bridge = f"edge{os.getpid()}"
-    taken = _ip("-brief address")
-    network = next(network for network in NETWORKS if f" {network}." not in taken)
     with ExitStack() as undo:
-        _ip(f"link add {bridge} type bridge")
-        undo.callback(_ip, f"link delete {bridge}")
-        _ip(f"addr add {network}.254/24 dev {bridge}")
+        with alone():
+            _remove_leftovers()
+            taken = _ip("-brief address")
+            network = next(network for network in NETWORKS if f" {network}." not in taken)
+            _ip(f"link add {bridge} type bridge")
+            undo.callback(_ip, f"link delete {bridge}")
+            _ip(f"addr add {network}.254/24 dev {bridge}")
         _ip(f"link set {bridge} up")
         made = []
         for number in range(1, count + 1):
@@ -80,7 +91,7 @@ def _remove_leftovers() -> None:
 
 
 def _ip(arguments: str) -> str:
-    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
         raise PermissionError(f"ip {arguments}: {done.stderr.strip()}")
     return done.stdout

@@ -12,6 +12,7 @@ GONE = "nothing any more: it was gone before it answered"
 UNREACHED = "nobody from here can ask"
 SILENT_S = 5.0  # without a word by then is silence, also of what is gone afterwards
 WAIT_S = 60.0  # for an answer; that a process ends is one
+SERVICES_S = 60.0  # in which a server of gRPC's has its services
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 HTTP2 = b"\x00\x00.\x04"  # how a server of gRPC's begins, whatever it is told: with its settings
 # One harmless call, without arguments, of each service of Ray's that listens.
@@ -59,7 +60,7 @@ def call_without_token(address: str, port: int, method: str) -> str:
 
 def _codes(address: str, port: int) -> set[str]:
     """The statuses of all calls that the server knows. One of Python's has its services a moment after it listens."""
-    end, codes = time.monotonic() + WAIT_S, set[str]()
+    end, codes = time.monotonic() + SERVICES_S, set[str]()
     while not codes and time.monotonic() < end:
         codes = {call_without_token(address, port, f"/{call}") for call in CALLS} - {"UNIMPLEMENTED"}
         time.sleep(0.2)

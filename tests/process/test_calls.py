@@ -1,7 +1,6 @@
 """Waiting for actors: every wait has a deadline, and says for whom; a death is one line."""
 
 import asyncio
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +9,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cluster.fleet.calls import Died, all_within, ask, each_within, within
 from cluster.fleet.ray_quirks import local_rank, reason
+
+FOR_EVER = 3600.0  # seconds: a test has 600
 
 
 async def answer(value: str, after_s: float = 0.0) -> str:
@@ -29,7 +30,7 @@ def ranks(*answers: Any) -> dict[str, Any]:
 def test_the_one_who_is_late_is_named() -> None:
     assert asyncio.run(within(5, "the probe", answer("a"))) == "a"
     with pytest.raises(TimeoutError, match=r"^the probe: no answer within 0\.05 s$"):
-        asyncio.run(within(0.05, "the probe", answer("a", 60)))
+        asyncio.run(within(0.05, "the probe", answer("a", FOR_EVER)))
 
 
 def test_a_deadline_within_the_work_keeps_its_own_name() -> None:
@@ -47,21 +48,21 @@ def test_every_rank_answers_in_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("delays", "named"),
-    [((0, 60, 0), r"rank 1 \(of 3\)"), ((60, 60, 0), r"rank 0, rank 1 \(of 3\)"), ((60,), r"rank 0 \(of 1\)")],
+    [
+        ((0, FOR_EVER, 0), r"rank 1 \(of 3\)"),
+        ((FOR_EVER, FOR_EVER, 0), r"rank 0, rank 1 \(of 3\)"),
+        ((FOR_EVER,), r"rank 0 \(of 1\)"),
+    ],
 )
 def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], named: str) -> None:
-    begun = time.monotonic()
     with pytest.raises(TimeoutError, match=rf"^learner at step 3: no answer from {named} within 0\.1 s$"):
         asyncio.run(all_within(0.1, "learner at step 3", ranks(*(answer("a", delay) for delay in delays))))
-    assert time.monotonic() - begun < 30
 
 
-@pytest.mark.parametrize("delay", [60, 0], ids=["one that waits for it", "one that is done"])
+@pytest.mark.parametrize("delay", [FOR_EVER, 0], ids=["one that waits for it", "one that is done"])
 def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
-    begun = time.monotonic()
     with pytest.raises(RuntimeError, match="rank 1 died"):
-        asyncio.run(all_within(60, "learner", ranks(answer("a", delay), fail())))
-    assert time.monotonic() - begun < 30
+        asyncio.run(all_within(FOR_EVER, "learner", ranks(answer("a", delay), fail())))
 
 
 # Who died. Of real processes: tests/engine/test_pipeline.py.

@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,32 +235,32 @@ def test_run_refuses_a_folder_that_cannot_be_trained_before_anything_starts(
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The hub is a port where nobody listens."""
+    monkeypatch.setattr("cluster.hub.HUB_S", 300.0)
     with unreachable("closed") as port:
         hub_at(f"http://127.0.0.1:{port}", monkeypatch)
         yield
 
 
 @pytest.mark.parametrize("path", ["models/my-modle", "my-modle"])
-def test_a_misspelt_folder_is_told_within_seconds(no_hub: None, path: str) -> None:
-    begun = time.monotonic()
+def test_a_misspelt_folder_is_told_at_once(no_hub: None, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = list[float]()  # between the library's own attempts, which last half a minute
+    clock = SimpleNamespace(**{**vars(time), "sleep": slept.append})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     with pytest.raises(
         ValueError,
         match=rf"^teacher.path: found no folder '{path}' here, and as a hub id: .*ConnectError: .*refused.*; expected",
     ):
         resolve_model(path, "teacher.path")
-    assert time.monotonic() - begun < 8
+    assert slept == []
 
 
 def test_a_hub_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.hub.HUB_S", 1.0)
     with unreachable("silent") as port:
         hub_at(f"http://127.0.0.1:{port}", monkeypatch)
-        begun = time.monotonic()
-        with pytest.raises(
-            ValueError, match=r"^model.path: found no folder 'org/model' here, and as a hub id: (no answer|ReadTi)"
-        ):
+        said = r"^model.path: found no folder 'org/model' here, and as a hub id: no answer within 1 s"
+        with pytest.raises(ValueError, match=said):
             resolve_model("org/model")
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("path", ["./models/none", "/nowhere/model", "~/nowhere", "runs/x/export", "models/none/"])
@@ -281,14 +283,15 @@ def test_a_name_that_no_hub_can_have_is_told(no_hub: None) -> None:
 def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    hub_at("http://127.0.0.1:9", monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    begun = time.monotonic()
-    with pytest.raises(
-        ValueError, match=r"found no folder 'org/model' here, and as a hub id: .*offline mode is enabled"
-    ):
-        resolve_model("org/model")
-    assert time.monotonic() - begun < 2
+    said = r"found no folder 'org/model' here, and as a hub id: .*offline mode is enabled"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        hub_at(f"http://127.0.0.1:{listening.getsockname()[1]}", monkeypatch)
+        with pytest.raises(ValueError, match=said):
+            resolve_model("org/model")
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            listening.accept()
 
 
 def test_a_run_without_an_export_is_no_source_of_a_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +322,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     ) as caught:
         resolve_model(str(adapter), "teacher.path")
     command = re.findall("`(.*)`", str(caught.value))[0]
-    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True, timeout=120)
+    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True, timeout=500)
     merged = AutoModelForCausalLM.from_pretrained(resolve_model(f"{adapter}-merged"))
     before, after = (
         m.get_parameter("model.layers.0.self_attn.q_proj.weight")

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from cluster.dashboard.charts import charts_of
 from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
+from cluster.observe.config import ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
 from cluster.run.record import Gap, append_step, write_gap
@@ -121,24 +123,43 @@ def test_it_fits_a_phone_and_follows_the_systems_style(
     browser.size(1280, 900)
 
 
+READS = """{
+  window.reads = [];  // the pause after each read of the data, and what the page shows by then
+  const pause = window.setTimeout;
+  window.setTimeout = (work, ms) => { reads.push([ms, document.body.innerText]); return pause(work, ms); };
+}"""
+
+
+@contextmanager
+def counted_reads(browser: Page) -> Iterator[None]:
+    """Within it a page that is opened has `reads`."""
+    hook = browser.call("Page.addScriptToEvaluateOnNewDocument", source=READS)
+    yield
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", **hook)
+
+
 @pytest.mark.parametrize("over", ["file", "http"])
-def test_an_open_page_shows_a_new_step_within_two_seconds(browser: Page, tmp_path: Path, over: str) -> None:
-    recipe = Recipe(run=RunConfig(steps=3))
+def test_an_open_page_reads_every_second_and_shows_a_new_step_at_once(browser: Page, tmp_path: Path, over: str) -> None:
+    recipe = Recipe(run=RunConfig(steps=3), observe=ObserveConfig(every_s=60.0))
     sink, folder = sink_of(tmp_path, recipe)
     server = quiet_server(folder)
     sink.write(Batch(BEGAN))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = (folder / PAGE).as_uri() if over == "file" else f"http://127.0.0.1:{server.server_port}/{PAGE}"
-        browser.open(address)
-        browser.wait_for(f"({TEXT}).includes('No step is done yet.')", 5)
+        with counted_reads(browser):
+            browser.open(address)
+        browser.wait_for(f"({TEXT}).includes('No step is done yet.')")
         for step in range(2):
             sink.write(Batch(BEGAN, (a_sample(STEP_S * step),), tuple(spans_of(step)), (a_step(step),)))
-            took = browser.wait_for(f"({TEXT}).includes('{step + 1}/3')")
-            assert took < 2.0
+            before = browser.value("reads.length")  # and one more that may have begun before
+            first = f"reads.findIndex(([_, text]) => text.includes('{step + 1}/3'))"
+            browser.wait_for(f"{first} >= 0")
+            assert browser.value(first) <= before + 1
         assert browser.value(STATE).startswith("Running; ")
+        assert set(browser.value("reads.map(([ms]) => ms)")) == {1000}
         sink.write(Batch(BEGAN, steps=(a_step(2),), ended="finished"))
-        browser.wait_for(f"{STATE} === 'The run has ended.'", 5)
+        browser.wait_for(f"{STATE} === 'The run has ended.'")
         assert browser.errors == []
     finally:
         server.shutdown()
@@ -155,7 +176,9 @@ def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> 
     made = json.loads(text.removeprefix("edgeOpd(").rstrip().removesuffix(")"))["made"]
     (folder / DATA).write_text(text.replace(str(made), str(made - 600)))
     browser.open((folder / PAGE).as_uri())
-    browser.wait_for(f"{STATE}.startsWith('Nothing for 60')", 5)
+    silent = f"{STATE}.match(/^Nothing for (\\d+) s/)?.[1]"
+    browser.wait_for(silent)
+    assert 600 <= int(browser.value(silent)) <= 601 + time.time() - made
 
 
 def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(browser: Page, tmp_path: Path) -> None:
@@ -209,7 +232,7 @@ def test_the_token_views_of_a_run_are_linked(browser: Page, run: Path, tmp_path:
     (folder / "view" / "step-000003.html").write_text("step three")
     browser.open(write_dashboard([folder], tmp_path / "pages" / "out.html").as_uri())
     browser.value("document.querySelector('#views a').click()")
-    browser.wait_for(f"({TEXT}) === 'step three'", 5)
+    browser.wait_for(f"({TEXT}) === 'step three'")
 
 
 # Without a browser

@@ -7,6 +7,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,15 @@ from tests.unit.test_evidence_manifest import info
 
 
 def test_only_one_of_many_processes_trains_a_shard(tmp_path: Path) -> None:
-    """The racers share a clock and reach for each shard at the same instant."""
+    """The racers share a clock, which is set when both are there, and reach for each shard at the same instant."""
     manifest = Manifest(tmp_path / "manifest.jsonl")
     for index in range(40):
         manifest.append_written(info(str(index)))
     script = """
         import sys, time
         from evidence.manifest import Manifest
-        start, won = float(sys.argv[2]), 0
+        print("ready", flush=True)
+        start, won = float(sys.stdin.readline()), 0
         for index in range(40):
             while time.time() < start + index * 0.02:
                 pass
@@ -33,9 +35,16 @@ def test_only_one_of_many_processes_trains_a_shard(tmp_path: Path) -> None:
                 pass
         print(won)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), manifest.path, str(time.time() + 1.5)]
+    command = [sys.executable, "-c", textwrap.dedent(script), manifest.path]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen(command, env=env, **pipes) for _ in range(2)]
+    assert all(racer.stdout and racer.stdout.readline() == "ready\n" for racer in racers)
+    start = f"{time.time() + 0.1}\n"
+    for racer in racers:
+        assert racer.stdin
+        racer.stdin.write(start)
+        racer.stdin.flush()
     assert sum(int(racer.communicate()[0]) for racer in racers) == 40
     assert len(manifest.trained()) == 40
 

@@ -13,6 +13,7 @@ import torch
 from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
+from cluster.__main__ import main
 from cluster.config import Recipe, dump, load_recipe
 from cluster.errors import explained
 from cluster.run.checkpoints import Checkpoints
@@ -103,22 +104,24 @@ def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:
         (("config.toml",), "checkpoints: found no checkpoint, expected one that can be exported"),
     ],
 )
-def test_a_folder_without_a_run_or_a_checkpoint_is_one_line(tmp_path: Path, files: tuple[str, ...], told: str) -> None:
+def test_a_folder_without_a_run_or_a_checkpoint_is_one_line(
+    tmp_path: Path, files: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in files:
         (tmp_path / name).write_text(dump(build(Recipe, {}, "test")))
-    done = edge_opd("export", str(tmp_path))
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith(f"edge-opd: {tmp_path}") and told in done.stderr
+    assert main(["export", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines()[-1].startswith(f"edge-opd: {tmp_path}") and told in said.err
 
 
-def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.toml").write_text(dump(build(Recipe, {}, "test")))
     running = RunDir(tmp_path)
     running.hold()
     done = edge_opd("export", str(tmp_path))
     assert done.returncode == 2 and f"process {os.getpid()}" in done.stderr.splitlines()[-1], done.stderr
     running.release()
-    assert "found no checkpoint" in edge_opd("export", str(tmp_path)).stderr
+    assert main(["export", str(tmp_path)]) == 2 and "found no checkpoint" in capsys.readouterr().err
 
 
 SAVED = Path(__file__).parents[1] / "data" / "small-run"

@@ -231,9 +231,9 @@ class Scoring(FakeEngine):
         return [np.array(self._logprobs, np.float32)]
 
 
-def canary(*engines: Scoring) -> dict[str, float]:
+def canary(*engines: Scoring, seconds: float = 60.0) -> dict[str, float]:
     text = CanaryText(np.arange(3), np.arange(2), np.array([-1.0, -2.0], np.float32))
-    return asyncio.run(fleet_of(engines).canary("student", 7, text, seconds=1.0))
+    return asyncio.run(fleet_of(engines).canary("student", 7, text, seconds))
 
 
 def test_the_canary_is_each_engines_mean_difference() -> None:
@@ -247,7 +247,7 @@ def test_engines_are_asked_for_the_canary_at_once_and_a_silent_one_is_named() ->
     assert canary(*together) == {f"student engine {n}": 0.0 for n in range(4)}
     silent = Scoring("student engine 1", before=never)
     with pytest.raises(TimeoutError, match=r"^canary at version 7: no answer from student engine 1 \(of 2\) within"):
-        canary(Scoring("student engine 0", -1.0, -2.0), silent)
+        canary(Scoring("student engine 0", -1.0, -2.0), silent, seconds=1.0)
 
 
 # The frozen teacher. Of what it does to a run: tests/process/test_teacher_check.py.

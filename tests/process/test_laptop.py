@@ -40,7 +40,7 @@ class Laptop:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
         env |= environment
         command = [str(self.bin / program), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
+        return subprocess.run(command, capture_output=True, text=True, timeout=550, cwd=cwd, env=env)
 
     def install(self, *what: str, cwd: Path) -> None:
         done = self.run("python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *what, cwd=cwd)

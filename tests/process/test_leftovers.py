@@ -20,7 +20,7 @@ from cluster.fleet.scratch import HELD, LONGEST, PREFIX, RAY
 from tests.runs import ROOT
 
 
-def until(is_so: Callable[[], bool], seconds: float = 20.0) -> bool:
+def until(is_so: Callable[[], bool], seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not is_so() and time.monotonic() < end:
         time.sleep(0.05)
@@ -208,7 +208,7 @@ def test_a_core_ends_with_the_process_that_started_it_whatever_it_is_doing(tmp: 
     children = psutil.Process(parent.pid).children(recursive=True)
     parent.send_signal(number)
     parent.wait()
-    gone, alive = psutil.wait_procs(children, timeout=20)
+    gone, alive = psutil.wait_procs(children, timeout=120)
     for process in alive:
         process.kill()
     assert len(gone) == 2 and not alive  # the core, and the tracker of resources

@@ -200,7 +200,7 @@ def test_what_ends_amid_the_calls_is_taken_for_what_it_said(
 
 
 def test_a_service_without_any_of_rays_calls_is_not_taken_for_one_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "WAIT_S", 1.0)
+    monkeypatch.setattr(strangers, "SERVICES_S", 1.0)
     server = grpc.server(ThreadPoolExecutor(2))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -218,7 +218,7 @@ def test_who_closes_or_is_out_of_reach_says_nothing() -> None:
         visitor, _ = server.accept()
         assert re.match(rb"GET /metrics HTTP/1.1\r\n", visitor.recv(100))
         visitor.close()
-        assert asked.result(timeout=20) == SILENCE
+        assert asked.result(timeout=120) == SILENCE
     assert asks_for("", 1) == UNREACHED
 
 
@@ -233,11 +233,12 @@ def closes_at_once(stack: ExitStack) -> Future[str]:
 
 
 def test_what_is_gone_before_it_answers_is_told_from_what_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers, "SILENT_S", 600.0)
     with ExitStack() as stack:
-        assert closes_at_once(stack).result(timeout=20) == GONE
+        assert closes_at_once(stack).result(timeout=120) == GONE
     monkeypatch.setattr(strangers, "SILENT_S", 0.0)  # it was silent for as long as that
     with ExitStack() as stack:
-        assert closes_at_once(stack).result(timeout=20) == SILENCE
+        assert closes_at_once(stack).result(timeout=120) == SILENCE
 
 
 @pytest.mark.parametrize(("title", "asks"), [("ray::IDLE", GONE), ("ray::EngineActor", SILENCE)])
