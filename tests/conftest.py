@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from cluster.default_model import prepare_default_model
 from tests import fakes
@@ -17,6 +18,9 @@ from tests.strangers import asks_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+settings.register_profile("patient", deadline=None)  # an example that a busy machine stalls has not failed
+settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
