@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from cluster.default_model import prepare_default_model
 from tests import fakes
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WHOLE_RUNS_S = 1800  # above what the deadlines within one such test, and the runs that it shares, add up to
+settings.register_profile("patient", deadline=None)  # an example that a busy machine stalls has not failed
+settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

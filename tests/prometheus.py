@@ -7,7 +7,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.runs import free_port
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 def tool(name: str) -> str:
@@ -65,26 +65,31 @@ class Prometheus:
 def serving(folder: Path, config: str = "", *flags: str) -> Iterator[Prometheus]:
     """A Prometheus with that configuration, and its data in `folder`/data."""
     (folder / "prometheus.yml").write_text(config)
-    port = free_port()
     command = [
         tool("prometheus"), f"--storage.tsdb.path={folder / 'data'}", f"--config.file={folder / 'prometheus.yml'}",
-        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error", *flags,
+        "--log.level=error", *flags,
     ]  # fmt: skip
-    process, server = subprocess.Popen(command), Prometheus(port)
-    try:
-        _wait_until_ready(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-
-
-def _wait_until_ready(server: Prometheus) -> None:
     end = time.monotonic() + DEADLINE_S
     while True:
+        port = free_port()
+        process, server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"]), Prometheus(port)
         try:
+            if _is_ready(server, process, end):
+                yield server
+                return
+        finally:
+            process.terminate()
+            process.wait(DEADLINE_S)
+
+
+def _is_ready(server: Prometheus, process: "subprocess.Popen[bytes]", end: float) -> bool:
+    """Once it answers; False where it has ended, as one does whose port somebody has taken meanwhile."""
+    while process.poll() is None:
+        with suppress(OSError):
             server.ask("/-/ready")
-            return
-        except OSError:
-            assert time.monotonic() < end, "Prometheus did not start"
-            time.sleep(0.1)
+            return True
+        assert time.monotonic() < end, "Prometheus did not start"
+        time.sleep(0.1)
+    assert time.monotonic() < end, f"Prometheus ended with {process.returncode}"
+    time.sleep(0.1)
+    return False

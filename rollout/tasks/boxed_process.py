@@ -117,6 +117,7 @@ def main() -> None:
     logging.disable()
     replies = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    equal(r"\frac{1}{2}", r"\sqrt{2}")  # so that no first question pays for what the library sets up by its first parse
     print("ready", file=replies, flush=True)
     for standard in (1, 2):  # nothing the library prints may fill a pipe that nobody reads
         os.dup2(nowhere, standard)

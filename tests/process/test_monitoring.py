@@ -194,7 +194,7 @@ def test_a_local_runs_endpoint_is_at_a_port_that_nothing_else_has(tmp_path: Path
 def test_figures_without_an_endpoint_do_not_end_a_run() -> None:
     """A Ray that has none: its agent is gone, or nothing is connected."""
     good, sink = Kept(), RaySink("run", Recipe())
-    _, said = observed(answers, [sink, good])
+    said = observed(answers, [sink, good])
     assert said == [] and len(sink._told) > 3 and good.batches[-1].ended == "finished"
 
 

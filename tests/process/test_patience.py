@@ -8,11 +8,10 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,48 +110,70 @@ def test_what_will_not_come_is_not_waited_for() -> None:
 # An object store
 
 
-def busy_for(seconds: float) -> Callable[[object], bool]:
-    begun = time.monotonic()
-    return lambda _: time.monotonic() < begun + seconds
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
 
 
-def test_seconds_of_503_end_the_check_before_the_start_and_no_shard(port: int) -> None:
-    bucket = new_bucket(port)
-    with at(Door(port, is_busy=busy_for(1000.0))) as front:
-        begun = time.monotonic()
+def busy_for(requests: int) -> Callable[[object], bool]:
+    asked = count(1)
+    return lambda _: next(asked) <= requests
+
+
+def test_seconds_of_503_end_the_check_before_the_start_and_no_shard(port: int, hasty: None) -> None:
+    """The client asks three times before it fails."""
+    bucket, door = new_bucket(port), Door(port, is_busy=lambda _: True)
+    with at(door) as front:
         with pytest.raises(ValueError, match=r"found .*SLOW_DOWN.*, expected a place that shards can be written to"):
             check_writable(f"s3://{bucket}/check{options(front)}")
-        assert time.monotonic() - begun < 20
-    with at(Door(port, is_busy=busy_for(4.0))) as front:
+        assert len(door.asked) == 3
+    with at(Door(port, is_busy=busy_for(7))) as front:
         root = f"s3://{bucket}/a{options(front)}"
         info = retried(60.0, partial(write_shard, table(), root, "a.arrow"))
-    with at(Door(port, is_busy=busy_for(4.0))) as front:
+    with at(Door(port, is_busy=busy_for(7))) as front:
         uri = f"s3://{bucket}/a/a.arrow{options(front)}"
         assert retried(60.0, partial(read_shard, uri, info)).equals(table())
         with pytest.raises(FileNotFoundError):
             retried(60.0, partial(read_shard, uri.replace("a.arrow", "b.arrow")), (FileNotFoundError,))
 
 
-def test_the_loop_goes_on_while_a_store_is_busy(port: int) -> None:
-    bucket = new_bucket(port)
+def test_the_loop_goes_on_while_a_store_is_busy(port: int, hasty: None) -> None:
+    """The store is busy until the loop has gone on while a request waited for its answer."""
+    bucket, ticks, is_busy = new_bucket(port), [0], busy_for(4)
 
-    async def drive(front: int) -> float:
-        writing = asyncio.create_task(
-            retried_beside(60.0, partial(write_shard, table(), f"s3://{bucket}/a{options(front)}", "a.arrow"))
-        )
-        longest = 0.0
+    def waits_for_the_loop(asked: object) -> bool:
+        since, end = ticks[0], time.monotonic() + 2  # the client waits for 3 s
+        while ticks[0] < since + 5 and time.monotonic() < end:
+            time.sleep(0.01)
+        return ticks[0] < since + 5 or is_busy(asked)
+
+    async def drive(front: int) -> None:
+        root = f"s3://{bucket}/a{options(front)}"
+        writing = asyncio.create_task(retried_beside(10.0, partial(write_shard, table(), root, "a.arrow")))
         while not writing.done():
-            begun = time.monotonic()
             await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - begun)
+            ticks[0] += 1
         await writing
-        return longest
 
-    with at(Door(port, is_busy=busy_for(3.0))) as front:
-        assert asyncio.run(drive(front)) < 1.5
+    with at(Door(port, is_busy=waits_for_the_loop)) as front:
+        asyncio.run(drive(front))
 
 
 # A disk
+
+
+def mended_after(attempts: int, mend: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """So many fail, and then it is mended. Returns those that have failed."""
+    own, failed = patience._pause, list[int]()
+
+    def pause(pauses: Iterator[float], error: OSError, final: patience.Final) -> float:
+        failed.append(len(failed))
+        if len(failed) == attempts:
+            mend()
+        return own(pauses, error, final)
+
+    monkeypatch.setattr(patience, "_pause", pause)
+    return failed
 
 
 def test_a_checkpoint_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,33 +185,27 @@ def test_a_checkpoint_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("how", ["read-only", "full"])
-def test_a_disk_that_refuses_for_a_while_loses_no_shard(tiny_disk: Path, how: str) -> None:
-    filler = tiny_disk / "filler"
-    undo = {"read-only": ["mount", "-o", "remount,rw", str(tiny_disk)], "full": ["rm", str(filler)]}[how]
+def test_a_disk_that_refuses_for_a_while_loses_no_shard(
+    tiny_disk: Path, how: str, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    mount = ["mount", "-o", "remount,rw", str(tiny_disk)]
     if how == "full":
-        with pytest.raises(OSError, match="No space"):
-            filler.write_bytes(bytes(1 << 20))
+        mend = full(tiny_disk).unlink
     else:
+        mend = partial(subprocess.run, mount, check=True)
         subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
-    mend = threading.Timer(2.0, subprocess.run, [undo])
-    mend.start()
-    try:
-        info = retried(30.0, partial(write_shard, table(), str(tiny_disk), "a.arrow"))
-    finally:
-        mend.join()
+    failed = mended_after(3, mend, monkeypatch)
+    info = retried(30.0, partial(write_shard, table(), str(tiny_disk), "a.arrow"))
+    assert len(failed) == 3
     assert os.listdir(tiny_disk) == ["a.arrow"] and read_shard(info.uri, info).equals(table())
 
 
-@contextmanager
-def full_for(disk: Path, seconds: float) -> Iterator[None]:
-    """Within it the disk has no room, at first."""
+def full(disk: Path) -> Path:
+    """The file that leaves no room on the disk."""
     filler = disk / "filler"
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(bytes(1 << 20))
-    mend = threading.Timer(seconds, filler.unlink)
-    mend.start()
-    yield
-    mend.join()
+    return filler
 
 
 STATE = {"module": {"weight": torch.arange(1000.0)}}
@@ -221,19 +236,21 @@ SAVES = {"zip": saved_by_deepspeed(True), "pickle": saved_by_deepspeed(False), "
 
 
 @pytest.mark.parametrize("how", SAVES)
-def test_a_full_disk_loses_no_file_of_a_checkpoint_once_it_has_room(tiny_disk: Path, how: str) -> None:
-    with full_for(tiny_disk, 1.0):
-        assert torch.equal(SAVES[how](tiny_disk, 30.0), STATE["module"]["weight"])
+def test_a_full_disk_loses_no_file_of_a_checkpoint_once_it_has_room(
+    tiny_disk: Path, how: str, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    failed = mended_after(3, full(tiny_disk).unlink, monkeypatch)
+    assert torch.equal(SAVES[how](tiny_disk, 30.0), STATE["module"]["weight"]) and len(failed) == 3
 
 
 @pytest.mark.parametrize("how", SAVES)
-def test_a_disk_that_stays_full_is_one_line_with_the_place(tiny_disk: Path, how: str) -> None:
+def test_a_disk_that_stays_full_is_one_line_with_the_place(tiny_disk: Path, how: str, hasty: None) -> None:
+    full(tiny_disk)
     said = ""
-    with full_for(tiny_disk, 2.0):
-        try:
-            SAVES[how](tiny_disk, 0.6)
-        except OSError as refused:
-            said = str(refused)
+    try:
+        SAVES[how](tiny_disk, 0.05)
+    except OSError as refused:
+        said = str(refused)
     gc.collect()  # torch's file is open as long as its error is there
     assert said and "\n" not in said and (str(tiny_disk) in said or "No space left" in said), said
 

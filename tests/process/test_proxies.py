@@ -29,7 +29,7 @@ def proxy(status: int, content: bytes, kind: str = "text/html") -> AbstractConte
 
 
 def probe(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main(["probe", "http://localhost:8000/v1", "--timeout", "20"])
+    code = main(["probe", "http://localhost:8000/v1", "--timeout", "120"])
     return code, capsys.readouterr().err
 
 
@@ -94,7 +94,7 @@ def test_a_kind_of_proxy_whose_package_is_here_passes(monkeypatch: pytest.Monkey
 
 
 def test_a_teachers_server_behind_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = HttpEngine("teacher-0", "http://localhost:8000/v1", EngineConfig(start_deadline_s=20), "none")
+    engine = HttpEngine("teacher-0", "http://localhost:8000/v1", EngineConfig(start_deadline_s=120), "none")
     with proxy(502, b"") as address:
         monkeypatch.setenv("HTTP_PROXY", f"http://{address}")
         with pytest.raises(
@@ -110,6 +110,7 @@ def test_a_look_up_on_the_hub_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -
     with proxy(404, b"") as address:
         monkeypatch.setenv("HTTP_PROXY", f"http://{address}")
         hub_at("http://hub.example", monkeypatch)
+        monkeypatch.setattr("cluster.hub.HUB_S", 120.0)
         with pytest.raises(
             ValueError, match=rf"hub id: .*404.* \(through the proxy http://{address} of HTTP_PROXY; NO_"
         ):

@@ -74,10 +74,10 @@ def test_every_rank_pushes_and_the_first_knows_the_digest_and_the_parts() -> Non
     assert asyncio.run(service.push("student", 3)) == told[0]
     assert asked == [("student", 3, 0.1)] * 2
     whole, *parts = sorted(activity.take(), key=lambda span: span.lane)
-    assert (whole.lane, whole.name) == ("learner", "push") and 0 <= whole.begin - begun < 5
+    assert (whole.lane, whole.name) == ("learner", "push")
     assert [(part.lane, part.name) for part in parts] == [("push", "pause"), ("push", "load")]
     assert [round(part.end - part.begin, 3) for part in parts] == [0.5, 2.0]
-    assert parts[1].begin == parts[0].end and abs(parts[0].begin - whole.begin) < 1
+    assert parts[1].begin == parts[0].end and begun <= parts[0].begin <= whole.begin <= time.time()
 
 
 def test_each_of_several_ranks_has_a_lane_of_its_own_with_the_parts_of_its_step() -> None:
@@ -91,7 +91,9 @@ def test_each_of_several_ranks_has_a_lane_of_its_own_with_the_parts_of_its_step(
         learned = asyncio.run(service.learn(ShardInfo("s", 3, 1, 4, "")))
         whole, *parts = sorted(activity.take(), key=lambda span: (span.lane, span.begin))
         assert (whole.lane, whole.name) == ("learner", "learn") and learned.metrics["forward_s"] == 1.0
-        found = [(s.lane, s.name, round(s.begin - begun, 1), round(s.end - s.begin, 3)) for s in parts]
+        since = min((s.begin for s in parts), default=begun)
+        assert begun <= since <= time.time()
+        found = [(s.lane, s.name, round(s.begin - since, 3), round(s.end - s.begin, 3)) for s in parts]
         of_two = [
             ("learner rank 0", "learn", 0.0, 3.5), ("learner rank 0", "reduce", 3.5, 0.5),
             ("learner rank 0", "optimizer", 4.0, 0.25), ("learner rank 1", "learn", 0.0, 1.0),
@@ -417,10 +419,10 @@ def test_a_process_that_was_stopped_is_ended_and_no_other_that_got_its_number() 
 
 
 def test_a_process_that_was_told_to_end_has_its_time_to() -> None:
-    for seconds, status in (("0.2", 0), ("600", -signal.SIGKILL)):
+    for seconds, grace_s, status in (("0.2", 60.0, 0), ("600", 0.2, -signal.SIGKILL)):
         ending = subprocess.Popen(["sleep", seconds])
-        end_processes([(ending.pid, psutil.Process(ending.pid).create_time())], grace_s=1.0)
-        assert ending.wait(timeout=30) == status
+        end_processes([(ending.pid, psutil.Process(ending.pid).create_time())], grace_s)
+        assert ending.wait(timeout=60) == status
 
 
 def test_own_processes_are_those_that_this_one_started_and_itself() -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +19,13 @@ from cluster.run.rundir import RunDir
 from cluster.run.stop import heeding
 from tests.runs import ROOT
 
-STEP_S = 0.2
-
 
 class Stepping(Pipeline):
-    """Steps that take `STEP_S` and signal this process at given ones."""
+    """Steps that signal this process at given ones, which take `seconds` then."""
 
-    def __init__(self, signals: dict[int, list[signal.Signals]], stop: Any) -> None:
+    def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float) -> None:
         self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
-        self.signals, self._stop = signals, stop
+        self.signals, self.seconds = signals, seconds
         self._handover: Any = self
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
@@ -57,18 +54,18 @@ class Stepping(Pipeline):
         for number in self.signals.get(step, []):
             os.kill(os.getpid(), number)
             await asyncio.sleep(0)
-        await asyncio.sleep(STEP_S)
+        await asyncio.sleep(self.seconds if step in self.signals else 0)
         self.steps.append(step)
 
     async def _save(self, version: int) -> None:
         self.saved.append(version)
 
 
-def stepped(signals: dict[int, list[signal.Signals]], grace_s: float) -> tuple[Stepping, str]:
+def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: float) -> tuple[Stepping, str]:
     """What was done, and what the run ended with."""
 
     async def drive() -> tuple[Stepping, str]:
-        pipeline = Stepping(signals, None)
+        pipeline = Stepping(signals, seconds)
         try:
             with heeding(grace_s) as stop:
                 pipeline._stop = stop
@@ -82,22 +79,20 @@ def stepped(signals: dict[int, list[signal.Signals]], grace_s: float) -> tuple[S
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
-    pipeline, said = stepped({2: [number]}, grace_s=30.0)
+    pipeline, said = stepped({2: [number]}, seconds=0.2, grace_s=600.0)
     assert said == f"stopped by {number.name} after step 3: --resume continues from there"
     assert (pipeline.steps, pipeline.saved) == ([0, 1, 2], [3])
 
 
 @pytest.mark.parametrize(
     ("signals", "grace_s"),
-    [([signal.SIGTERM], STEP_S / 2), ([signal.SIGTERM], 0.0), ([signal.SIGINT, signal.SIGINT], 30.0)],
+    [([signal.SIGTERM], 0.1), ([signal.SIGTERM], 0.0), ([signal.SIGINT, signal.SIGINT], 600.0)],
     ids=["a step beyond the grace", "no grace", "asked twice"],
 )
 def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], grace_s: float) -> None:
-    begun = time.monotonic()
-    pipeline, said = stepped({1: signals}, grace_s)
+    pipeline, said = stepped({1: signals}, 120.0, grace_s)
     assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
     assert (pipeline.steps, pipeline.saved) == ([0], [])
-    assert time.monotonic() - begun < 2 * STEP_S + 2
 
 
 def test_before_the_first_step_nothing_is_waited_for() -> None:
@@ -145,6 +140,6 @@ def test_a_run_whose_head_ends_before_it_can_stop_is_to_be_resumed(
 ) -> None:
     """As where a whole cluster is ended: its head may go first."""
     command = [sys.executable, "-c", LOSES_ITS_HEAD, str(tmp_path), asked]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     line = f"edge-opd: step 3: sampling: Ray's head is gone{told}; --resume continues from what stands"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (status, line)

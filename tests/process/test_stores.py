@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -201,13 +201,20 @@ def test_a_containers_role_is_asked_for_credentials(
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{lender.server_port}/role")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{front}")
         uri = f"s3://{bucket}/a?region=us-east-1"
-        for filesystem, path in (pafs.FileSystem.from_uri(uri), locate(uri)):
+
+        def is_of_the_role(client: Callable[[str], tuple[pafs.FileSystem | None, str]]) -> bool:
+            """Whether all that the client asks of the store is signed by what the lender lends."""
+            filesystem, path = client(uri)
             assert filesystem is not None
             door.asked.clear()
-            with filesystem.open_output_stream(path) as stream:
+            with suppress(OSError), filesystem.open_output_stream(path) as stream:
                 stream.write(b"x")
-            assert {header(asked, "x-amz-security-token") for asked in door.asked} == {"of-a-role"}
-            assert all("Credential=LENT/" in header(asked, "authorization") for asked in door.asked)
+            tokens = [header(asked, "x-amz-security-token") for asked in door.asked]
+            lent = ["Credential=LENT/" in header(asked, "authorization") for asked in door.asked]
+            return tokens == ["of-a-role"] * 3 and all(lent)
+
+        for client in (pafs.FileSystem.from_uri, locate):  # each waits for the lender for a second
+            assert any(is_of_the_role(client) for _ in range(10))
         lender.shutdown()
 
 
@@ -291,24 +298,27 @@ def test_a_store_that_changes_what_is_written_is_told(tmp_path: Path) -> None:
 def test_a_store_that_is_silent_is_given_up_by_our_own_deadline(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evidence.files.CHECK_S", 2.0)
+    """The client has still not returned then: the threads that were there before are not all."""
+    monkeypatch.setattr("evidence.files.CHECK_S", 0.5)
     user = "anonymous@" if scheme.startswith("g") else ""
+    limit = {"gs": "&retry_limit_seconds=600", "gcs": "&retry_limit_seconds=600", "s3": "&region=us-east-1"}
     with unreachable("silent") as port, filesystem("stuck", tmp_path) as stuck:
         root = f"{scheme}://{user}bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http"
-        root = stuck if scheme == "fsspec+stuck" else root + ("&region=us-east-1" if scheme == "s3" else "")
-        begun = time.monotonic()
-        with pytest.raises(ValueError, match=rf"^{re.escape(root)}: found 'no answer within 2 s', expected a place"):
+        root = stuck if scheme == "fsspec+stuck" else root + limit[scheme]
+        before = set(threading.enumerate())
+        with pytest.raises(ValueError, match=rf"^{re.escape(root)}: found 'no answer within 0.5 s', expected a place"):
             check_writable(root)
-        assert time.monotonic() - begun < 10
+        assert set(threading.enumerate()) - before
 
 
 def test_a_client_that_never_returns_holds_no_process_up(tmp_path: Path) -> None:
     """The default deadline is patched, the thread that hangs in Google's client is real."""
     script = "import evidence.files, sys; evidence.files.CHECK_S = 1.0; evidence.files.check_writable(sys.argv[1])"
     with unreachable("silent") as port:
-        root = f"gs://anonymous@bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http"
+        options = f"endpoint_override=127.0.0.1:{port}&scheme=http&retry_limit_seconds=600"
+        root = f"gs://anonymous@bucket/runs?{options}"
         command = [sys.executable, "-c", script, root]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"ValueError: {root}: found 'no answer")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.commands import reproduce
 from cluster.commands.reproduce import run_process
 from cluster.commands.sweep import Sweep, load_sweep, name_of, run_sweep
 from cluster.config import load_recipe
@@ -53,7 +54,7 @@ class Runner:
     def __call__(self, arguments: list[str], log: Path, told: Callable[[], int]) -> int:
         place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
         self.ran.append(place.root.name)
-        self.together.wait(timeout=30)
+        self.together.wait(timeout=300)
         recipe = load_recipe(arguments[1], [arguments[i + 1] for i, part in enumerate(arguments) if part == "--set"])
         place.claim(recipe, place.has_begun)
         place.release()
@@ -177,12 +178,15 @@ def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(sweep: S
     assert (tmp_path / "runs" / "sweep.md").is_file() and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_run_is_told_as_often_as_the_sweep_and_out_of_reach_of_the_terminal(tmp_path: Path) -> None:
+def test_a_run_is_told_as_often_as_the_sweep_and_out_of_reach_of_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "LOOK_S", 0.1)
     script = """
 import os, signal, time
-signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told\\n"))  # print may be under way as it is called
 print("leads", os.getpid() == os.getsid(0), flush=True)
-end = time.monotonic() + 60
+end = time.monotonic() + 120
 while open(LOG).read().count("told") < 2 and time.monotonic() < end:
     time.sleep(0.05)
 """.replace("LOG", repr(str(tmp_path / "log")))

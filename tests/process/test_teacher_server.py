@@ -30,7 +30,7 @@ def answers(default_model: Path) -> dict[str, bytes]:
 
 def scored(answers: dict[str, bytes], default_model: Path) -> Any:
     async def ask(url: str) -> Any:
-        engine = HttpEngine("teacher-0", url, EngineConfig(start_deadline_s=20), str(default_model))
+        engine = HttpEngine("teacher-0", url, EngineConfig(start_deadline_s=120), str(default_model))
         await engine.start()
         return await engine.score([np.array([4], np.int32)], [np.array([5, 7], np.int32)])
 

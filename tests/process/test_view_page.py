@@ -61,10 +61,10 @@ def test_the_page_of_a_run_that_has_ended_links_to_views_that_are_made_later(
     assert browser.value(views).startswith("Tokens of run: none yet") and browser.errors == []
     assert main(["view", str(run), "--all"]) == 0
     browser.open(address)
-    browser.wait_for(f"{views}.startsWith('Tokens of run: step 1')", 5)
+    browser.wait_for(f"{views}.startsWith('Tokens of run: step 1')")
     browser.value("document.querySelectorAll('#views a')[2].click()")
-    browser.wait_for("document.location.href.endsWith('/run/view/step-000002.html')", 5)
-    browser.wait_for(f"{LEFT}.length === 4", 5)
+    browser.wait_for("document.location.href.endsWith('/run/view/step-000002.html')")
+    browser.wait_for(f"{LEFT}.length === 4")
     assert browser.errors == []
 
 
@@ -85,7 +85,7 @@ def test_rollouts_are_searched_filtered_and_laid_side_by_side(browser: Page, run
     assert put(browser, "kind", "") == ["row-1"] and len(put(browser, "reward_min", "")) == 4
     assert put(browser, "reward_max", "0.5") == ["row-0", "row-3"]  # one without a reward is in no range
     browser.value("document.querySelector('#filters [type=reset]').click()")
-    browser.wait_for(f"{SHOWN}.length === 4", 5)
+    browser.wait_for(f"{SHOWN}.length === 4")
     kept = browser.value("[...document.querySelectorAll('.rollout')].map(one => Number(one.dataset.kept))")
     most = max(kept)
     assert len(put(browser, "kept_min", str(most))) == sum(share >= most for share in kept) < 4
@@ -107,7 +107,7 @@ def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, r
     assert browser.value("document.getElementById('before')") is None
     for step in (1, 2):
         browser.value("document.getElementById('after').click()")
-        browser.wait_for(f"document.title.endsWith('step {step}') && document.readyState === 'complete'", 5)
+        browser.wait_for(f"document.title.endsWith('step {step}') && document.readyState === 'complete'")
     assert browser.value("document.getElementById('after')") is None
     assert browser.value("document.getElementById('before').href").endswith("step-000001.html")
     assert browser.errors == []

@@ -2,6 +2,7 @@
 tokenizer is made here: none is read or downloaded."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +24,11 @@ FORBIDDEN = {
 ENGINES = ("vllm", "deepspeed")  # ray is loaded with the scheduler's clients; to start it takes a process
 
 _seen: list[str] | None = None  # what the test under way did
+_others: set[threading.Thread] = set()  # what an earlier test left, of another tier, is not this one's
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _seen is None:
+    if _seen is None or (_others and threading.current_thread() in _others):
         return
     if event in FORBIDDEN:
         _seen.append(f"{FORBIDDEN[event]}: {arguments!r:.200}")
@@ -49,6 +51,8 @@ def no_engine_is_loaded_by_a_test_file(request: pytest.FixtureRequest) -> None:
 def within_its_tier(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails the test that did what belongs in tests/process or tests/engine."""
     global _seen
+    _others.clear()
+    _others.update(set(threading.enumerate()) - {threading.current_thread()})
     _seen = seen = []
     # Its processes stay for the tests that follow, which then start none.
     monkeypatch.setattr(Judges, "ask", lambda *question: seen.append(f"asks the verifier: {question!r:.200}"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evidence.advantage import RewardSums, group_advantages, reward_sums, zero_variance_groups
 
-relaxed = settings(deadline=None, max_examples=60)
+relaxed = settings(max_examples=60)
 rollouts = st.lists(st.tuples(st.one_of(st.none(), st.floats(-10, 10, width=32)), st.sampled_from("abc")), max_size=20)
 
 

@@ -15,7 +15,7 @@ sixty_fourths = st.integers(-256, 256).map(lambda n: n / 64)
 weights = st.sampled_from([0.0, 0.75, 1.0, 1.25])
 token = st.tuples(sixty_fourths, weights, sixty_fourths, sixty_fourths)
 batches = st.lists(token, max_size=25)
-relaxed = settings(deadline=None, max_examples=60)
+relaxed = settings(max_examples=60)
 
 Token = tuple[float, float, float, float]
 

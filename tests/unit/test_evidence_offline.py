@@ -57,7 +57,7 @@ rules = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     rules,
     st.lists(st.integers(1, 12), min_size=1, max_size=8),

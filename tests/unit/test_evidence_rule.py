@@ -16,7 +16,7 @@ from tests.fakes import scored_step
 logprobs = st.floats(min_value=-60, max_value=0, width=32)
 nats = st.floats(min_value=-200, max_value=200, width=32)
 pairs = st.lists(st.tuples(logprobs, logprobs), min_size=1, max_size=30)
-relaxed = settings(deadline=None, max_examples=60)
+relaxed = settings(max_examples=60)
 
 
 def scored_sample(

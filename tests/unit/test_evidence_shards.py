@@ -342,7 +342,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
 edge_floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(values=st.lists(st.tuples(edge_floats, st.booleans()), min_size=1, max_size=20))
 def test_any_floats_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, bool]]) -> None:
     floats, mask = np.array([v for v, _ in values], np.float32), np.array([m for _, m in values])

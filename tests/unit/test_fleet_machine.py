@@ -279,4 +279,4 @@ def test_an_engine_that_gets_on_is_left_alone_however_long_its_work() -> None:
 
 
 TestFleet = FleetMachine.TestCase
-TestFleet.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+TestFleet.settings = settings(max_examples=20, stateful_step_count=15)

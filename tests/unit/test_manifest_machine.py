@@ -83,4 +83,4 @@ class ManifestMachine(RuleBasedStateMachine):
 
 
 TestManifest = ManifestMachine.TestCase
-TestManifest.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestManifest.settings = settings(max_examples=30, stateful_step_count=25)

@@ -296,7 +296,7 @@ def exact_k3(d: float) -> float:
         return float(Decimal(d).exp() - Decimal(d) - 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.floats(-30, 30))
 def test_k3_is_exact(d: float) -> None:
     found = k3(torch.tensor([d], dtype=torch.float64)).item()
@@ -304,7 +304,7 @@ def test_k3_is_exact(d: float) -> None:
     assert found == pytest.approx(exact_k3(d), rel=1e-14, abs=4 * math.ulp(d) + 1e-50)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40))
 def test_k3_is_never_negative_beyond_a_rounding(d: list[float]) -> None:
     found = k3(torch.tensor(d, dtype=torch.float32))

@@ -44,7 +44,7 @@ from rollout.worker import StepRollouts
 from tests.runs import lines
 
 RUNS = sorted((Path(__file__).parents[2] / "docs" / "reproduction" / "runs").iterdir())
-relaxed = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 count = st.integers(0, 10**6)
 number = st.floats(-1e6, 1e6)

@@ -15,7 +15,7 @@ class Meeting:
 
     def __init__(self, size: int) -> None:
         self._said: list[Tensor] = [torch.empty(0)] * size
-        self._barrier = threading.Barrier(size, timeout=10)
+        self._barrier = threading.Barrier(size, timeout=300)
 
     def of(self, rank: int) -> Gather:
         def gather(own: Tensor) -> list[Tensor]:
@@ -36,6 +36,8 @@ def outcomes(*members: str) -> list[str]:
     def member(rank: int) -> str:
         try:
             prove(members[rank], rank, meeting.of(rank))
+        except threading.BrokenBarrierError:  # a RuntimeError that says nothing
+            raise
         except RuntimeError as error:
             return str(error)
         return ""

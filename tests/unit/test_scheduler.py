@@ -83,7 +83,7 @@ def test_work_goes_to_the_engine_with_the_fewest_outstanding_tokens() -> None:
         await asyncio.gather(long, *short)
         return counts
 
-    assert asyncio.run(drive()) == (1, 5)
+    assert run_virtual(drive()) == (1, 5)
 
 
 def test_a_failed_call_leaves_nothing_outstanding() -> None:
@@ -118,7 +118,7 @@ def test_what_does_not_fit_waits_in_turn_for_the_first_engine_with_room() -> Non
         await asyncio.gather(*tasks, return_exceptions=True)
         assert [(load.tokens, load.sequences) for load in scheduler.loads] == [(0, 0)] * 2 and tasks[4].cancelled()
 
-    asyncio.run(drive())
+    run_virtual(drive())
 
 
 class CountingEngine(FakeEngine):
@@ -206,4 +206,4 @@ def test_where_all_ends_what_is_under_way_ends_with_it() -> None:
         (load,) = scheduler.loads
         assert (load.sequences, load.tokens, scheduler.num_waiting) == (0, 0, 0)
 
-    asyncio.run(drive())
+    run_virtual(drive())

@@ -85,7 +85,7 @@ def stream_of(
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
+    return run_virtual(asyncio.wait_for(work, 20))
 
 
 async def settle() -> None:
