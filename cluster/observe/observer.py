@@ -143,7 +143,8 @@ class Observer:
             end = time.monotonic() + self._every_s
             while (left := end - time.monotonic()) > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._heard.wait(), left)
+                    async with asyncio.timeout(left):  # `wait_for` of Python 3.11 loses a cancellation at that moment
+                        await self._heard.wait()
                     self._feed()
 
     async def _sample(self) -> None:

@@ -173,6 +173,20 @@ def test_a_mistake_of_our_own_in_a_sink_is_said_with_its_traceback(monkeypatch: 
     assert [str(error) for error in raised] == ["ours"] and len(good.all("steps")) == 5
 
 
+def test_what_is_said_as_the_run_ends_does_not_keep_it_from_ending() -> None:
+    """The observer is told to stop in the moment in which it hears of a step."""
+    kept = Kept()
+
+    async def loop() -> None:
+        async with asyncio.timeout(30), Observer(answers, Activity(), [kept], 20.0, print) as observer:
+            while not kept.batches:
+                await asyncio.sleep(0.01)
+            observer.step(a_step(1))
+
+    asyncio.run(loop())
+    assert kept.ended.wait(60) and [step.step for batch in kept.batches for step in batch.steps] == [1]
+
+
 def test_a_sink_that_hangs_holds_up_itself_only() -> None:
     never, good, returned = threading.Event(), Kept(), list[bool]()
     bad = Failing(lambda: returned.append(never.wait(120)))
