@@ -235,7 +235,7 @@ def test_whatever_a_tracker_raises_is_one_line_with_its_name_and_the_run_goes_on
     monkeypatch.setattr("cluster.observe.trackers.MAKERS", {"wandb": make})
     monkeypatch.setattr("cluster.observe.trackers.QUIET", {})
     good = Kept()
-    _, said = observed(answers, [TrackerSink("wandb", tmp_path, Recipe()), good])
+    said = observed(answers, [TrackerSink("wandb", tmp_path, Recipe()), good])
     assert said == [f"observe: wandb: {words}; the run goes on without it"]
     assert len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"
 
