@@ -4,12 +4,14 @@ Each arm and seed is a run of its own, in a process of its own, under one folder
 goes on where it was stopped.
 """
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from cluster.config import Recipe, load_recipe
 from cluster.run.record import read_probes
@@ -88,9 +90,11 @@ def run_process(
     command: Sequence[str] = (sys.executable, "-m", "cluster"),
     log: Path | None = None,
     told: Callable[[], int] = lambda: 0,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file, out
-    of reach of the terminal then. told: how often it is to be told to end by now, by SIGTERM.
+    of reach of the terminal then. told: how often it is to be told to end by now, by SIGTERM. environment: what it has
+    besides this one's.
 
     Raises:
         RuntimeError: it has written nothing to its run's folder for `silent_s`, or of another command has not ended by
@@ -98,7 +102,13 @@ def run_process(
     """
     folder = Path(arguments[arguments.index("--run-dir") + 1]) if "--run-dir" in arguments else None
     with log.open("ab") if log else nullcontext() as out:
-        process = subprocess.Popen([*command, *arguments], stdout=out, stderr=out, start_new_session=bool(log))
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=out,
+            stderr=out,
+            start_new_session=bool(log),
+            env={**os.environ, **environment},
+        )
     seen, since, passed_on = _newest(folder), time.monotonic(), 0
     while time.monotonic() - since <= silent_s:
         with suppress(subprocess.TimeoutExpired):

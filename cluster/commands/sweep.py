@@ -5,6 +5,7 @@ own, under one folder. A finished run is kept, so that the command goes on where
 """
 
 import itertools
+import os
 import signal
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 
 from cluster.commands.reproduce import arguments_of, is_finished, run_process
@@ -22,13 +24,16 @@ from cluster.report.sweep import Key, Whole, write_summary
 from cluster.run.gap import required
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
+from cluster.sizing.cards import find_cards, visible
 from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
 Cell = tuple[str, ...]  # a value's name of each thing that is varied
-Run = Callable[[list[str], Path, Callable[[], int]], int]  # of `edge-opd`: arguments, its log, `Told.times`; its status
+# Of `edge-opd`: arguments, its log, `Told.times`, what its environment has besides; its status.
+Run = Callable[[list[str], Path, Callable[[], int], Mapping[str, str]], int]
 KEYS = {"recipe", "set", "seeds", "vary"}
 NAME = "a name of letters, digits, _ and ."
+DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,15 @@ def load_sweep(path: Path) -> Sweep:
 
 def print_sweep(path: Path, folder: str | None, jobs: int, overrides: Sequence[str]) -> int:
     """Runs the sweep of a file, by default in runs/NAME, and prints its table; the exit status."""
+
+    def run(arguments: list[str], log: Path, told: Callable[[], int], environment: Mapping[str, str]) -> int:
+        return run_process(arguments, log=log, told=told, environment=environment)
+
+    # On a cluster Ray gives each run its own.
+    cards = () if os.environ.get("RAY_ADDRESS") else visible(find_cards(), os.environ.get(DEVICES, ""))
     out = run_sweep(
         load_sweep(path), Path(folder or f"runs/{path.stem}"), jobs, overrides,
-        lambda arguments, log, told: run_process(arguments, log=log, told=told), lambda line: print(line, flush=True),
+        run, lambda line: print(line, flush=True), [card.index for card in cards],
     )  # fmt: skip
     print(f"\n{out.read_text(encoding='utf-8')}\n{out}")
     return 0
@@ -177,10 +188,23 @@ class _Place:
         return probe_line(whole.last) + ("" if whole.is_enough else f"  below the {whole.required:.2f} required")
 
 
+def dealt(cards: Sequence[int], jobs: int) -> list[dict[str, str]]:
+    """What the environment of each of so many runs beside each other has besides: its share of the cards, or one of
+    them in turn where there are fewer. A run that is alone has them all, and one card is everybody's."""
+    if jobs == 1 or len(cards) < 2:
+        return [{}] * jobs
+    each = max(1, len(cards) // jobs)
+    shares = ([cards[(job * each + place) % len(cards)] for place in range(each)] for job in range(jobs))
+    return [{DEVICES: ",".join(map(str, share))} for share in shares]
+
+
 def run_sweep(
-    sweep: Sweep, folder: Path, jobs: int, overrides: Sequence[str], run: Run, say: Callable[[str], None]
-) -> Path:
+    sweep: Sweep, folder: Path, jobs: int, overrides: Sequence[str], run: Run, say: Callable[[str], None],
+    cards: Sequence[int] = (),
+) -> Path:  # fmt: skip
     """Runs what is missing, `jobs` at a time, seed by seed, each with its log in `folder`; returns the table's file.
+
+    cards: the numbers of the GPUs that the runs share.
 
     Raises:
         ValueError: no job, two cells that are the same run, or a folder that holds another recipe's run.
@@ -192,17 +216,22 @@ def run_sweep(
     places = _places(sweep, folder, overrides)
     missing = [place for place in places.values() if not place.is_finished()]
     folder.mkdir(parents=True, exist_ok=True)
-    told, failed = Told(), list[_Place]()
+    told, failed, free = Told(), list[_Place](), SimpleQueue[dict[str, str]]()
+    for share in dealt(cards, jobs):
+        free.put(share)
 
     def one(place: _Place) -> None:
         if told.times():
             return
+        share = free.get_nowait()  # as many as there are threads
         try:
-            status = run(place.arguments, place.log, told.times)
+            status = run(place.arguments, place.log, told.times, share)
             said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED else ""
         except EXPECTED as error:
             said = ""
             say(printable(f"{place.folder.root.name}: {first_line(error)}"))
+        finally:
+            free.put(share)
         if not said:
             failed.append(place)
         say(printable(f"{place.folder.root.name}: {said or f'failed, see {place.log}'}"))

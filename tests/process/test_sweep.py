@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from cluster.__main__ import main
 from cluster.commands import reproduce
 from cluster.commands.reproduce import run_process
-from cluster.commands.sweep import Sweep, load_sweep, name_of, run_sweep
+from cluster.commands.sweep import Sweep, dealt, load_sweep, name_of, run_sweep
 from cluster.config import load_recipe
 from cluster.errors import Preempted
 from cluster.report.sweep import Whole, write_summary
@@ -49,11 +49,13 @@ class Runner:
 
     def __init__(self, odd: str = "", becomes: int | Exception = 1, probes: tuple[int, ...] = (0, 8, 16)) -> None:
         self.odd, self.becomes, self.probes, self.ran = odd, becomes, probes, list[str]()
+        self.shares: list[Mapping[str, str]] = []
         self.together = threading.Barrier(1)
 
-    def __call__(self, arguments: list[str], log: Path, told: Callable[[], int]) -> int:
+    def __call__(self, arguments: list[str], log: Path, told: Callable[[], int], environment: Mapping[str, str]) -> int:
         place = RunDir(Path(arguments[arguments.index("--run-dir") + 1]))
         self.ran.append(place.root.name)
+        self.shares.append(environment)
         self.together.wait(timeout=300)
         recipe = load_recipe(arguments[1], [arguments[i + 1] for i, part in enumerate(arguments) if part == "--set"])
         place.claim(recipe, place.has_begun)
@@ -121,8 +123,28 @@ def test_runs_are_made_seed_by_seed_and_the_table_is_over_all_and_over_each_valu
 def test_so_many_run_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
     runner = Runner()
     runner.together = threading.Barrier(2)
-    run_sweep(sweep, tmp_path / "runs", 2, (), runner, lambda _: None)
+    run_sweep(sweep, tmp_path / "runs", 2, (), runner, lambda _: None, cards=(4, 6))
     assert len(runner.ran) == 8
+    shares = [share["CUDA_VISIBLE_DEVICES"] for share in runner.shares]
+    assert all({*pair} == {"4", "6"} for pair in zip(shares[::2], shares[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cards", "jobs", "shares"),
+    [
+        ((), 2, ["", ""]), ((3,), 2, ["", ""]), ((0, 1), 1, [""]),
+        ((0, 1, 2, 3), 2, ["0,1", "2,3"]), ((0, 1, 2), 2, ["0", "1"]), ((5, 7), 3, ["5", "7", "5"]),
+    ],
+)  # fmt: skip
+def test_runs_beside_each_other_share_the_cards(cards: tuple[int, ...], jobs: int, shares: list[str]) -> None:
+    assert [share.get("CUDA_VISIBLE_DEVICES", "") for share in dealt(cards, jobs)] == shares
+
+
+def test_a_run_has_its_share_of_the_cards_in_its_environment(tmp_path: Path) -> None:
+    script = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], 'PATH' in os.environ)"
+    log = tmp_path / "log"
+    assert run_process([script], command=(sys.executable, "-c"), log=log, environment=dealt((0, 1), 2)[1]) == 0
+    assert log.read_text() == "1 True\n"
 
 
 def test_a_change_that_nothing_shows_is_none(sweep: Sweep, tmp_path: Path) -> None:
@@ -162,9 +184,11 @@ def test_what_failed_is_named_and_run_again_and_what_is_finished_is_kept(
 
 def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(sweep: Sweep, tmp_path: Path) -> None:
     class Stopped(Runner):
-        def __call__(self, arguments: list[str], log: Path, told: Callable[[], int]) -> int:
+        def __call__(
+            self, arguments: list[str], log: Path, told: Callable[[], int], environment: Mapping[str, str]
+        ) -> int:
             if len(self.ran) < 2:
-                return super().__call__(arguments, log, told)
+                return super().__call__(arguments, log, told, environment)
             self.ran.append("told")
             os.kill(os.getpid(), signal.SIGTERM)
             while not told():
