@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "packed_rows"
 PLAIN = "plain attention"
@@ -201,9 +201,5 @@ def own_attention(causal_lm: PreTrainedModel) -> Iterator[None]:
         causal_lm.set_attn_implementation(NAME)
 
 
-def _no_mask(*args: object, **kwargs: object) -> None:
-    return None
-
-
+# No mask is registered: transformers then makes none, and does not ask a GPU whether one is needed.
 AttentionInterface.register(NAME, packed_rows)
-AttentionMaskInterface.register(NAME, _no_mask)

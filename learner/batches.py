@@ -7,7 +7,7 @@ Rows with the same prompt, such as the samples of a group, share it: it is packe
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,10 @@ class PackedTokens(NamedTuple):
     needed_N: Tensor
     targets_N: Tensor
 
+    def to(self, device: torch.device) -> "PackedTokens":
+        """The same on a device."""
+        return PackedTokens(*(part.to(device) for part in self))
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
@@ -51,6 +55,11 @@ class PackedBatch:
     anchor_scale_N: Tensor
     sampler_logprobs_N: Tensor
     rows: tuple[TrainRow, ...]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same on a device: a copy amid a step would wait for all that the device has to do."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
+        return replace(self, **{name: part.to(device) for name, part in own.items()})
 
 
 def count(rows: Sequence[TrainRow]) -> BatchCounts:

@@ -17,6 +17,7 @@ Each was seen in DeepSpeed 0.19.8; tests/engine/test_deepspeed_contract.py fails
 - It reads checkpoints as pickles that may make anything, so that a file in one can run code: `guarded`.
 - They are compiled under torch's lock, a file that outlives its process, so that every start after a killed one would
   wait for ever: `build_collectives`.
+- It times its throughput, for which the whole device is waited for before each forward pass: `zero_settings`.
 - `latest` names a checkpoint once rank 0's files are there, and a kill then leaves one that cannot be loaded:
   `save_checkpoint` writes none. The driver does (`cluster.run.checkpoints`).
 """
@@ -80,6 +81,7 @@ def zero_settings(config: LearnerConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": own,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -34,15 +34,20 @@ def store_at(address: str, port: int, timeout_s: float, door: socket.socket | No
     )  # fmt: skip
 
 
-def join(rank: int, size: int, store: TCPStore, secret: str, device: torch.device) -> None:
-    """torch's default group, of members that have the secret. device: of this rank's tensors.
+def join(rank: int, size: int, store: TCPStore, secret: str, device: torch.device, timeout_s: float) -> None:
+    """torch's default group, of members that have the secret. device: of this rank's tensors. timeout_s: of each
+    collective, longer than anything that one rank may do while the others wait for it.
 
     Raises:
         RuntimeError: names a rank that does not have it.
     """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl", store=store, rank=rank, world_size=size
-    )
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size,
+        timeout=timedelta(seconds=timeout_s), device_id=device if on_gpu else None,
+    )  # fmt: skip
 
     def gather(own: Tensor) -> list[Tensor]:
         every = [torch.empty_like(own, device=device) for _ in range(size)]

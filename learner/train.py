@@ -18,6 +18,8 @@ from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
 from learner.report import Metric, StepReport, Work
 
+LOSS = "loss"
+
 
 @dataclass(frozen=True)
 class Update:
@@ -67,14 +69,15 @@ class Trainer:
         budget, is_compared = self.config.micro_batch, self.teacher is not None
         mine = plan(useful, self.engine.num_ranks, budget, is_compared)[self.engine.rank]
         batches = [self._pack(part, useful[0], counts) for part in mine]
+        work = _work(batches, self.config.updates_per_batch)
         rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
         parts = {f"{part}_s": Metric(seconds, "mean") for part, seconds in self.engine.clock.take().items()}
         ran = [
-            (row, logprobs.cpu().numpy())
+            (row, logprobs.numpy())
             for index, batch in enumerate(batches)
-            for row, logprobs in zip(batch.rows, _split(old[index], batch), strict=True)
+            for row, logprobs in zip(batch.rows, _split(old[index].cpu(), batch), strict=True)
         ]
         finite = [(row, logprobs) for row, logprobs in ran if np.isfinite(logprobs).all()]
         whole = {row.rollout_id: logprobs for row, logprobs in finite if not row.num_left_out}
@@ -90,11 +93,12 @@ class Trainer:
             logprobs=whole,
             mismatch=sum((_row_mismatch(row, logprobs) for row, logprobs in finite), Mismatch()),
             nonfinite_updates=sum(not math.isfinite(update.grad_norm) for update in updates),
-            work=_work(batches, self.config.updates_per_batch),
+            work=work,
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
         batch = pack(part, counts, self.config.denominator, self.config.anchor_on) if part else pack_idle(example)
+        batch = batch.to(self.engine.device)
         self.engine.clock.mark("pack")
         if self.base is not None:
             batch = replace(batch, base_logprobs_N=self.base.logprobs(batch.tokens))
@@ -112,11 +116,9 @@ class Trainer:
         return tuple((row.guided, _unseen(row, length)) for row, length in lengths if length < len(row.response_ids))
 
     def _update(self, batches: Sequence[PackedBatch], old: dict[int, Tensor]) -> Update:
-        total = 0.0
-        sums: dict[str, float] = {}
+        told: list[dict[str, Tensor]] = []  # read once the step is taken: until then nothing waits for the device
 
         def loss_of(indexed: tuple[int, PackedBatch]) -> Tensor:
-            nonlocal total
             index, batch = indexed
             # Once an update and micro-batch, also when idle: under ZeRO-3 it is a collective.
             teacher = self.teacher.distribution(batch.context_tokens) if self.teacher is not None else None
@@ -128,13 +130,12 @@ class Trainer:
             if not batch.rows:  # in step with the other ranks' collectives; k3 of it may be infinite
                 return logprobs.sum() * 0.0
             loss, metrics = self.objective(_inputs(batch, logprobs, old[index], divergence), self.settings)
-            total += float(loss.detach())
-            for key, value in metrics.items():
-                sums[key] = sums.get(key, 0.0) + float(value)
+            told.append({key: value.detach() for key, value in ({LOSS: loss} | metrics).items()})
             return loss
 
         grad_norm = self.engine.step(list(enumerate(batches)), loss_of, self.skips)
-        return Update(total, sums, grad_norm)
+        sums = _added(told)
+        return Update(sums.pop(LOSS, 0.0), sums, grad_norm)
 
     def score(self, prompt_ids: Ids, response_ids: Ids) -> list[float]:
         """The learner's own log-probs of one text, for the canary; a collective under ZeRO-3."""
@@ -154,21 +155,26 @@ def _work(batches: Sequence[PackedBatch], updates: int) -> Work:
     )
 
 
-def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tensor | None) -> TokenInputs:
-    def here(tensor: Tensor) -> Tensor:
-        return tensor.to(logprobs.device)
+def _added(told: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """The sum of each key over micro-batches, in float64 and in their order; the device is asked once."""
+    if not told:
+        return {}
+    every = torch.stack([torch.stack([value.double() for value in one.values()]) for one in told]).tolist()
+    return {key: sum(values) for key, values in zip(told[0], zip(*every, strict=True), strict=True)}
 
+
+def _inputs(batch: PackedBatch, logprobs: Tensor, old: Tensor, divergence: Tensor | None) -> TokenInputs:
     return TokenInputs(
         logprobs_N=logprobs,
         old_logprobs_N=old,
-        teacher_context_logprobs_N=here(batch.teacher_context_logprobs_N),
-        evidence_N=here(batch.evidence_N),
-        base_logprobs_N=here(batch.base_logprobs_N),
-        weight_N=here(batch.weight_N),
-        advantage_N=here(batch.advantage_N),
-        scale_N=here(batch.scale_N),
-        anchor_scale_N=here(batch.anchor_scale_N),
-        sampler_logprobs_N=here(batch.sampler_logprobs_N),
+        teacher_context_logprobs_N=batch.teacher_context_logprobs_N,
+        evidence_N=batch.evidence_N,
+        base_logprobs_N=batch.base_logprobs_N,
+        weight_N=batch.weight_N,
+        advantage_N=batch.advantage_N,
+        scale_N=batch.scale_N,
+        anchor_scale_N=batch.anchor_scale_N,
+        sampler_logprobs_N=batch.sampler_logprobs_N,
         divergence_N=divergence,
     )
 

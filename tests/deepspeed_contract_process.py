@@ -190,7 +190,28 @@ def bfloat16_masters() -> dict[int, bool]:
     return found
 
 
-ONE_RANK = (bfloat16_masters, first_step, non_finite, kept_norm, accumulation, guarded_load)
+def timed() -> dict[str, int]:
+    """How often a forward and backward pass of the fourth step wait for the whole device: by default, and by us."""
+    from deepspeed.accelerator import get_accelerator
+
+    from learner.config import LearnerConfig
+    from learner.deepspeed_quirks import zero_settings
+
+    device, found = get_accelerator(), {}
+    for name, settings in (("theirs", {}), ("ours", {"timers": zero_settings(LearnerConfig())["timers"]})):
+        made, _ = engine(1, "float32", **settings)
+        for _ in range(3):
+            backward(made, 1.0)
+            made.step()
+        waits: list[object] = []
+        device.synchronize = waits.append
+        backward(made, 1.0)
+        del device.synchronize
+        found[name] = len(waits)
+    return found
+
+
+ONE_RANK = (bfloat16_masters, timed, first_step, non_finite, kept_norm, accumulation, guarded_load)
 TWO_RANKS = (shared_memory, shapes, latest)
 
 

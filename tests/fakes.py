@@ -271,7 +271,7 @@ class PlainLearner:
         self.student = Student(causal_lm, config.head_chunk_tokens, divergence_of(config, self.vocabulary))
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=config.lr)
         self.seen: list[Tensor] = []
-        self.clock = PartClock(on_gpu=False)
+        self.clock, self.device = PartClock(on_gpu=False), torch.device("cpu")
 
     def forward(self, tokens: Any, teacher: Any = None) -> "tuple[Tensor, Tensor | None]":
         readings = self.student(*tokens, teacher=teacher)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from learner.kept import KeptWeights
 
 PART_BYTES = 64 << 20  # of a file that goes to another host
+MARGIN_S = 60.0  # by which a deadline of the driver, which names the rank, comes before one of a collective
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ class LearnerActor:
             self._door.close()
         local = int(os.environ["LOCAL_RANK"])
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        seconds = self._recipe.learner.start_deadline_s
-        store = store_at(places[0].host, places[0].port, seconds, self._door if rank == 0 else None)
-        join(rank, len(places), store, secret, device)
+        config = self._recipe.learner
+        store = store_at(places[0].host, places[0].port, config.start_deadline_s, self._door if rank == 0 else None)
+        longest_s = max(config.start_deadline_s, config.step_deadline_s) + self._recipe.faults.store_s
+        join(rank, len(places), store, secret, device, longest_s + MARGIN_S)
 
     def _weights(self) -> Any:
         """(name, full tensor) of every parameter; a collective under ZeRO-3."""

@@ -1,6 +1,7 @@
 """The training step in plain torch: what it reports, which models it asks, which rows it refuses."""
 
 import json
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.run.figures import Pushed
 from cluster.run.record import line_of_step, step_record
@@ -60,6 +62,42 @@ def stepped(
 def untimed(report: StepReport) -> dict[str, Metric]:
     """The metrics that are no seconds."""
     return {name: metric for name, metric in report.metrics.items() if not name.endswith("_s")}
+
+
+# What a device is asked
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a GPU would be waited for: a tensor's number, or how many of them hold."""
+
+    READ = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if operator in self.READ:
+            self.found.append("".join(traceback.format_stack(limit=12)))
+        return operator(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("told", [{}, {"objective": "grpo", "updates_per_batch": 2}, {"importance_clip": 2.0}])
+def test_no_number_is_read_from_the_device_before_the_optimizers_step(tiny_model: Path, told: dict[str, Any]) -> None:
+    reads = Reads()
+
+    class Watched(fakes.PlainLearner):
+        def step(self, batches: Sequence[Any], loss_of: Any, skips: bool = False) -> float:
+            def watched(batch: Any) -> Tensor:
+                with reads:
+                    loss: Tensor = loss_of(batch)
+                return loss
+
+            return super().step(batches, watched, skips)
+
+    config = LearnerConfig(**SETTINGS | {"beta_kl": 0.05} | told)  # type: ignore[arg-type]
+    report = Trainer(Watched(tiny_model, config), config).step(ROWS)  # type: ignore[arg-type]
+    assert report.metrics["policy_loss"].value != 0 and not reads.found, reads.found[0]
 
 
 # Metrics
@@ -233,7 +271,7 @@ class ImprobableEngine:
 
     def __init__(self) -> None:
         self.logit = torch.full((1,), -95.0, requires_grad=True)
-        self.clock = PartClock(on_gpu=False)
+        self.clock, self.device = PartClock(on_gpu=False), CPU
 
     def forward(self, tokens: PackedTokens, teacher: None = None) -> tuple[Tensor, None]:
         return self.logit.expand(len(tokens.targets_N)), None
