@@ -82,10 +82,9 @@ def _shards(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from cluster.commands.reproduce import reproduce, run_process
+    from cluster.commands.reproduce import print_reproduction
 
-    runs = reproduce(arguments.axis or ["identity"], arguments.seeds, Path(arguments.dir), arguments.set, run_process)
-    return run_process(["report", "--follow", *map(str, runs), "--out", str(Path(arguments.dir) / "report")])
+    return print_reproduction(arguments.axis or ["identity"], arguments.seeds, Path(arguments.dir), arguments.set)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

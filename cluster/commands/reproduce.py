@@ -5,15 +5,17 @@ goes on where it was stopped.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
 from cluster.config import Recipe, load_recipe
+from cluster.errors import PREEMPTED, Preempted
 from cluster.run.record import read_probes
 from cluster.run.rundir import RunDir
 
@@ -29,6 +31,7 @@ AXES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 Run = Callable[[list[str]], int]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # For which a run may write nothing: it starts engines, samples a step, takes one, within the deadlines of its recipe,
 # and has a sample of itself every few seconds in between. So long may also a report take.
 SILENT_S = 3600.0
@@ -43,6 +46,7 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
     Raises:
         ValueError: an unknown axis, no seed, or a folder that holds another recipe's run.
         RuntimeError: a run failed; names it. What was finished stays.
+        Preempted: it was told to end, and so was the run under way.
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
@@ -53,6 +57,45 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
     return [ensure(arm, seed, folder, overrides, run) for arm, seed in places]
 
 
+def print_reproduction(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence[str]) -> int:
+    """`reproduce` with runs in processes of their own, which are told to end as often as this one; then the report."""
+    told = Told()
+
+    def run(arguments: list[str]) -> int:
+        status = run_process(arguments, told=told.times)
+        return PREEMPTED if status != 0 and told.times() else status
+
+    with told.heeding():
+        runs = reproduce(axes, seeds, folder, overrides, run)
+    return run_process(["report", "--follow", *map(str, runs), "--out", str(folder / "report")])
+
+
+class Told:
+    """How often this process was told to end: its runs are told as often, and no other begins."""
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def times(self) -> int:
+        return self._times
+
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """Within it the signals that end a process are counted, but for one that whoever started it has it ignore, as
+        nohup does. For a process's main thread."""
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            self._times += 1
+
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, hear) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run) -> Path:
     """The folder of one arm's finished run, which is made when it is not there. An interrupted run goes on from its
     checkpoint and its shards; one that is under way is left alone, and its process is named."""
@@ -61,6 +104,8 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
     if is_finished(place, load_recipe(path, settings)):
         return place.root
     code = run(arguments_of(path, place, settings))
+    if code == PREEMPTED:
+        raise Preempted(f"reproduce: stopped as asked: {place.root} goes on where it is")
     if code != 0:
         raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")
     return place.root
@@ -89,12 +134,12 @@ def run_process(
     silent_s: float = SILENT_S,
     command: Sequence[str] = (sys.executable, "-m", "cluster"),
     log: Path | None = None,
-    told: Callable[[], int] = lambda: 0,
+    told: Callable[[], int] | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
-    """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file, out
-    of reach of the terminal then. told: how often it is to be told to end by now, by SIGTERM. environment: what it has
-    besides this one's.
+    """`edge-opd` with these arguments, in a process of its own whose output is this one's, or is added to a file. told:
+    how often it is to be told to end by now, by SIGTERM; it is out of reach of the terminal then. environment: what it
+    has besides this one's.
 
     Raises:
         RuntimeError: it has written nothing to its run's folder for `silent_s`, or of another command has not ended by
@@ -106,14 +151,14 @@ def run_process(
             [*command, *arguments],
             stdout=out,
             stderr=out,
-            start_new_session=bool(log),
+            start_new_session=told is not None,
             env={**os.environ, **environment},
         )
     seen, since, passed_on = _newest(folder), time.monotonic(), 0
     while time.monotonic() - since <= silent_s:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(min(LOOK_S, silent_s))
-        while passed_on < told():
+        if told is not None and passed_on < told():  # one a look: two at once would be one
             process.terminate()
             passed_on += 1
         if seen != (seen := _newest(folder)):

@@ -6,17 +6,14 @@ own, under one folder. A finished run is kept, so that the command goes on where
 
 import itertools
 import os
-import signal
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 
-from cluster.commands.reproduce import arguments_of, is_finished, run_process
+from cluster.commands.reproduce import Told, arguments_of, is_finished, run_process
 from cluster.config import Recipe, load_recipe
 from cluster.errors import EXPECTED, PREEMPTED, Preempted, printable
 from cluster.observe.sinks import probe_line
@@ -137,30 +134,6 @@ def _recipes(sweep: Sweep, overrides: Sequence[str]) -> dict[Cell, Recipe]:
     return made
 
 
-class Told:
-    """How often this process was told to end: its runs are told as often, and no other begins."""
-
-    def __init__(self) -> None:
-        self._times = 0
-
-    def times(self) -> int:
-        return self._times
-
-    @contextmanager
-    def heeding(self) -> Iterator[None]:
-        """Within it SIGTERM and SIGINT are counted. For a process's main thread."""
-
-        def hear(number: int, frame: FrameType | None) -> None:
-            self._times += 1
-
-        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 @dataclass(frozen=True)
 class _Place:
     """Where one run of a sweep is, and what it is."""
@@ -226,7 +199,7 @@ def run_sweep(
         share = free.get_nowait()  # as many as there are threads
         try:
             status = run(place.arguments, place.log, told.times, share)
-            said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED else ""
+            said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED or told.times() else ""
         except EXPECTED as error:
             said = ""
             say(printable(f"{place.folder.root.name}: {first_line(error)}"))

@@ -1,8 +1,8 @@
 """The services of one run: reserved, built, started, ended."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class Services:
         return workers > 0
 
 
-@contextmanager
-def running(recipe: Recipe, plan: Plan, run_file: Path, storage: str, metadata: dict[str, str]) -> Iterator[Services]:
+@asynccontextmanager
+async def running(
+    recipe: Recipe, plan: Plan, run_file: Path, storage: str, metadata: dict[str, str]
+) -> AsyncIterator[Services]:
     """The services' actors, inside what is reserved for them; `start` starts what they hold. All is given back at the
     end, also of a failure half-way.
 
@@ -48,8 +50,7 @@ def running(recipe: Recipe, plan: Plan, run_file: Path, storage: str, metadata: 
     student = for_every_host(recipe.model.path)
     teacher = for_every_host(recipe.teacher.path) if recipe.teacher.path else student
     models = {"student": student, "teacher": teacher}
-    with ExitStack() as ending:
-        group = ending.enter_context(reserved(plan, recipe.student.start_deadline_s))
+    async with reserved(plan, recipe.student.start_deadline_s) as group, AsyncExitStack() as ending:
         learner = _learner(recipe, plan, group, models, run_file)
         ending.callback(learner.stop)
         rollout = _rollout(recipe, plan, group, models, storage, metadata)

@@ -1,7 +1,7 @@
 """Calls of actors and services: each has a deadline that names whom it waited for, and each death is one line."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from cluster.fleet.ray_quirks import LOST, Died, lost
@@ -10,6 +10,7 @@ __all__ = ["Died", "all_within", "ask", "each_within", "within"]
 from rollout.waits import deadline
 
 T = TypeVar("T")
+DEATH_S = 10.0  # in which Ray tells of a process that is gone, after those that met it in a collective have failed
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
@@ -22,6 +23,7 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
     """The answers by who gives them, all waited for at once, in their order; the first failure ends the waiting.
 
     Raises:
+        Died: one of them is no more, which others may have noticed before: for them a collective has failed.
         TimeoutError: names those without an answer. A rank that is late holds up all that meet it in a collective.
     """
     tasks = {name: asyncio.create_task(answer) for name, answer in answers.items()}
@@ -29,9 +31,8 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
         return []
     try:
         await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks.values() if task.done() and task.exception() is not None]
-        for task in failed:
-            task.result()
+        if failed := _failures(tasks.values()):
+            raise next((error for error in failed if isinstance(error, Died)), None) or await _death(tasks, failed[0])
         late = [name for name, task in tasks.items() if not task.done()]
         if late:
             raise TimeoutError(f"{what}: no answer from {', '.join(late)} (of {len(tasks)}) within {seconds:g} s")
@@ -39,6 +40,23 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
     finally:
         for task in tasks.values():
             task.cancel()
+
+
+def _failures(tasks: Iterable["asyncio.Task[Any]"]) -> list[BaseException]:
+    return [error for task in tasks if task.done() and (error := task.exception()) is not None]
+
+
+async def _death(tasks: Mapping[str, "asyncio.Task[Any]"], failure: BaseException) -> BaseException:
+    """The first death among those that have not answered, within `DEATH_S`; otherwise the failure."""
+    end = asyncio.get_running_loop().time() + DEATH_S
+    while pending := [task for task in tasks.values() if not task.done()]:
+        left = end - asyncio.get_running_loop().time()
+        done, _ = await asyncio.wait(pending, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+        if deaths := [error for error in _failures(done) if isinstance(error, Died)]:
+            return deaths[0]
+        if not done:
+            break
+    return failure
 
 
 async def each_within(seconds: float, name: str, what: str, stream: Any) -> AsyncIterator[Any]:

@@ -79,9 +79,11 @@ class Fleet:
         await self.roster.each(verb, told, seconds)
 
     async def sleep(self, seconds: float) -> None:
-        """Every engine gives back its GPU's memory."""
-        self.roster.fall_asleep()
-        await self._all("engines that fall asleep", "sleep", seconds)
+        """Every engine gives back its GPU's memory, also one that was amid its start."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        await self.roster.fall_asleep(seconds / 2)
+        await self._all("engines that fall asleep", "sleep", round(end - clock(), 1))
 
     async def wake_up(self, seconds: float) -> None:
         """Every engine takes its memory again."""

@@ -1,11 +1,13 @@
 """Ray: joining a cluster, and reserving a plan's resources on it."""
 
+import asyncio
 import atexit
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cluster.fleet.scratch import RAY, enter, hold, remove_left
 from cluster.sizing.cards import Card, find_cards, visible
 from rollout.cores import num_cores
 
+LOOK_S = 1  # between two looks at what the cluster has given
 CARDS_S = 60.0  # for a node's answer, with the start of a worker there
 
 
@@ -84,9 +87,9 @@ def cluster_cards() -> list[Card]:
     return found
 
 
-@contextmanager
-def reserved(plan: Plan, deadline_s: float) -> Iterator[PlacementGroup]:
-    """The plan's bundles, each on one node, given back at the end.
+@asynccontextmanager
+async def reserved(plan: Plan, deadline_s: float) -> AsyncIterator[PlacementGroup]:
+    """The plan's bundles, each on one node, given back at the end. A run that is asked to stop hears it meanwhile.
 
     Raises:
         TimeoutError: the cluster has the resources but does not give them.
@@ -94,7 +97,10 @@ def reserved(plan: Plan, deadline_s: float) -> Iterator[PlacementGroup]:
     bundles = [{"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}) for share in plan.bundles]
     group = placement_group(bundles, strategy=plan.strategy)
     try:
-        if not group.wait(timeout_seconds=deadline_s):
+        end = time.monotonic() + deadline_s
+        while not group.wait(timeout_seconds=LOOK_S) and time.monotonic() < end:
+            await asyncio.sleep(0)  # signals are heard by the event loop
+        if not group.wait(timeout_seconds=0):
             asked = ", ".join(str(share) for share in plan.bundles)
             raise TimeoutError(
                 f"placement: the cluster did not give {asked} within {deadline_s:g} s; other jobs may hold them"

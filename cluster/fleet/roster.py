@@ -56,6 +56,7 @@ class Roster:
         self._changed, self._awake = asyncio.Event(), asyncio.Event()
         self._awake.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[Seat] = set()  # whose successor does
 
     def everyone(self) -> list[Seat]:
         return [seat for seats in self.seats.values() for seat in seats]
@@ -151,6 +152,7 @@ class Roster:
         """Puts a successor in the engine's place, which serves at once only where it takes no weights."""
         await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
         engine = seat.renew()
+        self._starting.add(seat)
         try:
             await self._start(seat, asyncio.Semaphore())
             if seat.pool not in self._taking:
@@ -158,6 +160,9 @@ class Roster:
         except (RuntimeError, TimeoutError) as error:
             self.lose(seat, engine, error)
             return
+        finally:
+            self._starting.discard(seat)
+            self._changed.set()
         seat.stands = True
         if seat.pool not in self._taking:
             self._admit(seat)
@@ -237,9 +242,14 @@ class Roster:
 
     # Questions to several at once
 
-    def fall_asleep(self) -> None:
-        """No engine starts until `wake_up`."""
+    async def fall_asleep(self, seconds: float) -> None:
+        """No engine starts until `wake_up`. Those that do already have so long; then they are lost, and their
+        successors wait."""
         self._awake.clear()
+        await self._until(lambda: not self._starting, seconds)
+        for seat in list(self._starting):
+            late = f"start of {seat.name}: not done within {seconds:g} s, and the learner needs its memory"
+            self.lose(seat, seat.engine, TimeoutError(late))
 
     def wake_up(self) -> None:
         self._awake.set()

@@ -8,7 +8,7 @@ from functools import partial
 from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
-from cluster.errors import EXPECTED, cause_of
+from cluster.errors import EXPECTED, Preempted, cause_of
 from cluster.faults import Restarts
 from cluster.fleet.assembly import running, start
 from cluster.fleet.calls import Died
@@ -21,7 +21,7 @@ from cluster.machine import machine_name
 from cluster.models import called
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
-from cluster.run.boundary import end_at_once, run_time
+from cluster.run.boundary import end_at_once, is_lost, run_time
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import RunInputs, check_caches, check_recipe
 from cluster.run.choice import Choice
@@ -123,6 +123,8 @@ async def _survive(
         try:
             return await _serve(recipe, folder, sink, resume, inputs, stop, plan)
         except Died as death:
+            if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
+                raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
             if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
                 raise
             sink.say(f"{death}; the services start again")
@@ -153,7 +155,7 @@ async def _serve(
     """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
-    with running(recipe, plan, folder.config, storage, metadata) as services:
+    async with running(recipe, plan, folder.config, storage, metadata) as services:
         activity = watch(services)
         with run_time(sink, takes_input=True):
             hosts = await start(services, recipe, plan, storage, folder.root)
@@ -183,11 +185,14 @@ async def export(
     """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
 
     Raises:
+        Died, TimeoutError: a rank is no more, or does not answer.
         RuntimeError: names what is wrong, and how to export later; so does a note on a mistake of our own.
     """
     try:
         await learner.export(folder.export, text)
     except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
+        if is_lost(error):  # the services start again, and learn from what stands
+            raise
         cause = cause_of(error)
         kept = f"the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once that is mended"
         try:

@@ -31,8 +31,10 @@ class Stop:
     def between_steps(self) -> Iterator[None]:
         """Within it `require_going_on` is called between two steps, and is waited for."""
         self._patient = True
-        yield
-        self._patient = False
+        try:
+            yield
+        finally:
+            self._patient = False
 
     def heed(self, number: signal.Signals) -> None:
         """A signal has come."""

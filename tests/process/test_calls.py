@@ -9,6 +9,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cluster.fleet.calls import Died, all_within, ask, each_within, within
 from cluster.fleet.ray_quirks import local_rank, reason
+from tests.virtual_time import run_virtual
 
 FOR_EVER = 3600.0  # seconds: a test has 600
 
@@ -60,9 +61,26 @@ def test_a_late_rank_is_named_and_not_waited_for(delays: tuple[float, ...], name
 
 
 @pytest.mark.parametrize("delay", [FOR_EVER, 0], ids=["one that waits for it", "one that is done"])
-def test_a_rank_that_fails_ends_the_waiting(delay: float) -> None:
+def test_a_rank_that_fails_ends_the_waiting(delay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.fleet.calls.DEATH_S", 0.1)
     with pytest.raises(RuntimeError, match="rank 1 died"):
         asyncio.run(all_within(FOR_EVER, "learner", ranks(answer("a", delay), fail())))
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_a_death_is_told_and_not_what_the_others_noticed_of_it(places: tuple[int, ...]) -> None:
+    """The collectives of the ranks beside it fail at once; Ray tells of the death some seconds later."""
+
+    async def noticed() -> str:
+        raise RuntimeError("learner at step 3: Connection closed by peer")
+
+    async def died() -> str:
+        await asyncio.sleep(2.0)
+        raise Died("learner rank 1 died: its worker process has died")
+
+    answers = dict(enumerate((noticed(), died(), answer("a", 1.0))))
+    with pytest.raises(Died, match=r"^learner rank 1 died"):
+        run_virtual(all_within(60.0, "learner", {f"rank {place}": answers[place] for place in places}))
 
 
 # Who died. Of real processes: tests/engine/test_pipeline.py.

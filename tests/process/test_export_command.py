@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from cluster.__main__ import main
 from cluster.config import Recipe, dump, load_recipe
 from cluster.errors import explained
+from cluster.fleet.calls import Died
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.rundir import RunDir
 from cluster.run.start import export
@@ -89,6 +90,17 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
     with pytest.raises(type(mistake)) as shown:
         explained(error.value)
     assert f"`edge-opd export {tmp_path}` writes it" in "".join(traceback.format_exception(shown.value))
+
+
+@pytest.mark.parametrize(
+    "lost", [Died("learner rank 1 died: its worker process has died"), TimeoutError("learner rank 0: no answer")]
+)
+def test_a_rank_that_is_lost_amid_the_export_is_started_again(tmp_path: Path, lost: Exception) -> None:
+    """By who has the services: nothing more is asked of what is left of them."""
+    learner = Learner(lost, None)
+    with pytest.raises(type(lost)) as error:
+        asyncio.run(export(learner, RunDir(tmp_path), TEXT, 20))  # type: ignore[arg-type]
+    assert error.value is lost and learner.saved == []
 
 
 def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:

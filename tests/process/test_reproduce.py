@@ -1,11 +1,16 @@
 """The reproduction: what is missing is run, what is finished is kept, what was interrupted starts again."""
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster.commands.reproduce import AXES, RECIPES, is_finished, reproduce
+from cluster.commands.reproduce import AXES, RECIPES, Told, is_finished, print_reproduction, reproduce
 from cluster.config import load_recipe
+from cluster.errors import Preempted
 from cluster.run.record import ProbeRecord, append_probe
 from cluster.run.rundir import RunDir
 from rollout.probe import Rate
@@ -38,6 +43,38 @@ class Runner:
         place.export.mkdir()
         (place.export / "README.md").write_text("card")
         return 0
+
+
+@pytest.mark.parametrize("status", [75, -15, 1])
+def test_a_reproduction_that_is_told_to_end_tells_its_run(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which ends by the signal where it does not heed it yet."""
+    ran = list[str]()
+
+    def process(arguments: list[str], told: Callable[[], int]) -> int:
+        ran.append(arguments[1])
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not told():
+            time.sleep(0.01)
+        return status
+
+    monkeypatch.setattr("cluster.commands.reproduce.run_process", process)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=r"^reproduce: stopped as asked: .*N3-seed0 goes on where it is$"):
+        print_reproduction(["identity"], 1, tmp_path, ())
+    assert len(ran) == 1 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_process_is_told_to_ignore_it_ignores() -> None:
+    """As nohup has it ignore the end of its terminal."""
+    told, before = Told(), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with told.heeding():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert told.times() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_every_arm_is_a_recipe() -> None:

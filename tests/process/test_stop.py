@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 
+from cluster.config import load_recipe
 from cluster.errors import Preempted
+from cluster.fleet.calls import Died
+from cluster.fleet.placement import Share, make_plan
+from cluster.fleet.ray_cluster import reserved
+from cluster.observe.sinks import MetricsSink
 from cluster.run.handover import Pushed
 from cluster.run.pipeline import Pipeline
 from cluster.run.replay import Resumed
 from cluster.run.rundir import RunDir
+from cluster.run.start import _survive
 from cluster.run.stop import heeding
-from tests.runs import ROOT
+from tests.runs import RECIPE, ROOT
 
 
 class Stepping(Pipeline):
@@ -103,6 +109,65 @@ def test_before_the_first_step_nothing_is_waited_for() -> None:
 
     with pytest.raises(Preempted, match="stopped by SIGTERM"):
         asyncio.run(drive())
+
+
+def test_while_the_cluster_gives_nothing_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was asked for is given back."""
+    asked = list[str]()
+
+    class Group:
+        def wait(self, timeout_seconds: float) -> bool:
+            asked.append("wait")
+            if len(asked) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+    monkeypatch.setattr("cluster.fleet.ray_cluster.placement_group", lambda *_, **__: Group())
+    monkeypatch.setattr("cluster.fleet.ray_cluster.remove_placement_group", lambda _: asked.append("removed"))
+
+    async def drive() -> None:
+        with heeding(30.0):
+            async with reserved(make_plan(load_recipe(RECIPE), [Share(16.0, 0.0)]), 3600.0):
+                pytest.fail("it was given nothing")
+
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+        asyncio.run(drive())
+    assert 3 <= asked.count("wait") < 6 and asked[-1] == "removed"
+
+
+def test_after_a_death_amid_a_step_nothing_is_waited_for() -> None:
+    async def drive() -> None:
+        with heeding(600.0) as stop:
+            with pytest.raises(RuntimeError), stop.between_steps():
+                raise RuntimeError("learner rank 0 died")
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(300):
+                await asyncio.Event().wait()
+
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+        asyncio.run(drive())
+
+
+def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the nodes of a cluster are told to end, and some are faster than the driver."""
+    served = list[int]()
+
+    async def serve(*_: Any) -> None:
+        served.append(1)
+        stop.asked = "SIGTERM"
+        raise Died("the Ray node of learner rank 1 died")
+
+    folder = RunDir(tmp_path)
+    folder.manifest.write_text("")
+    recipe, stop = load_recipe(RECIPE), SimpleNamespace(asked="")
+    plan = make_plan(recipe, [Share(16.0, 0.0)])
+    monkeypatch.setattr("cluster.run.start._serve", serve)
+    monkeypatch.setattr("cluster.run.start.plan_for", lambda _: plan)
+    monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
+    inputs: Any = SimpleNamespace(model="")
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
+        asyncio.run(_survive(recipe, folder, MetricsSink(tmp_path, 9), False, inputs, stop))  # type: ignore[arg-type]
+    assert served == [1]
 
 
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:

@@ -182,7 +182,12 @@ def test_what_failed_is_named_and_run_again_and_what_is_finished_is_kept(
         run_sweep(sweep, folder, 1, ["learner.lr=0.5"], again, said.append)
 
 
-def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(sweep: Sweep, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [75, -15, 15])
+def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(
+    status: int, sweep: Sweep, tmp_path: Path
+) -> None:
+    """A run that does not heed the signal yet ends by it."""
+
     class Stopped(Runner):
         def __call__(
             self, arguments: list[str], log: Path, told: Callable[[], int], environment: Mapping[str, str]
@@ -193,7 +198,7 @@ def test_a_sweep_that_is_told_to_end_tells_its_runs_and_begins_no_other(sweep: S
             os.kill(os.getpid(), signal.SIGTERM)
             while not told():
                 time.sleep(0.01)
-            return 75
+            return status
 
     runner, said, before = Stopped(), list[str](), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match=r"^sweep: stopped as asked; 2 of 8 runs are finished$"):

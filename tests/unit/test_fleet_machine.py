@@ -198,6 +198,8 @@ class FleetMachine(RuleBasedStateMachine):
             before = len(self.made)
             await self.guarded(self.fleet.sleep(DEADLINE_S))
             slept = len(self.made)
+            still = [seat.name for seat in self.roster._starting if not seat.is_lost]
+            assert not still or self.failure is not None, f"{still} start while the learner has the memory"
             if fault is not None:
                 self.living()[which % len(self.living())].suffer(fault)
             await asyncio.sleep(100.0)
