@@ -1,14 +1,20 @@
 """One engine in a command's own process, without a cluster."""
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import end_processes, own_processes
+from cluster.sizing.cards import Card, find_cards, visible
 from rollout.config import EngineConfig
+from rollout.engine_arguments import ALONE
+
+FREE_SHARE = 0.95  # of the free memory of a card: what is left is CUDA's own, and what others take meanwhile
 
 if TYPE_CHECKING:
     from rollout.engine import Engine
@@ -30,7 +36,9 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
     keep_gloo_on_this_host()
     try:
         with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
-            engine = Engine(model, config, "cuda" if torch.cuda.is_available() else "cpu")
+            on_gpu = torch.cuda.is_available()
+            config = beside_others(config, cards()) if on_gpu else config
+            engine = Engine(model, config, "cuda" if on_gpu else "cpu")
     except TimeoutError:
         end_processes(own_processes()[:-1])  # which this process's end would wait for
         raise
@@ -38,6 +46,20 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
         yield engine
     finally:
         engine.shutdown()
+
+
+def cards() -> list[Card]:
+    """Those that this process may use."""
+    return visible(find_cards(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
+    """With a share of its cards that nothing else has, where the recipe names none: an engine refuses to start where
+    less is free than its share."""
+    if config.gpu_memory_utilization or not cards:
+        return config
+    free = min(card.free / card.total for card in cards[: config.tensor_parallel_size])
+    return replace(config, gpu_memory_utilization=round(min(ALONE, FREE_SHARE * free), 3))
 
 
 @contextmanager

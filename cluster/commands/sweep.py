@@ -21,7 +21,7 @@ from cluster.report.sweep import Key, Whole, write_summary
 from cluster.run.gap import required
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
-from cluster.sizing.cards import find_cards, visible
+from cluster.sizing.cards import find_cards
 from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
@@ -90,11 +90,9 @@ def print_sweep(path: Path, folder: str | None, jobs: int, overrides: Sequence[s
     def run(arguments: list[str], log: Path, told: Callable[[], int], environment: Mapping[str, str]) -> int:
         return run_process(arguments, log=log, told=told, environment=environment)
 
-    # On a cluster Ray gives each run its own.
-    cards = () if os.environ.get("RAY_ADDRESS") else visible(find_cards(), os.environ.get(DEVICES, ""))
     out = run_sweep(
         load_sweep(path), Path(folder or f"runs/{path.stem}"), jobs, overrides,
-        run, lambda line: print(line, flush=True), [card.index for card in cards],
+        run, lambda line: print(line, flush=True), cards_of(os.environ) if jobs > 1 else (),
     )  # fmt: skip
     print(f"\n{out.read_text(encoding='utf-8')}\n{out}")
     return 0
@@ -161,23 +159,32 @@ class _Place:
         return probe_line(whole.last) + ("" if whole.is_enough else f"  below the {whole.required:.2f} required")
 
 
-def dealt(cards: Sequence[int], jobs: int) -> list[dict[str, str]]:
+def cards_of(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that runs of this machine may share, as CUDA_VISIBLE_DEVICES has them; on a cluster Ray gives each its
+    own."""
+    if environment.get("RAY_ADDRESS"):
+        return []
+    given = [part.strip() for part in environment.get(DEVICES, "").split(",")]
+    return [part for part in given if part] or [str(card.index) for card in find_cards()]
+
+
+def dealt(cards: Sequence[str], jobs: int) -> list[dict[str, str]]:
     """What the environment of each of so many runs beside each other has besides: its share of the cards, or one of
     them in turn where there are fewer. A run that is alone has them all, and one card is everybody's."""
     if jobs == 1 or len(cards) < 2:
         return [{}] * jobs
     each = max(1, len(cards) // jobs)
     shares = ([cards[(job * each + place) % len(cards)] for place in range(each)] for job in range(jobs))
-    return [{DEVICES: ",".join(map(str, share))} for share in shares]
+    return [{DEVICES: ",".join(share)} for share in shares]
 
 
 def run_sweep(
     sweep: Sweep, folder: Path, jobs: int, overrides: Sequence[str], run: Run, say: Callable[[str], None],
-    cards: Sequence[int] = (),
+    cards: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Runs what is missing, `jobs` at a time, seed by seed, each with its log in `folder`; returns the table's file.
 
-    cards: the numbers of the GPUs that the runs share.
+    cards: the GPUs that the runs share.
 
     Raises:
         ValueError: no job, two cells that are the same run, or a folder that holds another recipe's run.

@@ -14,13 +14,14 @@ import pytest
 from cluster.__main__ import main
 from cluster.commands import reproduce
 from cluster.commands.reproduce import run_process
-from cluster.commands.sweep import Sweep, dealt, load_sweep, name_of, run_sweep
+from cluster.commands.sweep import Sweep, cards_of, dealt, load_sweep, name_of, run_sweep
 from cluster.config import load_recipe
 from cluster.errors import Preempted
 from cluster.report.sweep import Whole, write_summary
 from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord, append_probe, write_gap
 from cluster.run.rundir import RunDir
+from cluster.sizing.cards import Card
 from rollout.probe import Rate
 from tests.runs import RECIPE, ROOT
 
@@ -123,7 +124,7 @@ def test_runs_are_made_seed_by_seed_and_the_table_is_over_all_and_over_each_valu
 def test_so_many_run_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
     runner = Runner()
     runner.together = threading.Barrier(2)
-    run_sweep(sweep, tmp_path / "runs", 2, (), runner, lambda _: None, cards=(4, 6))
+    run_sweep(sweep, tmp_path / "runs", 2, (), runner, lambda _: None, cards=("4", "6"))
     assert len(runner.ran) == 8
     shares = [share["CUDA_VISIBLE_DEVICES"] for share in runner.shares]
     assert all({*pair} == {"4", "6"} for pair in zip(shares[::2], shares[1::2], strict=True))
@@ -132,18 +133,28 @@ def test_so_many_run_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cards", "jobs", "shares"),
     [
-        ((), 2, ["", ""]), ((3,), 2, ["", ""]), ((0, 1), 1, [""]),
-        ((0, 1, 2, 3), 2, ["0,1", "2,3"]), ((0, 1, 2), 2, ["0", "1"]), ((5, 7), 3, ["5", "7", "5"]),
+        ("", 2, ["", ""]), ("3", 2, ["", ""]), ("01", 1, [""]),
+        ("0123", 2, ["0,1", "2,3"]), ("012", 2, ["0", "1"]), ("57", 3, ["5", "7", "5"]),
     ],
 )  # fmt: skip
-def test_runs_beside_each_other_share_the_cards(cards: tuple[int, ...], jobs: int, shares: list[str]) -> None:
+def test_runs_beside_each_other_share_the_cards(cards: str, jobs: int, shares: list[str]) -> None:
     assert [share.get("CUDA_VISIBLE_DEVICES", "") for share in dealt(cards, jobs)] == shares
+
+
+def test_the_cards_are_those_that_the_environment_leaves_whatever_it_calls_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [Card(index, "H200", 1, 1, "580.65.06", (9, 0)) for index in (0, 1)]
+    monkeypatch.setattr("cluster.commands.sweep.find_cards", lambda: found)
+    assert cards_of({}) == cards_of({"CUDA_VISIBLE_DEVICES": ""}) == ["0", "1"]
+    assert cards_of({"CUDA_VISIBLE_DEVICES": "GPU-1a, GPU-2b"}) == ["GPU-1a", "GPU-2b"]
+    assert cards_of({"RAY_ADDRESS": "10.0.0.1:6379"}) == []
 
 
 def test_a_run_has_its_share_of_the_cards_in_its_environment(tmp_path: Path) -> None:
     script = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], 'PATH' in os.environ)"
     log = tmp_path / "log"
-    assert run_process([script], command=(sys.executable, "-c"), log=log, environment=dealt((0, 1), 2)[1]) == 0
+    assert run_process([script], command=(sys.executable, "-c"), log=log, environment=dealt("01", 2)[1]) == 0
     assert log.read_text() == "1 True\n"
 
 

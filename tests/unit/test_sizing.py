@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from cluster.commands.one_engine import beside_others
 from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.observe.seen import read_seen
@@ -42,6 +43,20 @@ EIGHT_B = ModelShape.decoder(layers=36, hidden=4096, heads=32, key_heads=8, head
 BF16, FP32 = "bfloat16", "float32"
 
 # Shapes
+
+
+def test_an_engine_of_a_command_takes_what_others_leave_of_its_cards() -> None:
+    def with_free(free: int) -> Card:
+        return Card(0, "H200", 100, free, "580.65.06", (9, 0))
+
+    assert beside_others(EngineConfig(), [with_free(100)]).gpu_memory_utilization == 0.9
+    assert beside_others(EngineConfig(), [with_free(60), with_free(10)]).gpu_memory_utilization == 0.57
+    assert (
+        beside_others(EngineConfig(tensor_parallel_size=2), [with_free(60), with_free(40)]).gpu_memory_utilization
+        == 0.38
+    )
+    assert beside_others(EngineConfig(gpu_memory_utilization=0.3), [with_free(60)]).gpu_memory_utilization == 0.3
+    assert beside_others(EngineConfig(), []) == EngineConfig()
 
 
 def test_published_sizes_come_out() -> None:
