@@ -62,6 +62,8 @@ def print_reproduction(axes: Sequence[str], seeds: int, folder: Path, overrides:
     told = Told()
 
     def run(arguments: list[str]) -> int:
+        if told.times():
+            return PREEMPTED
         status = run_process(arguments, told=told.times)
         return PREEMPTED if status != 0 and told.times() else status
 

@@ -98,9 +98,9 @@ async def reserved(plan: Plan, deadline_s: float) -> AsyncIterator[PlacementGrou
     group = placement_group(bundles, strategy=plan.strategy)
     try:
         end = time.monotonic() + deadline_s
-        while not group.wait(timeout_seconds=LOOK_S) and time.monotonic() < end:
-            await asyncio.sleep(0)  # signals are heard by the event loop
-        if not group.wait(timeout_seconds=0):
+        while not (given := group.wait(timeout_seconds=LOOK_S)) and time.monotonic() < end:
+            await asyncio.sleep(0.01)  # signals are heard by the event loop
+        if not given:
             asked = ", ".join(str(share) for share in plan.bundles)
             raise TimeoutError(
                 f"placement: the cluster did not give {asked} within {deadline_s:g} s; other jobs may hold them"

@@ -45,11 +45,12 @@ class Runner:
         return 0
 
 
-@pytest.mark.parametrize("status", [75, -15, 1])
-def test_a_reproduction_that_is_told_to_end_tells_its_run(
+@pytest.mark.parametrize("status", [75, -15, 0])
+def test_a_reproduction_that_is_told_to_end_tells_its_run_and_begins_no_other(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which ends by the signal where it does not heed it yet."""
+    """A run ends by the signal where it does not heed it yet, and well where it was about to."""
+    monkeypatch.setattr("cluster.commands.reproduce.is_finished", lambda *_: False)
     ran = list[str]()
 
     def process(arguments: list[str], told: Callable[[], int]) -> int:
@@ -61,7 +62,7 @@ def test_a_reproduction_that_is_told_to_end_tells_its_run(
 
     monkeypatch.setattr("cluster.commands.reproduce.run_process", process)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match=r"^reproduce: stopped as asked: .*N3-seed0 goes on where it is$"):
+    with pytest.raises(Preempted, match=r"^reproduce: stopped as asked: .*N[13]-seed0 goes on where it is$"):
         print_reproduction(["identity"], 1, tmp_path, ())
     assert len(ran) == 1 and signal.getsignal(signal.SIGTERM) is before
 
