@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,8 +176,8 @@ def test_services_start_in_turn_on_a_shared_gpu_and_side_by_side_elsewhere(gpus:
 def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
-    @contextmanager
-    def reserved(*_: Any) -> Iterator[str]:
+    @asynccontextmanager
+    async def reserved(*_: Any) -> AsyncIterator[str]:
         events.append("reserved")
         try:
             yield "group"
@@ -194,11 +194,13 @@ def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.
         monkeypatch.setattr(assembly, name, stand_in)
     recipe = Recipe()
     plan = make_plan(recipe, [Share(8, 0)])
-    with (
-        pytest.raises(RuntimeError, match="no such class"),
-        assembly.running(recipe, plan, Path("config.toml"), "/shards", {}),
-    ):
-        raise AssertionError("it did not start")
+
+    async def run() -> None:
+        async with assembly.running(recipe, plan, Path("config.toml"), "/shards", {}):
+            raise AssertionError("it did not start")
+
+    with pytest.raises(RuntimeError, match="no such class"):
+        asyncio.run(run())
     assert events == ["reserved", "learner stopped", "given back"]
 
 
