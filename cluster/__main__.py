@@ -13,11 +13,11 @@ from pathlib import Path
 
 from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
 from cluster.own_files import add_follow, require_own_files
-from rollout.ending import end_at_once
+from rollout.ending import end_uncollected
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    end_at_once()
+    end_uncollected()
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # DeepSpeed looks for ninja on PATH; it is beside the interpreter, also where the environment is not activated.

@@ -108,7 +108,7 @@ class ZeroEngine:
 
     def forward(self, tokens: PackedTokens, teacher: Distribution | None = None) -> tuple[Tensor, Tensor | None]:
         """`Student.forward` on this engine's device: [N] log-probs, and divergences from the teacher or None."""
-        readings_KN = self.engine(*(part.to(self.device) for part in tokens), teacher=teacher)
+        readings_KN = self.engine(*tokens.to(self.device), teacher=teacher)
         return readings_KN[0], readings_KN[1] if teacher is not None else None
 
     def step(self, micro_batches: Sequence[Any], loss_of: Callable[[Any], Tensor], skips: bool = False) -> float:

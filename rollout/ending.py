@@ -21,7 +21,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def end_at_once() -> None:
+def end_uncollected() -> None:
     """When this process ends, Python does not look for garbage among all it has, three times over: beside torch and
     vLLM that is seconds of a processor, and the memory is given back whatever was found."""
     atexit.register(gc.freeze)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rollout.ending import end_at_once, end_with_parent
+from rollout.ending import end_uncollected, end_with_parent
 
 if TYPE_CHECKING:
     from rollout.config import EngineConfig
@@ -36,7 +36,7 @@ def scheduler(vllm_config: Any, **arguments: Any) -> Any:
 
     kind = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
     end_with_parent()
-    end_at_once()
+    end_uncollected()
     made = kind(vllm_config=vllm_config, **arguments)
     _look_up_prompts(made.kv_cache_manager)
     _keep_a_place(made)

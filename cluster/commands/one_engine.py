@@ -1,6 +1,5 @@
 """One engine in a command's own process, without a cluster."""
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import end_processes, own_processes
-from cluster.sizing.cards import Card, find_cards, visible
+from cluster.sizing.cards import Card, own_cards
 from rollout.config import EngineConfig
 from rollout.engine_arguments import ALONE
 
@@ -37,7 +36,7 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
     try:
         with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
             on_gpu = torch.cuda.is_available()
-            config = beside_others(config, cards()) if on_gpu else config
+            config = beside_others(config, own_cards()) if on_gpu else config
             engine = Engine(model, config, "cuda" if on_gpu else "cpu")
     except TimeoutError:
         end_processes(own_processes()[:-1])  # which this process's end would wait for
@@ -46,11 +45,6 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
         yield engine
     finally:
         engine.shutdown()
-
-
-def cards() -> list[Card]:
-    """Those that this process may use."""
-    return visible(find_cards(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
 
 def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:

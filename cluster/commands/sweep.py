@@ -21,7 +21,7 @@ from cluster.report.sweep import Key, Whole, write_summary
 from cluster.run.gap import required
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
-from cluster.sizing.cards import find_cards
+from cluster.sizing.cards import DEVICES, find_cards
 from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
@@ -30,7 +30,6 @@ Cell = tuple[str, ...]  # a value's name of each thing that is varied
 Run = Callable[[list[str], Path, Callable[[], int], Mapping[str, str]], int]
 KEYS = {"recipe", "set", "seeds", "vary"}
 NAME = "a name of letters, digits, _ and ."
-DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, collect_seldom, end_processes, log_to_file, own_processes
 from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
-from cluster.sizing.cards import Card, find_cards, visible
+from cluster.sizing.cards import Card, find_cards, own_cards
 from rollout.cores import num_cores
 
 LOOK_S = 1  # between two looks at what the cluster has given
@@ -78,7 +78,7 @@ def plan_for(recipe: Recipe) -> Plan:
 def cluster_cards() -> list[Card]:
     """The GPUs of the connected cluster's nodes as their drivers know them; of this machine those that it may use."""
     here = ray.get_runtime_context().get_node_id()
-    found = visible(find_cards(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    found = own_cards()
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("GPU") and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -1,10 +1,12 @@
 """The GPUs of a machine as their driver knows them: asked of nvidia-smi, which comes with it."""
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MIB = 1 << 20
+DEVICES = "CUDA_VISIBLE_DEVICES"
 ASK_S = 20.0  # a driver that is in trouble may never answer
 FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap")
 # The oldest driver of each of CUDA's major versions (NVIDIA's table of minor version compatibility).
@@ -58,6 +60,11 @@ def visible(cards: Sequence[Card], devices: str) -> list[Card]:
     numbers = [part.strip() for part in devices.split(",") if part.strip()]
     named = bool(numbers) and all(part.isdigit() for part in numbers)
     return [card for card in cards if not named or str(card.index) in numbers]
+
+
+def own_cards() -> list[Card]:
+    """Those of this machine that this process may use."""
+    return visible(find_cards(), os.environ.get(DEVICES, ""))
 
 
 def _card(fields: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:

@@ -42,15 +42,12 @@ def test_run_directory_is_whole(finished: tuple[Path, Any]) -> None:
     assert len(manifest.written()) == 2 and manifest.trained() == set(manifest.written())
     for word in ("step   1/2", "tok/s", "kept", "k1", "selfname", "left", "stages' own time over wall time"):
         assert word in done.stdout
-    # A busy machine may hold up one step; what stands between the stages by design would be in each.
-    assert max(record["busy_fraction"] for record in metrics) > 0.9
-    shares = []
+    assert all(record["busy_fraction"] > 0.9 for record in metrics)
     for step in read_steps(run_dir / "metrics.jsonl").values():
         assert set(step.learner_parts) == set(PARTS) - {"frozen"}  # no model beside the student
         assert "mfu" not in step.metrics  # a CPU
-        shares.append(sum(step.learner_parts.values()) / step.stages["learn"].seconds)
+        assert 0.5 < sum(step.learner_parts.values()) / step.stages["learn"].seconds < 1
         assert min(step.learner_parts.values()) > 0
-    assert 0.5 < max(shares) < 1
     gap = read_gap(run_dir / "gap.json")
     assert gap is not None and gap.base["selfname"].n == gap.teacher["selfname"].n == 12
     assert gap.line() in done.stdout and "there is nothing to learn" in done.stdout  # two tokens hold no name
@@ -141,10 +138,10 @@ def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
     """Its samples, its timeline and its page; the services' clocks and the loop's agree."""
     run_dir, done = finished
     seen = read_seen(run_dir)
-    last = [sample for sample in seen.samples if not sample.fault and all(e.up for e in sample.engines.values())][-1]
-    assert set(last.engines) == {"student engine 0", "teacher engine 0"} and last.version == 1
+    last = seen.samples[-1]
+    assert set(last.engines) == {"student engine 0", "teacher engine 0"} and last.version == 1 and not last.fault
     for engine in last.engines.values():
-        assert set(engine.stats) == set(COUNTED) and engine.stats["prompt_tokens"] > 0
+        assert engine.up and set(engine.stats) == set(COUNTED) and engine.stats["prompt_tokens"] > 0
     assert last.engines["student engine 0"].stats["generated_tokens"] >= sum(
         step.stages["sample"].tokens for step in seen.steps
     )
@@ -156,12 +153,10 @@ def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
         *(("push", part) for part in PUSH_PARTS),
     }  # fmt: skip
     assert ("rollout service", "verify") not in names  # the task has nothing to verify
-    spans = [span.end - span.begin for span in seen.spans if (span.lane, span.name) == ("learner", "learn")]
-    learned = [step.stages["learn"].seconds for step in seen.steps]
-    assert min(abs(one / other - 1) for one, other in zip(spans, learned, strict=True)) < 0.2  # unless it was held up
+    learned = sum(span.end - span.begin for span in seen.spans if (span.lane, span.name) == ("learner", "learn"))
+    assert learned == pytest.approx(sum(step.stages["learn"].seconds for step in seen.steps), rel=0.2)
     assert " the bottleneck: " in (run_dir / "dashboard.html").read_text()
-    assert "advice: " in done.stdout
-    assert not re.findall("observe: (?!.*no answer).*", done.stdout)  # a busy machine's answers may be late
+    assert "advice: " in done.stdout and "observe: " not in done.stdout
 
 
 def test_a_second_run_in_the_same_folder_is_refused(

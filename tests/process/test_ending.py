@@ -18,11 +18,11 @@ Ring()
 """
 
 
-TOLD = "from rollout.ending import end_at_once; end_at_once()"
+TOLD = "from rollout.ending import end_uncollected; end_uncollected()"
 
 
 @pytest.mark.parametrize(("told", "said"), [("", "found"), (TOLD, "")])
-def test_a_process_that_ends_at_once_does_not_look_for_garbage(told: str, said: str) -> None:
+def test_a_process_that_ends_uncollected_does_not_look_for_garbage(told: str, said: str) -> None:
     """Which costs seconds beside a million objects; how long it takes would depend on the machine."""
     done = subprocess.run([sys.executable, "-c", GARBAGE.format(told)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == said

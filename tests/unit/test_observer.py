@@ -382,9 +382,10 @@ def test_an_engines_work_is_its_span() -> None:
 def test_the_stream_says_where_its_groups_are() -> None:
     async def drive() -> None:
         engines = Engines(waits=lambda group: group.name.endswith("000"))
+        begun = time.monotonic()
         stream = stream_of(engines, max_lag=0)
         assert stream.states()[0] == {"sampling": 0, "verifying": 0, "scoring": 0, "done": 0}
-        assert stream.states()[1] >= 0
+        assert 0 <= stream.states()[1] <= time.monotonic() - begun
         stream.advance(0)
         await settle()
         assert stream.states()[0] == {"sampling": 1, "verifying": 0, "scoring": 0, "done": 2} and stream.version == 0
@@ -412,17 +413,15 @@ def test_a_tally_sums_iterations() -> None:
     assert tally.stats == dict(zip(FIGURES, (0, 0, 0.0, 20, 8, 6, 2), strict=True))
 
 
-def test_an_iteration_costs_a_tally_about_what_a_few_updates_of_a_dict_cost() -> None:
-    """The medians of 20,000, each timed by itself between two of what it is measured by, so that what else the machine
-    does counts little: 0.9 us beside 1.2 us on two busy cores, and the same with vLLM's own statistics."""
+def test_an_iteration_costs_a_tally_less_than_five_microseconds() -> None:
+    """The median of 20,000, each timed by itself, so that what else the machine does counts little: 0.9 us on two busy
+    cores, 0.08 us of it the clock's own, and the same with vLLM's own statistics."""
     tally, prompt = Tally(), Counted(total=10, cached_tokens=4)
     iteration = Counted(prompt_token_stats=prompt, num_generation_tokens=3, num_preempted_reqs=1)
     scheduler = Counted(num_running_reqs=5, num_waiting_reqs=2, kv_cache_usage=0.25)
-    seconds, updates = list[float](), list[float]()
+    seconds = []
     for _ in range(20_000):
         begun = time.perf_counter()
         tally.record(scheduler, iteration)
-        between = time.perf_counter()
-        dict(vars(scheduler)) | vars(iteration)
-        seconds.append(between - begun), updates.append(time.perf_counter() - between)
-    assert statistics.median(seconds) < 4 * statistics.median(updates)
+        seconds.append(time.perf_counter() - begun)
+    assert statistics.median(seconds) < 5e-6
