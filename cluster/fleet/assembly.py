@@ -30,11 +30,20 @@ class Services:
     transport: str = ""  # of weights
 
     async def connect(self, pool: str) -> bool:
-        """The weight transport leads to those engines of `pool` that have started. Whether it led to others before."""
-        workers = await self.rollout.enlist(pool)
-        if workers:
-            await self.learner.open_transport(pool, self.transport, self.rollout.handle, workers)
-        return workers > 0
+        """The weight transport leads to those engines of `pool` that have started. Whether it led to others before.
+
+        It is opened anew where an engine is lost amid that, which is as often as the fleet replaces one."""
+        failure: RuntimeError | None = None
+        while workers := await self.rollout.enlist(pool):
+            try:
+                await self.learner.open_transport(pool, self.transport, self.rollout.handle, workers)
+            except RuntimeError as error:
+                failure = error
+            else:
+                return True
+        if failure is not None:  # of the engines that still stand
+            raise failure
+        return False
 
 
 @asynccontextmanager

@@ -1,16 +1,15 @@
-"""Where the loop's records go: metrics.jsonl, probes.jsonl, lines for a person, and the observer."""
+"""Where the loop's records go once they are written: lines for a person, and the observer."""
 
 import time
 from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from cluster.run.record import ProbeRecord, StepRecord, append_probe
+from cluster.run.record import ProbeRecord, StepRecord
 from evidence.rates import RATES
 from rollout.probe import Rate
 
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class MetricsSink:
-    """Appends one object a step and one object a probe, and shows progress."""
+    """Shows progress, and tells the observer of each step."""
 
-    def __init__(self, run_dir: Path, steps: int, console: Console | None = None) -> None:
-        self._run_dir, self._steps = run_dir, steps
+    def __init__(self, steps: int, console: Console | None = None) -> None:
+        self._steps = steps
         self._console = console or Console(highlight=False)
         self._status: Status | None = None
         self._started: float | None = None
@@ -52,10 +51,6 @@ class MetricsSink:
             self.observer.step(record)
         left = (now - self._started) / self._done * (self._steps - record.step - 1)
         self.say(step_line(record, self._steps, self.headline, left))
-
-    def write_probe(self, record: ProbeRecord) -> None:
-        append_probe(self._run_dir / "probes.jsonl", record)
-        self.show_probe(record)
 
     def show_probe(self, record: ProbeRecord) -> None:
         """A probe whose line is written."""

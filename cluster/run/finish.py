@@ -1,6 +1,7 @@
 """The end of a run: what it learned as a table, its model card, and whether it reached what was required."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +15,7 @@ from cluster.run.gap import required
 from cluster.run.model_card import write_model_card
 from cluster.run.record import Gap, ProbeRecord, read_gap, read_probes, read_steps
 from cluster.run.rundir import RunDir
+from evidence.patience import retried
 from evidence.rates import RATES
 from rollout.tasks.base import Task
 
@@ -42,7 +44,8 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    write_model_card(recipe, model, folder, task, notes, (first, last), gap)
+    card = partial(write_model_card, recipe, model, folder, task, notes, (first, last), gap)
+    retried(recipe.faults.store_s, card)
     for line in _advice(folder):
         console.print(f"advice: {line}", markup=False, soft_wrap=True)
     console.print(f"model: {folder.export}", markup=False, soft_wrap=True)

@@ -136,7 +136,7 @@ class Pipeline:
         gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
         if gap is None:
             return
-        write_gap(self.run_dir.gap, gap)
+        await self._stored(partial(write_gap, self.run_dir.gap, gap))
         self.sink.say(gap.line())
         if gap.is_zero and (config.require or config.require_of_teacher):
             raise RuntimeError(gap.warning())

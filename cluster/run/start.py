@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     if recipe.run.storage and not resume:
         check_unshared(recipe.run.storage, folder.root.name, "run.storage")
     folder.claim(recipe, resume)
-    sink, ended = MetricsSink(folder.root, recipe.run.steps), False
+    sink, ended = MetricsSink(recipe.run.steps), False
     try:
         pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes)
         for note in notes:
@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         sink.stage("the run's summary")
         with run_time(sink):
             code = finish(recipe, inputs.model, folder, task, notes)
-            folder.note_end()
+            retried(recipe.faults.store_s, folder.note_end)
             return code
     finally:
         sink.close()

@@ -2,6 +2,7 @@
 folder, and compared at each start, after each wake-up and between steps."""
 
 import json
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from cluster.fleet.canary import CanaryText
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.rundir import RunDir
 from evidence.files import write_whole
+from evidence.patience import retried_beside
 from evidence.records import Ids
 
 # Nats a token, on average. Weights that were lost are several off; the learner may compute in another precision.
@@ -64,5 +66,6 @@ class TeacherCheck:
             expected = CanaryText(*self._text, await learner.score(f"{what}: learner", *self._text))
             expected.require(what, "its engine", "the learner", found, BESIDE_LEARNER)
         kept = {"text_ids": self._text[1].tolist(), "logprobs": [float(score) for score in found]}
-        write_whole(self._path, json.dumps(kept) + "\n")
+        write = partial(write_whole, self._path, json.dumps(kept) + "\n")
+        await retried_beside(self._recipe.faults.store_s, write)
         return CanaryText(*self._text, found)

@@ -42,6 +42,7 @@ NAMES = (
     "many_rows",
     "page",
     "watching",
+    "counting",
     "peer",
 )
 ROOT = Path(__file__).parents[2]

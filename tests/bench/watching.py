@@ -1,11 +1,11 @@
 """What watching a run costs: one real run, of which every second step is watched, by everything but trackers.
 
-    python -m tests.bench.watching [--steps 60]
+    python -m tests.bench.watching [--steps 60] [--whole]
 
-The default model with few and short rollouts, so that a step is short and what is shown of it a large part. In a
-watched step the observer asks, and files, page and Ray's figures are written; in the others it does nothing. The
-figures are the ratio of a watched step to the mean of its neighbours, and the processor time of the threads that show
-the run.
+With --whole the steps are those of local-smoke; otherwise the default model has few and short rollouts, so that a step
+is short and what is shown of it a large part. In a watched step the observer asks, and files, page and Ray's figures
+are written; in the others it does nothing. The figures are the ratio of a watched step to the mean of its neighbours,
+and the processor time of the threads that show the run. Engines count in both (`tests.bench.counting`).
 """
 
 import argparse
@@ -26,6 +26,8 @@ from evidence.telemetry import Activity
 from tests.bench.figures import Figure
 from tests.runs import RECIPE, SMALL
 
+LOCAL_SMOKE = RECIPE.with_name("local-smoke.toml")
+WHOLE = ("run.probe_every=0", "run.checkpoint_every=0", "probe.samples=1", "probe.require=0.0")
 WARM = 4  # steps at the beginning that do not count
 
 
@@ -66,7 +68,9 @@ class InTurns(Observer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
-    steps = parser.parse_args().steps
+    parser.add_argument("--whole", action="store_true")
+    arguments = parser.parse_args()
+    steps = arguments.steps
     sinks: list[Timed] = []
 
     def in_turns(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
@@ -77,8 +81,9 @@ def main() -> None:
 
     setattr(start, "observer_of", in_turns)  # noqa: B010
     with tempfile.TemporaryDirectory() as temporary:
-        settings = [*SMALL, f"run.steps={steps}"]
-        assert start.run_recipe(load_recipe(RECIPE, settings), str(Path(temporary) / "run"), None) == 0
+        recipe, settings = (LOCAL_SMOKE, WHOLE) if arguments.whole else (RECIPE, SMALL)
+        made = load_recipe(recipe, [*settings, f"run.steps={steps}"])
+        assert start.run_recipe(made, str(Path(temporary) / "run"), None) == 0
         records = read_steps(Path(temporary) / "run" / "metrics.jsonl")
     say({step: record.wall_s or 0.0 for step, record in records.items() if step >= WARM}, sinks)
 

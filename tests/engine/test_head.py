@@ -39,7 +39,7 @@ class Actor:
 connect()
 folder = RunDir(Path(sys.argv[1]))
 folder.hold()
-sink = MetricsSink(folder.root, 9)
+sink = MetricsSink(9)
 sink.stage("step 3: sampling")
 actor = ray.remote(Actor).options(num_cpus=0).remote()
 with watched_head(partial(end_at_once, sink, folder)):

@@ -3,7 +3,6 @@
 import io
 import pickle
 import zipfile
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -19,7 +18,7 @@ from cluster.run.boundary import run_time
 
 def ended(error: BaseException, takes_input: bool = False) -> tuple[list[str], int, BaseException]:
     """The lines that a user reads, the exit status, and what left the boundary."""
-    sink = MetricsSink(Path(), 1)
+    sink = MetricsSink(1)
     sink.stage("step 3: learning")
     with pytest.raises(BaseException) as caught, run_time(sink, takes_input):
         raise error
@@ -68,7 +67,7 @@ def test_bad_input_that_shows_only_as_services_start_has_status_2(wrapped: bool)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_mistake_of_ours_keeps_its_traceback(wrapped: bool) -> None:
     mistake = KeyError("ours")
-    with pytest.raises(BaseException) as caught, run_time(MetricsSink(Path(), 1)):
+    with pytest.raises(BaseException) as caught, run_time(MetricsSink(1)):
         raise in_an_actor(mistake) if wrapped else mistake
     found = caught.value.exceptions[0] if isinstance(caught.value, BaseExceptionGroup) else caught.value
     assert found is mistake or repr(found) == repr(mistake)
@@ -76,7 +75,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(wrapped: bool) -> None:
 
 def test_a_path_with_brackets_is_shown_as_it_is() -> None:
     written = io.StringIO()
-    sink = MetricsSink(Path("runs/[/a]"), 1, Console(file=written, force_terminal=True, width=200, highlight=False))
+    sink = MetricsSink(1, Console(file=written, force_terminal=True, width=200, highlight=False))
     sink.stage("saving runs/[/a]")
     sink.stage("saving runs/[/b]")
     sink.say("run runs/[/a]")

@@ -203,7 +203,7 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
     record = step_record(1, produced, learned, {}, 1.0, Pushed("ab", 0.0))
     append_step(tmp_path / "metrics.jsonl", record)
-    MetricsSink(tmp_path, steps=3).show_step(record)
+    MetricsSink(steps=3).show_step(record)
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["k1"] == k1
     mean = read_steps(tmp_path / "metrics.jsonl")[1].mean("k1")
@@ -286,7 +286,7 @@ def test_nothing_to_learn_ends_a_run_of_which_something_is_required(
     recipe = load_recipe(RECIPE, [f"{key}=0.5", "rollout.context_position=user"])
     task, silent = build_task(recipe.task), Silent()
     nobody: Any = None
-    services, sink = Services(silent, nobody), MetricsSink(tmp_path, steps=1)  # type: ignore[arg-type]
+    services, sink = Services(silent, nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
     pipeline = Pipeline(recipe, services, RunDir(tmp_path), sink, Renderer(tokenizer, "user"), task, nobody, nobody)
     base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
     nothing = "found self-name in 0.00 of the teacher's 96 answers with the context and in 0.00 without it"

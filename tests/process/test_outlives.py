@@ -49,13 +49,17 @@ class Local:
 
 
 class Learner:
-    """A learner whose weights are called after their version, and whose step takes 2 s."""
+    """A learner whose weights are called after their version, and whose step takes 2 s. Its transport opens in 3 s, and
+    not where an engine is lost meanwhile."""
 
     def __init__(self, actor: Any) -> None:
         self._actor, self.opened = actor, list[int]()
 
     async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
         self.opened.append(workers)
+        await asyncio.sleep(3.0)
+        if len(self._actor._fleet.roster.enlisted(pool)) < workers:
+            raise RuntimeError("the connection is closed")
 
     async def push(self, pool: str, version: int) -> Sent:
         verbs = {"start_weight_update": (), "update_weights": (f"weights {version}",), "finish_weight_update": ()}
@@ -112,7 +116,7 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
     makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
     actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults)
     await actor.start()
-    learner, sink = Learner(actor), MetricsSink(folder.root, STEPS)
+    learner, sink = Learner(actor), MetricsSink(STEPS)
     said: list[str] = []
     sink.say = said.append  # type: ignore[method-assign]
     services = Services(RolloutService(Local(actor), recipe), learner)  # type: ignore[arg-type]
@@ -156,6 +160,24 @@ def test_each_group_is_learned_once_whoever_is_lost(
     assert len(learner.opened) > 1 or not any("student" in name for name in hit)
 
 
+@pytest.mark.parametrize("hit", [EVERYONE[:1], EVERYONE[:2]], ids=len)
+def test_an_engine_that_is_lost_while_the_transport_opens_is_replaced(tmp_path: Path, hit: tuple[str, ...]) -> None:
+    groups, learner, said = run(tmp_path, {1.0: [("died", name) for name in hit]})
+    assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+    assert len(learner.opened) > 1 and learner.opened[0] == 2 == learner.opened[-1]
+
+
+def test_a_transport_that_does_not_open_to_engines_that_stand_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError("the port is taken")
+
+    monkeypatch.setattr(Learner, "open_transport", fails)
+    with pytest.raises(RuntimeError, match="the port is taken"):
+        run(tmp_path, {})
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of its own."""
@@ -167,7 +189,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("seconds", [8.5, 12.0])
+@pytest.mark.parametrize("seconds", [0.0, 8.5, 12.0])
 def test_a_disk_that_is_read_only_for_a_while_ends_no_run(disk: Path, seconds: float) -> None:
     def mount(how: str) -> Callable[[], Any]:
         return partial(subprocess.run, ["mount", "-o", f"remount,{how}", str(disk)], check=True)

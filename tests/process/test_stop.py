@@ -166,7 +166,7 @@ def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeyp
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
     inputs: Any = SimpleNamespace(model="")
     with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
-        asyncio.run(_survive(recipe, folder, MetricsSink(tmp_path, 9), False, inputs, stop))  # type: ignore[arg-type]
+        asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))  # type: ignore[arg-type]
     assert served == [1]
 
 
@@ -191,7 +191,7 @@ from cluster.run.rundir import RunDir
 
 folder = RunDir(Path(sys.argv[1]))
 folder.hold()
-sink = MetricsSink(folder.root, 9)
+sink = MetricsSink(9)
 sink.stage("step 3: sampling")
 end_at_once(sink, folder, "Ray's head is gone", stop=SimpleNamespace(asked=sys.argv[2]))
 """

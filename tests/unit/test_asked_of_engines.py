@@ -79,7 +79,7 @@ def asked_by_a_run(recipe: Recipe, model: str, tmp_path: Path) -> FakeService:
     task, service = build_task(recipe.task), FakeService()
     nobody: Any = None
     (tmp_path / "answers").mkdir()
-    services, sink = Services(service, nobody), MetricsSink(tmp_path, steps=1)  # type: ignore[arg-type]
+    services, sink = Services(service, nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
     pipeline = Pipeline(recipe, services, RunDir(tmp_path), sink, renderer_of(recipe, model), task, nobody, nobody)
 
     async def both() -> None:

@@ -74,7 +74,7 @@ class ReplayMachine(RuleBasedStateMachine):
             part.mkdir()
         self.manifest = Manifest(self.folder.manifest)
         self.said = io.StringIO()
-        self.sink = MetricsSink(self.folder.root, 99, Console(file=self.said, width=500))
+        self.sink = MetricsSink(99, Console(file=self.said, width=500))
         self.sampled = 0
         self.learner: Any = Chain()
         self.version: int | None = 0  # None: crashed

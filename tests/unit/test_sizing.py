@@ -388,7 +388,7 @@ def begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(start, "check_caches", lambda *_: None)
         monkeypatch.setattr(start, "_serve", serve)
         monkeypatch.setattr("torch.version.cuda", "13.0")
-        sink, inputs = MetricsSink(folder.root, 1), SimpleNamespace(model=str(tiny_model))
+        sink, inputs = MetricsSink(1), SimpleNamespace(model=str(tiny_model))
         asyncio.run(start._survive(recipe, folder, sink, False, inputs, SimpleNamespace()))  # type: ignore[arg-type]
         return folder
 
