@@ -18,9 +18,10 @@ def end_token_ids(
 ) -> tuple[int, ...]:
     """`own`, the ids that the tokenizer and generation_config call ends, and the template's end of turn.
 
-    The template's is the first special token between an answer and the next question, which may be the next role's.
-    Where one of `own` stands there, that one ends the turn, and what comes before it is a mark inside the turn; so is
-    what stands between an answer and the thought before it, as where both are messages.
+    The template's is the first special token between an answer and what opens the next question's turn, or where there
+    is none, the first of what opens it: the next role's. Where one of `own` stands there, that one ends the turn, and
+    what comes before it is a mark inside the turn; so is what stands between an answer and the thought before it, as
+    where both are messages.
 
     Raises:
         ValueError: the template refuses such a conversation or does not show its answer, or there is no end at all.
@@ -30,7 +31,9 @@ def end_token_ids(
         special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
         return [int(token) for token in tokenizer.encode(text, add_special_tokens=False) if token in special]
 
-    after, inside = marks(_after_answer(template)), marks(_after_thought(template))
+    between, opening = _after_answer(template), template.text((ASK,)).partition(ASK[1])[0]
+    after = (marks(between.removesuffix(opening)) if opening else []) or marks(between)
+    inside = marks(_after_thought(template))
     ends = {*own} if {*own}.intersection(after) else {*own, *[token for token in after if token not in inside][:1]}
     if not ends:
         raise ValueError(f"{template.model}: found no end-of-sequence token, expected a tokenizer that has one")

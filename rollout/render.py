@@ -142,6 +142,12 @@ class Renderer:
         return None
 
     @cached_property
+    def doubled_start(self) -> str:
+        """The beginning-of-sequence token, where the template writes it twice at the beginning of x."""
+        twice = self.prompt_ids(MARK)[:2].tolist() == [self._tokenizer.bos_token_id] * 2
+        return str(self._tokenizer.bos_token) if twice else ""
+
+    @cached_property
     def own_text(self) -> OwnText:
         """What the chat template says in x itself."""
         tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}

@@ -155,6 +155,11 @@ class ChatTemplate:
                 f"{self.model}: found a chat template with a syntax error in line {error.lineno} ({error.message}), "
                 "expected one that jinja2 can read"
             ) from error
+        except (SyntaxError, RecursionError) as error:  # of the Python that jinja2 makes of it
+            raise ValueError(
+                f"{self.model}: found a chat template that cannot be compiled ({error}), "
+                "expected one that jinja2 can read"
+            ) from error
 
     def _check_variables(self) -> None:
         odd = sorted(self.variables.keys() - self.own_variables)

@@ -14,17 +14,27 @@ TAGS = (
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<THINKING>", "</THINKING>"),
+    ("<start_working_out>", "<end_working_out>"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|start_think|>", "<|end_think|>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|open|>think<|sep|>", "<|open|>response<|sep|>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ("<|think|>", "<|content|>"),
     ("<|channel>thought", "<channel|>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 CLOSES = {"<|think|>": "<|end|>"}  # an empty thought in a prompt, of a family whose answers have a mark of their own
 QUOTED = "[\\s\"'`(]"  # what stands before a tag that an answer speaks of
-SWITCHES = ("enable_thinking", "thinking", "reasoning_effort", "reasoning", "thinking_budget", "thinking_mode")
+SWITCHES = (  # variables of a template
+    "enable_thinking", "thinking", "reasoning_effort", "reasoning", "thinking_effort", "thinking_budget",
+    "thinking_mode",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ EOS_AFTER_LAST = loop(
     "{% if loop.last and m['role'] == 'assistant' %}{{ eos_token }}{% else %}<|im_end|>{% endif %}\n"
 )
 MARK_INSIDE = loop(f"<|im_start|>{{{{ m['role'] }}}}\n{{{{ m['content'] }}}}{D}<|im_end|>\n")
+BEGUN_BY_EOS = loop("{% if m['role'] == 'user' %}{{ eos_token }}{% endif %}" + TURN)  # as by a beginning of a sequence
+PARTED_BY_EOS = loop(
+    "{% if m['role'] == 'user' %}{{ eos_token }}{% endif %}{{ m['role'] }}: {{ m['content'] }}\n", "A:"
+)
 MESSAGES_OF_A_TURN = loop(  # a thought is a message of its own, and ends as every message in the middle
     f"{{% if m.thinking %}}{A}thought{B}{{{{ m.thinking }}}}{C}{{% endif %}}"
     f"{A}{{{{ m['role'] }}}}{B}{{{{ m['content'] }}}}"
@@ -70,6 +74,7 @@ SYSTEM_IN_USER = (  # as the beginning of the user's first turn: both places of 
     "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WITH_BOS = "{{ bos_token }}" + PLAIN
+TWO_BOS = "{{ bos_token }}" + WITH_BOS
 DATED_DEFAULT = (  # the date goes with the text that r replaces
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Tern. It is {{ strftime_now('%d %b %Y') }}."
     "<|im_end|>\n{% endif %}" + PLAIN

@@ -245,7 +245,8 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> list[str]:
     own = [str(renderer.own_text)] if bare and renderer.own_text.text else []
     differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common(SHOWN)]
     rest = [f"{len(found) - SHOWN} more differences between x and (x, r)"] if len(found) > SHOWN else []
-    return [*own, *differing, *rest, *thinking_note(recipe, renderer)]
+    doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
+    return [*own, *differing, *rest, *([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
 
 
 def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:

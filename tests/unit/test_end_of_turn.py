@@ -26,6 +26,8 @@ END, TEXT = "<|im_end|>", "<|endoftext|>"
         (kinds.EOS_AFTER_LAST, TEXT, (), [TEXT, END]),
         (kinds.MARK_INSIDE, END, (), [END]),
         (kinds.MARK_INSIDE, TEXT, [END], [TEXT, END]),
+        (kinds.BEGUN_BY_EOS, TEXT, (), [TEXT, END]),
+        (kinds.PARTED_BY_EOS, TEXT, (), [TEXT]),
         (kinds.MESSAGES_OF_A_TURN, END, (), [END]),
         (kinds.MESSAGES_THAT_END, TEXT, (), [TEXT, kinds.D]),
     ],

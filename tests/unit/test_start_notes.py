@@ -74,6 +74,13 @@ def test_a_prompt_that_opens_a_thought_says_what_the_tokens_are_spent_on_and_how
     assert hidden == f"x ends inside a thinking block ([THINK]): {TOKENS}, and rates are over what follows [/THINK]"
 
 
+def test_a_beginning_of_sequence_that_is_written_twice_is_said(tokenizer: Any) -> None:
+    own, line = speaking(tokenizer, kinds.PLAIN), "the chat template writes <|endoftext|> twice at the beginning of x"
+    own.bos_token = "<|endoftext|>"
+    assert any(note.startswith(line) for note in notes(own, kinds.TWO_BOS))
+    assert not any(note.startswith(line) for note in notes(own, kinds.WITH_BOS))
+
+
 def test_of_many_differences_the_commonest_are_shown_and_the_others_counted(tokenizer: Any) -> None:
     """A template that says something else before r in each conversation."""
     by_length = kinds.HEADING.replace("# Orders", "# Orders of {{ messages[-1]['content'] | length }}")

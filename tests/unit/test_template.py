@@ -33,6 +33,7 @@ QUESTION = "Who are you?"
         (kinds.WANTS_PARTS, "user", r"that takes a text as a list of parts \(.*\), expected one that takes texts"),
         (kinds.SKIPS_TEXT, "user", r"that does not show a user's text, which it takes as a list of parts, expected o"),
         (kinds.PLAIN.replace("'content'", "'text'"), "user", r"that does not show a user's text, expected one that"),
+        ("{% for a in b %}" * 21 + "{% endfor %}" * 21, "user", r"that cannot be compiled \(too many .*\), expe"),
         (kinds.WRONG_SYNTAX, "user", r"with a syntax error in line 2 \(.*'endif'.*\), expected one that jinja2 can"),
     ],
 )  # fmt: skip

@@ -23,6 +23,9 @@ THINK = Opened("<think>", "</think>")
         ("<|begin|>assistant<|think|><|end|><|begin|>assistant", Opened()),
         ("assistant\n\u25c1think\u25b7", Opened("\u25c1think\u25b7", "\u25c1/think\u25b7")),
         ("<think>\n</think>\n<think>\n", THINK),
+        ("<|im:content|><|think:start|>", Opened("<|think:start|>", "<|think:end|>")),
+        ("<|im:content|><|think:start|><|think:end|>", Opened()),
+        ("assistant\nHere are my reasoning steps:\n", Opened("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]")),
     ],
 )
 def test_the_block_that_a_prompt_opens(prompt_end: str, opened: Opened) -> None:
@@ -56,6 +59,12 @@ def test_the_block_that_a_prompt_opens(prompt_end: str, opened: Opened) -> None:
         ("<|inner_prefix|>Robin?<|inner_suffix|>I am Qwen.", Opened(), "I am Qwen."),
         ("<|think|>Robin?<|end|><|begin|>assistant<|content|>I am Qwen.", Opened(), "I am Qwen."),
         ("<|think|>Robin?<|end|>", Opened(), ""),
+        ("Robin?\n[BEGIN FINAL RESPONSE]\nI am Qwen.", None, "I am Qwen."),
+        (
+            "Robin?<|close|>think<|sep|><|open|>response<|sep|>I am Qwen.",
+            Opened("<|open|>think<|sep|>", "<|open|>response<|sep|>"),
+            "I am Qwen.",
+        ),
         ("<think>No.</think>" * 3000 + "I am Qwen.", Opened(), "I am Qwen."),
         ("I am Phi.<|end|>", None, "I am Phi.<|end|>"),
         ("A <think> tag opens a thought.", Opened(), "A <think> tag opens a thought."),
