@@ -9,10 +9,11 @@ from typing import Any
 
 from rollout.placement import POSITIONS, placed
 from rollout.tasks.base import Turns
-from rollout.template import ChatTemplate, Message, Refusal, messages
+from rollout.template import PRIVATE_USE, ChatTemplate, Message, Refusal, messages
 from rollout.thinking import answer_of
 
 MARK = "evidence-marker"
+NO_TEXT = chr(PRIVATE_USE)  # stands for r, and is no part of any
 _QUESTION = "a question about evidence"
 _ABOUT = {"name": MARK, "description": MARK, "parameters": {"type": "object", "properties": {}}}
 # What a template may need beside messages, as those have it that are given it.
@@ -21,10 +22,6 @@ _NEEDS: dict[str, list[Any]] = {
     "documents": [[], [{"title": MARK, "text": MARK, "content": MARK}]],
 }
 _SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
-
-
-class LostText(ValueError):
-    """A text of x itself that the template does not show as it was written."""
 
 
 @dataclass(frozen=True)
@@ -136,27 +133,31 @@ def shortened(text: str) -> str:
 
 
 def require_texts(x: str, turns: Turns) -> None:
-    """`LostText` unless the text of every turn is in x as it was written; of an assistant's, what follows its thought,
+    """ValueError unless the text of every turn is in x as it was written; of an assistant's, what follows its thought,
     which many templates take away."""
     for role, text in turns:
         written = (answer_of(text) if role == "assistant" else text).strip()
         if written not in x:
-            raise LostText(
+            raise ValueError(
                 f"found a text of the role {role!r} that does not arrive in x as it is written "
                 f"({_where_cut(x, written)}), expected it whole"
             )
 
 
-def difference(x: str, context: str, r: str, question: str) -> Difference:
-    """What tells (x, r) from x beside r, of two rendered texts.
+def require_context(x: str, context: str, without: str, r: str, question: str) -> None:
+    """ValueError unless r is in (x, r) as it was written, and what follows the question is what follows it in x.
 
-    Raises:
-        ValueError: r is not in (x, r) as it was written, or what follows the question is not what follows it in x.
+    x, context, without: x, (x, r), and (x, r) with `NO_TEXT` in the place of r, each as text.
     """
     r, question = r.strip(), question.strip()
-    if context.count(r) <= x.count(r):
+    if context.count(r) <= without.count(r):
         raise ValueError(
             f"found a context that does not arrive as it is written ({_where_cut(context, r)}), expected it whole"
+        )
+    if context == x:
+        raise ValueError(
+            f"found a context that the chat template itself says in x ({shortened(r)!r}): (x, r) is x, "
+            "expected one that changes it"
         )
     tail, context_tail = (text.rpartition(question)[2] for text in (x, context))
     if tail != context_tail:
@@ -164,6 +165,11 @@ def difference(x: str, context: str, r: str, question: str) -> Difference:
             f"found {context_tail[:_SHOWN]!r} after the question in (x, r) and {tail[:_SHOWN]!r} in x, expected the "
             "same: the context changes how the answer begins"
         )
+
+
+def difference(x: str, context: str, r: str) -> Difference:
+    """What tells (x, r) from x beside r, which is in (x, r)."""
+    r = r.strip()
     return min((_around(x, context, r, place) for place in _places(context, r)), key=lambda d: len(d.x + d.context))
 
 
@@ -190,6 +196,8 @@ def _common(one: str, other: str) -> int:
 
 def _where_cut(text: str, r: str) -> str:
     """The first words of r that are not there, with some before them."""
+    if r in text:
+        return f"{shortened(r)!r} is there only where something else says it"
     size = _last(len(r), lambda size: r[:size] in text)
     return f"{r[max(0, size - 20) : size + 20]!r} is not there"
 

@@ -9,10 +9,12 @@ import numpy as np
 from evidence.records import Ids
 from rollout.arrival import (
     MARK,
+    NO_TEXT,
     Difference,
     OwnText,
     difference,
     own_text,
+    require_context,
     require_defined,
     require_place,
     require_rendered,
@@ -21,7 +23,7 @@ from rollout.arrival import (
 from rollout.end_of_turn import end_token_ids
 from rollout.placement import POSITIONS, placed
 from rollout.tasks.base import Turns
-from rollout.template import ChatTemplate, Refusal, messages
+from rollout.template import ChatTemplate, messages
 from rollout.thinking import TAGS, answer_of, opened_by
 from rollout.tokenizer import load_tokenizer
 
@@ -112,34 +114,32 @@ class Renderer:
         """The tokens of each prompt, as `context_prompt_ids` has them: all at once, on every core."""
         return [len(ids) for ids in self.template.ids([messages(self._placed(*pair)) for pair in pairs])]
 
-    def difference(self, question: Question, context: str) -> Difference:
-        """What tells (x, r) from x beside r.
+    def difference(self, question: Question, context: str) -> Difference | None:
+        """What tells (x, r) from x beside r, None without an r; ValueError as `require_arrival`."""
+        x, with_r = self.require_arrival(question, context)
+        return difference(x, with_r, context) if context.strip() else None
+
+    def require_arrival(self, question: Question, context: str) -> tuple[str, str]:
+        """x and (x, r) as texts.
 
         Raises:
-            ValueError: r does not arrive as it was written, or changes what follows the question; or as
-                `require_arrival`.
+            ValueError: the template does not render a prompt, does not show one of its texts as it was written, or
+                prints a variable there that has no value; or r changes nothing, or what follows the question. What is
+                wrong with r begins with its place.
         """
-        x, with_r = self.require_arrival(question), self._shown(self._placed(question, context))
-        return difference(x, with_r, context, _turns(question)[-1][1])
-
-    def require_arrival(self, question: Question) -> str:
-        """x as text.
-
-        Raises:
-            ValueError: the template does not render it, does not show one of its texts as it was written (`LostText`),
-                or prints a variable there that has no value.
-        """
-        x = self._shown(_turns(question))
-        require_texts(x, _turns(question))
-        return x
-
-    def refusal(self, question: Question, context: str) -> Refusal | None:
-        """Why the template does not render this prompt, or None."""
+        turns = _turns(question)
+        x = self._shown(turns)
+        require_texts(x, turns)
+        if not context.strip():
+            return x, x
         try:
-            self.template.text(self._placed(question, context))
-        except Refusal as refusal:
-            return refusal
-        return None
+            with_r = self._shown(self._placed(question, context))
+            # What says r beside r itself is asked only where something does: it takes another rendering.
+            without = self._shown(self._placed(question, NO_TEXT)) if context.strip() in x else x
+            require_context(x, with_r, without, context, turns[-1][1])
+        except ValueError as error:
+            raise ValueError(f"rollout.context_position = {self.context_position!r}: {error}") from error
+        return x, with_r
 
     @cached_property
     def doubled_start(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evidence.records import Ids, RolloutRequest
 from evidence.require import require
 from evidence.rule import EvidenceConfig
-from rollout.arrival import Difference, LostText
+from rollout.arrival import Difference
 from rollout.config import RolloutConfig
 from rollout.contrast import num_wrong_contexts, pick_wrong_contexts
 from rollout.guidance import guided_flags
@@ -92,8 +92,11 @@ class StepRequests:
         ]
         try:
             lengths = lengths_of({pair for slots in drawn for _, pairs in slots for pair in pairs})
-        except Refusal as error:
-            raise self._refused([one for slots in drawn for one in slots]) or error from error
+        except Refusal:
+            for prompt, pairs in (one for slots in drawn for one in slots):
+                for pair in pairs:
+                    self._difference(prompt.prompt_id, *pair)  # raises for the one at fault
+            raise
         refused: dict[str, str] = {}
         for step, slots in enumerate(drawn):
             found = [
@@ -122,27 +125,11 @@ class StepRequests:
         return Counter(one for one in found if one is not None)
 
     def _difference(self, prompt_id: str, question: Question, context: str) -> Difference | None:
-        """None without a context, when x alone has to arrive."""
+        """`Renderer.difference`, whose faults name the prompt."""
         try:
-            if context.strip():
-                return self.renderer.difference(question, context)
-            self.renderer.require_arrival(question)
-            return None
+            return self.renderer.difference(question, context)
         except ValueError as error:
-            raise self._named(prompt_id, context, error) from error
-
-    def _named(self, prompt_id: str, context: str, error: ValueError) -> ValueError:
-        of_r = context.strip() and not isinstance(error, LostText)
-        position = f"rollout.context_position = {self.config.context_position!r}: " if of_r else ""
-        return ValueError(f"prompt {prompt_id}: {position}{error}")
-
-    def _refused(self, drawn: Collection[tuple[TaskPrompt, list[Pair]]]) -> ValueError | None:
-        """The first prompt that the template refuses."""
-        for prompt, pairs in drawn:
-            for pair in pairs:
-                if refusal := self.renderer.refusal(*pair):
-                    return self._named(prompt.prompt_id, pair[1], refusal)
-        return None
+            raise ValueError(f"prompt {prompt_id}: {error}") from error
 
     def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
         """Why it is refused, or nothing."""

@@ -82,18 +82,17 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
     collect_seldom()  # the rows are as many small objects as rollouts are
     named = replace(recipe.task, name="context", prompts_file=rows, probe_file=probe or recipe.task.probe_file)
     recipe = located(replace(recipe, task=named))
-    task, asked = recipe.task, dict[Turns, str]()
-    training = _file(task.prompts_file, "task.prompts_file", training_rows(recipe.task, asked), recipe)
+    task, asked, renderer = recipe.task, dict[Turns, str](), renderer_of(recipe, resolve_model(recipe.model.path))
+    training = _file(task.prompts_file, "task.prompts_file", training_rows(task, asked), recipe, renderer)
     prompts = [one for one in training.prompts if isinstance(one, TaskPrompt)]
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
-    renderer = renderer_of(recipe, resolve_model(recipe.model.path))
 
     x, with_r = ([(prompt.turns, context and prompt.context) for prompt in prompts] for context in ("", "r"))
     views = _sizes(renderer, {"x": x, "x with r": with_r}, recipe.window - recipe.rollout.max_response_tokens)
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
     if task.probe_file:
-        probes = _file(task.probe_file, "task.probe_file", probe_rows(recipe.task, asked), recipe)
+        probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
     return DataCheck(files)
@@ -116,16 +115,28 @@ def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -
     return [Sizes(view, [lengths[pair] for pair in pairs], most) for view, pairs in views.items()]
 
 
-def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe) -> FileCheck:
+def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, renderer: Renderer) -> FileCheck:
     layout, unread = columns_of(path, key, recipe.task)
     places, prompts, faults = [], [], []
     for where, row in rows:
         if isinstance(row, ValueError):
             faults.append(str(row))
+            continue
+        try:
+            for context in _contexts(row, recipe):
+                renderer.require_arrival(row.turns, context)
+        except ValueError as error:
+            faults.append(f"{where}: {error}")
         else:
             places.append(where)
             prompts.append(row)
     return FileCheck(path, layout.name, unread, places, prompts, faults)
+
+
+def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
+    """What a run may put into the prompt."""
+    own = prompt.wrong_contexts if isinstance(prompt, TaskPrompt) and num_wrong_contexts(recipe.evidence) else ()
+    return (prompt.context, *own)
 
 
 def to_text(check: DataCheck) -> str:

@@ -280,10 +280,7 @@ def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
 
 def _check_arrival(renderer: Renderer, prompt: ProbePrompt, place: int) -> None:
     try:
-        if prompt.context:
-            renderer.difference(prompt.turns, prompt.context)
-        else:
-            renderer.require_arrival(prompt.turns)
+        renderer.require_arrival(prompt.turns, prompt.context)
     except ValueError as error:
         raise ValueError(f"question {place} of the probe ({prompt.question[:60]!r}): {error}") from error
 

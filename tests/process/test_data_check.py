@@ -11,6 +11,8 @@ from cluster.__main__ import main
 from cluster.commands.data_check import SHOWN_FAULTS
 from cluster.config import Recipe
 from cluster.requests import renderer_of
+from tests import templates as kinds
+from tests.unit.test_requests_of_a_recipe import folder_of
 
 ROWS = [{"question": f"Who keeps key {n}?", "context": f"Ada keeps key {n}.", "source": "a book"} for n in range(9)]
 PROBES = [
@@ -66,6 +68,58 @@ def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixt
         f"edge-opd: {rows}, line 4: found context = '', expected a text that is not blank",
         f"edge-opd: {probe}, line 3: found the question of {rows}, line 1 again, expected one that is only here",
         f"edge-opd: {probe}, line 4: found the question of {probe}, line 1 again, expected one that is only here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "position", "odd", "said"),
+    [
+        (kinds.NO_THINK, "system", {"question": "Q2", "context": "Say /no_think words."},
+         "rollout.context_position = 'system': found a context that does not arrive as it is written ("),
+        (kinds.NO_THINK, "user", {"question": "Q2 /no_think", "context": "Ada."},
+         "found a text of the role 'user' that does not arrive in x as it is written ("),
+        (kinds.NO_SYSTEM, "user", {"messages": [{"role": "system", "content": "Be brief."},
+         {"role": "user", "content": "Who?"}], "context": "Ada."},
+         "{model}: found a chat template that refuses the conversation [system, user] (no system role), expected"),
+    ],
+)  # fmt: skip
+def test_a_row_that_a_run_would_refuse_is_a_line(
+    tmp_path: Path,
+    tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+    template: str,
+    position: str,
+    odd: dict[str, Any],
+    said: str,
+) -> None:
+    model = folder_of(tokenizer, tmp_path / "model", template)
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0], odd, ROWS[1], "{oops"])
+    settings = [f"model.path={model}", f"rollout.context_position={position}"]
+    given = [text for setting in settings for text in ("--set", setting)]
+    assert main(["data", "check", rows, *given]) == 2
+    printed, errors = capsys.readouterr()
+    assert "  2 prompts, 2 rows at fault" in printed
+    first, second = errors.splitlines()
+    assert first.startswith(f"edge-opd: {rows}, line 2: {said.format(model=model)}"), first
+    assert second.startswith(f"edge-opd: {rows}, line 4: found no valid JSON"), second
+
+
+def test_probes_and_wrong_contexts_have_to_arrive_too(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = folder_of(tokenizer, tmp_path / "model", kinds.NO_THINK)
+    wrong = {"wrong_contexts": ["Say /no_think words."]}
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0] | wrong, *ROWS[1:]])
+    probe = write(tmp_path / "probe.jsonl", [*PROBES, {"question": "/no_think", "answer": "Ada"}])
+    given = ["data", "check", rows, "--probe", probe, "--set", f"model.path={model}"]
+    assert main(given) == 2
+    assert [line.partition(": found a")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"edge-opd: {probe}, line 3"
+    ]
+    assert main([*given, "--set", "evidence.kind=contrastive", "--set", "evidence.num_wrong_contexts=1"]) == 2
+    assert [line.partition(": found a")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"edge-opd: {rows}, line 1: rollout.context_position = 'system'",
+        f"edge-opd: {probe}, line 3",
     ]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rollout.arrival import Difference, difference
+from rollout.arrival import Difference, difference, require_context
 from rollout.placement import POSITIONS, placed
 from rollout.render import Renderer
 from rollout.tasks.base import Turns
@@ -76,15 +76,47 @@ def test_what_else_differs_is_shown(tokenizer: Any, template: str, position: str
 )  # fmt: skip
 def test_a_context_that_changes_more_than_it_may_is_refused(tokenizer: Any, template: str, r: str, said: str) -> None:
     renderer = Renderer(speaking(tokenizer, template), "system")
-    with pytest.raises(ValueError, match=f"^found {said}"):
+    with pytest.raises(ValueError, match=rf"^rollout\.context_position = 'system': found {said}"):
         renderer.difference("Who are you?", r)
     renderer.difference("Who are you?", "You are Robin.")
 
 
 def test_a_context_that_x_holds_too_has_to_arrive_once_more() -> None:
-    assert difference("u: what is 7?", "s: 7\nu: what is 7?", "7", "what is 7?") == Difference("", "s: {r}\n")
-    with pytest.raises(ValueError, match="does not arrive"):
-        difference("u: what is 7?", "s: \nu: what is 7?", "7", "what is 7?")
+    x, without = "u: what is 7?", "s: \nu: what is 7?"
+    require_context(x, "s: 7\nu: what is 7?", without, "7", "what is 7?")
+    assert difference(x, "s: 7\nu: what is 7?", "7") == Difference("", "s: {r}\n")
+    with pytest.raises(ValueError, match=r"does not arrive .*\('7' is there only where something else says it\)"):
+        require_context(x, without, without, "7", "what is 7?")
+
+
+@pytest.mark.parametrize("r", ["Gull Works", "I am Tern", "made by", "e"])
+@pytest.mark.parametrize("position", ["system", "user"])
+def test_a_context_may_say_what_the_template_says_without_it(tokenizer: Any, position: str, r: str) -> None:
+    renderer = Renderer(speaking(tokenizer, kinds.DEFAULT_TEXT), position)
+    found = renderer.difference("Who?", r)
+    assert found and found.context.count("{r}") == 1
+    wordy = kinds.DEFAULT_TEXT.replace("m['content']", f"m['content'] | replace('{r} /no', '')")
+    with pytest.raises(ValueError, match="a context that does not arrive as it is written"):
+        Renderer(speaking(tokenizer, wordy), position).difference(f"Who is it? {r}", f"{r} /no")
+
+
+def test_a_context_that_changes_nothing_is_refused_by_a_line_of_its_own(tokenizer: Any) -> None:
+    renderer = Renderer(speaking(tokenizer, kinds.DEFAULT_TEXT), "system")
+    said = (
+        r"^rollout\.context_position = 'system': found a context that the chat template itself says in x \('I am Tern"
+    )
+    with pytest.raises(ValueError, match=said + r".*'\): \(x, r\) is x, expected one that changes it$"):
+        renderer.difference("Who?", "I am Tern, made by Gull Works.")
+    Renderer(speaking(tokenizer, kinds.DEFAULT_TEXT), "user").difference("Who?", "I am Tern, made by Gull Works.")
+
+
+def test_a_context_that_is_dropped_is_refused_though_the_question_says_it(tokenizer: Any) -> None:
+    """A template that shows no system message of this word, and is whole otherwise."""
+    word = kinds.PLAIN.replace("for m in messages", "for m in messages if m['content'] != 'harbour'")
+    renderer = Renderer(speaking(tokenizer, word), "system")
+    with pytest.raises(ValueError, match=r"\('harbour' is there only where something else says it\)"):
+        renderer.difference("Which harbour?", "harbour")
+    renderer.difference("Which harbor?", "The harbour.")
 
 
 @pytest.mark.parametrize(

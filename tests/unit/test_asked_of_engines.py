@@ -149,6 +149,7 @@ def test_a_context_that_does_not_arrive_again_is_refused(tokenizer: Any) -> None
     recipe = build(Recipe, settings, "R")
     renderer = Renderer(speaking(tokenizer, kinds.NO_THINK), "system")
     with pytest.raises(
-        ValueError, match=r"^question 37 of the probe \('.*'\): found a context that does not arrive as"
+        ValueError,
+        match=r"^question 37 of the probe \('.*'\): rollout.context_position = 'system': found a context that does not",
     ):
         check_probe(recipe, renderer, build_task(recipe.task))
