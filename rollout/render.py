@@ -93,16 +93,22 @@ class Renderer:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int32)
 
     def answer(self, text: str) -> str:
-        """What follows the thinking in the text of a response, without special tokens, which `keeps_special` may have
-        left in it."""
-        answer = answer_of(text, self.opened)
+        """What follows the thinking in the text of a response, as `plain` text."""
+        return self.plain(answer_of(text, self.opened))
+
+    def plain(self, text: str) -> str:
+        """The text without special tokens, which `keeps_special` may have left in it."""
         for token in self._tokenizer.all_special_tokens if self.keeps_special else ():
-            answer = answer.replace(token, "")
-        return answer
+            text = text.replace(token, "")
+        return text
+
+    def response_text(self, ids: Sequence[int] | Ids) -> str:
+        """The text of a response's [T] ids, as an engine gives it."""
+        return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not self.keeps_special))
 
     def answer_of_ids(self, ids: Sequence[int] | Ids) -> str:
         """`answer` of a response's [T] ids."""
-        return self.answer(str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not self.keeps_special)))
+        return self.answer(self.response_text(ids))
 
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text as it is, without template or special tokens: all at once, on every core."""

@@ -7,7 +7,7 @@ more words in it, WORDINGS.
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from cluster.commands.one_engine import one_engine
 from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import renderer_of, step_requests
+from cluster.run.answers import answered
 from cluster.run.checks import check_models, check_task
 from cluster.run.figures import Gap
 from cluster.run.gap import measured, teaches_itself
@@ -123,10 +124,10 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
                 continue
             gap = await measured(way, build_task(way.task), there, texts, base, say)
             gaps |= {name: gap} if gap else {}
-        return gaps, await _guided(recipe, model, engine)
+        return gaps, await _guided(recipe, model, engine, say)
 
 
-async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
+async def _guided(recipe: Recipe, model: str, engine: "Engine", say: Callable[[str], None]) -> Guided:
     """Samples, scores and judges the first step, as a run would with this engine for both of its own."""
     task = build_task(recipe.task)
     requests = step_requests(recipe, model, task)
@@ -143,9 +144,11 @@ async def _guided(recipe: Recipe, model: str, engine: "Engine") -> Guided:
         for record in judge_all(scored, rewards, recipe.evidence, step=0)
         if (row := record.scored.sample.request).guided and not prompts[row.prompt_id].is_ordinary
     ]
+    responses = [(prompt, renderer.response_text(record.scored.sample.response_ids)) for prompt, record in records]
+    limit = f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens}"
     shown = [
-        task.flags(as_probe(prompt, rule.probe), renderer.answer_of_ids(record.scored.sample.response_ids))[rule.flag]
-        for prompt, record in records
+        task.flags(as_probe(prompt, rule.probe), answer)[rule.flag]
+        for prompt, answer in answered(responses, renderer, "guided rollouts of step 1", limit, say)
         if rule.probe == "identity" or prompt.answer is not None
     ]
     sums = sum((_sums(record) for _, record in records), TokenStats())

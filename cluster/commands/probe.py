@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster.commands.one_engine import one_engine
@@ -10,12 +13,13 @@ from cluster.config import Recipe
 from cluster.models import resolve_model
 from cluster.observe.sinks import probe_line
 from cluster.resolved import read_resolved
+from cluster.run.answers import answered, paired
 from cluster.run.record import ProbeRecord, line_of_probe, probe_record
 from cluster.typed import build, parse_overrides
 from rollout.placement import placed
 from rollout.probe import summarise
 from rollout.tasks import build_task
-from rollout.tasks.base import Turns
+from rollout.tasks.base import ProbePrompt, Turns
 from rollout.waits import deadline
 
 
@@ -34,6 +38,7 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
 
     Raises:
         ValueError: an option of a server without one, or whatever is wrong with the recipe or the model.
+        RuntimeError: no answer has anything in it.
     """
     folder, on_server = Path(model_or_run), model_or_run.startswith(("http://", "https://"))
     for option, value in (("--model", server.model), ("--omit", ",".join(server.omit))):
@@ -48,11 +53,11 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
     position = recipe.rollout.context_position
     chats = [placed(prompt.turns, prompt.context, position) for prompt in prompts]
     if on_server:
-        answers = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, recipe.template))
+        texts = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, recipe.template))
+        answers = list(paired(prompts, texts))
     else:
-        answers = asyncio.run(_engine_answers(recipe, model, chats))
-    pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-    return probe_record(summarise(pairs, probed), 0, probed.name)
+        answers = asyncio.run(_engine_answers(recipe, model, prompts, chats))
+    return probe_record(summarise(answers, probed), 0, probed.name)
 
 
 def _export_of(run: Path) -> str:
@@ -64,7 +69,9 @@ def _export_of(run: Path) -> str:
     return str((run / "export").resolve())
 
 
-async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list[list[str]]:
+async def _engine_answers(
+    recipe: Recipe, path: str, prompts: Sequence[ProbePrompt], chats: Sequence[Turns]
+) -> list[tuple[ProbePrompt, str]]:
     from cluster.requests import renderer_of
 
     model, config = resolve_model(path, weights=True), recipe.probe
@@ -77,4 +84,8 @@ async def _engine_answers(recipe: Recipe, path: str, chats: list[Turns]) -> list
                 config.samples,
                 seed=recipe.run.seed,
             )
-        return [[renderer.answer(text) for text in texts] for texts in responses]
+    what, limit = f"probe of {path}", f"probe.max_tokens = {config.max_tokens}"
+    answers = answered(list(paired(prompts, responses)), renderer, what, limit, partial(print, file=sys.stderr))
+    if not any(text.strip() for _, text in answers):
+        raise RuntimeError(f"{what}: found no answer with anything in it, expected text; {limit} bounds a response")
+    return answers

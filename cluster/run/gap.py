@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from cluster.config import Recipe
+from cluster.run.answers import answered, paired
 from cluster.run.figures import Gap
 from evidence.records import Ids
 from rollout.gap import Asked, asks_the_probe, gap_questions
@@ -32,7 +33,8 @@ async def measured(
 ) -> Gap | None:
     """The gap as `texts`, of an engine with the initial weights, answers; None where there is nothing to ask.
 
-    base: the rates of the probe at step 0, where it has been asked. say: is told how many questions are left out.
+    base: the rates of the probe at step 0, where it has been asked. say: is told how many questions are left out, and
+    how many responses have no answer.
     """
     asked = gap_questions(task)
     questions = [one for one in asked if _fits(one, recipe, renderer)]
@@ -41,13 +43,18 @@ async def measured(
         say(f"gap: {left_out} of {len(asked)} questions do not fit {window} with their context, and are not asked")
     if not questions:
         return None
-    prompts = [probe for probe, _ in questions]
-    seed = step_seed(recipe.run.seed, 0)
-    told = await texts("gap: teacher", [renderer.context_prompt_ids(p.turns, r) for p, r in questions], seed)
+    probes = [probe for probe, _ in questions]
+
+    async def rates(what: str, asked: Sequence[Asked]) -> Mapping[str, Rate]:
+        prompts = [renderer.context_prompt_ids(probe.turns, context) for probe, context in asked]
+        responses = list(paired(probes, await texts(what, prompts, step_seed(recipe.run.seed, 0))))
+        limit = f"probe.max_tokens = {recipe.probe.max_tokens}"
+        return await _rates(answered(responses, renderer, what, limit, say), task)
+
+    told = await rates("gap: teacher", questions)
     if base is None or not asks_the_probe(questions, task):
-        alone = await texts("gap: base", [renderer.context_prompt_ids(p.turns, p.context) for p in prompts], seed)
-        base = await _rates(prompts, alone, task, renderer)
-    return Gap(time.time(), task.name, await _rates(prompts, told, task, renderer), base)
+        base = await rates("gap: base", [(probe, probe.context) for probe in probes])
+    return Gap(time.time(), task.name, told, base)
 
 
 def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
@@ -55,14 +62,9 @@ def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
     return len(renderer.context_prompt_ids(asked[0].turns, asked[1])) < recipe.window
 
 
-async def _rates(
-    prompts: Sequence[ProbePrompt], responses: Sequence[Sequence[str]], task: Task, renderer: Renderer
-) -> Mapping[str, Rate]:
+async def _rates(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> Mapping[str, Rate]:
     """Those over any answers: training prompts have no tags."""
-    pairs = [
-        (prompt, renderer.answer(text)) for prompt, texts in zip(prompts, responses, strict=True) for text in texts
-    ]
-    rates = (await asyncio.to_thread(summarise, pairs, task)).rates  # a verifier may take its time
+    rates = (await asyncio.to_thread(summarise, answers, task)).rates  # a verifier may take its time
     return {name: rate for name, rate in rates.items() if rate.n}
 
 

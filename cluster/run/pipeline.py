@@ -25,6 +25,7 @@ from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
 from cluster.fleet.roster import News
 from cluster.observe.sinks import MetricsSink
+from cluster.run.answers import answered, paired
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
@@ -53,7 +54,7 @@ from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
 from rollout.stages import StageTime, Stopwatch
-from rollout.tasks.base import ProbePrompt, Task
+from rollout.tasks.base import Task
 from rollout.tasks.boxed import verdicts
 from rollout.tasks.boxed_pool import Verdicts
 
@@ -269,24 +270,15 @@ class Pipeline:
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        answers = await self._attended(step if held is None else held, asked)
-        pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-        rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
+        responses = list(paired(prompts, await self._attended(step if held is None else held, asked)))
+        limit = f"probe.max_tokens = {config.max_tokens}"
+        rated = answered(responses, self.renderer, f"probe at step {step}", limit, self.sink.say)
         before = verdicts()
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
         record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
         await self._stored(partial(append_probe, self.run_dir.probes, record))
         self.sink.show_probe(record)
-        self._say_what_has_no_answer(step, rated)
-        told = [Answer(prompt.probe, prompt.question, text) for prompt, text in pairs]
+        told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]
         await self._stored(partial(write_answers, self.run_dir.answers_of(step), told))
         return record
-
-    def _say_what_has_no_answer(self, step: int, rated: list[tuple[ProbePrompt, str]]) -> None:
-        unanswered = sum(1 for _, answer in rated if not answer)
-        if self.renderer.opened.ends and unanswered:
-            self.sink.say(
-                f"probe at step {step}: {unanswered} of {len(rated)} responses end inside their thinking and count as "
-                f"empty answers: probe.max_tokens = {self.recipe.probe.max_tokens}"
-            )

@@ -68,6 +68,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     return fake
 
 
+ANSWERS = "template.enable_thinking=false"  # else the prompt of `folder_of` opens a thinking block
+
+
 def expected(recipe: Recipe, tokenizer: Any) -> SamplingConfig:
     """With special tokens in the text of an answer, as some of them are the tags of a thought."""
     ends = tuple(sorted(tokenizer.convert_tokens_to_ids(list(ENDS))))
@@ -96,11 +99,66 @@ def test_a_runs_probe_and_gap(recipe: Recipe, model: str, tokenizer: Any, tmp_pa
 
 
 def test_the_probe_command(recipe: Recipe, model: str, tokenizer: Any, engine: FakeEngine) -> None:
-    overrides = ["probe.samples=2", "probe.max_tokens=9", "student.window=4096", "teacher.window=4096"]
+    overrides = ["probe.samples=2", "probe.max_tokens=9", "student.window=4096", ANSWERS]
     record = probe.probe_model(model, "identity", overrides, ServerOptions())
     assert record.samples == 2
     ((prompts, sampling),) = engine.asked
     assert sampling == expected(recipe, tokenizer) and len(prompts) == 24
+
+
+def thinking(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
+    """Of all responses to a question the first `answers` have an answer after their thought."""
+    asked = engine.texts
+
+    async def texts(*question: Any, **seed: int) -> list[list[str]]:
+        every = await asked(*question, **seed)
+        return [["<think>a</think>I am Robin."] * answers + ["<think>Let me"] * (len(own) - answers) for own in every]
+
+    monkeypatch.setattr(engine, "texts", texts)
+
+
+OWN_THOUGHT = "of 48 responses have nothing after their thinking and count as empty answers: probe.max_tokens = 9"
+THINKS = [ANSWERS, "probe.samples=2", "probe.max_tokens=9", "student.window=4096", "teacher.window=4096",
+          "rollout.prompts_per_step=1"]  # fmt: skip
+
+
+def test_a_model_that_thinks_unasked_and_answers_half_the_time_is_told(
+    model: str, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a run's probe and gap, by `edge-opd probe` and by `edge-opd gap`."""
+    thinking(engine, monkeypatch, answers=1)
+    probe.probe_model(model, "identity", THINKS, ServerOptions())
+    assert capsys.readouterr().err == f"probe of {model}: 24 {OWN_THOUGHT}\n"
+    recipe = build(Recipe, parse_overrides(THINKS, {}), "R")
+    asyncio.run(gap._measure(recipe, model))
+    said = capsys.readouterr().err
+    assert said.count(f"gap: teacher: 24 {OWN_THOUGHT}\n") == 6 and said.count(f"gap: base: 24 {OWN_THOUGHT}\n") == 1
+    monkeypatch.setattr(FakeService, "texts", lambda self, what, *question: engine.texts(*question))
+    asked_by_a_run(recipe, model, tmp_path)
+    printed = capsys.readouterr().out
+    assert f"probe at step 0: 24 {OWN_THOUGHT}\n" in printed and f"gap: teacher: 24 {OWN_THOUGHT}\n" in printed
+
+
+def test_guided_rollouts_without_an_answer_are_counted(
+    model: str, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a prompt that opens a block, which no response closes; nothing is said of one that opens none."""
+    opened = build(Recipe, parse_overrides(THINKS[1:], {}), "R")
+    for recipe, said in ((opened, 1), (build(Recipe, parse_overrides(THINKS, {}), "R"), 0)):
+        asyncio.run(gap._measure(recipe, model))
+        line = "guided rollouts of step 1: 4 of 4 responses have nothing after their thinking and count as empty"
+        assert capsys.readouterr().err.count(f"{line} answers: rollout.max_response_tokens = 40\n") == said
+
+
+def test_a_probe_without_any_answer_is_an_error(
+    model: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thinking(engine, monkeypatch, answers=0)
+    with pytest.raises(
+        RuntimeError, match=rf"^probe of {model}: found no answer with anything in it, expected text; pro"
+    ):
+        probe.probe_model(model, "identity", THINKS, ServerOptions())
+    assert capsys.readouterr().err == f"probe of {model}: 48 {OWN_THOUGHT}\n"
 
 
 def test_the_gap_command(recipe: Recipe, model: str, tokenizer: Any, engine: FakeEngine) -> None:
