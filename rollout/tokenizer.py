@@ -1,7 +1,8 @@
 """A model folder's tokenizer, and the ids that the folder itself says end a response."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evidence.require import first_line
 
@@ -37,11 +38,42 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
 
 
 def generation_ends(model: str) -> tuple[int, ...]:
-    """eos_token_id of generation_config.json, of config.json where there is none, as an engine reads them."""
+    """eos_token_id of generation_config.json, of config.json where there is none, as an engine reads them.
+
+    Raises:
+        ValueError: the file is no JSON object, or has something else there than token ids.
+    """
+    file = Path(model) / "generation_config.json"
+    if file.is_file():
+        return _ends(file, _object(file).get("eos_token_id"))
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        found = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model)).eos_token_id
-    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
+        of_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+    except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
+        said = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+        raise ValueError(
+            f"{model}: found a config.json that transformers does not read ({said}), expected one"
+        ) from error
+    return _ends(Path(model) / "config.json", of_config.eos_token_id)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """What a file of the model holds."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file}: found no valid JSON ({first_line(error)}), expected the file as it was published with the model"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: found a {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _ends(file: Path, found: Any) -> tuple[int, ...]:
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise ValueError(f"{file}: found eos_token_id = {found!r}, expected a token id or a list of them")
+    return tuple(ends)

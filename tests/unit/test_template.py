@@ -151,3 +151,51 @@ def test_a_folder_with_its_template_in_a_file_and_no_generation_config(tmp_path:
     assert renderer.template.source == kinds.PLAIN and renderer.eos_token_ids == (0, 2)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert generation_ends(str(tmp_path)) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "found a list, expected a JSON object"),
+        ("{", r"found no valid JSON \(Expecting .*\), expected the file as it was publ"),
+        ("\xff", r"found no valid JSON \(.*decode.*\), expected the file as it was publ"),
+        *(
+            (f'{{"eos_token_id": {found}}}', f"found eos_token_id = {said}, expected a token id")
+            for found, said in (
+                ('{"a": 1}', r"\{'a': 1\}"),
+                ("[[2]]", r"\[\[2\]\]"),
+                ('"x"', "'x'"),
+                ("true", "True"),
+                ("[2, -1]", r"\[2, -1\]"),
+            )
+        ),
+    ],
+)
+def test_an_odd_generation_config_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    """One that is cut is no reason to read config.json instead."""
+    from rollout.tokenizer import generation_ends
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    assert generation_ends(str(tmp_path)) == (2,)
+    odd = tmp_path / "generation_config.json"
+    odd.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"^{odd}: {said}"):
+        generation_ends(str(tmp_path))
+    odd.unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": "x"}')
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}: found a config.json that transformers does not read \(.*'x' "
+    ) as caught:
+        generation_ends(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "ends"), [("{}", ()), ('{"eos_token_id": null}', ()), ('{"eos_token_id": [0, 7]}', (0, 7))]
+)
+def test_the_ends_of_a_generation_config(tmp_path: Path, found: str, ends: tuple[int, ...]) -> None:
+    from rollout.tokenizer import generation_ends
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    (tmp_path / "generation_config.json").write_text(found)
+    assert generation_ends(str(tmp_path)) == ends
