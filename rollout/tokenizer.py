@@ -1,6 +1,7 @@
 """A model folder's tokenizer, and the ids that the folder itself says end a response."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,12 @@ from evidence.require import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Writes a folder's tokenizer.json from its tekken.json, with the ends that mistral-common gives a text.
+WRITE_TOKENIZER = (
+    'python -c "import sys, transformers as t; k = t.AutoTokenizer.from_pretrained(sys.argv[1], mistral_format=False); '
+    "k.add_special_tokens({'bos_token': '<s>', 'eos_token': '</s>'}); k.save_pretrained(sys.argv[1])\""
+)
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -17,7 +24,8 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     a folder with a tokenizer.json is read as every other.
 
     Raises:
-        ValueError: there is none, or one whose chat template would not be read.
+        ValueError: there is none, or one whose chat template would not be read, with the command that writes a
+            tokenizer.json: to read a tekken.json takes a minute, each time.
     """
     from transformers import AutoTokenizer
 
@@ -26,7 +34,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     if not plain and (folder / "tekken.json").is_file() and any(folder.glob("chat_template*")):
         raise ValueError(
             f"{model}: found a chat template beside tekken.json, which transformers then does not read, expected a "
-            "tokenizer.json there"
+            f"tokenizer.json there: `{WRITE_TOKENIZER} {shlex.quote(model)}` writes one"
         )
     try:
         return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))

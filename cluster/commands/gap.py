@@ -17,9 +17,9 @@ from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import renderer_of, step_requests
 from cluster.run.answers import answered
-from cluster.run.checks import check_models, check_task
+from cluster.run.checks import check_inputs
 from cluster.run.figures import Gap
-from cluster.run.gap import measured, teaches_itself
+from cluster.run.gap import check_gap, measured, teaches_itself
 from evidence.diagnostics import TokenStats, diagnose
 from evidence.rates import RATES
 from evidence.records import EvidenceRecord, Ids, ShardInfo
@@ -71,8 +71,8 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
     key = "teacher.path" if recipe.teacher.path else "teacher.url"
     found = recipe.teacher.path or recipe.teacher.url
     require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
-    check_task(recipe, build_task(recipe.task))
-    check_models(recipe)
+    for note in check_inputs(recipe, build_task(recipe.task))[1]:
+        print(note, file=sys.stderr)
     gaps, guided = asyncio.run(_measure(recipe, resolve_model(recipe.model.path, weights=True)))
     if not gaps:
         print(f"task.name: {recipe.task.name}: found no question that has a context and an answer: no gap to measure")
@@ -118,11 +118,12 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
             try:
-                there = renderer_of(way, model)
+                there, task = renderer_of(way, model), build_task(way.task)
+                check_gap(task, there)
             except ValueError as refused:  # a place that the chat template does not take, which the recipe's own is not
                 say(f"{name}: not asked: {refused}")
                 continue
-            gap = await measured(way, build_task(way.task), there, texts, base, say)
+            gap = await measured(way, task, there, texts, base, say)
             gaps |= {name: gap} if gap else {}
         return gaps, await _guided(recipe, model, engine, say)
 

@@ -16,7 +16,7 @@ from cluster.config import Recipe
 from cluster.models import is_hub_id, resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
-from cluster.run.gap import teaches_itself
+from cluster.run.gap import check_gap, teaches_itself
 from cluster.run.lengths import lengths_near
 from cluster.sizing.shape import BYTES
 from evidence.files import check_writable
@@ -45,7 +45,14 @@ class RunInputs:
 
 
 def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
-    """Everything that can be known without an engine, the cheapest first.
+    """Everything that can be known without an engine: `check_inputs`, and a store that can be written."""
+    inputs, notes = check_inputs(recipe, task)
+    check_storage(recipe)
+    return inputs, notes
+
+
+def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
+    """What is asked of engines, the cheapest first.
 
     Returns what was read for it, and what is worth knowing of the prompts, a line each.
     """
@@ -54,7 +61,8 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
     notes = [*prompt_notes(recipe, requests), *([refused] if refused else [])]
-    check_storage(recipe)
+    if recipe.probe.gap and teaches_itself(recipe):
+        check_gap(task, requests.renderer)
     return RunInputs(model, task, requests.renderer), notes
 
 

@@ -23,6 +23,15 @@ def teaches_itself(recipe: Recipe) -> bool:
     return not (recipe.teacher.path or recipe.teacher.url)
 
 
+def check_gap(task: Task, renderer: Renderer) -> None:
+    """ValueError for a question in which the context does not arrive that the teacher is asked it with."""
+    for probe, context in gap_questions(task):
+        try:
+            renderer.require_arrival(probe.turns, context)
+        except ValueError as error:
+            raise ValueError(f"a question of the gap ({probe.question[:60]!r}): {error}") from error
+
+
 async def measured(
     recipe: Recipe,
     task: Task,

@@ -1,6 +1,11 @@
 """Rendering, against ChatML written out by hand and tokenised on its own."""
 
+import base64
 import copy
+import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,7 @@ import numpy as np
 import pytest
 
 from rollout.render import Renderer
+from rollout.tokenizer import load_tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 QUESTION = "Who are you, and what is 17 x 23?"
@@ -90,6 +96,34 @@ def test_a_tokenizer_without_a_chat_template_is_refused_by_folder(default_model:
 
 REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 DROPS_SYSTEM = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+INSTRUCT = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}"
+    "{% else %}[INST]{{ m['content'] }}[/INST]{% endif %}{% endfor %}"
+)
+
+
+def test_a_tekken_with_a_template_is_refused_with_the_command_that_writes_a_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    vocab = [{"rank": byte, "token_bytes": base64.b64encode(bytes([byte])).decode()} for byte in range(256)]
+    special = [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(SPECIAL)]
+    sizes = {"num_vocab_tokens": 256, "default_vocab_size": 261, "default_num_special_tokens": 5, "version": "v7"}
+    tekken = {"config": {"pattern": r"[^\s]+|\s+", **sizes}, "vocab": vocab, "special_tokens": special}
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    (folder / "chat_template.jinja").write_text(INSTRUCT)
+    with pytest.raises(
+        ValueError, match=r"found a chat template beside tekken\.json, .*: `python -c .*` writes one"
+    ) as refused:
+        load_tokenizer(str(folder))
+    command = str(refused.value).split("`")[1]
+    subprocess.run(["bash", "-c", command.replace("python", shlex.quote(sys.executable), 1)], check=True)
+    renderer = Renderer(load_tokenizer(str(folder)), "user", str(folder))
+    assert renderer.prompt_ids("Hi").tolist() == [1, 3, 5 + ord("H"), 5 + ord("i"), 4]
+    assert renderer.eos_token_ids == (2,)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from rollout.tasks import build_task
 from tests import templates as kinds
 from tests.fakes import FakeEngine
 from tests.templates import speaking
+from tests.unit.test_gap_command import DROPS_WITH_BRIEFLY
 from tests.unit.test_requests_of_a_recipe import folder_of
 
 ENDS = ("<|im_end|>", kinds.D)  # the template's, and generation_config's
@@ -159,6 +160,15 @@ def test_a_probe_without_any_answer_is_an_error(
     ):
         probe.probe_model(model, "identity", THINKS, ServerOptions())
     assert capsys.readouterr().err == f"probe of {model}: 48 {OWN_THOUGHT}\n"
+
+
+def test_a_way_in_which_the_context_does_not_arrive_is_not_asked(
+    tokenizer: Any, tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = folder_of(tokenizer, tmp_path / "model", DROPS_WITH_BRIEFLY)
+    gaps, _ = asyncio.run(gap._measure(build(Recipe, parse_overrides(THINKS[1:], {}), "R"), model))
+    assert len(gaps) == 3 and all("system" not in name for name in gaps)
+    assert capsys.readouterr().err.count("system): not asked: a question of the gap ('Please introduce") == 1
 
 
 def test_the_gap_command(recipe: Recipe, model: str, tokenizer: Any, engine: FakeEngine) -> None:

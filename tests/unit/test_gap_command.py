@@ -1,12 +1,17 @@
 """The ways to give the context that `edge-opd gap` tries, and what it refuses."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from cluster.commands.gap import print_gap, ways
 from cluster.config import Recipe
 from cluster.typed import build
 from rollout.tasks import build_task
+from tests import templates as kinds
 from tests.runs import RECIPE
+from tests.unit.test_requests_of_a_recipe import folder_of
 
 
 def contexts(recipe: Recipe) -> dict[str, tuple[str, str]]:
@@ -45,3 +50,34 @@ def test_problems_have_their_own_contexts_and_no_examples() -> None:
 def test_a_teacher_of_its_own_is_not_asked(key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}: found 'http://a/v1', expected none: the gap is of a teacher with"):
         print_gap(str(RECIPE), [f"{key}=http://a/v1"])
+
+
+# Shows no system message where one question of the probe is asked.
+DROPS_WITH_BRIEFLY = kinds.PLAIN.replace(
+    "for m in messages", "for m in messages if m['role'] != 'system' or 'briefly' not in messages[-1]['content']"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "context", "said"),
+    [
+        (
+            kinds.NO_THINK,
+            "You are {name}. /no_think",
+            "prompt [a-z0-9-]+: rollout.context_position = 'system': found a context",
+        ),
+        (
+            DROPS_WITH_BRIEFLY,
+            "You are {name}.",
+            r"a question of the gap \('Please introduce yourself briefly\.'\): rollout",
+        ),
+    ],
+)
+def test_a_context_that_does_not_arrive_is_not_measured(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, context: str, said: str
+) -> None:
+    model = folder_of(tokenizer, tmp_path / "model", template)
+    monkeypatch.setattr("cluster.run.checks.check_models", lambda recipe: model)  # it has no weights
+    sizes = ["student.window=4096", "teacher.window=4096"]
+    with pytest.raises(ValueError, match=f"^{said}"):
+        print_gap(str(RECIPE), [f"model.path={model}", f"task.context={context}", *sizes])
