@@ -33,7 +33,7 @@ from inspect_ai.scorer import (
 from inspect_ai.scorer import scorer as inspect_scorer
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
-from cluster.commands.probe_server import checked_answer
+from cluster.commands.probe_server import checked_answer, sent_variables
 from cluster.config import Recipe, load_recipe
 from cluster.run.record import probe_record, shown_probe
 from cluster.typed import build
@@ -50,8 +50,8 @@ def edge_opd_probe(task: str = "identity", recipe: str = "") -> InspectTask:
     """The probe of a task of this project, or of the task and probe settings of a recipe (an absolute path)."""
     loaded = _recipe(task, recipe)
     config, prompts = loaded.probe, build_task(loaded.task).probe_prompts()
-    if loaded.template:
-        given = json.dumps({"chat_template_kwargs": loaded.template})
+    if variables := sent_variables(loaded.template, _warn):
+        given = json.dumps({"chat_template_kwargs": variables})
         _warn(f"template: found variables, which inspect does not send; expected --extra-body '{given}'")
     chats = [placed(prompt.turns, prompt.context, loaded.rollout.context_position) for prompt in prompts]
     samples = [Sample(id=str(place), input=_chat(turns)) for place, turns in enumerate(chats)]

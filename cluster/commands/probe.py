@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.commands.one_engine import one_engine
-from cluster.commands.probe_server import ServerOptions, server_answers
+from cluster.commands.probe_server import ServerOptions, sent_variables, server_answers
 from cluster.config import Recipe
 from cluster.models import resolve_model
 from cluster.observe.sinks import probe_line
@@ -53,7 +53,8 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
     position = recipe.rollout.context_position
     chats = [placed(prompt.turns, prompt.context, position) for prompt in prompts]
     if on_server:
-        texts = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, recipe.template))
+        variables = sent_variables(recipe.template, partial(print, file=sys.stderr))
+        texts = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, variables))
         answers = list(paired(prompts, texts))
     else:
         answers = asyncio.run(_engine_answers(recipe, model, prompts, chats))

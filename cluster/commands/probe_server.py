@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,7 +11,7 @@ from cluster.keys import key_for, withheld
 from cluster.proxies import check_proxies, through
 from rollout.probe import ProbeConfig
 from rollout.tasks.base import Turns
-from rollout.template import messages
+from rollout.template import NAMED, messages
 from rollout.thinking import answer_of
 
 if TYPE_CHECKING:
@@ -58,6 +58,17 @@ class Answer:
     lost: str
 
 
+def sent_variables(template: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Those of `[template]` that a request can have. say: is told of the name of a template, which a server chooses
+    when it starts."""
+    if NAMED in template:
+        say(
+            f"template.{NAMED}: found {template[NAMED]!r}, which no request can choose: the server renders with the "
+            "template that it was started with"
+        )
+    return {name: value for name, value in template.items() if name != NAMED}
+
+
 async def server_answers(
     url: str,
     chats: Sequence[Turns],
@@ -71,7 +82,7 @@ async def server_answers(
     Args:
         url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent as `key_for` says.
         seed: of the first answer; the others count on from it.
-        variables: what the server is to give the chat template, as chat_template_kwargs.
+        variables: what the server is to give the chat template, as chat_template_kwargs: `sent_variables`.
 
     Raises:
         ValueError: no such model, or several and none named.

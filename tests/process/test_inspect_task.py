@@ -224,3 +224,19 @@ def test_nothing_else_loads_inspect() -> None:
     code = "import sys, cluster.__main__, cluster.commands.probe; print('inspect_ai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_variables_of_the_template_are_said_and_its_name_is_not_among_what_to_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("cluster.inspect_task._warn", said.append)
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[template]\nchat_template = "rag"\nenable_thinking = false\n')
+    edge_opd_probe(recipe=str(recipe))
+    named, variables = said
+    assert named.startswith("template.chat_template: found 'rag', which no request can choose")
+    assert variables.endswith("""--extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'""")
+    recipe.write_text('[template]\nchat_template = "rag"\n')
+    edge_opd_probe(recipe=str(recipe))
+    assert said[2:] == [named]

@@ -173,6 +173,22 @@ def test_template_variables_arrive_and_a_thought_in_the_text_is_not_rated() -> N
     assert result == expected(3, seed=5)
 
 
+def test_the_name_of_a_template_is_not_sent_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that got it would refuse it, or take it for a template."""
+    server = ChatServer()
+    with serving(server) as url:
+        probe(url, ["template.chat_template=rag", "template.enable_thinking=true"])
+        said = capsys.readouterr().err
+        assert all(request["chat_template_kwargs"] == {"enable_thinking": True} for request in server.requests)
+        assert said == (
+            "template.chat_template: found 'rag', which no request can choose: the server renders with the template "
+            "that it was started with\n"
+        )
+        server.requests.clear()
+        probe(url, ["template.chat_template=rag"])
+    assert server.requests and not any("chat_template_kwargs" in request for request in server.requests)
+
+
 @dataclass
 class Thinking(ChatServer):
     """Answers like another, after a thought in which it is somebody else."""
