@@ -45,4 +45,7 @@ RATES = _Rates({
     ),
     "pass_at_1": RateRule("math", "correct", "n", "pass@1", "pass@1"),
     "correct": RateRule("context", "correct", "n", "correct", "correct"),
+    "correct_with_context": RateRule(
+        "context_again", "correct", "n_context_again", "correct, with r", "correct with the context"
+    ),
 })  # fmt: skip

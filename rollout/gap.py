@@ -16,15 +16,19 @@ Asked = tuple[ProbePrompt, str]  # a question, and its context
 
 def gap_questions(task: Task) -> list[Asked]:
     """What to ask with the context and without: the probe's questions, where all training prompts share one context;
-    otherwise the first training prompts with an answer, each with its own. None where there are no such."""
+    otherwise the first training prompts with an answer, each with its own, and of one question the first. None where
+    there are no such."""
     prompts = [prompt for prompt in task.training_prompts() if not prompt.is_ordinary]
     contexts = {prompt.context for prompt in prompts}
     if len(contexts) == 1:
         (context,) = contexts
         return [(probe, context) for probe in task.probe_prompts()]
     kind = RATES[task.rates[0]].probe
-    answered = [prompt for prompt in prompts if prompt.answer is not None]
-    return [(as_probe(prompt, kind), prompt.context) for prompt in answered[:MOST]]
+    answered: dict[ProbePrompt, str] = {}  # rates are over as many answers to each question
+    for prompt in prompts:
+        if prompt.answer is not None and len(answered) < MOST:
+            answered.setdefault(as_probe(prompt, kind), prompt.context)
+    return list(answered.items())
 
 
 def as_probe(prompt: TaskPrompt, kind: str) -> ProbePrompt:

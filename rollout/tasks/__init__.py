@@ -42,9 +42,10 @@ TASKS = {
     "math": TaskKind(math_task, ("prompts_file", "probe_file", "seed")),
     "arithmetic": TaskKind(arithmetic_task, ("num_problems", "largest", "seed")),
     "context": TaskKind(
-        context_task, ("prompts_file", "probe_file", "columns", "context", "context_empty_allowed", "judge", "seed")
+        context_task,
+        ("prompts_file", "probe_file", "columns", "context", "context_empty_allowed", "judge", "chat_probes", "seed"),
     ),
-    "facts": TaskKind(facts_task, ("ordinary_questions", "seed")),
+    "facts": TaskKind(facts_task, ("ordinary_questions", "chat_probes", "seed")),
 }
 
 

@@ -42,6 +42,7 @@ PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, an
     "with_context": _check_none,  # identity, with the context once more
     "capability": _check_pattern,
     "math": _check_gold,
+    "context_again": _check_judged,  # context, with the context once more
     "context": _check_judged,  # by one of `rollout.tasks.judges.JUDGES`
 }
 Turns = tuple[tuple[str, str], ...]  # (role, content) of each turn of a conversation
@@ -85,7 +86,7 @@ class ProbePrompt:
     before: Turns = ()  # the turns before the question
     tags: tuple[str, ...] = ()  # context: each has a rate of its own
     judge: str = ""  # context: how its answer is judged
-    context: str = ""  # with_context: r, which is placed as in training
+    context: str = ""  # with_context, context_again: r, which is placed as in training
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:

@@ -40,7 +40,8 @@ class TaskConfig:
     # context: your rows, as JSON lines or parquet
     prompts_file: str = ""
     ordinary_questions: bool = False  # identity, facts: adds ordinary questions, where the student should not change
-    # identity: asks who it is in the third turn of a chat too, and with the context again
+    # identity: asks who it is in the third turn of a chat too, and with the context again; context, facts: asks the
+    # questions of the gap too, with their context again
     chat_probes: bool = False
     ordinary_file: str = ""  # identity: JSON lines of other ordinary questions, as prompts_file; empty: the dozen
     # identity: whether ordinary questions have the context too; without it their evidence is 0, so that only the KL

@@ -1,8 +1,9 @@
 """Any privileged context: rows of one's own, each with its own r, and probes that are judged by their answers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rollout.gap import gap_questions
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.context_rows import RowReader
@@ -25,9 +26,10 @@ class ContextTask:
 
     @property
     def rates(self) -> Sequence[str]:
-        """correct, and correct:TAG for each tag, in the probe file's order."""
+        """correct, correct:TAG for each tag in the probe file's order, and that of the questions with their context."""
         tags = dict.fromkeys(tag for probe in self.probes for tag in probe.tags)
-        return ("correct", *(f"correct:{tag}" for tag in tags))
+        again = ("correct_with_context",) if any(probe.context for probe in self.probes) else ()
+        return ("correct", *(f"correct:{tag}" for tag in tags), *again)
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
         """The rows to train on.
@@ -40,7 +42,7 @@ class ContextTask:
         return self.training
 
     def probe_prompts(self) -> Sequence[ProbePrompt]:
-        """The rows to evaluate on, none of them a training row."""
+        """The rows to evaluate on, none of them a training row; with `chat_probes` the gap's questions again too."""
         return self.probes
 
     def flags(self, probe: ProbePrompt, response: str) -> dict[str, bool]:
@@ -73,7 +75,14 @@ def build_context_task(config: TaskConfig, name: str, card: str) -> ContextTask:
     if config.prompts_file:
         training = all_of(training_rows(config, asked), config.prompts_file, "row to train on")
     probes = all_of(probe_rows(config, asked), config.probe_file, "row to evaluate on")
-    return ContextTask(name, card, with_wrong_contexts(training, config.seed), probes)
+    task = ContextTask(name, card, with_wrong_contexts(training, config.seed), probes)
+    return _asking_again(task) if config.chat_probes and training else task
+
+
+def _asking_again(task: ContextTask) -> ContextTask:
+    """Does what was learned hold where the context comes again (arXiv 2606.11627)?"""
+    again = (replace(probe, probe="context_again", context=context) for probe, context in gap_questions(task))
+    return replace(task, probes=(*task.probes, *again))
 
 
 def training_rows(config: TaskConfig, asked: dict[Turns, str]) -> Iterator[Placed[TaskPrompt]]:
