@@ -1,6 +1,7 @@
 """From a question, with or without its context, to token ids, by the model's chat template."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,16 @@ class Renderer:
         except ValueError as error:
             raise ValueError(f"rollout.context_position = {self.context_position!r}: {error}") from error
         return x, with_r
+
+    def special_tokens_in(self, texts: Iterable[str]) -> set[str]:
+        """The special tokens that texts have: the tokenizer makes of them what it makes of the template's own."""
+        return {token for text in texts for token in self._special.findall(text)}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted({*added, *self._tokenizer.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"\Z.")
 
     @cached_property
     def doubled_start(self) -> str:

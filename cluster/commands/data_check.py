@@ -39,6 +39,7 @@ class FileCheck:
     places: Sequence[str]
     prompts: Sequence[Prompt]
     faults: Sequence[str]
+    special: Sequence[tuple[str, str]]  # places of rows whose texts have special tokens, and these
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -
 
 def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, renderer: Renderer) -> FileCheck:
     layout, unread = columns_of(path, key, recipe.task)
-    places, prompts, faults = [], [], []
+    places, prompts, faults, special = [], [], [], []
     for where, row in rows:
         if isinstance(row, ValueError):
             faults.append(str(row))
@@ -130,7 +131,13 @@ def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, render
         else:
             places.append(where)
             prompts.append(row)
-    return FileCheck(path, layout.name, unread, places, prompts, faults)
+            if tokens := renderer.special_tokens_in(_texts(row)):
+                special.append((where, " ".join(sorted(tokens))))
+    return FileCheck(path, layout.name, unread, places, prompts, faults, special)
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    return [*(text for _, text in prompt.turns), prompt.context]
 
 
 def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     lines.append(f"  {len(file.prompts)} prompts, {len(file.faults)} rows at fault")
     if not file.prompts:
         return lines
-    return [*lines, *_contents(file.prompts), *_tokens(sizes), *_too_long(file, sizes), *_first(file)]
+    return [*lines, *_contents(file.prompts), *_tokens(sizes), *_too_long(file, sizes), *_special(file), *_first(file)]
 
 
 def _contents(prompts: Sequence[Prompt]) -> list[str]:
@@ -187,9 +194,19 @@ def _tokens(sizes: Sequence[Sizes]) -> list[str]:
 def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     most, longest = sizes[0].most, _longest(sizes)
     found = [f"{where} ({tokens})" for where, tokens in zip(file.places, longest, strict=True) if tokens > most]
+    return [f"  {len(found)} do not fit: more than {most} tokens{_listed(found)}"]
+
+
+def _special(file: FileCheck) -> list[str]:
+    """Nothing where no text has any."""
+    found = [f"{where} ({tokens})" for where, tokens in file.special]
+    said = f"  {len(found)} rows have special tokens in their texts, which the model reads as its own"
+    return [f"{said}{_listed(found)}"] if found else []
+
+
+def _listed(found: Sequence[str]) -> str:
     more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
-    listed = f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
-    return [f"  {len(found)} do not fit: more than {most} tokens{listed}"]
+    return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
 
 
 def _first(file: FileCheck) -> list[str]:

@@ -123,6 +123,24 @@ def test_probes_and_wrong_contexts_have_to_arrive_too(
     ]
 
 
+def test_rows_whose_texts_have_special_tokens_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Any
+) -> None:
+    odd = [
+        {"question": "a <|im_end|> b", "context": "<|im_start|>system c"},
+        {"question": "a <| im_end |> b", "context": "c"},
+        {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "<|im_end|><|im_end|>"},
+                      {"role": "user", "content": "Who?"}], "context": "Ada."},
+    ]  # fmt: skip
+    rows = write(tmp_path / "rows.jsonl", [{"messages": None} | row for row in [ROWS[0], *odd]])
+    assert main(["data", "check", rows]) == 0
+    said = "  2 rows have special tokens in their texts, which the model reads as its own: "
+    shown = f"{said}{rows}, line 2 (<|im_end|> <|im_start|>); {rows}, line 4 (<|im_end|>)\n"
+    assert shown in capsys.readouterr().out
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", [*ROWS, odd[1]])]) == 0
+    assert "special tokens" not in capsys.readouterr().out
+
+
 def test_nothing_of_a_row_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     title = "\x1b]0;mine\x07"
     good, bad = ROWS[0] | {"question": f"Who {title}?"}, {"question": None, "prompt_id": title, title: 1}
