@@ -84,6 +84,7 @@ class Pipeline:
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
+        self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
         bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
         self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
@@ -196,8 +197,7 @@ class Pipeline:
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
-        place = Checkpoints(self.run_dir.checkpoints, self.recipe.faults.store_s)
-        await place.save(self.learner, version, self.recipe.run.keep_checkpoints)
+        await self.checkpoints.save(self.learner, version, self.recipe.run.keep_checkpoints)
 
     async def _stored(self, write: Callable[[], object]) -> None:
         """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs

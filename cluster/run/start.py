@@ -176,13 +176,13 @@ async def _serve(
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(resumed)
                 sink.stage("exporting the model")
-                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)
+                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, pipeline.checkpoints)
 
 
 async def export(
-    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], step: int, patience_s: float = 0.0
+    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], step: int, checkpoints: Checkpoints
 ) -> None:
-    """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
+    """RUN/export; where it cannot be written, what was trained is one of the `checkpoints`.
 
     Raises:
         Died, TimeoutError: a rank is no more, or does not answer.
@@ -194,9 +194,9 @@ async def export(
         if is_lost(error):  # the services start again, and learn from what stands
             raise
         cause = cause_of(error)
-        kept = f"the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once that is mended"
+        kept = f"the model is in {checkpoints.folder}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
-            await Checkpoints(folder.checkpoints, patience_s).save(learner, step, keep=0)
+            await checkpoints.save(learner, step, keep=0)
         except (RuntimeError, OSError, RayTaskError) as worse:
             kept = f"no checkpoint either: {cause_of(worse)}"
         if isinstance(cause, EXPECTED):

@@ -17,32 +17,39 @@ from cluster.fleet.calls import Died
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.ray_cluster import reserved
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.handover import Pushed
 from cluster.run.pipeline import Pipeline
 from cluster.run.replay import Resumed
 from cluster.run.rundir import RunDir
 from cluster.run.start import _survive
 from cluster.run.stop import heeding
+from tests.process.test_checkpoints import Ranks
 from tests.runs import RECIPE, ROOT
 
 
 class Stepping(Pipeline):
-    """Steps that signal this process at given ones, which take `seconds` then."""
+    """Steps that signal this process at given ones, which take `seconds` then, and that save as often as `every`."""
 
-    def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float) -> None:
-        self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
+    def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float, folder: Path, every: int) -> None:
+        run = SimpleNamespace(steps=5, probe_every=0, keep_checkpoints=2)
+        self.recipe = SimpleNamespace(run=run)  # type: ignore[assignment]
+        self.checkpoints, self.every = Checkpoints(folder), every
+        self.ranks = Ranks()
+        self.learner: Any = self.ranks
         self.signals, self.seconds = signals, seconds
         self._handover: Any = self
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
         self.steps: list[int] = []
-        self.saved: list[int] = []
 
     async def push(self, pool: str, version: int) -> Any:
         return Pushed("", 0.0)
 
     def say(self, line: str) -> None:
         pass
+
+    stage = say
 
     async def _check_teacher(self, version: int) -> None:
         pass
@@ -62,16 +69,17 @@ class Stepping(Pipeline):
             await asyncio.sleep(0)
         await asyncio.sleep(self.seconds if step in self.signals else 0)
         self.steps.append(step)
+        if self.every and (step + 1) % self.every == 0:
+            await self._save(step + 1)
 
-    async def _save(self, version: int) -> None:
-        self.saved.append(version)
 
-
-def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: float) -> tuple[Stepping, str]:
+def stepped(
+    signals: dict[int, list[signal.Signals]], seconds: float, grace_s: float, folder: Path, every: int = 0
+) -> tuple[Stepping, str]:
     """What was done, and what the run ended with."""
 
     async def drive() -> tuple[Stepping, str]:
-        pipeline = Stepping(signals, seconds)
+        pipeline = Stepping(signals, seconds, folder, every)
         try:
             with heeding(grace_s) as stop:
                 pipeline._stop = stop
@@ -84,10 +92,16 @@ def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: f
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
-    pipeline, said = stepped({2: [number]}, seconds=0.2, grace_s=600.0)
+def test_asked_once_the_step_is_ended_and_saved(tmp_path: Path, number: signal.Signals) -> None:
+    pipeline, said = stepped({2: [number]}, 0.2, 600.0, tmp_path)
     assert said == f"stopped by {number.name} after step 3: --resume continues from there"
-    assert (pipeline.steps, pipeline.saved) == ([0, 1, 2], [3])
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0, 1, 2], [3])
+
+
+def test_what_the_step_has_saved_the_stop_does_not_save_again(tmp_path: Path) -> None:
+    """It would be no checkpoint until it is whole, and the grace may end before that."""
+    pipeline, _ = stepped({3: [signal.SIGTERM]}, 0.2, 600.0, tmp_path, every=2)
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0, 1, 2, 3], [2, 4])
 
 
 @pytest.mark.parametrize(
@@ -95,10 +109,10 @@ def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
     [([signal.SIGTERM], 0.1), ([signal.SIGTERM], 0.0), ([signal.SIGINT, signal.SIGINT], 600.0)],
     ids=["a step beyond the grace", "no grace", "asked twice"],
 )
-def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], grace_s: float) -> None:
-    pipeline, said = stepped({1: signals}, 120.0, grace_s)
+def test_a_step_that_does_not_fit_is_given_up(tmp_path: Path, signals: list[signal.Signals], grace_s: float) -> None:
+    pipeline, said = stepped({1: signals}, 120.0, grace_s, tmp_path)
     assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
-    assert (pipeline.steps, pipeline.saved) == ([0], [])
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0], [])
 
 
 def test_before_the_first_step_nothing_is_waited_for() -> None:
