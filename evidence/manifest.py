@@ -29,7 +29,8 @@ class _State:
 
 
 def _apply_written(state: _State, body: dict[str, Any]) -> None:
-    info = ShardInfo(**body)
+    groups = body.pop("groups", None)
+    info = ShardInfo(**body, groups=None if groups is None else tuple(groups))
     state.written.pop(info.uri, None)
     state.trained.discard(info.uri)
     state.written[info.uri] = info

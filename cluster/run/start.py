@@ -170,7 +170,7 @@ async def _serve(
                 sink.stage("resuming from what stands")
                 resumed = await catch_up(services.learner, folder, sink, recipe, choice)
             if resumed.version and recipe.run.max_policy_lag:
-                await services.rollout.resume(await patient(partial(learned_groups, folder)))
+                await services.rollout.resume(await patient(partial(learned_groups, folder, sink.say)))
             asked = (inputs.renderer, inputs.task)
             pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
             async with observer_of(recipe, folder, services, sink, activity):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -19,7 +20,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.record import read_steps
-from cluster.run.replay import catch_up
+from cluster.run.replay import catch_up, learned_groups
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
@@ -176,6 +177,7 @@ class ReplayMachine(RuleBasedStateMachine):
             assert f"step-{broken[0]:06d}.arrow" in self.said.getvalue()
         standing = {info.step: info for info in self.manifest.written().values()}
         assert sorted(standing) == list(range(found))
+        assert learned_groups(self.folder, pytest.fail) == ["g0"] * found  # a lag asks for, whatever became of shards
         assert self.learner.weights == [standing[step].sha256 for step in range(found)]
         assert self.manifest.trained() == {info.uri for info in standing.values()}
         assert set(read_steps(self.folder.metrics)) >= set(range(found))
