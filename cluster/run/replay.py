@@ -130,8 +130,8 @@ def supersede_after(folder: RunDir, step: int) -> None:
 
 def learned_groups(folder: RunDir, say: Callable[[str], None] = print) -> list[str]:
     """Names of the groups in the shards that stand, as the manifest says. Where an older version wrote it, which did
-    not say, the shards are read. One that is damaged or gone is named, and then none is returned: from here on each step
-    learns from its own groups.
+    not say, the shards are read. One that is damaged or gone is named, and then none is returned: from here on each
+    step learns from its own groups.
     """
     found: list[str] = []
     for info in Manifest(folder.manifest).written().values():

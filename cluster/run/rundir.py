@@ -25,6 +25,7 @@ class RunDir:
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
+        self.chosen = root / "chosen"  # the weights to end with as a checkpoint, where `export.choose` made other ones
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
         self.gap = root / "gap.json"

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.metadata
+import shutil
 import time
 from functools import partial
 
@@ -176,13 +177,14 @@ async def _serve(
             async with observer_of(recipe, folder, services, sink, activity):
                 await pipeline.run(resumed)
                 sink.stage("exporting the model")
-                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, pipeline.checkpoints)
+                await export(services.learner, folder, pipeline.texts[0], recipe, pipeline.checkpoints)
 
 
 async def export(
-    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], step: int, checkpoints: Checkpoints
+    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], recipe: Recipe, checkpoints: Checkpoints
 ) -> None:
-    """RUN/export; where it cannot be written, what was trained is one of the `checkpoints`.
+    """RUN/export; where it cannot be written, what was trained is one of the `checkpoints`. Weights that the run
+    chose are none of them, since a resume looks there for those of the last step: they are in RUN/chosen.
 
     Raises:
         Died, TimeoutError: a rank is no more, or does not answer.
@@ -190,13 +192,17 @@ async def export(
     """
     try:
         await learner.export(folder.export, text)
+        shutil.rmtree(folder.chosen, ignore_errors=True)  # of an end before, whose export failed
     except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
         if is_lost(error):  # the services start again, and learn from what stands
             raise
         cause = cause_of(error)
+        if recipe.export.choose != "last":
+            checkpoints = Checkpoints(folder.chosen, recipe.faults.store_s)
         kept = f"the model is in {checkpoints.folder}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
-            await checkpoints.save(learner, step, keep=0)
+            checkpoints.folder.mkdir(exist_ok=True)
+            await checkpoints.save(learner, recipe.run.steps, keep=0)
         except (RuntimeError, OSError, RayTaskError) as worse:
             kept = f"no checkpoint either: {cause_of(worse)}"
         if isinstance(cause, EXPECTED):
