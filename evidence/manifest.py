@@ -91,6 +91,11 @@ class Manifest:
         """The shard was consumed by learner step `step`. ValueError unless it stands written and untrained."""
         self._append({"event": "trained", "uri": uri, "step": step})
 
+    def ensure_trained(self, uri: str, step: int) -> None:
+        """As `append_trained`, unless it is trained: a disk kept the line of an attempt that it reported as failed."""
+        if uri not in self.trained():
+            self.append_trained(uri, step)
+
     def append_superseded(self, uri: str) -> None:
         """The shard no longer counts, trained or not. ValueError unless it stands written."""
         self._append({"event": "superseded", "uri": uri})

@@ -161,7 +161,7 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
         await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
-        await self._stored(partial(self.manifest.append_trained, produced.shard.uri, step))
+        await self._stored(partial(self.manifest.ensure_trained, produced.shard.uri, step))
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()

@@ -67,7 +67,7 @@ async def catch_up(
         learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
         if info.uri not in trained:
             await patient(partial(write_student, learned.logprobs, str(folder.student), info.step))
-            await patient(partial(manifest.append_trained, info.uri, info.step))
+            await patient(partial(manifest.ensure_trained, info.uri, info.step))
         if info.step not in recorded:
             wall_s = time.perf_counter() - begun
             record = await patient(partial(_record, info, learned, wall_s, folder, recipe))

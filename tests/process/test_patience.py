@@ -33,6 +33,7 @@ from evidence import patience
 from evidence.files import check_writable
 from evidence.manifest import Manifest
 from evidence.patience import retried, retried_beside
+from evidence.records import ShardInfo
 from evidence.shards import read_shard, write_shard
 from learner.disk import written
 from learner.kept import KeptWeights
@@ -311,3 +312,17 @@ def test_an_export_is_written_by_a_disk_that_failed_once(
     failing_once(monkeypatch, shutil, "copyfile", number)
     with pytest.raises(RuntimeError, match=f"^export: .*{re.escape(os.strerror(number))}"):
         exporter.write(state, logprobs, tmp_path / "export", patience_s=0.0)
+
+
+def test_a_shard_is_trained_once_by_a_disk_that_kept_the_line_it_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    """The line is written, its fsync fails, and so does cutting it off."""
+    manifest, info = Manifest(tmp_path / "manifest.jsonl"), ShardInfo("a", 3, 1, 1, "")
+    manifest.append_written(info)
+    synced = failing_once(monkeypatch, os, "fsync", errno.EIO)
+    cut = failing_once(monkeypatch, os, "ftruncate", errno.EROFS)
+    retried(5.0, partial(manifest.ensure_trained, info.uri, 3))
+    assert manifest.trained() == {info.uri} and len(synced) == len(cut) == 1
+    with pytest.raises(ValueError, match="found it already trained, expected exactly once"):
+        manifest.append_trained(info.uri, 3)
