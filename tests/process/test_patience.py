@@ -102,6 +102,35 @@ def test_attempts_follow_each_other_until_the_deadline_and_the_last_error_is_rai
     assert run_virtual(timed(seconds, failing(times))) == (pytest.approx(after), found)
 
 
+def test_what_attempts_take_is_of_the_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 10 s until the store does not answer. The last may begin just before the deadline."""
+    clock = [0.0]
+
+    def pass_by(seconds: float) -> None:
+        clock[0] += seconds
+
+    def late() -> int:
+        pass_by(10.0)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pass_by))
+    with pytest.raises(OSError, match="no answer"):
+        retried(35.0, late)
+    assert 35.0 <= clock[0] <= 45.0
+
+    async def beside() -> tuple[float, int | str]:
+        loop: Any = asyncio.get_running_loop()
+
+        def late() -> int:
+            loop._now += 10.0
+            raise OSError("no answer")
+
+        return await timed(35.0, late)
+
+    after, found = run_virtual(beside())
+    assert 35.0 <= after <= 45.0 and found == "no answer"
+
+
 def test_what_will_not_come_is_not_waited_for() -> None:
     assert run_virtual(timed(300.0, failing(1, FileNotFoundError), (FileNotFoundError,))) == (0.0, "attempt 1")
     with pytest.raises(ValueError, match="no shard"):
