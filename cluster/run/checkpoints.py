@@ -46,10 +46,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one run. patience_s: seconds for which a disk is tried again that is full or refuses."""
+    """Those of one run. patience_s: seconds for which a disk is tried again that is full or refuses. say: is told of
+    what cannot be removed."""
 
-    def __init__(self, folder: Path, patience_s: float = 0.0) -> None:
-        self.folder, self._patience_s = folder, patience_s
+    def __init__(self, folder: Path, patience_s: float = 0.0, say: Callable[[str], None] = print) -> None:
+        self.folder, self._patience_s, self._say = folder, patience_s, say
         self._saved: int | None = None  # the step of the last one that this object has written
 
     def place(self, step: int) -> Path:
@@ -101,7 +102,10 @@ class Checkpoints:
             shutil.rmtree(self.place(step), ignore_errors=True)
             raise
         self._saved = step
-        self.prune(step, keep)
+        try:
+            await retried_beside(self._patience_s, lambda: self.prune(step, keep))
+        except OSError as error:  # the next save tries again
+            self._say(f"an older checkpoint could not be removed: {error}")
 
     async def load(self, learner: "LearnerService", say: Callable[[str], None]) -> int:
         """Every rank loads the newest one whose files are what they were. Returns its step; 0 where there is none.

@@ -84,7 +84,7 @@ class Pipeline:
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
-        self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s)
+        self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
         bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
         self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))

@@ -37,7 +37,7 @@ from evidence.records import ShardInfo
 from evidence.shards import read_shard, write_shard
 from learner.disk import written
 from learner.kept import KeptWeights
-from tests.process.test_checkpoints import Ranks
+from tests.process.test_checkpoints import Ranks, steps_in
 from tests.process.test_export import trained
 from tests.process.test_object_store import table
 from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
@@ -313,6 +313,35 @@ def test_a_checkpoint_is_committed_and_found_again_by_a_disk_that_failed_once(
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         failing_once(monkeypatch, checkpoints, "write_whole", number)
         asyncio.run(Checkpoints(tmp_path, 0.0).save(ranks, 16, keep=2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("patience_s", "left"), [(5.0, [8, 12]), (0.0, [4, 8, 12])])
+def test_what_is_removed_by_a_disk_that_failed_once_ends_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, left: list[int]
+) -> None:
+    """As NFS does, where a file is still open; what stays is removed by the next save."""
+    said, ranks = list[str](), Ranks()
+    kept = Checkpoints(tmp_path, patience_s, said.append)
+    for step in (4, 8):
+        asyncio.run(kept.save(ranks, step, keep=2))  # type: ignore[arg-type]
+    own, refused = shutil.rmtree, list[Path]()
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if path == kept.place(4) and not refused:
+            refused.append(path)
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        own(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    asyncio.run(kept.save(ranks, 12, keep=2))  # type: ignore[arg-type]
+    assert steps_in(tmp_path) == left and refused == [kept.place(4)]
+    assert said == ([] if patience_s else [f"an older checkpoint could not be removed: {ENOTEMPTY.format(refused[0])}"])
+    asyncio.run(kept.save(ranks, 16, keep=2))  # type: ignore[arg-type]
+    assert steps_in(tmp_path) == [12, 16]
+
+
+ENOTEMPTY = f"[Errno {errno.ENOTEMPTY}] {os.strerror(errno.ENOTEMPTY)}: '{{}}'"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
