@@ -119,17 +119,18 @@ async def _survive(
     with run_time(sink):
         used = plan_in_use(recipe, plan, said)
         await retried_beside(recipe.faults.store_s, partial(append_plan, folder.memory, used))
-    restarts = Restarts(recipe.faults)
+    restarts, stood = Restarts(recipe.faults), asyncio.Event()
     while True:
         try:
-            return await _serve(recipe, folder, sink, resume, inputs, stop, plan)
+            return await _serve(recipe, folder, sink, resume, inputs, stop, plan, stood)
         except Died as death:
             if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
                 raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
-            if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
+            has_shards = folder.manifest.exists()  # without any the run begins again, once its services could start
+            if not ((has_shards or stood.is_set()) and restarts.allow(time.monotonic())):
                 raise
             sink.say(f"{death}; the services start again")
-            resume = True
+            resume = has_shards
 
 
 def idle_room(recipe: Recipe) -> str:
@@ -151,9 +152,17 @@ def idle_room(recipe: Recipe) -> str:
 
 
 async def _serve(
-    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop, plan: Plan
+    recipe: Recipe,
+    folder: RunDir,
+    sink: MetricsSink,
+    resume: bool,
+    inputs: RunInputs,
+    stop: Stop,
+    plan: Plan,
+    stood: asyncio.Event,
 ) -> None:
-    """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
+    """From the start of the services, which sets `stood` at its end, to the exported model; `Died` when a service or a
+    rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
     async with running(recipe, plan, folder.config, storage, metadata) as services:
@@ -161,6 +170,7 @@ async def _serve(
         with run_time(sink, takes_input=True):
             hosts = await start(services, recipe, plan, storage, folder.root)
             await services.learner.rehearse_export(folder.export)
+            stood.set()
         if len(set(hosts.values())) > 1:
             sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
         with run_time(sink):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,15 +174,48 @@ def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeyp
 
     folder = RunDir(tmp_path)
     folder.manifest.write_text("")
-    recipe, stop = load_recipe(RECIPE), SimpleNamespace(asked="")
+    stop = SimpleNamespace(asked="")
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
+        survived(folder, serve, stop, monkeypatch)
+    assert served == [1]
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_death_before_the_first_shard_starts_services_again_that_have_stood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, stands: bool
+) -> None:
+    """Without a shard there is nothing to resume. What never stood would die again."""
+    resumes = list[bool]()
+
+    async def serve(*given: Any) -> None:
+        resumes.append(given[3])
+        if stands:
+            given[-1].set()
+        if len(resumes) == 1:
+            raise Died("learner rank 1 died")
+
+    folder = RunDir(tmp_path)
+    if shards:
+        folder.manifest.write_text("")
+    survive = partial(survived, folder, serve, SimpleNamespace(asked=""), monkeypatch)
+    if not (shards or stands):
+        with pytest.raises(Died):
+            survive()
+    else:
+        survive()
+        assert resumes == [False, bool(shards)]
+
+
+def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run over services of which each start is `serve`."""
+    recipe = load_recipe(RECIPE)
     plan = make_plan(recipe, [Share(16.0, 0.0)])
     monkeypatch.setattr("cluster.run.start._serve", serve)
     monkeypatch.setattr("cluster.run.start.plan_for", lambda _: plan)
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
     inputs: Any = SimpleNamespace(model="")
-    with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
-        asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))  # type: ignore[arg-type]
-    assert served == [1]
+    asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))
 
 
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:
