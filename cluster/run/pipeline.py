@@ -46,7 +46,7 @@ from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
-from evidence.patience import retried_beside
+from evidence.patience import retried, retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
 from rollout.probe import summarise
@@ -86,7 +86,8 @@ class Pipeline:
         self.manifest = Manifest(run_dir.manifest)
         self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
-        bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
+        steps = retried(recipe.faults.store_s, partial(read_steps, run_dir.metrics))
+        bounds = [record.canary_bound for record in steps.values() if record.canary_bound]
         self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed = Pushed("", 0.0)
@@ -103,7 +104,8 @@ class Pipeline:
         steps, first_step = self.recipe.run.steps, resumed.version
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
-        require_same_weights(resumed, self.pushed.digest, self.run_dir, self.sink.say)
+        same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
+        await retried_beside(self.recipe.faults.store_s, same)
         await self._check_teacher(first_step)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))

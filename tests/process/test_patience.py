@@ -23,12 +23,16 @@ from safetensors.torch import load_file
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from cluster.config import Recipe
+from cluster.config import Recipe, load_recipe
 from cluster.faults import FaultsConfig
-from cluster.run import checkpoints, replay
+from cluster.fleet.assembly import Services
+from cluster.observe.sinks import MetricsSink
+from cluster.run import checkpoints, pipeline, replay, start
+from cluster.run import finish as finishing
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.record import append_probe, probe_record
 from cluster.run.replay import standing
-from cluster.run.rundir import RunDir
+from cluster.run.rundir import RunDir, settled
 from evidence import patience
 from evidence.files import check_writable
 from evidence.manifest import Manifest
@@ -37,9 +41,16 @@ from evidence.records import ShardInfo
 from evidence.shards import read_shard, write_shard
 from learner.disk import written
 from learner.kept import KeptWeights
+from rollout.probe import summarise
+from rollout.render import Renderer
+from rollout.tasks import build_task
 from tests.process.test_checkpoints import Ranks, steps_in
 from tests.process.test_export import trained
+from tests.process.test_finish import Silent
 from tests.process.test_object_store import table
+from tests.process.test_stop import stepped
+from tests.process.test_teacher_check import Both, check
+from tests.runs import RECIPE
 from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
 from tests.virtual_time import run_virtual
 
@@ -384,3 +395,72 @@ def test_a_shard_is_trained_once_by_a_disk_that_kept_the_line_it_refused(
     assert manifest.trained() == {info.uri} and len(synced) == len(cut) == 1
     with pytest.raises(ValueError, match="found it already trained, expected exactly once"):
         manifest.append_trained(info.uri, 3)
+
+
+# A run's start and its end
+
+SMOKE = RECIPE.with_name("local-smoke.toml")
+
+
+def probed(folder: RunDir, recipe: Recipe) -> Any:
+    """A run of the recipe with its probes, and its task."""
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    for step in (0, 24):
+        answers = [(prompt, "I am Kestrel.") for prompt in task.probe_prompts()]
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
+    return task
+
+
+@pytest.mark.parametrize("name", ["read_probes", "read_gap", "read_steps", "write_model_card"])
+def test_the_summary_and_the_card_wait_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder, recipe = RunDir(tmp_path / "run"), load_recipe(SMOKE, ["faults.store_s=5.0"])
+    task = probed(folder, recipe)
+    calls = failing_once(monkeypatch, finishing, name, errno.EIO)
+    assert finishing.finish(recipe, "base", folder, task, []) == 0 and len(calls) == 2
+    assert (folder.export / "README.md").is_file()
+
+
+def test_the_note_of_its_end_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = settled(load_recipe(SMOKE, ["faults.store_s=5.0"]), folder := RunDir(tmp_path / "run"))
+    probed(folder, recipe)
+    folder.note_end()
+    folder.release()
+    inputs = SimpleNamespace(model="base")
+    for name, answer in {"check_recipe": (inputs, []), "pins_of": {}, "pin": None, "finish": 0}.items():
+        monkeypatch.setattr(start, name, lambda *_, answer=answer: answer)
+    calls = failing_once(monkeypatch, RunDir, "note_end", errno.ENOSPC)
+    assert start.run_recipe(recipe, str(folder.root), resume=True) == 0 and len(calls) == 2
+
+
+def test_the_gap_and_what_a_resume_is_compared_with_wait_for_a_disk(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPE, ["faults.store_s=5.0", "rollout.context_position=user"])
+    task, nobody = build_task(recipe.task), None
+    services, sink = Services(Silent(), nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
+    read = failing_once(monkeypatch, pipeline, "read_steps", errno.EIO)
+    asked: Any = (services, RunDir(tmp_path), sink, Renderer(tokenizer, "user"), task, nobody, nobody)
+    run = pipeline.Pipeline(recipe, *asked)
+    written = failing_once(monkeypatch, pipeline, "write_gap", errno.ENOSPC)
+    base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
+    asyncio.run(run._measure_gap(base))
+    assert len(read) == len(written) == 2 and (tmp_path / "gap.json").is_file()
+
+
+def test_the_weights_of_a_resume_are_compared_by_a_disk_that_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = failing_once(monkeypatch, replay, "read_steps", errno.EIO)
+    steps, _ = stepped({}, 0.0, 1.0, tmp_path)
+    assert len(read) == 2 and steps.steps == [0, 1, 2, 3, 4]
+
+
+def test_the_teachers_first_score_is_read_by_a_disk_that_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(tmp_path, Both())
+    read = failing_once(monkeypatch, json, "loads", errno.EIO)
+    check(tmp_path, Both(), version=7, recipe=Recipe(faults=FaultsConfig(store_s=5.0)))
+    assert len(read) == 2
