@@ -10,7 +10,9 @@ from cluster.observe.grafana import promql
 # name: (expression, for, severity, what it says); e_ is a figure of the table
 ALERTS: dict[str, tuple[str, str, str, str]] = {
     "RunStalled": (
-        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min(4 * max by (run) (e_step_seconds), 900) "
+        # How long a first step takes is not known: it has an hour.
+        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min("
+        "4 * max by (run) (e_step_seconds) or 3600 * max by (run) (e_run_running), 900) "
         "and max by (run) (e_run_running) == 1",
         "1m", "page", "{{ $labels.run }} has had no step for {{ $value | humanizeDuration }}",
     ),

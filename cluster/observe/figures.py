@@ -32,7 +32,9 @@ FIGURES: dict[str, Figure] = {
     "steps_planned": Figure(GAUGE, "", (), "steps of the recipe"),
     "steps_done": Figure(GAUGE, "", (), "steps learned and pushed"),
     "step_seconds": Figure(GAUGE, "s", (), "wall time of the last step"),
-    "last_step_timestamp_seconds": Figure(GAUGE, "s", (), "when the last step ended, Unix time"),
+    "last_step_timestamp_seconds": Figure(
+        GAUGE, "s", (), "when the last step ended, or this process began after it, Unix time"
+    ),
     "eta_seconds": Figure(GAUGE, "s", (), "time left, at the last step's pace"),
     "stage_tokens": Figure(GAUGE, "", ("stage",), "tokens that a stage worked on in the last step"),
     "stage_seconds": Figure(GAUGE, "s", ("stage",), "time in which a stage was at work in the last step"),

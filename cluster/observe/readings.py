@@ -48,6 +48,7 @@ def _reading(name: str, value: float | None, **labels: str) -> Iterator[Reading]
 def of_recipe(recipe: Recipe) -> Iterator[Reading]:
     """What is known before the first step."""
     yield from _reading("steps_planned", recipe.run.steps)
+    yield from _reading("steps_done", 0)
     yield from _reading("canary_tolerance_nats", recipe.weights.canary_tolerance)  # the first push has no other bound
 
 

@@ -32,6 +32,11 @@ class Seen:
         return any(probe.step == self.recipe.run.steps for probe in self.probes)
 
 
+def read_records(folder: Path) -> tuple[list[StepRecord], list[ProbeRecord]]:
+    """The steps and the probes of a run's folder. ValueError names a damaged file."""
+    return list(read_steps(folder / "metrics.jsonl").values()), list(read_probes(folder / "probes.jsonl").values())
+
+
 def read_seen(folder: Path) -> Seen:
     """A run's folder.
 
@@ -43,8 +48,7 @@ def read_seen(folder: Path) -> Seen:
     return Seen(
         folder.resolve().name,
         recipe,
-        list(read_steps(folder / "metrics.jsonl").values()),
-        list(read_probes(folder / "probes.jsonl").values()),
+        *read_records(folder),
         read_samples(folder / SAMPLES),
         read_spans(folder / TRACE),
         read_gap(folder / GAP),

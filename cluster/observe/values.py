@@ -1,27 +1,36 @@
 """The current value of each figure of a run, as its records come: what Ray's endpoint and OpenMetrics tell."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cluster.config import Recipe
 from cluster.observe.figures import COUNTER, FIGURES
 from cluster.observe.observer import Batch
 from cluster.observe.readings import SUMS, Reading, of_probe, of_recipe, of_sample, of_span, of_step, of_wait
 from cluster.observe.waits import Waits
+from cluster.run.record import ProbeRecord, StepRecord
 
 Key = tuple[str, tuple[tuple[str, str], ...]]  # a figure's name and its labels, sorted
 _ENGINES_OWN = frozenset(SUMS.values())
+LAST_STEP = "last_step_timestamp_seconds"
 
 
 class Values:
-    """Gauges as they were last read, counters added up."""
+    """Gauges as they were last read, counters added up.
 
-    def __init__(self, recipe: Recipe) -> None:
+    steps, probes: that a run which is resumed has already, in order. Their gauges are known, but for when the last step
+    ended: none is awaited until the loop begins again. Counters are of this process.
+    """
+
+    def __init__(self, recipe: Recipe, steps: Sequence[StepRecord] = (), probes: Sequence[ProbeRecord] = ()) -> None:
         self._planned, self._has_probe = recipe.run.steps, False
         self.now: dict[Key, float] = {}
         self._waits = Waits(recipe.observe.every_s)
         self._sums: dict[Key, float] = {}  # as an engine last told them
         self.read(of_recipe(recipe))
         self.read([Reading("run_running", 1.0, {})])
+        stands = [reading for step in steps[-1:] for reading in of_step(step, self._planned)]
+        self.read(one for one in stands if FIGURES[one.name].kind != COUNTER and one.name != LAST_STEP)
+        self._add_probes(probes)
 
     def add(self, batch: Batch) -> None:
         """Everything that is new."""
@@ -33,11 +42,14 @@ class Values:
             self.read(of_wait(window))
         for step in batch.steps:
             self.read(of_step(step, self._planned))
-        for probe in batch.probes:
-            self.read(of_probe(probe, is_first=not self._has_probe))
-            self._has_probe = True
+        self._add_probes(batch.probes)
         if batch.ended:
             self.read([Reading("run_running", 0.0, {})])
+
+    def _add_probes(self, probes: Iterable[ProbeRecord]) -> None:
+        for probe in probes:
+            self.read(of_probe(probe, is_first=not self._has_probe))
+            self._has_probe = True
 
     def read(self, readings: Iterable[Reading]) -> None:
         """Sets gauges, and adds to counters."""

@@ -33,7 +33,7 @@ from cluster.run.record import append_plan, read_probes
 from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
-from cluster.run.watch import observer_of, watch
+from cluster.run.watch import exporting, observer_of, watch
 from evidence.patience import retried, retried_beside
 from evidence.records import Ids
 from evidence.shards import check_unshared
@@ -155,28 +155,29 @@ async def _serve(
     """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
-    async with running(recipe, plan, folder.config, storage, metadata) as services:
-        activity = watch(services)
-        with run_time(sink, takes_input=True):
-            hosts = await start(services, recipe, plan, storage, folder.root)
-            await services.learner.rehearse_export(folder.export)
-        if len(set(hosts.values())) > 1:
-            sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
-        with run_time(sink):
-            patient = partial(retried_beside, recipe.faults.store_s)
-            choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
-            resumed = Resumed()
-            if resume:
-                sink.stage("resuming from what stands")
-                resumed = await catch_up(services.learner, folder, sink, recipe, choice)
-            if resumed.version and recipe.run.max_policy_lag:
-                await services.rollout.resume(await patient(partial(learned_groups, folder)))
-            asked = (inputs.renderer, inputs.task)
-            pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
-            async with observer_of(recipe, folder, services, sink, activity):
-                await pipeline.run(resumed)
-                sink.stage("exporting the model")
-                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)
+    with exporting(recipe, folder) as exporters:
+        async with running(recipe, plan, folder.config, storage, metadata) as services:
+            activity = watch(services)
+            with run_time(sink, takes_input=True):
+                hosts = await start(services, recipe, plan, storage, folder.root)
+                await services.learner.rehearse_export(folder.export)
+            if len(set(hosts.values())) > 1:
+                sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
+            with run_time(sink):
+                patient = partial(retried_beside, recipe.faults.store_s)
+                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
+                resumed = Resumed()
+                if resume:
+                    sink.stage("resuming from what stands")
+                    resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+                if resumed.version and recipe.run.max_policy_lag:
+                    await services.rollout.resume(await patient(partial(learned_groups, folder)))
+                asked = (inputs.renderer, inputs.task)
+                pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
+                async with observer_of(recipe, folder, services, sink, activity, exporters):
+                    await pipeline.run(resumed)
+                    sink.stage("exporting the model")
+                    await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)
 
 
 async def export(

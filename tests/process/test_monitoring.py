@@ -67,7 +67,7 @@ def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     promtool("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
 
 
-# name: series as promtool writes them, minute by minute; when; which alerts fire
+# name: series as promtool writes them, minute by minute; at which times which alerts fire
 CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "stalled": (
         {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "30x60",
@@ -87,14 +87,33 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
          'steps_done{WorkerId="b"}': "_x6 4x4 stale", 'steps_planned{WorkerId="b"}': "_x6 9x4 stale"}, "14m",
         {"RunVanished"},
     ),
-    "resumed by another process": (
+    "resumed by another process": (  # which starts services until minute 20, and needs 10 for a step
         {'run_running{WorkerId="a"}': "1x9 stale", 'steps_done{WorkerId="a"}': "3x9 stale",
          'steps_planned{WorkerId="a"}': "9x9 stale", 'run_running{WorkerId="b"}': "_x9 1x50",
-         'steps_done{WorkerId="b"}': "_x9 4x50", 'steps_planned{WorkerId="b"}': "_x9 9x50",
+         'steps_done{WorkerId="b"}': "_x9 3x20 4x30", 'steps_planned{WorkerId="b"}': "_x9 9x50",
+         'step_seconds{WorkerId="a"}': "600x9 stale", 'step_seconds{WorkerId="b"}': "_x9 600x50",
+         'last_step_timestamp_seconds{WorkerId="a"}': "60x9 stale",
+         'last_step_timestamp_seconds{WorkerId="b"}': "_x20 1200x9 1800x50",
          'probe_ratio{WorkerId="a",rate="capability",bound="high"}': "0.5x9 stale",
          'probe_first_ratio{WorkerId="a",rate="capability",bound="low"}': "0.4x9 stale",
          'probe_ratio{WorkerId="b",rate="capability",bound="high"}': "_x9 0.5x50",
-         'probe_first_ratio{WorkerId="b",rate="capability",bound="low"}': "_x9 0.4x50"}, "12m", set(),
+         'probe_first_ratio{WorkerId="b",rate="capability",bound="low"}': "_x9 0.4x50"}, "12m 19m 29m 45m", set(),
+    ),
+    "the first step after a resume hangs": (
+        {"run_running": "_x9 1x90", "steps_done": "_x9 3x90", "steps_planned": "_x9 9x90", "step_seconds": "_x9 60x90",
+         "last_step_timestamp_seconds": "_x20 1200x90"}, "40m", {"RunStalled"},
+    ),
+    "the first step of all hangs": (
+        {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
+         "last_step_timestamp_seconds": "_x9 600x90"}, "75m", {"RunStalled"},
+    ),
+    "a long first step, after a long start": (
+        {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
+         "last_step_timestamp_seconds": "_x29 1800x60"}, "25m 80m", set(),
+    ),
+    "vanished in its start": (
+        {"run_running": "1x10 stale", "steps_done": "0x10 stale", "steps_planned": "9x10 stale"}, "15m",
+        {"RunVanished"},
     ),
     "finished": (
         {"run_running": "1x8 0 0 stale", "steps_done": "9x10 stale", "steps_planned": "9x10 stale"}, "15m", set(),
@@ -146,12 +165,12 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     assert {name for *_, fired in CASES.values() for name in fired} == set(ALERTS)
     shutil.copy(MONITORING / "edge-opd.rules.yml", tmp_path / "rules.yml")
     tests = []
-    for found, at, fired in CASES.values():
+    for found, times, fired in CASES.values():
         # That an alert fires is asked of ALERTS: its labels and words are not compared here.
         asked = [
             {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)', "eval_time": at,
              "exp_samples": [{"labels": "{}", "value": float(name in fired)}]}
-            for name in ALERTS
+            for name in ALERTS for at in times.split()
         ]  # fmt: skip
         written = [series(name, values) for name, values in found.items()]
         tests.append({"interval": "1m", "input_series": written, "promql_expr_test": asked})
@@ -191,9 +210,9 @@ def test_a_local_runs_endpoint_is_at_a_port_that_nothing_else_has(tmp_path: Path
         assert int(own) not in (0, port)
 
 
-def test_figures_without_an_endpoint_do_not_end_a_run() -> None:
+def test_figures_without_an_endpoint_do_not_end_a_run(tmp_path: Path) -> None:
     """A Ray that has none: its agent is gone, or nothing is connected."""
-    good, sink = Kept(), RaySink("run", Recipe())
+    good, sink = Kept(), RaySink(tmp_path, Recipe())
     said = observed(answers, [sink, good])
     assert said == [] and len(sink._told) > 3 and good.batches[-1].ended == "finished"
 

@@ -1,0 +1,134 @@
+"""What the endpoint of a run's Ray is told, from the start of its services to their end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Recipe, RunConfig
+from cluster.fleet.assembly import Services
+from cluster.fleet.calls import Died
+from cluster.observe.config import ObserveConfig
+from cluster.observe.figures import COUNTER, FIGURES, PREFIX
+from cluster.observe.observer import Batch
+from cluster.observe.ray_sink import RaySink
+from cluster.observe.sinks import MetricsSink
+from cluster.run.record import ProbeRecord, append_probe, append_step
+from cluster.run.rundir import RunDir
+from cluster.run.start import _serve
+from cluster.run.watch import exporting
+from rollout.probe import Rate
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
+
+Told = dict[tuple[str, ...], float]  # the last value by a figure's name and its labels' values
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """By a Ray that keeps what it is told until it is looked at."""
+    found: Told = {}
+
+    class Metric:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self._name, self._keys = name.removeprefix(PREFIX), tag_keys
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            assert set(tags) == set(self._keys)
+            found[self._name, *(tags[key] for key in self._keys)] = value
+
+        inc = set
+
+    monkeypatch.setattr("ray.util.metrics.Gauge", Metric)
+    monkeypatch.setattr("ray.util.metrics.Counter", Metric)
+    return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def resumed_run(folder: Path) -> Path:
+    """Of 9 steps it has 4, and 2 probes."""
+    run = observed_run(folder, steps=9)
+    (run / "metrics.jsonl").unlink()
+    (run / "probes.jsonl").unlink()
+    for step in range(4):
+        append_step(run / "metrics.jsonl", a_step(step))
+    for at, count in ((0, 40), (3, 20)):
+        rates = {"capability": Rate(count, 96)}
+        append_probe(run / "probes.jsonl", ProbeRecord(at, BEGAN, "identity", rates, 12, 8))
+    return run
+
+
+RECIPE = Recipe(run=RunConfig(steps=9), observe=ObserveConfig(every_s=0.01))
+
+
+def test_what_stands_of_a_run_is_told_again_and_again_before_its_loop_begins(tmp_path: Path, told: Told) -> None:
+    sink = RaySink(resumed_run(tmp_path / "r"), RECIPE)
+    with sink.telling():
+        for _ in range(2):
+            told.clear()
+            wait_until(lambda: ("probe_step", "r") in told)
+    assert told["steps_done", "r"] == 4 and told["steps_planned", "r"] == 9 and told["run_running", "r"] == 1
+    assert told["step_seconds", "r"] == STEP_S and told["stage_seconds", "r", "push"] == 0.8
+    assert told["probe_first_ratio", "r", "capability", "value"] == 40 / 96
+    assert told["probe_ratio", "r", "capability", "value"] == 20 / 96
+    assert not [name for name, *_ in told if FIGURES[name].kind == COUNTER]
+    assert ("last_step_timestamp_seconds", "r") not in told, "no step is awaited while services start"
+
+
+def test_from_its_loops_begin_on_a_step_of_a_run_is_awaited(tmp_path: Path, told: Told) -> None:
+    run = resumed_run(tmp_path / "r")
+    sink = RaySink(run, RECIPE)
+    with sink.telling():
+        wait_until(lambda: ("probe_step", "r") in told)
+    append_step(run / "metrics.jsonl", a_step(4))  # learned again from its shard
+    sink.write(Batch(BEGAN + 900.0, samples=(a_sample(900.0),)))
+    assert told["last_step_timestamp_seconds", "r"] == BEGAN + 900.0 and told["steps_done", "r"] == 5
+    new = ProbeRecord(5, BEGAN, "identity", {"capability": Rate(10, 96)}, 12, 8)
+    sink.write(Batch(BEGAN + 960.0, steps=(replace(a_step(5), time=BEGAN + 950.0),), probes=(new,)))
+    assert told["last_step_timestamp_seconds", "r"] == BEGAN + 950.0 and told["steps_done", "r"] == 6
+    assert told["rollouts_total", "r", "trained"] == 31, "of this process"
+    assert told["probe_first_ratio", "r", "capability", "value"] == 40 / 96
+
+
+def test_a_run_whose_first_step_has_not_come_has_done_none(tmp_path: Path, told: Told) -> None:
+    RaySink(tmp_path / "new", RECIPE).write(Batch(BEGAN))
+    assert told["steps_done", "new"] == 0 and told["last_step_timestamp_seconds", "new"] == BEGAN
+
+
+def test_a_damaged_folder_is_said_by_the_sink_alone(tmp_path: Path, told: Told) -> None:
+    run = resumed_run(tmp_path / "r")
+    (run / "metrics.jsonl").write_text("{}\n")
+    sink = RaySink(run, RECIPE)
+    with sink.telling(), pytest.raises(ValueError, match=r"metrics\.jsonl: line 1"):
+        sink.write(Batch(BEGAN))
+    assert told == {}
+
+
+def test_a_run_whose_services_start_has_not_vanished(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first, at a resume, and after the death of one of them."""
+
+    @asynccontextmanager
+    async def start(*_: object) -> AsyncIterator[Services]:
+        await asyncio.to_thread(wait_until, lambda: told.get(("steps_done", "r")) == 4)
+        raise Died("a rank")
+        yield
+
+    monkeypatch.setattr("cluster.run.start.running", start)
+    folder, parts = RunDir(resumed_run(tmp_path / "r")), (None,) * 3
+    with pytest.raises(Died):
+        asyncio.run(_serve(RECIPE, folder, MetricsSink(9), True, *parts))  # type: ignore[arg-type]
+    told.clear()
+    off = replace(RECIPE, observe=ObserveConfig(ray=False))
+    with exporting(off, folder) as exporters:
+        assert exporters == [] and told == {}
