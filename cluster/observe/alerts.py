@@ -21,8 +21,12 @@ ALERTS: dict[str, tuple[str, str, str, str]] = {
         "unless on (run) e_steps_done",
         "1m", "page", "{{ $labels.run }} is gone after {{ $value }} steps",
     ),
+    "ServiceSilent": (
+        "max by (run) (e_service_up) == 0", "2m", "page", "the rollout service of {{ $labels.run }} does not answer",
+    ),
     "EngineSilent": (
-        "e_engine_up == 0", "2m", "page", "{{ $labels.engine }} of {{ $labels.run }} does not answer",
+        "e_engine_up == 0 unless on (run) max by (run) (e_service_up) == 0",
+        "2m", "page", "{{ $labels.engine }} of {{ $labels.run }} does not answer",
     ),
     "NodeMemory": (
         "ray_node_mem_used / ray_node_mem_total > 0.93",

@@ -22,6 +22,7 @@ ROWS: tuple[Row, ...] = (
         ("Left", "s", ("max by (run) (e_eta_seconds{R})",)),
         ("Trained tokens a second", "short",
          ('max by (run) (e_stage_tokens{R,stage="learn"}) / max by (run) (e_step_seconds{R})',)),
+        ("The rollout service answers", "", ("max by (run) (e_service_up{R})",)),
         ("Engines that answer", "", ("sum(e_engine_up{R})", "count(e_engine_up{R})")),
         ("Canary of its tolerance", "percentunit",
          ("max by (run) (e_canary_nats{R}) / max by (run) (e_canary_tolerance_nats{R})",)),

@@ -1,6 +1,6 @@
 """The current value of each figure of a run, as its records come: what Ray's endpoint and OpenMetrics tell."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cluster.config import Recipe
 from cluster.observe.figures import COUNTER, FIGURES
@@ -15,7 +15,8 @@ LAST_STEP = "last_step_timestamp_seconds"
 
 
 class Values:
-    """Gauges as they were last read, counters added up.
+    """Gauges as they were last read, counters added up. Those of a sample are gone once the next one does not say them,
+    such as the load of an engine that is silent.
 
     steps, probes: that a run which is resumed has already, in order. Their gauges are known, but for when the last step
     ended: none is awaited until the loop begins again. Counters are of this process.
@@ -26,6 +27,7 @@ class Values:
         self.now: dict[Key, float] = {}
         self._waits = Waits(recipe.observe.every_s)
         self._sums: dict[Key, float] = {}  # as an engine last told them
+        self._said: dict[str, set[Key]] = {}  # the gauges of the last record, by its kind
         self.read(of_recipe(recipe))
         self.read([Reading("run_running", 1.0, {})])
         stands = [reading for step in steps[-1:] for reading in of_step(step, self._planned)]
@@ -35,7 +37,7 @@ class Values:
     def add(self, batch: Batch) -> None:
         """Everything that is new."""
         for sample in batch.samples:
-            self.read(of_sample(sample))
+            self._renew("sample", [*of_sample(sample), *(self._silent() if sample.fault else ())])
         for span in batch.spans:
             self.read(of_span(span))
         for window in self._waits.add(batch):
@@ -45,6 +47,19 @@ class Values:
         self._add_probes(batch.probes)
         if batch.ended:
             self.read([Reading("run_running", 0.0, {})])
+            self._renew("sample", [])  # nobody asks any more
+
+    def _silent(self) -> Iterator[Reading]:
+        """Engines of a service that does not answer."""
+        return (Reading("engine_up", 0.0, dict(labels)) for name, labels in self.now if name == "engine_up")
+
+    def _renew(self, kind: str, readings: Sequence[Reading]) -> None:
+        """What the last record of this kind says is all that is known of its gauges."""
+        said = {_key(one) for one in readings if FIGURES[one.name].kind != COUNTER}
+        for gone in self._said.get(kind, set()) - said:
+            del self.now[gone]
+        self._said[kind] = said
+        self.read(readings)
 
     def _add_probes(self, probes: Iterable[ProbeRecord]) -> None:
         for probe in probes:
@@ -54,7 +69,7 @@ class Values:
     def read(self, readings: Iterable[Reading]) -> None:
         """Sets gauges, and adds to counters."""
         for reading in readings:
-            key = reading.name, tuple(sorted(reading.labels.items()))
+            key = _key(reading)
             if reading.name in _ENGINES_OWN:
                 self.now[key] = self.now.get(key, 0.0) + self._growth(key, reading.value)
             elif FIGURES[reading.name].kind == COUNTER:
@@ -66,3 +81,7 @@ class Values:
         """Since the engine last told its sum; one that tells less began again."""
         before, self._sums[key] = self._sums.get(key, 0.0), told
         return told - before if told >= before else told
+
+
+def _key(reading: Reading) -> Key:
+    return reading.name, tuple(sorted(reading.labels.items()))

@@ -17,10 +17,12 @@ from cluster.observe.figures import COUNTER, FIGURES, PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.ray_sink import RaySink
 from cluster.observe.sinks import MetricsSink
+from cluster.observe.values import Values
 from cluster.run.record import ProbeRecord, append_probe, append_step
 from cluster.run.rundir import RunDir
 from cluster.run.start import _serve
 from cluster.run.watch import exporting
+from evidence.telemetry import Sample
 from rollout.probe import Rate
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 
@@ -132,3 +134,43 @@ def test_a_run_whose_services_start_has_not_vanished(
     off = replace(RECIPE, observe=ObserveConfig(ray=False))
     with exporting(off, folder) as exporters:
         assert exporters == [] and told == {}
+
+
+def now(values: Values) -> Told:
+    return {(name, *(word for _, word in labels)): value for (name, labels), value in values.now.items()}
+
+
+STUDENT, TEACHER = ("student engine 0", "student"), ("teacher engine 0", "teacher")
+
+
+def test_of_a_service_that_is_silent_its_engines_are_too_and_their_load_is_not_known() -> None:
+    values, known = Values(RECIPE), set(now(Values(RECIPE)))
+    values.add(Batch(0.0, samples=(a_sample(10.0),)))
+    before = now(values)
+    assert before["service_up",] == before["engine_up", *STUDENT] == 1
+    values.add(Batch(0.0, samples=(Sample(BEGAN + 12.0, fault="no answer within 5 s"),)))
+    counters = {key for key in before if FIGURES[key[0]].kind == COUNTER}
+    up = {("service_up",), ("engine_up", *STUDENT), ("engine_up", *TEACHER)}
+    assert set(now(values)) == known | counters | up and {now(values)[key] for key in up} == {0.0}
+    values.add(Batch(0.0, samples=(a_sample(10.0),)))
+    assert now(values) == before
+
+
+def test_the_load_of_an_engine_that_is_silent_is_not_known() -> None:
+    values, sample = Values(RECIPE), a_sample(10.0)
+    name, _ = STUDENT
+    mute = replace(sample.engines[name], up=False, stats={})
+    values.add(Batch(0.0, samples=(sample, replace(sample, engines=sample.engines | {name: mute}))))
+    found = now(values)
+    assert found["engine_up", *STUDENT] == 0 and found["engine_up", *TEACHER] == 1
+    assert ("engine_running_requests", *STUDENT) not in found and ("engine_kv_cache_usage_ratio", *STUDENT) not in found
+    assert found["engine_running_requests", *TEACHER] == 8 and found["engine_generated_tokens_total", *STUDENT] == 900
+
+
+def test_once_a_run_has_ended_nothing_is_said_of_its_engines() -> None:
+    values = Values(RECIPE)
+    values.add(Batch(0.0, samples=(a_sample(10.0),), steps=(a_step(1),)))
+    values.add(Batch(0.0, ended="finished"))
+    gauges = {name for name, *_ in now(values) if FIGURES[name].kind != COUNTER}
+    assert not [name for name in gauges if name.startswith(("engine_", "service_", "group"))]
+    assert "step_seconds" in gauges

@@ -129,7 +129,15 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
         {"canary_nats": "0.09x60", "canary_tolerance_nats": "0.1x60"}, "30m", {"CanaryNearTolerance"},
     ),
     "a silent engine": (
-        {'engine_up{engine="e0"}': "1x5 0x20", 'engine_up{engine="e1"}': "1x30"}, "20m", {"EngineSilent"},
+        {'engine_up{engine="e0"}': "1x5 0x20", 'engine_up{engine="e1"}': "1x30", "service_up": "1x30"}, "20m",
+        {"EngineSilent"},
+    ),
+    "a silent service": (
+        {"service_up": "1x5 0x50", 'engine_up{engine="e0"}': "1x5 0x50", 'engine_up{engine="e1"}': "1x5 0x50"}, "20m",
+        {"ServiceSilent"},
+    ),
+    "a service that was late for a minute": (
+        {"service_up": "1x5 0 1x50", 'engine_up{engine="e0"}': "1x5 0 1x50"}, "6m 8m", set(),
     ),
     "a fallen capability": (
         {'probe_ratio{rate="capability",bound="high"}': "0.3x60",
