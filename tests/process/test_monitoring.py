@@ -62,6 +62,28 @@ def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
         promql("e_no_such_figure{R}")
 
 
+def aggregated(expression: str) -> Iterator[tuple[set[str], set[str]]]:
+    """The labels that each aggregation keeps, and the figures that it is over."""
+    for found in re.finditer(r"\b(?:sum|count|avg|min|max)\b(?: by \(([^)]*)\))? ?\(", expression):
+        depth, end = 1, found.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(expression[end], 0)
+            end += 1
+        yield set(re.findall(r"\w+", found[1] or "")), set(re.findall(r"\be_(\w+)", expression[found.end() : end]))
+
+
+def test_no_aggregation_puts_runs_together_or_keeps_a_label_that_its_figures_lack() -> None:
+    expressions = [target for _, row in ROWS for _, _, targets in row for target in targets]
+    seen = 0
+    for expression in (*expressions, *(alert[0] for alert in ALERTS.values())):
+        for kept, over in aggregated(expression):
+            seen += len(over)
+            for name in over:
+                assert {"run"} <= kept <= {*FIGURES[name].labels, "run"}, expression
+    assert seen > 70
+    assert list(aggregated("max by (a, run) (rate(e_x{R}[I])) / sum(e_y)")) == [({"a", "run"}, {"x"}), (set(), {"y"})]
+
+
 def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
     promtool("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
@@ -234,18 +256,70 @@ REAL = Path(__file__).parents[1] / "data" / "small-run"  # `python -m cluster ru
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What a PromQL expression's points are over a run of 60 steps that is made up, or over the real one, each filled
-    in from its files."""
+    """What a PromQL expression's points are over two runs of 60 steps that are made up, or over the real one, each
+    filled in from its files, or over what endpoints have told while long steps were under way."""
     folder = tmp_path_factory.mktemp("prometheus")
     times = [step.time or 0.0 for step in read_steps(REAL / "metrics.jsonl").values()]
-    ranges = {"observed": (BEGAN, BEGAN + 60 * STEP_S), REAL.name: (times[0], times[-1] + 1)}
-    for run in (observed_run(folder / "observed", steps=60), REAL):
+    ranges = {REAL.name: (times[0], times[-1] + 1)}
+    for run in (*(observed_run(folder / name, steps=60) for name in ("observed", "beside")), REAL):
         assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
         promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    (folder / "lanes.txt").write_text("".join(told_of_lanes()))
+    promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "lanes.txt"), str(folder / "data"))
     with serving(folder, "", "--storage.tsdb.retention.time=100y") as server:
         yield lambda target, run="observed", interval="1m": server.points(
-            promql(target, run=run, interval=interval), *ranges[run], 10 if run == "observed" else 1
+            promql(target, run=run, interval=interval),
+            *ranges.get(run, (BEGAN, BEGAN + 60 * STEP_S)),
+            1 if run == REAL.name else 10,
         )
+
+
+def told_of_lanes() -> Iterator[str]:
+    """Scrapes of three runs whose steps have 300 s, 270 of them the learner's. What the driver does comes as it is
+    done, what ranks say of a step and of a push once it is over; `older` has no parts of a push."""
+    ahead = ("long", "learner", "learn", 0.9), ("long", "student engine 0", "sample", 0.8)
+    ahead += ("long", "student engine 0", "score", 0.7), ("older", "driver", "check", 0.01)
+    ahead += ("long", "learner", "push", 0.1), ("older", "learner", "push", 0.1)
+    after = [("long", f"learner rank {rank}", "learn", 270.0) for rank in (0, 1)]
+    after += [("long", "push", part, 15.0) for part in ("pause", "send")]
+    name = f"{RAY_PREFIX}lane_busy_seconds"
+    yield f"# TYPE {name} counter\n"
+    for run, lane, what, seconds in (*ahead, *after):
+        for at in range(0, 601, 10):
+            value = seconds * at if (run, lane, what, seconds) in ahead else seconds * (at // 300)
+            labels = f'run="{run}",lane="{lane}",what="{what}"'
+            yield f"{name}_total{{{labels}}} {value:.3f} {BEGAN + at:.3f}\n"
+    yield "# EOF\n"
+
+
+def panel(title: str) -> str:
+    """What it asks, of one target."""
+    ((target,),) = [targets for _, row in ROWS for name, _, targets in row if name == title]
+    return target
+
+
+def test_each_run_that_is_picked_has_series_of_its_own(prometheus: Query) -> None:
+    """Two that do the same."""
+    for _, row in ROWS[:-1]:
+        for title, _, targets in row:
+            for target in targets:
+                one = prometheus(f"count({target})")
+                assert one and prometheus(f"count({target})", "observed|beside") == [2 * count for count in one], title
+
+
+def test_nobody_works_more_than_all_the_time(prometheus: Query) -> None:
+    shares = prometheus(panel("Who works"), "long")
+    assert 0.85 < max(shares) <= 1.001 and len(prometheus(f"count({panel('Who works')}) == 4", "long")) > 10
+
+
+def test_a_push_is_shown_by_its_parts_or_as_a_whole(prometheus: Query) -> None:
+    target = panel("A push by part, seconds an hour")
+    for run, parts in (("observed", {"pause", "gather", "digest", "send", "load", "check", "canary"}),
+                       ("long", {"pause", "send"}), ("older", {"push", "check"})):  # fmt: skip
+        assert prometheus(f"count({target})", run)[-1] == len(parts)
+        for part in parts:
+            named = f'label_replace(vector(1), "what", "{part}", "", "")'
+            assert prometheus(f"({target}) and on (what) {named}", run), part
 
 
 NODES = [title for title, *_ in ROWS[-1][1]]  # Ray's own
