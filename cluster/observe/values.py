@@ -15,8 +15,8 @@ LAST_STEP = "last_step_timestamp_seconds"
 
 
 class Values:
-    """Gauges as they were last read, counters added up. Those of a sample are gone once the next one does not say them,
-    such as the load of an engine that is silent.
+    """Gauges as they were last read, counters added up. Those of a sample or a step are gone once the next one does not
+    say them, such as the load of an engine that is silent, or the time of a stage that was not in the step.
 
     steps, probes: that a run which is resumed has already, in order. Their gauges are known, but for when the last step
     ended: none is awaited until the loop begins again. Counters are of this process.
@@ -31,7 +31,7 @@ class Values:
         self.read(of_recipe(recipe))
         self.read([Reading("run_running", 1.0, {})])
         stands = [reading for step in steps[-1:] for reading in of_step(step, self._planned)]
-        self.read(one for one in stands if FIGURES[one.name].kind != COUNTER and one.name != LAST_STEP)
+        self._renew("step", [one for one in stands if FIGURES[one.name].kind != COUNTER and one.name != LAST_STEP])
         self._add_probes(probes)
 
     def add(self, batch: Batch) -> None:
@@ -43,7 +43,7 @@ class Values:
         for window in self._waits.add(batch):
             self.read(of_wait(window))
         for step in batch.steps:
-            self.read(of_step(step, self._planned))
+            self._renew("step", list(of_step(step, self._planned)))
         self._add_probes(batch.probes)
         if batch.ended:
             self.read([Reading("run_running", 0.0, {})])

@@ -22,8 +22,10 @@ from cluster.run.record import ProbeRecord, append_probe, append_step
 from cluster.run.rundir import RunDir
 from cluster.run.start import _serve
 from cluster.run.watch import exporting
+from evidence.advantage import RewardSums
 from evidence.telemetry import Sample
 from rollout.probe import Rate
+from rollout.stages import StageTime
 from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
 
 Told = dict[tuple[str, ...], float]  # the last value by a figure's name and its labels' values
@@ -174,3 +176,19 @@ def test_once_a_run_has_ended_nothing_is_said_of_its_engines() -> None:
     gauges = {name for name, *_ in now(values) if FIGURES[name].kind != COUNTER}
     assert not [name for name in gauges if name.startswith(("engine_", "service_", "group"))]
     assert "step_seconds" in gauges
+
+
+@pytest.mark.parametrize("stands", [False, True], ids=["under way", "resumed"])
+def test_a_figure_of_the_last_step_is_not_of_one_before_it(stands: bool) -> None:
+    step, rewards = a_step(1), RewardSums(12.0, 32, 1)
+    refreshed = replace(step, stages=step.stages | {"refresh": StageTime(3.0, 0)}, rewards=rewards)
+    values = Values(RECIPE, [refreshed] if stands else [])
+    if not stands:
+        values.add(Batch(0.0, steps=(refreshed,)))
+    assert now(values)["stage_seconds", "refresh"] == 3 and now(values)["reward_mean",] == 12 / 32
+    values.add(Batch(0.0, steps=(replace(a_step(2), stats={"all": step.stats["all"]}),)))
+    found = now(values)
+    assert found["steps_done",] == 3 and found["canary_tolerance_nats",] == RECIPE.weights.canary_tolerance
+    for gone in ("stage_seconds", "refresh"), ("stage_tokens", "refresh"), ("reward_mean",), ("kept_ratio", "guided"):
+        assert gone not in found
+    assert ("kept_ratio", "all") in found and (("stage_busy_seconds_total", "refresh") in found) == (not stands)
