@@ -12,14 +12,18 @@ import pytest
 
 from cluster.__main__ import COMMANDS, _parser
 from cluster.config import Recipe
+from cluster.observe import monitoring
+from cluster.observe.alerts import ALERTS
 from cluster.recipe_page import expected, meanings, table_rows
+from cluster.resolved import LAYOUT, UNCHANGING
 from cluster.run.formats import FORMAT
 from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
 from tests.parsing import parsed
 
-ROOT = DOCS.parent
+ROOT, GUIDE = DOCS.parent, DOCS / "guide.md"
+NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 TABLES = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}  # [template] takes any key
 
 
@@ -33,6 +37,20 @@ def test_the_page_of_figures_says_which_format_is_written_and_what_each_mean_is_
     assert re.findall(r"writes format (\d+)", page) == [str(FORMAT)]
     shown = re.findall(r"^\| `(\w+)` \| `(\w+)` / `(\w+)` \|$", page, re.MULTILINE)
     assert {mean: (total, count) for mean, total, count in shown} == MEANS
+
+
+def test_the_guide_names_what_of_a_recipe_a_resume_may_change() -> None:
+    (named,) = re.findall(r"The recipe must be the same,\sapart from (.*?)\. ", GUIDE.read_text(encoding="utf-8"), re.S)
+    keys = {f"{table}.{key}" for table, key in LAYOUT}
+    assert sorted(re.findall(r"`(.*?)`", named)) == sorted({*(f"[{table}]" for table in UNCHANGING), *keys})
+
+
+def test_the_page_of_clusters_says_where_grafana_looks_and_how_many_alerts_there_are() -> None:
+    page, files = (DOCS / "cluster.md").read_text(encoding="utf-8"), monitoring.files()
+    (place,) = re.findall(r"path: (\S+)", files["grafana/provider.yml"])
+    rows = dict(re.findall(r"^\| `(\S+)` \| (.*) \|$", page, re.MULTILINE))
+    assert f"`{place}`" in rows["grafana/edge-opd.json"] and files.keys() >= {"grafana/edge-opd.json"}
+    assert rows["edge-opd.rules.yml"].startswith(f"{NUMBERS[len(ALERTS)]} alerts")
 
 
 @pytest.mark.parametrize("table", TABLES)
