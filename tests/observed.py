@@ -50,6 +50,7 @@ def a_step(step: int) -> StepRecord:
         grad_norm=4.0 + wave, rows=32, refused=0, dropped=step % 3, skipped_rows=1, rewards=None,
         policy_version_min=max(step - 1, 0), policy_version_max=step,
         weights_digest="ab", canary=0.05 + 0.01 * wave, mismatch=Mismatch(400, 2.0, 16.0), truncated=4,
+        peak_bytes={"host": [3 << 30, 2 << 30], "device": [5 << 30, 6 << 30]},
     )  # fmt: skip
 
 

@@ -78,6 +78,9 @@ FIGURES: dict[str, Figure] = {
         GAUGE, "s", ("part",), "time of the last step's parts, a mean over ranks: " + ", ".join(PARTS)
     ),
     "learner_mfu_ratio": Figure(GAUGE, "", (), "share of the GPU's dense bfloat16 peak, where that is known"),
+    "learner_memory_bytes": Figure(
+        GAUGE, "bytes", ("rank", "kind"), "most memory of a rank: host (since its start), device (in the last step)"
+    ),
     "learner_grad_norm": Figure(GAUGE, "", (), "gradient's global norm before clipping"),
     "learner_learning_rate": Figure(GAUGE, "", (), "learning rate of the last step"),
     "kept_ratio": Figure(GAUGE, "", ("split",), "share of tokens that the mask keeps: all, guided, plain"),

@@ -83,6 +83,7 @@ ROWS: tuple[Row, ...] = (
           'or sum by (run, what) (increase(e_lane_busy_seconds_total{R,what="push"}[1h])) '
           'unless on (run) sum by (run) (increase(e_lane_busy_seconds_total{R,lane="push"}[1h]))',)),
         ("Canary", "short", ("max by (run) (e_canary_nats{R})", "max by (run) (e_canary_tolerance_nats{R})")),
+        ("Peak memory of the learner", "bytes", ("max by (run, rank, kind) (e_learner_memory_bytes{R})",)),
         ("Engine and learner on what was sampled", "short", ("max by (run) (e_mismatch_nats{R})",)),
     )),
     ("Learning", (

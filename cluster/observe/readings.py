@@ -92,6 +92,9 @@ def _learning(record: StepRecord) -> Iterator[Reading]:
     yield from _reading("learner_reference_kl_nats", record.metrics.get("anchor_kl"))
     for part, seconds in record.learner_parts.items():
         yield from _reading("learner_part_seconds", seconds, part=part)
+    for kind, ranks in (record.peak_bytes or {}).items():
+        for rank, most in enumerate(ranks):
+            yield from _reading("learner_memory_bytes", most, rank=str(rank), kind=kind)
     yield from _reading("learner_mfu_ratio", record.metrics.get("mfu"))
     yield from _reading("learner_grad_norm", record.grad_norm)
     yield from _reading("learner_learning_rate", record.metrics.get("lr"))

@@ -5,7 +5,7 @@ A field's annotation says its unit and its meaning: docs/metrics.md is made of t
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,6 +91,9 @@ class StepRecord:
     nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
     nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
     push_parts: Annotated[Mapping[str, float] | None, "s", "of the push after the step, by part"] = None
+    peak_bytes: Annotated[Mapping[str, Sequence[int]] | None, "bytes", "of the learner's memory, by kind and rank"] = (
+        None
+    )
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -262,6 +265,7 @@ def step_record(
         nonfinite_rollouts=produced.nonfinite,
         nonfinite_updates=learned.nonfinite_updates,
         push_parts=pushed.seconds if pushed else None,
+        peak_bytes=learned.peak_bytes,
     )
 
 

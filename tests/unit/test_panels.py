@@ -116,6 +116,9 @@ MADE: dict[str, Callable[[], dict[str, float]]] = {
     "Versions that rollouts were behind": lambda: {
         "oldest": one("policy_lag_steps", bound="max"), "newest": one("policy_lag_steps", bound="min"),
     },
+    "Peak memory of the learner": lambda: {
+        kind: max(NOW("learner_memory_bytes", kind=kind).values()) / 2**30 for kind in ("host", "device")
+    },
     "Canary": lambda: {"canary": one("canary_nats"), "tolerance": one("canary_tolerance_nats")},
 }  # fmt: skip
 
