@@ -11,6 +11,7 @@ from evidence.mismatch import Mismatch
 from evidence.telemetry import EngineState, Sample, Span, append_samples, append_spans
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 from tests.fakes import fake_run
 
 PARTS_S = {"pack_s": 0.1, "forward_s": 1.9, "head_s": 0.6, "backward_s": 3.7, "reduce_s": 0.1, "optimizer_s": 0.4}
@@ -50,6 +51,7 @@ def a_step(step: int) -> StepRecord:
         grad_norm=4.0 + wave, rows=32, refused=0, dropped=step % 3, skipped_rows=1, rewards=None,
         policy_version_min=max(step - 1, 0), policy_version_max=step,
         weights_digest="ab", canary=0.05 + 0.01 * wave, mismatch=Mismatch(400, 2.0, 16.0), truncated=4,
+        verdicts=Verdicts(30, 2, 0, 0), nonfinite_rollouts=step % 2, nonfinite_updates=int(step % 4 == 3),
         peak_bytes={"host": [3 << 30, 2 << 30], "device": [5 << 30, 6 << 30]},
     )  # fmt: skip
 

@@ -35,6 +35,9 @@ ROWS: tuple[Row, ...] = (
         ("Tokens a second while at work", "short",
          ('max by (run, stage) (e_stage_tokens{R,stage=~"sample|score|learn"}) '
           '/ max by (run, stage) (e_stage_seconds{R,stage=~"sample|score|learn"})',)),
+        ("Tokens a second while at work, of the last hour", "short",
+         ('sum by (run, stage) (increase(e_stage_worked_tokens_total{R,stage=~"sample|score|learn"}[1h])) '
+          '/ (sum by (run, stage) (increase(e_stage_busy_seconds_total{R,stage=~"sample|score|learn"}[1h])) > 0)',)),
         ("Share of the last step at work", "percentunit",
          ("max by (run, stage) (e_stage_seconds{R}) / on (run) group_left max by (run) (e_step_seconds{R})",)),
         ("Tokens a second of wall time", "short",
@@ -73,6 +76,8 @@ ROWS: tuple[Row, ...] = (
     ("Staleness and what is thrown away", (
         ("Versions that tokens were behind", "short", ("max by (run, bound) (e_policy_lag_steps{R})",)),
         ("Rollouts by outcome, an hour", "short", ("sum by (run, outcome) (increase(e_rollouts_total{R}[1h]))",)),
+        ("Answers put to the verifier, an hour", "short",
+         ("sum by (run, outcome) (increase(e_verdicts_total{R}[1h]))",)),
         ("Policy version of the engines", "short", ("max by (run) (e_policy_version{R})",
                                                     "max by (run) (e_steps_done{R})")),
     )),
@@ -95,6 +100,9 @@ ROWS: tuple[Row, ...] = (
         ("KL penalty to the reference, nats a token", "short", ("max by (run) (e_learner_reference_kl_nats{R})",)),
         ("Loss", "short", ("max by (run) (e_learner_loss{R})",)),
         ("Gradient norm", "short", ("max by (run) (e_learner_grad_norm{R})",)),
+        ("Learning rate", "short", ("max by (run) (e_learner_learning_rate{R})",)),
+        ("Updates whose gradient is not finite, an hour", "short",
+         ("sum by (run) (increase(e_learner_nonfinite_updates_total{R}[1h])) or 0 * max by (run) (e_steps_done{R})",)),
         ("Agreement", "percentunit", ("max by (run) (e_agreement_ratio{R})",)),
         ("Responses cut at the limit, of the last hour", "percentunit",
          ('(sum by (run) (increase(e_responses_total{R,reason="length"}[1h])) '

@@ -77,6 +77,7 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
             yield from _reading("responses_total", cut, reason="length")
     yield from _reading("rollouts_total", skipped, outcome="skipped")
     yield from _reading("rollouts_total", record.dropped, outcome="dropped")
+    yield from _reading("rollouts_total", record.nonfinite_rollouts, outcome="nonfinite")
     for outcome, count in asdict(record.verdicts).items() if record.verdicts else ():
         yield from _reading("verdicts_total", count, outcome=outcome)
     yield from _reading("prompts_refused_total", record.refused)
@@ -97,6 +98,7 @@ def _learning(record: StepRecord) -> Iterator[Reading]:
             yield from _reading("learner_memory_bytes", most, rank=str(rank), kind=kind)
     yield from _reading("learner_mfu_ratio", record.metrics.get("mfu"))
     yield from _reading("learner_grad_norm", record.grad_norm)
+    yield from _reading("learner_nonfinite_updates_total", record.nonfinite_updates)
     yield from _reading("learner_learning_rate", record.metrics.get("lr"))
     for split in record.stats:
         yield from _reading("kept_ratio", _mean(record, "kept", split), split=split)
@@ -117,7 +119,6 @@ def _mean(record: StepRecord, name: str, split: str = "all") -> float | None:
 
 def of_probe(record: ProbeRecord, is_first: bool) -> Iterator[Reading]:
     """The rates of one probe, with their intervals."""
-    yield from _reading("probe_step", record.step)
     for rate, found in record.rates.items():
         low, high = found.interval
         for bound, value in (("value", found.share), ("low", low), ("high", high)):
@@ -145,7 +146,6 @@ def _engine(name: str, engine: EngineState) -> Iterator[Reading]:
     labels = {"pool": engine.pool, "engine": name}
     yield from _reading("engine_up", engine.up, **labels)
     yield from _reading("engine_outstanding_tokens", engine.outstanding_tokens, **labels)
-    yield from _reading("engine_sequences", engine.sequences, **labels)
     for key, figure in (_GAUGES | SUMS).items():
         yield from _reading(figure, engine.stats.get(key), **labels)
 

@@ -79,7 +79,7 @@ def test_what_stands_of_a_run_is_told_again_and_again_before_its_loop_begins(tmp
     with sink.telling():
         for _ in range(2):
             told.clear()
-            wait_until(lambda: ("probe_step", "r") in told)
+            wait_until(lambda: ("probe_first_ratio", "r", "capability", "high") in told)
     assert told["steps_done", "r"] == 4 and told["steps_planned", "r"] == 9 and told["run_running", "r"] == 1
     assert told["step_seconds", "r"] == STEP_S and told["stage_seconds", "r", "push"] == 0.8
     assert told["probe_first_ratio", "r", "capability", "value"] == 40 / 96
@@ -92,7 +92,7 @@ def test_from_its_loops_begin_on_a_step_of_a_run_is_awaited(tmp_path: Path, told
     run = resumed_run(tmp_path / "r")
     sink = RaySink(run, RECIPE)
     with sink.telling():
-        wait_until(lambda: ("probe_step", "r") in told)
+        wait_until(lambda: ("probe_first_ratio", "r", "capability", "high") in told)
     append_step(run / "metrics.jsonl", a_step(4))  # learned again from its shard
     sink.write(Batch(BEGAN + 900.0, samples=(a_sample(900.0),)))
     assert told["last_step_timestamp_seconds", "r"] == BEGAN + 900.0 and told["steps_done", "r"] == 5

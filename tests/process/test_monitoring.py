@@ -16,6 +16,7 @@ from ray._private.parameter import RayParams as Parameters
 
 from cluster.__main__ import main
 from cluster.config import Recipe
+from cluster.dashboard.panels import charts
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.observe.alerts import ALERTS
 from cluster.observe.figures import FIGURES, RAY_PREFIX
@@ -60,6 +61,13 @@ def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
             assert set(labels) <= {*FIGURES[name].labels, "run"}, expression
     with pytest.raises(AssertionError):
         promql("e_no_such_figure{R}")
+
+
+def test_every_figure_is_in_a_panel_a_rule_or_a_chart() -> None:
+    expressions = [target for _, row in ROWS for _, _, targets in row for target in targets]
+    expressions += [alert[0] for alert in ALERTS.values()]
+    shown = {name for expression in expressions for name in re.findall(r"\be_(\w+)", expression)}
+    assert set(FIGURES) == shown | set(charts())
 
 
 def aggregated(expression: str) -> Iterator[tuple[set[str], set[str]]]:
@@ -323,7 +331,8 @@ def test_a_push_is_shown_by_its_parts_or_as_a_whole(prometheus: Query) -> None:
 
 
 NODES = [title for title, *_ in ROWS[-1][1]]  # Ray's own
-OLDER = ["Model FLOP utilisation", "Peak memory of the learner", *NODES]  # the real one is, and was on a CPU
+# The real one is older, and was on a CPU, without a verifier.
+OLDER = ["Model FLOP utilisation", "Answers put to the verifier, an hour", "Peak memory of the learner", *NODES]
 
 
 @pytest.mark.parametrize(("run", "without"), [("observed", NODES), (REAL.name, OLDER)])

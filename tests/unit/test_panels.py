@@ -24,8 +24,8 @@ from tests.pages import made
 NO_CHART = {
     "run_running", "steps_planned", "steps_done", "last_step_timestamp_seconds", "eta_seconds",
     "stage_worked_tokens_total", "stage_busy_seconds_total", "oldest_group_seconds", "verdicts_total", "service_up",
-    "engine_up", "engine_sequences", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
-    "probe_first_ratio", "probe_step",
+    "engine_up", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
+    "probe_first_ratio",
 }  # fmt: skip
 STEP = replace(a_step(3), rewards=RewardSums(12.0, 32, 1), refused=2, canary_bound=0.08)
 BEFORE, SAMPLE = a_sample(10.0), a_sample(12.0)
@@ -103,7 +103,7 @@ MADE: dict[str, Callable[[], dict[str, float]]] = {
     },
     "Rollouts that are not trained": lambda: {
         "dropped": one("rollouts_total", outcome="dropped"), "skipped": one("rollouts_total", outcome="skipped"),
-        "refused prompts": one("prompts_refused_total"),
+        "refused prompts": one("prompts_refused_total"), "not finite": one("rollouts_total", outcome="nonfinite"),
     },
     "A push by part": of_a_push,
     "Probe without context": the_probes,
