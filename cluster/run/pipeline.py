@@ -28,7 +28,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
-from cluster.run.gap import measured, teaches_itself
+from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
     Answer,
@@ -134,6 +134,7 @@ class Pipeline:
             return await self._attended(0, asked)
 
         gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
+        required(self.recipe, gap)  # can be reached
         if gap is None:
             return
         await self._stored(partial(write_gap, self.run_dir.gap, gap))
