@@ -9,7 +9,7 @@ from typing import Any
 
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
-from rollout.tasks.judges import JUDGES
+from rollout.tasks.judges import JUDGES, is_number
 from rollout.tasks.layouts import ANSWER, PLAIN, Layout
 from rollout.tasks.rows import Row, checked_text, shown
 from rollout.tasks.turns import read_turns
@@ -107,8 +107,8 @@ class RowReader:
 
 
 def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
-    """(judge, answer): a text is for `judge`, a number for number (boxed where that is `judge`), and {"regex": "..."}
-    names its own. ("", None) where there is none.
+    """(judge, answer): a text is for `judge`, a number for number (boxed where that is `judge`), as is a text that is
+    nothing but one for text, and {"regex": "..."} names its own. ("", None) where there is none.
 
     Raises:
         ValueError: another type, a judge that is not there, or an answer that it can hold nothing against.
@@ -125,7 +125,7 @@ def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
     elif isinstance(value, list):  # as SQuAD has them
         several = 'of several any of which is right, a pattern such as {"regex": "Bob|Robert"}'
         raise ValueError(f"{where}: found answer = {shown(value)}, expected one, or {several}")
-    elif _is_number(value) and judge != "boxed":
+    elif (_is_number(value) and judge != "boxed") or (judge == "text" and isinstance(value, str) and is_number(value)):
         judge = "number"
     answer = str(value) if _is_number(value) else checked_text(value, "answer", where)
     fault = JUDGES[judge].fault(answer)

@@ -202,11 +202,37 @@ def test_a_search_that_takes_long_is_wrong_and_holds_up_no_other_thread(
         ("text", "Ada Lane", ["ADA  LANE.", "It is “Ada Lane”!", "ask ada-lane"], ["Ada", "Adalane", "Lane Ada", ""]),
         ("text", "東京", ["答えは東京です。"], ["京都です"]),
         ("text", "O'Hara", ["o’hara it is"], ["Ohara"]),
+        # words that differ by a vowel sign or a tone
+        ("text", "की", ["उस की किताब", "की।"], ["का", "कि", "क"]),
+        ("text", "क", ["क", "वर्ण क है"], ["की", "क\u093c"]),
+        ("text", "पिता", ["मेरे पिता।"], ["पीता"]),
+        ("text", "किला", ["लाल किला"], ["कील"]),
+        ("text", "ไม่", ["ฉันไม่ไป"], ["ไม้", "ไม", "ใหม่"]),
+        ("text", "ไม", ["ไมล์"[:2]], ["ไม่", "ไม้"]),
+        ("text", "ကို", ["ကို။"], ["က", "ကိုး"[:2]]),
+        ("text", "က", ["က"], ["ကို"]),
+        ("text", "rẹ\u0301", ["Rẹ\u0301!"], ["rẹ", "re\u0301", "ọ\u0300rẹ\u0301"]),
+        ("text", "rẹ", ["rẹ."], ["rẹ\u0301"]),
+        ("text", "葛城", ["葛\U000e0100城です", "葛城"], ["葛\u0304城"]),
+        # signs that make another word or number
+        ("text", "-5 degrees", ["at -5 degrees", "\u22125  Degrees."], ["5 degrees", "2-5 degrees"]),
+        ("text", "5 degrees", ["2-5 degrees", "(5 degrees)"], ["-5 degrees"]),
+        ("text", "C++", ["in C++.", "C++17"], ["a C program", "C#", "C+"]),
+        ("text", "C", ["c.", "C -"], ["C++", "C#", "C++17"]),
+        ("text", "x", ["x+2", "x - 2"], ["x2"]),
         ("regex", r"\bAda\b", ["so ada."], ["adagio"]),
         ("regex", r"^(?!.*Ada)", ["Bo", ""], ["it is Ada"]),
         ("number", "1234.5", ["1,234.50", "about 1234.5 m"], ["1234", "12345", "", "1,2 34.5"]),
         ("number", "-3", ["it is -3.", "\u22123 degrees"], ["3", "10-3"]),
-        ("number", "12", ["the 12th", "0 or 12"], ["A12", "112", "12.5", "twelve"]),
+        (
+            "number",
+            "12",
+            ["the 12th", "0 or 12", "_12_", "有12个", "答えは12です"],
+            ["A12", "112", "12.5", "1.12", "twelve"],
+        ),
+        ("number", "-2024", ["是-2024"], ["2020年-2024年", "2024"]),
+        ("number", "1234567890", ["1,234,567,890", "1234567890.0"], ["1234567891", "123456789"]),
+        ("number", "0.3", ["0.30000000000000004", "3e-1"], ["0.3001", "1e-99999999999999999999"]),
     ],
 )
 def test_a_response_is_judged_by_its_answer(
@@ -226,6 +252,28 @@ def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path
     assert task_of(tmp_path, rows[3:]).reward(prompts[3], "anything") is None
     boxed = prompt_of(tmp_path, ROW | {"answer": 4}, judge="boxed")
     assert (boxed.judge, boxed.answer) == ("boxed", "4")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("-5", ["It is -5.", "\u22125"], ["It is 5."]),
+        ("1200", ["It is 1,200.", "1200 m"], ["12", "1,200,000", "200"]),
+        ("1,200", ["1200"], ["1 200", "200"]),
+        ("3.14", ["about 3.14"], ["3, 14 items", "314"]),
+    ],
+)
+def test_a_text_that_is_one_number_is_judged_as_one(
+    tmp_path: Path, answer: str, right: list[str], wrong: list[str]
+) -> None:
+    task = task_of(tmp_path, [ROW | {"answer": answer}])
+    (prompt,) = task.training_prompts()
+    assert (prompt.judge, prompt.answer) == ("number", answer)
+    assert [task.reward(prompt, text) for text in right + wrong] == [1.0] * len(right) + [0.0] * len(wrong)
+    for name in ("007", "2nd", "12-05", "1.2.3", "$5"):
+        assert prompt_of(tmp_path, ROW | {"answer": name}).judge == "text", name
+    assert prompt_of(tmp_path, ROW | {"answer": {"text": answer}}).judge == "text"
+    assert prompt_of(tmp_path, ROW | {"answer": answer}, judge="regex").judge == "regex"
 
 
 def test_rates_are_of_all_probes_and_of_each_tag(tmp_path: Path) -> None:
