@@ -29,6 +29,13 @@ def read_turns(value: Any, key: str, where: str) -> Turns:
     return turns
 
 
+def last_role(value: Any) -> str:
+    """Whose the last turn is, user's, assistant's or the system's; "" of what is no list of turns."""
+    last = value[-1] if isinstance(value, list) and value and isinstance(value[-1], dict) else {}
+    role = next((last[role] for role, _ in KEYS if isinstance(last.get(role), str)), "")
+    return ROLES.get(role, "")
+
+
 def _turn(turn: Any, key: str, where: str) -> tuple[str, str]:
     keys = next((keys for keys in KEYS if isinstance(turn, dict) and keys[0] in turn), None)
     if keys is None:

@@ -342,8 +342,8 @@ BAD: list[tuple[Any, str]] = [
     (turns(SYSTEM), "found a system message alone in messages"),
     (
         {"messages": [USER, ASSISTANT]},
-        "found an assistant's turn at the end of messages, expected the user's; with task.columns.context = "
-        '"messages" that turn is the context',
+        "found an assistant's turn at the end of messages, expected the user's; with "
+        'messages = "messages" and context = "messages" in [task.columns] that turn is the context',
     ),
     (
         turns(USER, ASSISTANT),
@@ -387,6 +387,94 @@ def test_a_bad_row_is_one_line_with_its_file_and_place(tmp_path: Path, row: Any,
     with pytest.raises(ValueError, match=rf"^{line}") as raised:
         task_of(tmp_path, [good, json.dumps(row) if not isinstance(row, str) else row])
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+OWN = Columns("chat", "ask", "doc", "doc_file", "gold", "others", "kinds", "key")  # every name is the file's own
+MAPPED = {"ask": "Who keeps the key?", "doc": "Ada keeps the key."}
+SQUAD = {"text": ["Ada"], "answer_start": [1]}
+NAMED: list[tuple[dict[str, Any], Columns, str]] = [
+    ({"prompt": None, "completion": "x"}, Columns(), "found prompt = None, expected a text that is not blank"),
+    ({"prompt": "Who?", "completion": None}, Columns(), "found no completion, expected completion or context_file in"),
+    ({"prompt": "Who?", "completion": " "}, Columns(), "found completion = ' ', expected a text that is not blank"),
+    (
+        {"prompt": [USER, ASSISTANT], "completion": None},
+        Columns(),
+        "found an assistant's turn at the end of prompt, expected the user's; with "
+        'question = "prompt" and context = "prompt" in [task.columns] that turn is the context',
+    ),
+    ({"prompt": [ASSISTANT], "context": "x"}, Columns(), "found prompt[0].role = 'assistant', expected the user's"),
+    ({"question": None, "messages": None, "context": "x"}, Columns(), "found messages = None, expected a list"),
+    ({"problem": None, "deepseek_reasoning": "x", "deepseek_solution": None, "ground_truth_solution": None}, Columns(),
+     "found problem = None, expected a text"),
+    ({"problem": "1?", "deepseek_reasoning": None, "deepseek_solution": None, "ground_truth_solution": None}, Columns(),
+     "found no deepseek_reasoning, expected deepseek_reasoning in the row, or task.context for all rows"),
+    ({"conversations": [{"from": "user", "value": "1?"}, {"from": "assistant", "value": "<|begin_of_thought|>"}]},
+     Columns(), "found no <|begin_of_thought|> in conversations, expected <|begin_of_thought|> in conversations in"),
+    (MAPPED | {"ask": None}, OWN, "found ask = None, expected a text that is not blank"),
+    (MAPPED | {"ask": [USER, USER]}, OWN, "found ask[1].role = 'user', expected the assistant's turn"),
+    (MAPPED | {"chat": [USER]}, OWN, "found chat and ask, expected one of the two"),
+    (MAPPED | {"doc": 3}, OWN, "found doc = 3, expected a text that is not blank"),
+    (MAPPED | {"doc": None}, OWN, "found no doc, expected doc or doc_file in the row, or task.context for all rows"),
+    (MAPPED | {"doc_file": "x"}, OWN, "found doc and doc_file, expected one of the two"),
+    (MAPPED | {"doc": None, "doc_file": "x"}, OWN, "found doc_file = 'x' (No such file"),
+    (MAPPED | {"others": [MAPPED["doc"]]}, OWN, "found others[0] equal to the context, expected another"),
+    (MAPPED | {"others": [3]}, OWN, "found others[0] = 3, expected a text that is not blank"),
+    (MAPPED | {"key": " "}, OWN, "found key = ' ', expected a text that is not blank"),
+    (MAPPED | {"gold": ["a", "b"]}, OWN, "found gold = ['a', 'b'], expected one, or of several any of which is right"),
+    (MAPPED | {"gold": SQUAD}, OWN, "found gold = {'text': ['Ada'], 'answer_start': [1]}, expected one of text,"),
+    (MAPPED | {"gold": " "}, OWN, "found gold = ' ', expected a text that is not blank"),
+    (MAPPED | {"gold": "?!"}, OWN, "found gold = '?!' for the judge text ("),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "columns", "message"), NAMED, ids=[message[:50] for *_, message in NAMED])
+def test_a_message_has_the_file_s_own_names(
+    tmp_path: Path, row: dict[str, Any], columns: Columns, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 1: {re.escape(message)}"):
+        probe = {"ask": "Whose?", "gold": "Ada"} if columns == OWN else PROBE
+        task_of(tmp_path, [row], [probe], columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"ask": "Whose?"}, "found no gold, expected one to hold"),
+        ({"ask": "Whose?", "gold": "Ada", "kinds": "two words"}, "found kinds with 'two words', expected words"),
+        ({"ask": "Whose?", "gold": "Ada", "kinds": [1]}, "found kinds[0] = 1, expected a text"),
+    ],
+)
+def test_a_message_on_a_probe_has_the_file_s_own_names(tmp_path: Path, probe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"probe\.jsonl, line 1: {re.escape(message)}"):
+        task_of(tmp_path, [MAPPED], [probe], columns=OWN)
+
+
+def test_a_file_of_one_layout_is_not_refused_in_the_names_of_another(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 2: found question = None, expected a text"):
+        task_of(tmp_path, [ROW, {"prompt": "Who?", "context": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("turns", "ending"),
+    [
+        ([USER, ASSISTANT], 'maps other names: messages = "{name}" and context = "{name}"'),
+        ([{"from": "human", "value": "Q"}, {"from": "gpt", "value": "a"}],
+         'maps other names: messages = "{name}" and context = "{name}"'),
+        ([USER], 'maps other names: messages = "{name}"'),
+        ("text", "maps other names"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["conversations", "dialogue"])
+def test_a_column_of_turns_comes_with_the_lines_that_map_it(tmp_path: Path, name: str, turns: Any, ending: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        task_of(tmp_path, [{name: turns}])
+    said = str(raised.value)
+    assert f"rows.jsonl: found the columns {name}, expected messages or question or prompt and completion or " in said
+    assert " or conversations with <|begin_of_thought|>; [task.columns] " in said
+    assert said.endswith(ending.format(name=name))
+    if "context =" in ending:
+        names = dict(re.findall(r'(\w+) = "(\w+)"', said))
+        assert prompt_of(tmp_path, {name: turns}, columns=Columns(**names)).context
 
 
 PARQUET_BAD: list[tuple[dict[str, Any], str]] = [
