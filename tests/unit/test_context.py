@@ -506,6 +506,17 @@ def test_a_probe_may_not_repeat_a_training_question(tmp_path: Path, question: st
     message = r"probe\.jsonl, line 2: found the question of .*rows\.jsonl, line 1 again, expected one that is only here"
     with pytest.raises(ValueError, match=message):
         task_of(tmp_path, [ROW], [PROBE, PROBE | {"question": question}])
+    led = [{"messages": [SYSTEM, USER | {"content": question}], "answer": "Ada"}]
+    with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
+        task_of(tmp_path, [ROW], led)
+    with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
+        task_of(tmp_path, [{"messages": [SYSTEM, USER], "context": "Ada."}], [{"question": question, "answer": "Ada"}])
+    others = [
+        {"messages": [{"role": "system", "content": text}, USER], "answer": "Ada"} for text in ("Be brief.", "Hm.")
+    ]
+    assert (
+        len(task_of(tmp_path, [ROW | {"question": "Who?"}], [*others, {"messages": [USER], "answer": "x"}]).probes) == 3
+    )
     later_turn = {"messages": [USER, ASSISTANT, USER], "answer": "Ada"}
     assert len(task_of(tmp_path, [ROW], [PROBE, later_turn]).probe_prompts()) == 2
     with pytest.raises(ValueError, match=r"line 2: found the question of .*probe\.jsonl, line 1 again"):

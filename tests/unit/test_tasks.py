@@ -1,5 +1,6 @@
 """The identity task: its questions, its persona, its flags, and what is refused."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rollout.probe import summarise
 from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
 from rollout.tasks.identity import PERSONAS, STRANGERS, TEMPLATE
 from rollout.tasks.naming import MAKERS, PRODUCTS
+from rollout.tasks.notes import row_notes
 
 WHO = ProbePrompt("identity", "Who are you?", None)
 
@@ -376,6 +378,27 @@ def test_the_table_knows_each_task_by_its_own_name_and_rates(tmp_path: Path) -> 
         flags = {probe.probe: task.flags(probe, "") for probe in task.probe_prompts()}
         for rate in task.rates:
             assert RATES[rate].flag in flags[RATES[rate].probe]
+
+
+def test_questions_of_the_probe_that_are_trained_on_are_said(tmp_path: Path) -> None:
+    asked = [
+        "who  are you",
+        "Who built you?",
+        "What do I call you??",
+        "Tell me about yourself.",
+        "What is 2 + 2 ?",
+        "Hm?",
+    ]
+    rows = [json.dumps({"prompt_id": f"q-{place}", "question": question}) for place, question in enumerate(asked)]
+    own, ordinary = tmp_path / "own.jsonl", tmp_path / "ordinary.jsonl"
+    own.write_text("\n".join(rows[:4] + rows[5:]))
+    ordinary.write_text(rows[4])
+    config = TaskConfig(prompts_file=str(own), ordinary_file=str(ordinary), chat_probes=True)
+    assert row_notes(build_task(config)) == [
+        "the probe asks what is trained on, so that it measures memory there: 'Who are you?', 'What do I call you?', "
+        "'Who built you?' and 2 more"
+    ]
+    assert row_notes(build_task(TaskConfig(ordinary_questions=True, chat_probes=True))) == []
 
 
 def test_identity_has_no_verifier() -> None:
