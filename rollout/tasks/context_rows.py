@@ -12,7 +12,7 @@ from rollout.tasks.config import TaskConfig
 from rollout.tasks.judges import JUDGES, is_number
 from rollout.tasks.layouts import ANSWER, PLAIN, Layout, mapping
 from rollout.tasks.rows import Row, checked_text, shown
-from rollout.tasks.turns import read_turns
+from rollout.tasks.turns import read_reply, read_turns
 
 TAG = re.compile(r"[\w.-]+")
 
@@ -32,9 +32,9 @@ class RowReader:
             ValueError: what is wrong with the row; begins with `where`.
         """
         own = self._read(row, where)
-        turns = self._turns(own, where)
+        turns, reply = self._turns(own, where)
         judge, answer = self._answer(own, where)
-        context, frame = self._context(own, where)
+        context, frame = self._context(own, reply, where)
         wrong = self._texts(own, "wrong_contexts", where)
         if context and context in wrong:
             raise ValueError(
@@ -54,7 +54,7 @@ class RowReader:
     def probe(self, row: Row, where: str) -> ProbePrompt:
         """A probe, which has an answer and no context, also where the row has one. ValueError as `training`."""
         own = self._read(row, where)
-        turns = self._turns(own, where)
+        turns, _ = self._turns(own, where)
         judge, answer = self._answer(own, where)
         if answer is None:
             name = self._called("answer")
@@ -71,8 +71,8 @@ class RowReader:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
-    def _turns(self, own: Row, where: str) -> Turns:
-        """x, without the assistant's last turn where the row's context is that."""
+    def _turns(self, own: Row, where: str) -> tuple[Turns, str]:
+        """x, and the assistant's last turn where the row's context is that, else ""."""
         asked = self.layout.asks
         given = [key for key in asked if own.get(key) is not None]
         if len(given) == 2:
@@ -80,19 +80,19 @@ class RowReader:
         key = next(iter(given or [key for key in asked if key in own]), asked[0])
         value, name = own.get(key), self._called(key)
         if key == "question" and not isinstance(value, list):
-            return (("user", checked_text(value, name, where)),)
+            return (("user", checked_text(value, name, where)),), ""
         turns = read_turns(value, name, where)
         if turns[-1][0] == "user":
-            return turns
+            return turns, ""
         if own.get("context") is value:
-            return turns[:-1]
+            return turns[:-1], turns[-1][1]
         told = own.get("context") is not None or own.get("context_file") is not None
         lines = mapping({key: name, "context": name})
         way = "leave it out" if told else f"with {lines} in [task.columns] that turn is the context"
         raise ValueError(f"{where}: found an assistant's turn at the end of {name}, expected the user's; {way}")
 
-    def _context(self, own: Row, where: str) -> tuple[str, str]:
-        """r without its frame, and the frame; "" where the recipe allows it."""
+    def _context(self, own: Row, reply: str, where: str) -> tuple[str, str]:
+        """r without its frame, and the frame; "" where the recipe allows it. reply: as `_turns` has it."""
         configured, value = self.config.context, own.get("context")
         frame = configured if PLAIN in configured else ANSWER if isinstance(value, list) else self.layout.frame
         name, of_file = self._called("context"), self._called("context_file")
@@ -102,7 +102,9 @@ class RowReader:
             text = _text_of_file(str(Path(self.path).parent), own["context_file"], of_file, where)
             return checked_text(text, f"the text of {of_file}", where), frame
         if isinstance(value, list):
-            return _last_answer(value, name, where), frame
+            if not reply and any(own.get(key) is value for key in self.layout.asks):
+                raise ValueError(f"{where}: found no assistant's turn at the end of {name}, expected one: the context")
+            return reply or read_reply(value, name, where), frame
         if value is None and configured and PLAIN not in configured:
             return configured.strip(), PLAIN
         if self.config.context_empty_allowed and (value is None or value == ""):
@@ -173,13 +175,6 @@ def read_answer(value: Any, name: str, judge: str, where: str) -> tuple[str, str
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-
-
-def _last_answer(value: list[Any], name: str, where: str) -> str:
-    role = value[-1].get("role", value[-1].get("from")) if value and isinstance(value[-1], dict) else None
-    if role not in ("assistant", "gpt"):
-        raise ValueError(f"{where}: found {name} = {shown(value)}, expected a text, or turns that end with an answer")
-    return checked_text(value[-1].get("content", value[-1].get("value")), name, where)
 
 
 def _text_of_file(folder: str, name: Any, key: str, where: str) -> str:

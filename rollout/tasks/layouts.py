@@ -7,7 +7,7 @@ from typing import Any
 from rollout.tasks.boxed import fault_of_gold
 from rollout.tasks.config import Columns
 from rollout.tasks.openthoughts import LAYOUTS as OPENTHOUGHTS
-from rollout.tasks.openthoughts import Example
+from rollout.tasks.openthoughts import NOTHING, Example
 from rollout.tasks.problems import CONTEXT, QUESTION
 from rollout.tasks.rows import Row
 from rollout.tasks.turns import last_role
@@ -57,10 +57,13 @@ def _openthoughts(name: str, names: Mapping[str, str], mark: str = "") -> Layout
     layout = OPENTHOUGHTS[name]
 
     def read(row: Row) -> Row:
+        columns = " and ".join(layout.columns)
         try:
             example = layout.read({column: row.get(column) for column in layout.columns})
         except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"found no texts in {' and '.join(layout.columns)}, expected OpenThoughts' own") from None
+            example = NOTHING
+        if example == NOTHING:
+            raise ValueError(f"found no texts in {columns}, expected OpenThoughts' own")
         return _problem(example)
 
     reads, frame = frozenset((*layout.columns, "system")), CONTEXT.replace("{solution}", PLAIN)

@@ -29,6 +29,18 @@ def read_turns(value: Any, key: str, where: str) -> Turns:
     return turns
 
 
+def read_reply(value: list[Any], key: str, where: str) -> str:
+    """The text of a list of turns that is one turn of the assistant's: what others say beside it would be lost.
+
+    Raises:
+        ValueError: another list, or a turn that is no text.
+    """
+    turns = [_turn(turn, f"{key}[{place}]", where) for place, turn in enumerate(value)]
+    if [role for role, _ in turns] != ["assistant"]:
+        raise ValueError(f"{where}: found {key} = {shown(value)}, expected a text, or one turn of the assistant")
+    return turns[0][1]
+
+
 def last_role(value: Any) -> str:
     """Whose the last turn is, user's, assistant's or the system's; "" of what is no list of turns."""
     last = value[-1] if isinstance(value, list) and value and isinstance(value[-1], dict) else {}

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.runs import ROOT
 
 USER = {"role": "user", "content": "Who keeps the key?"}
 ASSISTANT = {"role": "assistant", "content": "Ada does."}
+TOOL = {"role": "tool", "content": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ROW = {"question": "Who keeps the key?", "context": "Ada keeps the key."}
 PROBE = {"question": "The key is kept by whom?", "answer": "Ada"}
@@ -316,8 +318,24 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"context": None}, "found no context, expected context or context_file in the row, or task.context"),
     ({"question": "Who?"}, "found no context, expected"),
     (ROW | {"context": ""}, "found context = '', expected a text"),
-    (ROW | {"context": ["Ada"]}, "found context = ['Ada'], expected a text, or turns that end with an answer"),
-    (ROW | {"context": []}, "found context = [], expected"),
+    (ROW | {"context": ["Ada"]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": []}, "found context = [], expected a text, or one turn of the assistant"),
+    (
+        ROW | {"context": [USER]},
+        "found context = [{'role': 'user', 'content': 'Who keeps the key?'}], expected a text, or",
+    ),
+    (
+        ROW | {"context": [ASSISTANT, USER, ASSISTANT]},
+        "found context = [{'role': 'assistant', 'content': 'Ada does.'}, ",
+    ),
+    (ROW | {"context": [SYSTEM, ASSISTANT]}, "found context = [{'role': 'system', 'content': 'Be brief.'}, {'role': '"),
+    (
+        ROW | {"context": [{"role": "assistant", "content": None, "tool_calls": [1]}, TOOL, ASSISTANT]},
+        "found a tool call in context[0], expected turns of text only",
+    ),
+    (ROW | {"context": [TOOL, ASSISTANT]}, "found a tool call in context[0], expected turns of text only"),
+    (ROW | {"context": [ASSISTANT | {"content": " "}]}, "found context[0].content = ' ', expected a text that is not"),
+    (ROW | {"context": [ASSISTANT | {"content": [{"text": "Ada"}]}]}, "found a list in context[0].content, expected a"),
     (ROW | {"context_file": "x.txt"}, "found context and context_file, expected one"),
     ({"question": "Who?", "context_file": "none.txt"}, "found context_file = 'none.txt' (No such file"),
     ({"question": "Who?", "context_file": "."}, "found context_file = '.' (Is a directory"),
@@ -402,6 +420,13 @@ NAMED: list[tuple[dict[str, Any], Columns, str]] = [
         "found an assistant's turn at the end of prompt, expected the user's; with "
         'question = "prompt" and context = "prompt" in [task.columns] that turn is the context',
     ),
+    ({"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}, Columns(), "found completion = [{'role': 'assis"),
+    ({"prompt": [USER], "completion": [TOOL, ASSISTANT]}, Columns(), "found a tool call in completion[0], expected"),
+    ({"chat": [USER]}, replace(OWN, context="chat"), "found no assistant's turn at the end of chat, expected one: the"),
+    ({"conversations": [{"from": who, "value": THOUGHT} for who in ("user", "assistant", "user", "assistant")]},
+     Columns(), "found no texts in conversations, expected OpenThoughts' own"),
+    ({"conversations": [{"from": who, "value": THOUGHT} for who in ("system", "user", "assistant")]},
+     Columns(), "found no texts in conversations, expected OpenThoughts' own"),
     ({"prompt": [ASSISTANT], "context": "x"}, Columns(), "found prompt[0].role = 'assistant', expected the user's"),
     ({"question": None, "messages": None, "context": "x"}, Columns(), "found messages = None, expected a list"),
     ({"problem": None, "deepseek_reasoning": "x", "deepseek_solution": None, "ground_truth_solution": None}, Columns(),
@@ -432,7 +457,7 @@ def test_a_message_has_the_file_s_own_names(
     tmp_path: Path, row: dict[str, Any], columns: Columns, message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"rows\.jsonl, line 1: {re.escape(message)}"):
-        probe = {"ask": "Whose?", "gold": "Ada"} if columns == OWN else PROBE
+        probe = PROBE if columns == Columns() else {"ask": "Whose?", "gold": "Ada"}
         task_of(tmp_path, [row], [probe], columns=columns)
 
 
