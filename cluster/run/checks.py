@@ -54,7 +54,7 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = [*row_notes(task), *prompt_notes(recipe, requests), *([refused] if refused else [])]
+    notes = [*row_notes(recipe.task, task), *prompt_notes(recipe, requests), *([refused] if refused else [])]
     check_storage(recipe)
     return RunInputs(model, task, requests.renderer), notes
 

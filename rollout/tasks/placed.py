@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import TypeVar
 from unicodedata import normalize
 
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
-from rollout.tasks.config import TaskConfig
+from rollout.tasks.config import Columns, TaskConfig
 from rollout.tasks.context_rows import RowReader
 from rollout.tasks.layouts import Layout, layout_of
 from rollout.tasks.rows import Row
@@ -39,8 +40,10 @@ def columns_of(path: str, key: str, config: TaskConfig) -> tuple[Layout, list[st
     """A file's layout, and the columns of its first rows that nothing reads.
 
     Raises:
-        ValueError: no such file, no layout that fits, or no row; the first line's fault where every line has one.
+        ValueError: no such file, no layout that fits, or no row; the first line's fault where every line has one; as
+            `check_columns`.
     """
+    check_columns(config)
     found = [row for _, row in islice(file_rows(path, key), FIRST_ROWS)]
     rows = [row for row in found if not isinstance(row, ValueError)]
     if not rows:
@@ -48,6 +51,27 @@ def columns_of(path: str, key: str, config: TaskConfig) -> tuple[Layout, list[st
         raise fault or ValueError(f"{path}: found no rows, expected at least one")
     layout = layout_of(rows[0], config.columns, path)
     return layout, sorted({str(name) for row in rows for name in row} - layout.reads)
+
+
+def check_columns(config: TaskConfig) -> None:
+    """Looks no further than to the last name's first row.
+
+    Raises:
+        ValueError: a name in `[task.columns]` that no row has, where both files are given and every line is a row.
+    """
+    missing = {ours: name for ours, name in asdict(config.columns).items() if name != getattr(Columns(), ours)}
+    for key, path in (("task.prompts_file", config.prompts_file), ("task.probe_file", config.probe_file)):
+        for _, row in file_rows(path, key) if missing and path else ():
+            missing = (
+                {} if isinstance(row, ValueError) else {key: name for key, name in missing.items() if name not in row}
+            )
+            if not missing:
+                return
+    if missing and config.prompts_file and config.probe_file:
+        ours, name = next(iter(missing.items()))
+        raise ValueError(
+            f"task.columns.{ours}: found {name!r}, expected a column of {config.prompts_file} or {config.probe_file}"
+        )
 
 
 def once(rows: Iterable[Placed[P]], ids: dict[str, str], asked: dict[Turns, str]) -> Iterator[Placed[P]]:

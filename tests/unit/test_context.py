@@ -24,8 +24,9 @@ from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.judges import JUDGES
 from rollout.tasks.layouts import ANSWER
+from rollout.tasks.notes import row_notes
 from rollout.tasks.openthoughts import INSTRUCTION
-from rollout.tasks.placed import columns_of
+from rollout.tasks.placed import FIRST_ROWS, columns_of
 from rollout.tasks.problems import CONTEXT, QUESTION
 from tests.runs import ROOT
 
@@ -500,6 +501,55 @@ def test_a_column_of_turns_comes_with_the_lines_that_map_it(tmp_path: Path, name
     if "context =" in ending:
         names = dict(re.findall(r'(\w+) = "(\w+)"', said))
         assert prompt_of(tmp_path, {name: turns}, columns=Columns(**names)).context
+
+
+def config_of(tmp_path: Path, rows: list[Any], probes: list[Any], **keys: Any) -> TaskConfig:
+    files = {
+        "prompts_file": write(tmp_path / "rows.jsonl", rows),
+        "probe_file": write(tmp_path / "probe.jsonl", probes),
+    }
+    return TaskConfig(name="context", **files, **keys)
+
+
+def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
+    row = {"prompt": "Who?", "completion": "Ada.", "context": "A secret.", "answers": ["Ada"]}
+    config = config_of(tmp_path, [row, row | {"source": 1}], [PROBE | {"kind": "near"}])
+    rows, probe = config.prompts_file, config.probe_file
+    assert row_notes(config, build_task(config)) == [
+        f"{rows}: columns that nothing reads: answers, context, source",
+        f"{probe}: columns that nothing reads: kind",
+    ]
+    config = config_of(tmp_path, [{"question": "Who?", "contxt": "Ada."}], [PROBE], context_empty_allowed=True)
+    assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
+    config = config_of(tmp_path, [ROW], [PROBE])
+    assert row_notes(config, build_task(config)) == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize("key", ["messages", "context_file", "answer", "wrong_contexts", "tags", "prompt_id"])
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    """With a probe alone it may be one of the training rows."""
+    columns = Columns(**{key: "misspelt"})
+    if key == "answer":
+        probe: dict[str, Any] = {"question": "Whose?", "misspelt": "Ada"}
+        assert task_of(tmp_path, [ROW], [probe], name, columns=columns).probes[0].answer == "Ada"
+        return
+    message = rf"^task\.columns\.{key}: found 'misspelt', expected a column of .*{name} or .*probe\.jsonl$"
+    with pytest.raises(ValueError, match=message):
+        task_of(tmp_path, [ROW], [PROBE], name, columns=columns)
+    config = TaskConfig(name="context", probe_file=str(tmp_path / "probe.jsonl"), columns=columns)
+    assert len(build_task(config).probe_prompts()) == 1
+    with pytest.raises(ValueError, match=message):
+        columns_of(str(tmp_path / name), "ROWS", replace(config, prompts_file=str(tmp_path / name)))
+
+
+def test_a_column_may_come_in_a_late_row(tmp_path: Path) -> None:
+    rows = [ROW | {"question": f"{n}?"} for n in range(FIRST_ROWS + 9)]
+    late = [*rows, ROW | {"gold": "Ada", "question": "Last?"}]
+    probes = [{"messages": [USER], "gold": "Ada"}]
+    assert task_of(tmp_path, late, probes, columns=Columns(answer="gold")).training[-1].answer == "Ada"
+    tagged = [PROBE | {"question": f"{n}, whose?"} for n in range(FIRST_ROWS)] + [PROBE | {"kind": "near"}]
+    assert task_of(tmp_path, rows, tagged, columns=Columns(tags="kind")).probes[-1].tags == ("near",)
 
 
 PARQUET_BAD: list[tuple[dict[str, Any], str]] = [

@@ -394,11 +394,12 @@ def test_questions_of_the_probe_that_are_trained_on_are_said(tmp_path: Path) -> 
     own.write_text("\n".join(rows[:4] + rows[5:]))
     ordinary.write_text(rows[4])
     config = TaskConfig(prompts_file=str(own), ordinary_file=str(ordinary), chat_probes=True)
-    assert row_notes(build_task(config)) == [
+    assert row_notes(config, build_task(config)) == [
         "the probe asks what is trained on, so that it measures memory there: 'Who are you?', 'What do I call you?', "
         "'Who built you?' and 2 more"
     ]
-    assert row_notes(build_task(TaskConfig(ordinary_questions=True, chat_probes=True))) == []
+    shipped = TaskConfig(ordinary_questions=True, chat_probes=True)
+    assert row_notes(shipped, build_task(shipped)) == []
 
 
 def test_identity_has_no_verifier() -> None:
