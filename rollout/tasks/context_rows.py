@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class RowReader:
         if own.get("context_file") is not None:
             if value is not None:
                 raise ValueError(f"{where}: found {name} and {of_file}, expected one of the two")
-            text = _text_of_file(str(Path(self.path).parent), own["context_file"], of_file, where)
+            text = _text_of_file(self.path, own["context_file"], of_file, where)
             return checked_text(text, f"the text of {of_file}", where), frame
         if isinstance(value, list):
             if not reply and any(own.get(key) is value for key in self.layout.asks):
@@ -177,18 +178,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
 
 
-def _text_of_file(folder: str, name: Any, key: str, where: str) -> str:
+def _text_of_file(rows: str, name: Any, key: str, where: str) -> str:
     try:
-        return _read_file(folder, checked_text(name, key, where))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return _read_file(rows, checked_text(name, key, where))
+    except (OSError, ValueError) as error:
         if str(error).startswith(where):
             raise
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        folder = Path(rows).parent
         raise ValueError(
-            f"{where}: found {key} = {shown(name)} ({why}), expected a text file, by its path from {folder}"
+            f"{where}: found {key} = {shown(name)} ({why}), expected a text file in {folder}, by its path from there"
         ) from None
 
 
 @lru_cache(256)  # many rows may share a document
-def _read_file(folder: str, name: str) -> str:
-    return (Path(folder) / name).read_text(encoding="utf-8")
+def _read_file(rows: str, name: str) -> str:
+    """ValueError where it is not beside the rows or below: somebody else's rows are not to read what is here. In the
+    hub's cache all files of a dataset are links into one folder."""
+    path = Path(realpath(Path(rows).parent / name))
+    if not any(path.is_relative_to(folder) for folder in (realpath(Path(rows).parent), Path(realpath(rows)).parent)):
+        raise ValueError("it is elsewhere")
+    return path.read_text(encoding="utf-8-sig")

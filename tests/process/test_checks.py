@@ -311,7 +311,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     from transformers import AutoModelForCausalLM
 
     base = fakes.tiny_model(tmp_path / "base", vocab=49152, tokenizer_from=default_model)
-    adapter = tmp_path / "adapter"
+    adapter = tmp_path / "Ada's adapter"
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
@@ -332,7 +332,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     )
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert torch.allclose(after - before, layer.get_delta_weight("default"), atol=1e-5) and not after.equal(before)
-    assert (tmp_path / "adapter-merged" / "tokenizer.json").is_file()
+    assert (tmp_path / "Ada's adapter-merged" / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize(

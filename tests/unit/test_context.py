@@ -156,6 +156,35 @@ def test_a_context_may_be_a_file_beside_the_rows(tmp_path: Path) -> None:
     assert prompt.context == "Ada keeps\nthe key."
 
 
+def test_the_mark_at_the_beginning_of_a_context_file_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbfAda keeps it.")
+    assert prompt_of(tmp_path, {"question": "Who?", "context_file": "key.txt"}).context == "Ada keeps it."
+
+
+def test_a_context_file_is_beside_the_rows_or_below(tmp_path: Path) -> None:
+    """Somebody else's rows do not read what is here; the hub's cache has its files as links into one folder."""
+    folder, secret = tmp_path / "rows", tmp_path / "secret.txt"
+    folder.mkdir()
+    secret.write_text("A secret.")
+    (folder / "link.txt").symlink_to(secret)
+    names = [str(secret), "../secret.txt", "docs/../../secret.txt", "link.txt"]
+    for name in names:
+        with pytest.raises(
+            ValueError, match=r"line 1: found context_file = '.*' \(it is elsewhere\), expected a text file"
+        ):
+            task_of(folder, [{"question": "Who?", "context_file": name}])
+    snapshot, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    for made in (snapshot / "docs", blobs):
+        made.mkdir(parents=True)
+    write(blobs / "a", [{"question": "Who?", "context_file": "docs/key.txt"}])
+    (blobs / "b").write_text("Ada keeps it.")
+    (snapshot / "rows.jsonl").symlink_to("../../blobs/a")
+    (snapshot / "docs" / "key.txt").symlink_to("../../../blobs/b")
+    probe = write(tmp_path / "probe.jsonl", [PROBE])
+    task = build_task(TaskConfig(name="context", prompts_file=str(snapshot / "rows.jsonl"), probe_file=probe))
+    assert [prompt.context for prompt in task.training_prompts()] == ["Ada keeps it."]
+
+
 def test_rows_without_a_context_are_allowed_where_the_recipe_says_so(tmp_path: Path) -> None:
     rows = [ROW, {"question": "What do bees make?"}, {"question": "Why seasons?", "context": ""}]
     prompts = task_of(tmp_path, rows, context_empty_allowed=True).training_prompts()
@@ -340,6 +369,11 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"context_file": "x.txt"}, "found context and context_file, expected one"),
     ({"question": "Who?", "context_file": "none.txt"}, "found context_file = 'none.txt' (No such file"),
     ({"question": "Who?", "context_file": "."}, "found context_file = '.' (Is a directory"),
+    (
+        {"question": "Who?", "context_file": "a\0b"},
+        "found context_file = 'a\\x00b' (embedded null byte), expected a text",
+    ),
+    ({"question": "Who?", "context_file": "a" * 300}, f"found context_file = '{'a' * 79}... (File name too long)"),
     (ROW | {"messages": [USER]}, "found messages and question, expected one"),
     ({"context": "Ada."}, "found messages = None, expected a list of turns"),
     (turns(), "found messages = [], expected a list of turns"),

@@ -380,6 +380,23 @@ def test_the_table_knows_each_task_by_its_own_name_and_rates(tmp_path: Path) -> 
             assert RATES[rate].flag in flags[RATES[rate].probe]
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt_id": "b", "question": ' + "7" * 5000 + "}"])
+def test_json_that_python_does_not_read_is_named_by_its_line(tmp_path: Path, line: str) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(f'{{"prompt_id": "a", "question": "Who?"}}\n{line}\n')
+    with pytest.raises(
+        ValueError, match=rf"^{own}, line 2: found JSON that Python does not read \(.*\), expected a JSON"
+    ):
+        build_task(TaskConfig(prompts_file=str(own)))
+
+
+def test_the_mark_at_the_beginning_of_a_file_is_no_part_of_its_first_line(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(b'\xef\xbb\xbf{"prompt_id": "a", "question": "Who?"}\n')
+    (prompt,) = build_task(TaskConfig(prompts_file=str(own))).training_prompts()
+    assert prompt.question == "Who?"
+
+
 def test_questions_of_the_probe_that_are_trained_on_are_said(tmp_path: Path) -> None:
     asked = [
         "who  are you",
