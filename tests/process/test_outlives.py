@@ -50,21 +50,30 @@ class Local:
 
 class Learner:
     """A learner whose weights are called after their version, and whose step takes 2 s. Its transport opens in 3 s, and
-    not where an engine is lost meanwhile."""
+    breaks where an engine is lost while it opens or carries."""
 
     def __init__(self, actor: Any) -> None:
         self._actor, self.opened = actor, list[int]()
 
+    def engine(self, name: str) -> Mortal:
+        """Who has this name now."""
+        return next(seat.engine for seat in self._actor._fleet.roster.everyone() if seat.name == name)
+
     async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
         self.opened.append(workers)
         await asyncio.sleep(3.0)
+        self._require(pool, workers)
+
+    def _require(self, pool: str, workers: int) -> None:
         if len(self._actor._fleet.roster.enlisted(pool)) < workers:
             raise RuntimeError("the connection is closed")
 
     async def push(self, pool: str, version: int) -> Sent:
+        workers = len(self._actor._fleet.roster.enlisted(pool))
         verbs = {"start_weight_update": (), "update_weights": (f"weights {version}",), "finish_weight_update": ()}
         for verb, arguments in {**verbs, "update_weight_version": (version,)}.items():
             await self._actor.tell(pool, verb, arguments, 20.0)
+            self._require(pool, workers)
         return Sent(f"weights {version}")
 
     async def score(self, what: str, prompt: Ids, text: Ids) -> Floats:
@@ -165,6 +174,22 @@ def test_an_engine_that_is_lost_while_the_transport_opens_is_replaced(tmp_path: 
     groups, learner, said = run(tmp_path, {1.0: [("died", name) for name in hit]})
     assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
     assert len(learner.opened) > 1 and learner.opened[0] == 2 == learner.opened[-1]
+
+
+def test_engines_that_are_lost_in_one_push_after_another_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, left = Learner.push, [*EVERYONE[:2], *EVERYONE[:1]]
+
+    async def push(learner: Learner, pool: str, version: int) -> Sent:
+        if version == 2 and left:
+            asyncio.get_running_loop().call_later(0.5, learner.engine(left.pop(0)).suffer, "died")
+        return await own(learner, pool, version)
+
+    monkeypatch.setattr(Learner, "push", push)
+    groups, learner, said = run(tmp_path, {})
+    assert not left and sorted(groups) == GROUPS and said.count("; it is replaced") == 3
+    assert learner.opened[0] == 2 == learner.opened[-1]
 
 
 def test_a_transport_that_does_not_open_to_engines_that_stand_ends_the_run(
