@@ -23,6 +23,11 @@ class FaultsConfig:
     max_nonfinite: int = 10  # with skip: rollouts and updates that may be left out, after which the run ends
     grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
 
+    def outlived_s(self, seconds: float, start_s: float) -> float:
+        """Of work that takes `seconds`, where who does it is lost as often as may be, and its successor starts within
+        `start_s`."""
+        return seconds + self.max_restarts * (self.silent_s + start_s + seconds)
+
     def __post_init__(self) -> None:
         require(self.max_restarts >= 0, "faults.max_restarts", self.max_restarts, "0 or more")
         require(self.restart_window_s > 0, "faults.restart_window_s", self.restart_window_s, "more than 0 seconds")

@@ -14,6 +14,7 @@ from cluster.fleet.scheduler import Scheduler
 from cluster.fleet.seats import Seat
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig
+from rollout.waits import Deadlines
 
 T = TypeVar("T")
 GRACE_S = 10.0  # by which a wait for others that wait is longer than theirs, so that theirs gives the name
@@ -33,7 +34,7 @@ class Roster:
     """The seats of every pool, and the schedulers that give the engines in them work.
 
     configs: the pools' settings. taking: pools that take weights from the learner. in_turn: engines start one after
-    another. activity: when each engine did what.
+    another. activity: when each engine did what. deadlines: of the engines' work.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Roster:
         taking: Sequence[str],
         in_turn: bool,
         activity: Activity,
+        deadlines: Deadlines,
     ) -> None:
         self._configs, self._faults, self._taking, self._in_turn = configs, faults, taking, in_turn
-        self._activity = activity
+        self._activity, self._deadlines = activity, deadlines
         self.seats = {pool: [Seat(pool, make, Restarts(faults)) for make in makers[pool]] for pool in makers}
         self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
         self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
@@ -129,6 +131,7 @@ class Roster:
         print(said, flush=True)
         self._lines.append(f"{said.splitlines()[0]}; it is replaced")
         seat.lose()
+        self._pace()
         self._keep(self._replace(seat))
         self._changed.set()
 
@@ -166,6 +169,7 @@ class Roster:
         seat.stands = True
         if seat.pool not in self._taking:
             self._admit(seat)
+        self._pace()
         self._changed.set()
 
     async def _require_reference(self, seat: Seat) -> None:
@@ -180,6 +184,12 @@ class Roster:
             self._lines.append(f"{seat.name} serves again, {seconds:.1f} s after it was lost")
             self._changed.set()
         self.schedulers[seat.pool].open(seat.engine)
+        self._pace()
+
+    def _pace(self) -> None:
+        """The deadlines of work wait while an engine starts anew, or none of a pool serves; then they begin anew."""
+        serves = all(any(seat.serves for seat in seats) for seats in self.seats.values() if seats)
+        self._deadlines.pause(not (serves and all(seat.stands for seat in self.everyone())))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -176,6 +176,32 @@ def test_an_engine_that_is_lost_while_the_transport_opens_is_replaced(tmp_path: 
     assert len(learner.opened) > 1 and learner.opened[0] == 2 == learner.opened[-1]
 
 
+@pytest.mark.parametrize(("seconds", "hit"), [(0.0, ()), (10.5, EVERYONE[:1]), (13.0, EVERYONE[2:])], ids=str)
+def test_a_group_whose_engine_is_lost_has_its_time_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, hit: tuple[str, ...]
+) -> None:
+    """Sampled for 3 s, scored for 2; a successor starts for 5, and a student's has weights after 7 more."""
+    monkeypatch.setitem(SIZES, "student", 1)
+    only = "student.num_engines=1", "rollout.deadline_s=8.0"
+    groups, _, said = run(tmp_path, {seconds: [("died", name) for name in hit]}, *only)
+    assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+
+
+@pytest.mark.parametrize("hit", [(), EVERYONE[:1]], ids=len)
+def test_so_has_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: tuple[str, ...]) -> None:
+    own = Mortal.texts
+
+    async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
+        await engine._work(2.0)
+        return await own(engine, *arguments)
+
+    monkeypatch.setattr(Mortal, "texts", texts)
+    monkeypatch.setitem(SIZES, "student", 1)
+    only = "student.num_engines=1", "rollout.deadline_s=10.0"
+    groups, _, said = run(tmp_path, {10.5: [("died", name) for name in hit]}, *only)
+    assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+
+
 def test_engines_that_are_lost_in_one_push_after_another_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

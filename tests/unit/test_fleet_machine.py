@@ -20,6 +20,7 @@ from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig, SamplingConfig
+from rollout.waits import Deadlines
 from tests.fakes import FakeEngine, fake_logprobs
 from tests.virtual_time import VirtualTimeLoop, run_virtual
 
@@ -253,7 +254,7 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
         engines.append(Mortal("student", place, "student"))
         return engines[-1]
 
-    roster = Roster({"student": [partial(make, 0)]}, CONFIGS, FAULTS, (), False, Activity())
+    roster = Roster({"student": [partial(make, 0)]}, CONFIGS, FAULTS, (), False, Activity(), Deadlines())
     await roster.start()
     roster.admit("student") or roster._admit(roster.seats["student"][0])
     request, clock = RolloutRequest("r", "p", "g", True, "system", PROMPT, PROMPT), asyncio.get_running_loop().time
