@@ -110,8 +110,8 @@ class RolloutActor:
     async def resume_scoring(self, teacher_version: int) -> None:
         await self._stream.resume_scoring(teacher_version)
 
-    async def news(self, seconds: float, seen: int) -> News:
-        return await self._fleet.roster.news(seconds, seen)
+    async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
+        return await self._fleet.roster.news(seconds, seen, wanted)
 
     async def enlist(self, pool: str, seconds: float) -> int:
         return await self._fleet.roster.enlist(pool, seconds)

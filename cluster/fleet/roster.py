@@ -1,6 +1,7 @@
 """Who has which place: engines are started, watched, and replaced when they die or hang."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from cluster.fleet.calls import Died, all_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import EngineClient, Maker
 from cluster.fleet.scheduler import Scheduler
-from cluster.fleet.seats import Seat
+from cluster.fleet.seats import Seat, failure_of
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig
 from rollout.waits import Deadlines
@@ -204,12 +205,15 @@ class Roster:
 
     # What the learner's next push finds
 
-    async def news(self, seconds: float, seen: int) -> News:
-        """As soon as there is any, within `seconds`; of the lines those after the first `seen`."""
+    async def news(self, seconds: float, seen: int, wanted: Mapping[str, int]) -> News:
+        """As soon as there is any, within `seconds`: the pools where fewer serve than `wanted`, and the lines after the
+        first `seen`."""
 
         def found() -> News | None:
             waiting = {seat.pool for seat in self.everyone() if seat.stands and not seat.serves}
-            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lines[seen:]))
+            serving = Counter(seat.pool for seat in self.everyone() if seat.serves)
+            short = {pool for pool, count in wanted.items() if serving[pool] < count}
+            news = News(tuple(sorted(waiting & short & set(self._taking))), tuple(self._lines[seen:]))
             return news if news.pools or news.lines else None
 
         return await self._until(found, seconds) or News()
@@ -273,7 +277,7 @@ class Roster:
             await asyncio.wait(tasks.values(), timeout=seconds)
         late = ", ".join(seat.name for seat, task in tasks.items() if not task.done())
         silent = TimeoutError(f"{what}: no answer from {late} (of {len(tasks)}) within {seconds:g} s")
-        failures = {seat: _failure(task, silent) for seat, task in tasks.items()}
+        failures = {seat: failure_of(task, silent) for seat, task in tasks.items()}
         others = [error for error in failures.values() if not isinstance(error, (Died, TimeoutError, type(None)))]
         if others and len(others) == sum(error is not None for error in failures.values()):
             raise others[0]
@@ -287,14 +291,3 @@ class Roster:
         """Nothing is watched or replaced any more."""
         for task in self._tasks:
             task.cancel()
-
-
-def _failure(task: "asyncio.Task[Any]", silent: TimeoutError) -> Exception | None:
-    """Of a call that was waited for; one that was given up is of an engine that was lost meanwhile."""
-    if not task.done():
-        return silent
-    if task.cancelled():
-        return Died("was lost meanwhile")
-    error = task.exception()
-    assert error is None or isinstance(error, Exception), error
-    return error

@@ -99,9 +99,9 @@ class RolloutService:
         """Every engine takes its memory again."""
         await self._engines("engines that wake up", "wake_up")
 
-    async def news(self, seconds: float, seen: int) -> News:
-        """Of the engines, as soon as there is any, within `seconds`."""
-        asked = ask(ROLLOUT, self.handle, "news", seconds, seen)  # beside another call, so that it is nothing to watch
+    async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
+        """See `Roster.news`."""
+        asked = ask(ROLLOUT, self.handle, "news", seconds, seen, wanted)  # beside another call: nothing to watch
         news: News = await within(seconds + GRACE_S, f"{ROLLOUT}: news of the engines", asked)
         return news
 

@@ -23,7 +23,8 @@ from cluster.config import Recipe
 from cluster.errors import Preempted
 from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
-from cluster.fleet.roster import News
+from cluster.fleet.calls import Died
+from cluster.fleet.roster import GRACE_S, News
 from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
@@ -193,7 +194,7 @@ class Pipeline:
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
         await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
-        self._say(await self.rollout.news(0.0, self._lines_seen))
+        self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
@@ -205,16 +206,19 @@ class Pipeline:
         time."""
         await retried_beside(self.recipe.faults.store_s, write)
 
-    async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
+    async def _attended(self, version: int, work: Coroutine[Any, Any, T], scores: bool = True) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
-        meanwhile."""
+        meanwhile. scores: whether the work needs a teacher."""
         task = asyncio.create_task(work)
+        # Where the learner has no more what the teacher holds, one is enough until the teacher takes other weights.
+        teachers = self.recipe.teacher_engines if self._teacher_version == version else int(scores)
+        wanted = {"student": self.recipe.student.num_engines, "teacher": teachers}
         try:
             while not task.done():
-                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen))
+                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen, wanted))
                 await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
-                    await self._attend(version, await news)
+                    await self._attend(version, await news, task)
                 news.cancel()
             return await task
         finally:
@@ -225,22 +229,20 @@ class Pipeline:
         for line in news.lines:
             self.sink.say(line)
 
-    async def _attend(self, version: int, news: News) -> None:
+    async def _attend(self, version: int, news: News, work: "asyncio.Task[Any]") -> None:
         self._say(news)
         if "student" in news.pools:
             pushed = await self._handover.push("student", version)
             assert pushed.digest == self.pushed.digest, f"weights of version {version} changed: {pushed} {self.pushed}"
-        if "teacher" in news.pools:
+        if "teacher" not in news.pools:
+            return
+        held = self._teacher_version
+        if held == version:
             await self._hand_teacher(version)
+        elif not (await asyncio.wait({work}, timeout=GRACE_S))[0]:  # it has what it needs of the teacher otherwise
+            raise Died(f"a teacher engine was lost, which held version {held}: found the learner at version {version}")
 
     async def _hand_teacher(self, version: int) -> None:
-        """A successor takes what the others hold; RuntimeError when the learner has them no more."""
-        held = self._teacher_version
-        if held != version:
-            raise RuntimeError(
-                f"a teacher engine was lost: its successor is to hold version {held}, found the learner at {version}; "
-                "--resume continues from the newest checkpoint"
-            )
         # The learner does not run the average, so it cannot say what it scores.
         await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
 
@@ -270,7 +272,7 @@ class Pipeline:
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        answers = await self._attended(step if held is None else held, asked)
+        answers = await self._attended(step if held is None else held, asked, scores=False)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         before = verdicts()

@@ -15,6 +15,7 @@ import pytest
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.fleet.assembly import Services
+from cluster.fleet.calls import Died
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.rollout_actor import RolloutActor
 from cluster.fleet.services import RolloutService
@@ -22,7 +23,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of
 from cluster.run.choice import Choice
 from cluster.run.pipeline import Pipeline
-from cluster.run.replay import Resumed, learned_groups
+from cluster.run.replay import Resumed, catch_up, learned_groups
 from cluster.run.rundir import RunDir
 from cluster.run.start import shard_metadata
 from cluster.run.stop import heeding
@@ -36,6 +37,7 @@ from tests.unit.test_fleet_machine import Mortal
 from tests.virtual_time import run_virtual
 
 STEPS = 8
+START_S = 5.0  # of an engine
 
 
 class Local:
@@ -108,6 +110,7 @@ def run(
 
 
 async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
+    """The services start again with what stands, as in `cluster.run.start`."""
     for part in (folder.shards, folder.student, folder.answers):
         part.mkdir(parents=True)
     made: dict[str, Mortal] = {}
@@ -117,30 +120,56 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
         made[engine.name] = engine
         return engine
 
+    for seconds, hit in faults.items():
+        for fault, name in hit:
+            begin(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
+    for seconds, act in acts.items():
+        begin(seconds, act)
+    said, resumes = list[str](), False
+    while True:
+        actor = actor_of(recipe, folder, make)
+        await actor.start()
+        learner, sink = Learner(actor), MetricsSink(STEPS)
+        sink.say = said.append  # type: ignore[method-assign]
+        try:
+            await serve(recipe, folder, actor, learner, sink, resumes)
+        except Died as death:
+            said.append(f"{death}; the services start again")
+            resumes = True
+        else:
+            return learned_groups(folder), learner, "\n".join(said)
+        finally:
+            await actor.stop()
+
+
+def begin(seconds: float, act: Callable[[], Any]) -> None:
+    """So long after the engines have started."""
+    asyncio.get_running_loop().call_later(START_S + seconds, act)
+
+
+def actor_of(recipe: Recipe, folder: RunDir, make: Callable[[str, int], Mortal]) -> Any:
     actor: Any = object.__new__(
         RolloutActor.__ray_metadata__.modified_class
     )  # its __init__ takes this process's output
     actor._recipe, actor._model, actor._storage, actor._digests = recipe, recipe.model.path, str(folder.shards), {}
     actor._metadata = shard_metadata(recipe, "run")
     makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
-    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults)
-    await actor.start()
-    learner, sink = Learner(actor), MetricsSink(STEPS)
-    said: list[str] = []
-    sink.say = said.append  # type: ignore[method-assign]
-    services = Services(RolloutService(Local(actor), recipe), learner)  # type: ignore[arg-type]
-    for seconds, hit in faults.items():
-        for fault, name in hit:
-            asyncio.get_running_loop().call_later(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
-    for seconds, act in acts.items():
-        asyncio.get_running_loop().call_later(seconds, act)
+    taking = ("student", "teacher") if recipe.teacher.follows else ("student",)
+    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults, taking)
+    return actor
+
+
+async def serve(recipe: Recipe, folder: RunDir, actor: Any, learner: Learner, sink: MetricsSink, resumes: bool) -> None:
+    services, resumed = Services(RolloutService(Local(actor), recipe), learner), Resumed()  # type: ignore[arg-type]
+    choice = Choice(recipe, services.learner, {})
+    if resumes:
+        resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+        if resumed.version and recipe.run.max_policy_lag:
+            await services.rollout.resume(learned_groups(folder))
     with heeding(0.0) as stop:
         task = build_task(recipe.task)
-        renderer, choice = renderer_of(recipe, recipe.model.path), Choice(recipe, services.learner, {})
-        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice)
-        await pipeline.run(Resumed())
-    await actor.stop()
-    return learned_groups(folder), learner, "\n".join(said)
+        renderer = renderer_of(recipe, recipe.model.path)
+        await Pipeline(recipe, services, folder, sink, renderer, task, stop, choice).run(resumed)
 
 
 SIZES = {"student": 2, "teacher": 1}
@@ -200,6 +229,34 @@ def test_so_has_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: tu
     only = "student.num_engines=1", "rollout.deadline_s=10.0"
     groups, _, said = run(tmp_path, {10.5: [("died", name) for name in hit]}, *only)
     assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+
+
+@pytest.mark.parametrize(("kind", "lag", "amid", "starts"), [
+    ("ema", 0, 1, 1), ("ema", 1, 1, 2), ("snapshot", 0, 1, 2), ("snapshot", 1, 1, 2),
+    ("ema", 0, STEPS - 1, 1), ("ema", 1, STEPS - 1, 1), ("snapshot", 1, STEPS - 1, 1),
+])  # fmt: skip
+def test_a_teacher_that_follows_is_lost_while_the_learner_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lag: int, amid: int, starts: int
+) -> None:
+    """Where nothing is to be scored with what it held it waits for what it takes next; amid the last step for nothing,
+    though the probe takes its time."""
+    learn, ask, left = Learner.learn, Mortal.texts, [EVERYONE[2]]
+
+    async def learn_and_lose(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        if shard.step == amid and left:
+            learner.engine(left.pop()).suffer("died")
+        return await learn(learner, shard)
+
+    async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
+        await engine._work(2.0)
+        return await ask(engine, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", learn_and_lose)
+    monkeypatch.setattr(Mortal, "texts", texts)
+    settings = f"run.max_policy_lag={lag}", f"teacher.kind={kind}", "teacher.snapshot_every=4"
+    groups, _, said = run(tmp_path, {}, *settings)
+    assert not left and sorted(groups) == GROUPS
+    assert said.count("; the services start again") == starts - 1
 
 
 def test_engines_that_are_lost_in_one_push_after_another_are_replaced(

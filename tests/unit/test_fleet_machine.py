@@ -264,7 +264,7 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
     if fault:
         engines[0].suffer(fault)
     asked = [asyncio.create_task(pool.sample([request], SamplingConfig(1.0, 4), seed)) for seed in range(30)]
-    news = await roster.news(seconds, 0)
+    news = await roster.news(seconds, 0, {})
     after = clock() - begun
     await asyncio.wait(asked, timeout=300.0)
     assert all(task.done() for task in asked)
