@@ -113,8 +113,8 @@ class RolloutActor:
     async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
         return await self._fleet.roster.news(seconds, seen, wanted)
 
-    async def enlist(self, pool: str, seconds: float) -> int:
-        return await self._fleet.roster.enlist(pool, seconds)
+    async def enlist(self, pool: str) -> int:
+        return await self._fleet.roster.enlist(pool)
 
     async def admit(self, pool: str) -> int:
         return self._fleet.roster.admit(pool)

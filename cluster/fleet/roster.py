@@ -218,15 +218,13 @@ class Roster:
 
         return await self._until(found, seconds) or News()
 
-    async def enlist(self, pool: str, seconds: float) -> int:
-        """Who stands takes part in the pushes that follow; waits for one.
+    async def enlist(self, pool: str) -> int:
+        """Who stands takes part in the pushes that follow; waits for one as long as any is replaced.
 
         Returns:
             the number of their workers where the learner's transport is not open to just them, otherwise 0.
         """
-        standing = await self._until(lambda: [seat for seat in self.seats[pool] if seat.stands], seconds)
-        if not standing:
-            raise TimeoutError(f"weight push: found no {pool} engine that has started within {seconds:g} s")
+        standing = await self._until(lambda: [seat for seat in self.seats[pool] if seat.stands]) or []
         for seat in standing:
             seat.enlisted = True
         engines = [seat.engine for seat in standing]
@@ -242,8 +240,8 @@ class Roster:
                 self._admit(seat)
         return len(self.enlisted(pool))
 
-    async def _until(self, found: Callable[[], T], seconds: float) -> T | None:
-        """What is found as soon as there is something, within `seconds`."""
+    async def _until(self, found: Callable[[], T], seconds: float | None = None) -> T | None:
+        """What is found as soon as there is something, within `seconds` if there are any."""
         try:
             async with asyncio.timeout(seconds):
                 while self._failure is None and not found():

@@ -108,9 +108,8 @@ class RolloutService:
     async def enlist(self, pool: str) -> int:
         """Every engine of `pool` that has started takes part in the pushes that follow; at least one is waited for.
         Returns the number of their workers where the transport has to be opened to them, otherwise 0."""
-        config = self._recipe.student if pool == "student" else self._recipe.teacher
-        seconds = config.start_deadline_s + self._recipe.faults.silent_s
-        return int(await self._ask(seconds + GRACE_S, f"{pool} engines for a weight push", "enlist", pool, seconds))
+        seconds = self._recipe.faults.outlived_s(GRACE_S, self._start_s)  # the fleet gives up before
+        return int(await self._ask(seconds, f"{pool} engines for a weight push", "enlist", pool))
 
     async def admit(self, pool: str) -> int:
         """The engines of `pool` that the last push has proven get work. Returns how many there are."""

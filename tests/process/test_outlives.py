@@ -231,6 +231,30 @@ def test_so_has_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: tu
     assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
 
 
+def test_a_push_waits_for_as_many_starts_as_the_fleet_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only engine is lost before a push, and the next two hang while they start."""
+    start, learn, started = Mortal.start, Learner.learn, list[str]()
+
+    async def learn_and_lose(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        learned = await learn(learner, shard)
+        if shard.step == 1:
+            learner.engine(EVERYONE[0]).suffer("died")
+        return learned
+
+    async def hangs(engine: Mortal) -> str:
+        started.extend([engine.name] * ("student" in engine.name))
+        if len(started) in (2, 3):
+            engine.suffer("hung")
+        return await start(engine)
+
+    monkeypatch.setattr(Mortal, "start", hangs)
+    monkeypatch.setattr(Learner, "learn", learn_and_lose)
+    monkeypatch.setitem(SIZES, "student", 1)
+    groups, _, said = run(tmp_path, {}, "student.num_engines=1", "student.start_deadline_s=10.0")
+    assert sorted(groups) == GROUPS and len(started) == 4
+    assert said.count("start of student engine 0: no answer within 10 s; it is replaced") == 2
+
+
 @pytest.mark.parametrize(("kind", "lag", "amid", "starts"), [
     ("ema", 0, 1, 1), ("ema", 1, 1, 2), ("snapshot", 0, 1, 2), ("snapshot", 1, 1, 2),
     ("ema", 0, STEPS - 1, 1), ("ema", 1, STEPS - 1, 1), ("snapshot", 1, STEPS - 1, 1),

@@ -126,7 +126,7 @@ class FleetMachine(RuleBasedStateMachine):
         digest = f"weights {self.version}"
         text = CanaryText(PROMPT, RESPONSE, fake_logprobs(PROMPT, RESPONSE, "student"))
         while True:
-            await self.roster.enlist("student", 10_000.0)
+            await self.roster.enlist("student")
             verbs = {"start_weight_update": (), "update_weights": (digest,), "finish_weight_update": ()}
             for verb, arguments in {**verbs, "update_weight_version": (self.version,)}.items():
                 await self.fleet.tell("student", verb, arguments, DEADLINE_S)
