@@ -60,6 +60,7 @@ class Roster:
         self._awake.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Seat] = set()  # whose successor does
+        self._turns = asyncio.Semaphore(1 if in_turn else len(self.everyone()))
 
     def everyone(self) -> list[Seat]:
         return [seat for seats in self.seats.values() for seat in seats]
@@ -76,8 +77,7 @@ class Roster:
         Raises:
             TimeoutError, RuntimeError: name the engine that did not start.
         """
-        turns = asyncio.Semaphore(1 if self._in_turn else len(self.everyone()))
-        starting = {seat.name: self._start(seat, turns) for seat in self.everyone()}
+        starting = {seat.name: self._start_in_turn(seat) for seat in self.everyone()}
         hosts = await all_within(self.start_deadline_s() + GRACE_S, "start of the engines", starting)
         for seat in self.everyone():
             seat.stands = True
@@ -86,11 +86,14 @@ class Roster:
         self._keep(self._watch())
         return dict(zip(starting, hosts, strict=True))
 
-    async def _start(self, seat: Seat, turns: asyncio.Semaphore) -> str:
-        seconds = self._configs[seat.pool].start_deadline_s
-        async with turns:
-            with self._activity.piece(seat.name, "start"):
-                return await within(seconds, f"start of {seat.name}", seat.engine.start())
+    async def _start_in_turn(self, seat: Seat) -> str:
+        async with self._turns:
+            return await self._start(seat)
+
+    async def _start(self, seat: Seat) -> str:
+        with self._activity.piece(seat.name, "start"):
+            seconds = self._configs[seat.pool].start_deadline_s
+            return await within(seconds, f"start of {seat.name}", seat.call(seat.engine.start()))
 
     def start_deadline_s(self) -> float:
         """For all of them."""
@@ -154,19 +157,20 @@ class Roster:
 
     async def _replace(self, seat: Seat) -> None:
         """Puts a successor in the engine's place, which serves at once only where it takes no weights."""
-        await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
-        engine = seat.renew()
-        self._starting.add(seat)
-        try:
-            await self._start(seat, asyncio.Semaphore())
-            if seat.pool not in self._taking:
-                await self._require_reference(seat)
-        except (RuntimeError, TimeoutError) as error:
-            self.lose(seat, engine, error)
-            return
-        finally:
-            self._starting.discard(seat)
-            self._changed.set()
+        async with self._turns:
+            await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
+            engine = seat.renew()
+            self._starting.add(seat)
+            try:
+                await self._start(seat)
+                if seat.pool not in self._taking:
+                    await self._require_reference(seat)
+            except (RuntimeError, TimeoutError) as error:
+                self.lose(seat, engine, error)
+                return
+            finally:
+                self._starting.discard(seat)
+                self._changed.set()
         seat.stands = True
         if seat.pool not in self._taking:
             self._admit(seat)

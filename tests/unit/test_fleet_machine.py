@@ -2,11 +2,13 @@
 asked for is done once, by an engine that holds the weights it is to hold, or all of it ends with one error."""
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -279,6 +281,50 @@ def test_an_engine_that_answers_and_gets_no_further_is_named_and_replaced() -> N
 
 def test_an_engine_that_gets_on_is_left_alone_however_long_its_work() -> None:
     assert run_virtual(stand_still("", 60.0))[0] == ""
+
+
+class Roused(Mortal):
+    """An engine that notes when it starts."""
+
+    def __init__(self, spans: list[tuple[float, float]], place: int) -> None:
+        super().__init__("student", place, "student")
+        self._spans = spans
+
+    async def start(self) -> str:
+        begun = asyncio.get_running_loop().time()
+        host = await super().start()
+        self._spans.append((begun, asyncio.get_running_loop().time()))
+        return host
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_successors_start_in_turn_where_engines_do(in_turn: bool, asleep: bool) -> None:
+    """All of three are lost at once, also while the learner has the memory, and one of them again amid its start."""
+    spans: list[tuple[float, float]] = []
+
+    async def drive() -> None:
+        makers = {"student": [partial(Roused, spans, place) for place in range(3)]}
+        roster = Roster(makers, CONFIGS, FAULTS, ("student",), in_turn, Activity(), Deadlines())
+        await roster.start()
+        if asleep:
+            await roster.fall_asleep(1.0)
+        for seat in roster.everyone():
+            roster.lose(seat, seat.engine, Died(f"{seat.name} died: SIGKILL"))
+        await asyncio.sleep(3.0)
+        roster.wake_up()
+        await asyncio.sleep(1.0)
+        hung = next(seat for seat in roster.everyone() if seat in roster._starting)
+        hung.engine.suffer("hung")  # type: ignore[attr-defined]
+        roster.lose(hung, hung.engine, Died(f"{hung.name} died: SIGKILL"))
+        await asyncio.sleep(60.0)
+        assert all(seat.stands for seat in roster.everyone())
+        roster.stop()
+
+    run_virtual(drive())
+    ordered = sorted(spans)
+    overlaps = any(end > begin for (_, end), (begin, _) in itertools.pairwise(ordered))
+    assert len(spans) == 6 and overlaps is not in_turn
 
 
 TestFleet = FleetMachine.TestCase
