@@ -101,6 +101,29 @@ def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], gra
     assert (pipeline.steps, pipeline.saved) == ([0], [])
 
 
+def test_what_ends_after_the_steps_ends_as_it_does() -> None:
+    """As the services do, also where that outlasts what a step had of the grace."""
+    ended = list[str]()
+
+    async def drive() -> None:
+        with heeding(0.3) as stop:
+            try:
+                with stop.between_steps():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while not stop.asked:
+                        await asyncio.sleep(0)
+                    raise Preempted(f"stopped by {stop.asked} after step 3")
+            finally:
+                end = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(0.5, end.set_result, None)  # beyond the grace
+                await end
+                ended.append("services")
+
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM after step 3$"):
+        asyncio.run(drive())
+    assert ended == ["services"]
+
+
 def test_before_the_first_step_nothing_is_waited_for() -> None:
     async def drive() -> None:
         with heeding(30.0):
