@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ray.exceptions import RayTaskError
+
 from cluster.errors import cause_of
 from cluster.faults import FaultsConfig, Restarts
 from cluster.fleet.calls import Died, all_within, within
@@ -115,7 +117,7 @@ class Roster:
     async def _ping(self, seat: Seat, engine: EngineClient) -> None:
         try:
             await seat.require_life(self._faults.silent_s, lambda: self.schedulers[seat.pool].load_of(engine).sequences)
-        except (Died, TimeoutError) as error:
+        except (RuntimeError, TimeoutError, RayTaskError) as error:  # the last is whatever the engine's process raised
             self.lose(seat, engine, error)
 
     def _on_death(self, engine: EngineClient, death: Died) -> None:
@@ -125,7 +127,7 @@ class Roster:
 
     def lose(self, seat: Seat, engine: EngineClient, error: Exception) -> None:
         """Replaces the engine of a seat, unless it was; where it was replaced too often, all ends with `error`."""
-        if seat.engine is not engine or seat.is_lost or self._failure is not None:
+        if not seat.has(engine) or self._failure is not None:
             return
         self.schedulers[seat.pool].lose(engine)
         if not seat.restarts.allow(asyncio.get_running_loop().time()):
@@ -171,6 +173,8 @@ class Roster:
             finally:
                 self._starting.discard(seat)
                 self._changed.set()
+        if not seat.has(engine):  # the learner needed its memory at just that moment
+            return
         seat.stands = True
         if seat.pool not in self._taking:
             self._admit(seat)

@@ -51,6 +51,10 @@ class Seat:
         self.engine, self.is_lost = self.make(), False
         return self.engine
 
+    def has(self, engine: EngineClient) -> bool:
+        """Whether it is this one, and not lost."""
+        return self.engine is engine and not self.is_lost
+
     def serve(self) -> float | None:
         """The engine gets work. Returns the seconds without one in this place where one was lost."""
         self.serves = True

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from ray.exceptions import RayTaskError
 
 from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
@@ -325,6 +326,57 @@ def test_successors_start_in_turn_where_engines_do(in_turn: bool, asleep: bool) 
     ordered = sorted(spans)
     overlaps = any(end > begin for (_, end), (begin, _) in itertools.pairwise(ordered))
     assert len(spans) == 6 and overlaps is not in_turn
+
+
+def roster_of(*engines: Mortal) -> Roster:
+    """Of one student engine and its successors."""
+    left = list(engines)
+    return Roster({"student": [lambda: left.pop(0)]}, CONFIGS, FAULTS, ("student",), False, Activity(), Deadlines())
+
+
+def test_an_engine_that_is_lost_as_its_start_ends_does_not_stand() -> None:
+    async def drive() -> None:
+        loop = asyncio.get_running_loop()
+
+        class Late(Mortal):
+            async def start(self) -> str:
+                host = await super().start()
+                loop.call_soon(
+                    roster.lose, roster.seats["student"][0], self, TimeoutError("the learner needs its memory")
+                )
+                return host
+
+        roster = roster_of(Mortal("student", 0, ""), Late("student", 0, ""), last := Mortal("student", 0, ""))
+        await roster.start()
+        (seat,) = roster.everyone()
+        roster.lose(seat, seat.engine, Died("student engine 0 died: SIGKILL"))
+        await asyncio.sleep(7.0)
+        assert seat.engine is last and not seat.stands
+        await asyncio.sleep(5.0)
+        assert seat.stands
+        roster.stop()
+
+    run_virtual(drive())
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("no such file"), RayTaskError("ping", "traceback", KeyError("core")).as_instanceof_cause(),
+], ids=["error", "of another kind"])  # fmt: skip
+def test_an_engine_whose_answer_to_the_watch_is_an_error_is_replaced(error: Exception) -> None:
+    class Failing(Mortal):
+        async def ping(self) -> None:
+            raise error
+
+    async def drive() -> None:
+        roster = roster_of(Failing("student", 0, ""), successor := Mortal("student", 0, ""))
+        await roster.start()
+        await asyncio.sleep(20.0)
+        roster.require_hope()
+        (seat,) = roster.everyone()
+        assert seat.has(successor) and seat.stands
+        roster.stop()
+
+    run_virtual(drive())
 
 
 TestFleet = FleetMachine.TestCase
