@@ -11,7 +11,7 @@ from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
-from cluster.observe.seen import Seen
+from cluster.observe.seen import RECENT_SAMPLES, Seen
 from cluster.observe.timeline import in_order
 from cluster.observe.waits import Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
@@ -31,10 +31,11 @@ class RunCharts:
         self._columns = [Columns() for _ in PANELS]
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
-        self._samples: deque[Sample] = deque(maxlen=200)
+        self._samples: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
         self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
+        self._recent: deque[Window] = deque(maxlen=RECENT_SAMPLES)
         self._now, self._began = 0.0, inf
 
     def add(self, batch: Batch) -> None:
@@ -73,6 +74,7 @@ class RunCharts:
         """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or
         none."""
         self._windows.append(window)
+        self._recent.append(window)
         step_s = (self._steps[-1].wall_s if self._steps else None) or 0.0
         while len(self._windows) > 1 and self._windows[1].begin <= window.end - step_s:
             self._windows.popleft()
@@ -85,7 +87,8 @@ class RunCharts:
 
     def shown(self, views: Mapping[int, str]) -> str:
         """The run as the page reads it, as JSON. views: where the token view of a step is, by its number from 1."""
-        seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples), gap=self.gap)
+        samples, waits = list(self._samples), list(self._recent)
+        seen = Seen(self.name, self.recipe, self._steps, self._probes, samples, gap=self.gap, waits=waits)
         shown = {
             "name": self.name,
             "planned": self.recipe.run.steps,
