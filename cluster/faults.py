@@ -62,11 +62,14 @@ class Restarts:
     def __init__(self, faults: FaultsConfig) -> None:
         self._faults, self._times = faults, deque[float]()
 
-    def allow(self, now: float) -> bool:
-        """Counts one at `now`, in seconds; whether it is within the bound."""
+    def are_left(self, now: float) -> bool:
+        """Whether one at `now`, in seconds, is within the bound."""
         while self._times and self._times[0] < now - self._faults.restart_window_s:
             self._times.popleft()
-        if len(self._times) >= self._faults.max_restarts:
-            return False
-        self._times.append(now)
-        return True
+        return len(self._times) < self._faults.max_restarts
+
+    def allow(self, now: float) -> bool:
+        """Counts one at `now`, in seconds; whether it is within the bound."""
+        if allowed := self.are_left(now):
+            self._times.append(now)
+        return allowed

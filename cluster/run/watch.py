@@ -1,5 +1,7 @@
 """What watches a run: the observer, with the sinks that the recipe names."""
 
+from collections.abc import Callable
+
 from cluster.config import Recipe
 from cluster.dashboard.page import PageSink
 from cluster.fleet.assembly import Services
@@ -22,9 +24,18 @@ def watch(services: Services) -> Activity:
     return activity
 
 
-def observer_of(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
-    """The observer of a run, which hears each of its records from `sink`."""
-    observer = Observer(services.rollout.observe, activity, sinks_of(recipe, folder), recipe.observe.every_s, sink.say)
+def observer_of(
+    recipe: Recipe,
+    folder: RunDir,
+    services: Services,
+    sink: MetricsSink,
+    activity: Activity,
+    ending: Callable[[BaseException], str],
+) -> Observer:
+    """The observer of a run, which hears each of its records from `sink`. ending: how one ended that ended with an
+    error."""
+    sinks, every_s = sinks_of(recipe, folder), recipe.observe.every_s
+    observer = Observer(services.rollout.observe, activity, sinks, every_s, sink.say, ending)
     sink.observer = observer
     return observer
 

@@ -73,7 +73,9 @@ def main() -> None:
     steps = arguments.steps
     sinks: list[Timed] = []
 
-    def in_turns(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
+    def in_turns(
+        recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity, *_: object
+    ) -> Observer:
         sinks.extend(map(Timed, sinks_of(recipe, folder)))
         observer = InTurns(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)
         sink.observer = observer

@@ -169,6 +169,43 @@ def test_an_open_page_reads_every_second_and_shows_a_new_step_at_once(browser: P
     assert browser.value(STATE) == "The run has ended." and "3/3" in browser.value(TEXT)
 
 
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        ("failed", "The run failed; a resume is shown here."),
+        ("stopped", "The run was stopped; a resume is shown here."),
+        ("restarting", "A service was lost; the services start again."),
+    ],
+)
+@pytest.mark.parametrize("opened", ["before its end", "after its end"])
+def test_a_page_follows_a_run_that_goes_on_after_an_end(
+    browser: Page, tmp_path: Path, ended: str, words: str, opened: str
+) -> None:
+    recipe = Recipe(run=RunConfig(steps=3))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    if opened == "before its end":
+        browser.open((folder / PAGE).as_uri())
+    append_step(folder / "metrics.jsonl", a_step(0))
+    sink.write(Batch(BEGAN, ended=ended))
+    if opened == "after its end":
+        browser.open((folder / PAGE).as_uri())
+    browser.wait_for(f"{STATE} === '{words}'")
+    PageSink(folder, recipe).write(Batch(BEGAN, steps=(a_step(1),)))
+    browser.wait_for(f"({TEXT}).includes('2/3')")
+    assert browser.value(STATE).startswith("Running; ") and browser.errors == []
+
+
+def test_a_page_of_a_finished_run_reads_nothing_more(browser: Page, run: Path, tmp_path: Path) -> None:
+    with counted_reads(browser):
+        browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
+        assert browser.value("reads.length") == 0
+        sink, folder = sink_of(tmp_path, Recipe())
+        sink.write(Batch(BEGAN, steps=(a_step(0),), ended="finished"))
+        browser.open((folder / PAGE).as_uri())
+        assert browser.value("reads.length") == 0
+
+
 def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
     sink, folder = sink_of(tmp_path, Recipe())
     sink.write(Batch(BEGAN, steps=(a_step(0),)))

@@ -193,6 +193,29 @@ def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeyp
     assert served == [1]
 
 
+def test_a_death_is_called_a_restart_as_long_as_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that was not at its first step there is nothing to start again with."""
+    called = list[str]()
+
+    async def serve(*given: Any) -> None:
+        called.append(given[-1](Died("learner rank 1 died")))
+        raise Died("learner rank 1 died")
+
+    recipe, inputs = load_recipe(RECIPE), SimpleNamespace(model="")
+    monkeypatch.setattr("cluster.run.start._serve", serve)
+    monkeypatch.setattr("cluster.run.start.plan_for", lambda _: make_plan(recipe, [Share(16.0, 0.0)]))
+    monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
+    for name, expected in (("new", ["failed"]), ("learned", ["restarting"] * 3 + ["failed"])):
+        called.clear()
+        (tmp_path / name).mkdir()
+        folder = RunDir(tmp_path / name)
+        if name == "learned":
+            folder.manifest.write_text("")
+        with pytest.raises(Died):
+            asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, SimpleNamespace(asked="")))  # type: ignore[arg-type]
+        assert called == expected
+
+
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:
     async def drive() -> None:
         with heeding(30.0):

@@ -238,7 +238,9 @@ function state() {
   const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
   const late = !data.ended && age > Math.max(3 * data.every, 15);
   box.classList.toggle("stale", late || data.ended === "failed");
-  const words = { finished: "The run has ended.", failed: "The run failed.", before: "Made before the run's end." };
+  const words = { finished: "The run has ended.", before: "Made before the run's end.",
+    failed: "The run failed; a resume is shown here.", stopped: "The run was stopped; a resume is shown here.",
+    restarting: "A service was lost; the services start again." };
   if (data.ended) box.textContent = words[data.ended];
   else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
 }
@@ -279,9 +281,9 @@ function edgeOpdViews(found) {
 }
 
 function fetchAgain() {
-  if (data?.ended) return;
+  if (!SOURCE || data?.ended === "finished") return;
   const script = Object.assign(document.createElement("script"), { src: `${SOURCE}?${Date.now()}` });
-  const next = () => { script.remove(); if (data) state(); setTimeout(fetchAgain, 1000); };
+  const next = () => { script.remove(); if (data) state(); setTimeout(fetchAgain, data?.ended ? 5000 : 1000); };
   script.addEventListener("load", next);
   script.addEventListener("error", next);
   document.head.append(script);
@@ -290,4 +292,5 @@ function fetchAgain() {
 let width = innerWidth;
 addEventListener("resize", () => { if (data && innerWidth !== width) { width = innerWidth; render(data); } });
 if (VIEWS) document.head.append(Object.assign(document.createElement("script"), { src: VIEWS }));
-if (GIVEN) render(GIVEN); else fetchAgain();
+if (GIVEN) render(GIVEN);
+fetchAgain();
