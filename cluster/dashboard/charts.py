@@ -13,7 +13,7 @@ from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
 from cluster.observe.seen import RECENT_SAMPLES, Seen
 from cluster.observe.timeline import in_order
-from cluster.observe.waits import Waits, Window, together
+from cluster.observe.waits import FAR_APART, Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
 from evidence.telemetry import Sample, Span, joined, shares
 
@@ -32,6 +32,7 @@ class RunCharts:
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
         self._samples: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
+        self._fault = ""  # of the last sample
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
         self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
@@ -47,10 +48,7 @@ class RunCharts:
         while self._spans and self._spans[0].end < self._now - 2 * LANES_S:
             self._spans.popleft()
         for sample in batch.samples:
-            before = self._samples[-1] if self._samples else None
-            if not sample.fault:
-                self._append("sample", sample.time, sample, before)
-                self._samples.append(sample)
+            self._add_sample(sample)
         for step in batch.steps:
             self._add_step(step)
         for window in self._waits.add(batch):
@@ -58,6 +56,17 @@ class RunCharts:
         for probe in batch.probes:
             self._probes = [*(one for one in self._probes if one.step < probe.step), probe]
             self._append("probe", probe.step, probe)
+
+    def _add_sample(self, sample: Sample) -> None:
+        """A service that does not answer is a gap in its charts, and so is a time in which nobody asked."""
+        self._fault, before = sample.fault, self._samples[-1] if self._samples else None
+        if sample.fault:
+            self._gap("sample", sample.time)
+            return
+        if before and sample.time - before.time > FAR_APART * self.recipe.observe.every_s:
+            self._gap("sample", (before.time + sample.time) / 2)
+        self._append("sample", sample.time, sample, before)
+        self._samples.append(sample)
 
     def _add_step(self, step: StepRecord) -> None:
         while self._steps and self._steps[-1].step >= step.step:
@@ -73,6 +82,9 @@ class RunCharts:
     def _add_window(self, window: Window) -> None:
         """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or
         none."""
+        if self._windows and window.begin > self._windows[-1].end:
+            self._gap("wait", window.begin)
+            self._windows.clear()
         self._windows.append(window)
         self._recent.append(window)
         step_s = (self._steps[-1].wall_s if self._steps else None) or 0.0
@@ -85,6 +97,11 @@ class RunCharts:
             if panel.of == of:
                 columns.append(x, panel.read(*records))
 
+    def _gap(self, of: str, x: float) -> None:
+        for panel, columns in zip(PANELS, self._columns, strict=True):
+            if panel.of == of:
+                columns.gap(x)
+
     def shown(self, views: Mapping[int, str]) -> str:
         """The run as the page reads it, as JSON. views: where the token view of a step is, by its number from 1."""
         samples, waits = list(self._samples), list(self._recent)
@@ -93,6 +110,7 @@ class RunCharts:
             "name": self.name,
             "planned": self.recipe.run.steps,
             "began": self._began if self._began < inf else 0.0,
+            "fault": self._fault,
             "sentence": sentence(seen),
             "notes": list(self.notes),
             "advice": [str(one) for one in advice(seen)],
@@ -129,8 +147,8 @@ class RunCharts:
         if self.gap is not None:
             yield f"{self.gap.teacher[self.gap.main].share:.2f}", f"{self.gap.main} of the teacher", self.gap.is_zero
         if self._samples:
-            up = sum(engine.up for engine in self._samples[-1].engines.values())
-            count = len(self._samples[-1].engines)
+            engines = self._samples[-1].engines.values()
+            count, up = len(engines), 0 if self._fault else sum(engine.up for engine in engines)
             yield f"{up}/{count}", "engines answer", up < count
 
     def _lanes(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,15 @@ class Columns:
         self.x.append(x)
         for name, column in self.series.items():
             column.append(known.get(name, NAN))
+
+    def gap(self, x: float) -> None:
+        """No line leads over x; of gaps that follow each other the first is enough."""
+        if not self.x or x <= self.x[-1] or all(map(isnan, (column[-1] for column in self.series.values()))):
+            return
+        self._shown = None
+        self.x.append(x)
+        for column in self.series.values():
+            column.append(NAN)
 
     def shown(self) -> str:
         """JSON: {"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
@@ -84,8 +94,8 @@ class _Full:
 
 
 def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
-    """Places [K] of [S, N] that a chart shows: the first and last of each bucket of `size` points, and where each
-    series is least and greatest in it, so that no peak is lost."""
+    """Places [K] of [S, N] that a chart shows: the first and last of each bucket of `size` points, its first gap, and
+    where each series is least and greatest in it, so that no peak is lost."""
     count = y.shape[1]
     starts = np.arange(0, count, size)
     padded = np.full((len(y), len(starts) * size), NAN)
@@ -94,7 +104,8 @@ def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     least = np.where(np.isnan(buckets), np.inf, buckets).argmin(axis=2) + starts
     most = np.where(np.isnan(buckets), -np.inf, buckets).argmax(axis=2) + starts
     ends = np.minimum(starts + size, count) - 1
-    places = np.unique(np.concatenate([starts, ends, least.ravel(), most.ravel()]))
+    gaps = np.isnan(buckets).all(axis=0).argmax(axis=1) + starts
+    places = np.unique(np.concatenate([starts, ends, gaps, least.ravel(), most.ravel()]))
     return places[places < count]
 
 

@@ -17,7 +17,7 @@ import pytest
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
-from cluster.dashboard.charts import charts_of
+from cluster.dashboard.charts import RunCharts, charts_of
 from cluster.dashboard.columns import WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
@@ -25,7 +25,7 @@ from cluster.observe.config import ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
 from cluster.run.record import Gap, append_step, write_gap
-from evidence.telemetry import append_spans
+from evidence.telemetry import Sample, append_spans
 from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
@@ -206,6 +206,40 @@ def test_a_page_of_a_finished_run_reads_nothing_more(browser: Page, run: Path, t
         assert browser.value("reads.length") == 0
 
 
+SERVICE_CHARTS = ("Groups by state", "Outstanding tokens", "What the learner waited for")
+
+
+def test_a_service_that_does_not_answer_is_said_and_is_a_gap(browser: Page, tmp_path: Path) -> None:
+    recipe = Recipe(observe=ObserveConfig(every_s=2.0))
+    sink, folder = sink_of(tmp_path, recipe)
+    silent = tuple(Sample(BEGAN + at, fault="no answer within 2 s") for at in (8.0, 10.0, 22.0))
+    spans = [span for step in range(4) for span in spans_of(step)]
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0, 4.0, 6.0))) + silent, tuple(spans), (a_step(0),)))
+    browser.open((folder / PAGE).as_uri())
+    engines = "[...document.querySelectorAll('.tile')].find(tile => tile.innerText.includes('engines')).outerHTML"
+    assert browser.value(STATE) == "Running; the rollout service does not answer: no answer within 2 s."
+    assert browser.value("document.getElementById('state').className") == "state stale"
+    assert browser.value(engines) == '<div class="tile bad"><b>0/2</b><span>engines answer</span></div>'
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (24.0, 26.0, 28.0, 30.0)))))
+    browser.wait_for(f"{STATE}.startsWith('Running; ') && !{STATE}.includes('does not answer')")
+    assert browser.value(engines) == '<div class="tile"><b>2/2</b><span>engines answer</span></div>'
+    for title in SERVICE_CHARTS:
+        paths = f"[...document.querySelector('svg[aria-label=\"{title}\"]').querySelectorAll('path')]"
+        pieces = browser.value(f"{paths}.map(path => path.getAttribute('d').split('M').length - 1)")
+        assert pieces and set(pieces) == {2}, title
+    assert browser.errors == []
+
+
+def test_a_time_in_which_nobody_asked_is_one_gap() -> None:
+    """Between the end of a process and the resume."""
+    charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=2.0)))
+    charts.add(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0, 4.0, 604.0, 606.0, 608.0)))))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Outstanding tokens")
+    chart = json.loads(charts.shown({}))["charts"][place]
+    gaps = [values is None for values in chart["series"]["student engine 0"]]
+    assert gaps == [False] * 3 + [True] + [False] * 3 and chart["x"][3] == BEGAN + 304.0
+
+
 def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
     sink, folder = sink_of(tmp_path, Recipe())
     sink.write(Batch(BEGAN, steps=(a_step(0),)))
@@ -321,16 +355,22 @@ def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak(
         grown.append(x, values)
         if x % 37 == 0:
             grown.shown()
+        if x in (777, 3210):
+            grown.gap(x + 0.5)
+            grown.gap(x + 0.75)  # which adds nothing
     grown.append(last - 300, {"a": 99.0})  # a resumed run repeats steps
     for x, values in enumerate(points[last - 299 :], start=last - 299):
         grown.append(x, values)
     at_once = Columns()
     for x, values in enumerate(points):
         at_once.append(x, {"a": 99.0} if x == last - 300 else values)
+        if x in (777, 3210):
+            at_once.gap(x + 0.5)
     assert grown.shown() == at_once.shown()
     shown = json.loads(grown.shown())
     assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
-    assert max(shown["series"]["a"]) == 99.0
+    assert [x for x, value in zip(shown["x"], shown["series"]["a"], strict=True) if value is None] == [777.5, 3210.5]
+    assert max(value for value in shown["series"]["a"] if value is not None) == 99.0
     smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
     assert min(value for value in shown["series"]["b"] if value is not None) == pytest.approx(smallest, rel=1e-4)
 

@@ -48,6 +48,7 @@ function linesOf(place, runs) {
   const lines = [], panel = PANELS[place];
   runs.forEach(({ run, index }) => {
     const { x: when, series } = run.charts[place], below = when.map(() => 0);
+    const gaps = when.map((_, at) => Object.values(series).every(values => values[at] === null));
     const x = panel.x === "time" && data.runs.length > 1 ? when.map(at => at - run.began) : when;
     Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
       const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
@@ -55,7 +56,7 @@ function linesOf(place, runs) {
       line.dash = many ? ["", "6 3", "2 3", "8 3 2 3"][order % 4] : "";
       if (panel.stacked && !many) {
         line.base = below.slice();
-        line.top = series[name].map((value, at) => (below[at] += value ?? 0));
+        line.top = series[name].map((value, at) => gaps[at] ? null : (below[at] += value ?? 0));
       } else line.top = line.y;
       if (panel.bands && !many) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
       lines.push(line);
@@ -82,9 +83,12 @@ function pathOf(chart, x, y) {
   return path;
 }
 const areaOf = (chart, x, low, high) => {
-  const known = x.map((_, at) => at).filter(at => low[at] !== null && high[at] !== null);
-  const back = known.slice().reverse();
-  return pathOf(chart, [...known, ...back].map(at => x[at]), [...known.map(at => high[at]), ...back.map(at => low[at])]) + "Z";
+  const pieces = [[]];
+  x.forEach((_, at) => low[at] === null || high[at] === null ? pieces.push([]) : pieces.at(-1).push(at));
+  return pieces.filter(piece => piece.length).map(piece => {
+    const back = piece.slice().reverse();
+    return pathOf(chart, [...piece, ...back].map(at => x[at]), [...piece.map(at => high[at]), ...back.map(at => low[at])]) + "Z";
+  }).join("");
 };
 
 function drawAxes(chart, panel, width) {
@@ -237,11 +241,13 @@ function drawPicker() {
 function state() {
   const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
   const late = !data.ended && age > Math.max(3 * data.every, 15);
-  box.classList.toggle("stale", late || data.ended === "failed");
+  const fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
+  box.classList.toggle("stale", late || Boolean(fault) || data.ended === "failed");
   const words = { finished: "The run has ended.", before: "Made before the run's end.",
     failed: "The run failed; a resume is shown here.", stopped: "The run was stopped; a resume is shown here.",
     restarting: "A service was lost; the services start again." };
   if (data.ended) box.textContent = words[data.ended];
+  else if (fault && !late) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
   else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
 }
 
