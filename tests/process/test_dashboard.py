@@ -18,7 +18,7 @@ from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
 from cluster.dashboard.charts import RunCharts, charts_of
-from cluster.dashboard.columns import WHOLE, Columns
+from cluster.dashboard.columns import VALUES, WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.config import ObserveConfig
@@ -29,7 +29,7 @@ from evidence.telemetry import Sample, append_spans
 from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
@@ -321,16 +321,24 @@ def test_names_and_words_cannot_end_the_script(tmp_path: Path) -> None:
     assert text.count("</script>") == 1 and "\\u003cb>&\\u2028c" in text and "<title>a&lt;b&gt;&amp;" in text
 
 
-def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engines", [2, 16, 64])
+def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path, engines: int) -> None:
     sink, folder = sink_of(tmp_path, Recipe(run=RunConfig(steps=10_000)))
-    steps, samples = tuple(map(a_step, range(10_000))), tuple(a_sample(2.0 * place) for place in range(10_000))
-    sink.write(Batch(BEGAN, samples, (), steps))
+    rng = np.random.default_rng(0)
+    samples = [crowded(a_sample(2.0 * place), engines // 2, rng) for place in range(10_000)]
+    tokens = [[one.outstanding_tokens for one in sample.engines.values()] for sample in samples]
+    sink.write(Batch(BEGAN, tuple(samples), (), tuple(map(a_step, range(10_000)))))
     assert (folder / DATA).stat().st_size < 1 << 20
     data = json.loads((folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
-    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Gradient norm")
-    norm = data["runs"][0]["charts"][place]
-    assert len(norm["x"]) <= WHOLE and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
+    by_title = dict(zip((panel.title for panel in PANELS), data["runs"][0]["charts"], strict=True))
+    assert all(len(chart["x"]) <= WHOLE for chart in by_title.values())
+    norm, outstanding = by_title["Gradient norm"], by_title["Outstanding tokens"]
+    assert len(norm["x"]) > WHOLE // 4 and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
+    shown = list(outstanding["series"].values())
+    assert len(shown) == engines and len(outstanding["x"]) >= min(WHOLE, VALUES // engines) // 4
+    assert max(map(max, shown)) == pytest.approx(max(map(max, tokens)), rel=1e-4)
+    assert [values[-1] for values in shown] == pytest.approx(tokens[-1], rel=1e-4)  # what the legend says
 
 
 def test_a_write_looks_at_the_last_bucket_of_each_chart_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ function drawLine(chart, line) {
   if (line.base) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.base, line.top), fill: line.colour, opacity: 0.55 });
   if (line.low) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
   shape(chart.svg, "path", { d: pathOf(chart, line.x, line.top), ...style });
-  if (line.x.length <= 40) line.x.forEach((x, at) => line.top[at] === null ||
+  if (line.x.length <= 40 && chart.lines.length <= 20) line.x.forEach((x, at) => line.top[at] === null ||
     shape(chart.svg, "circle", { cx: chart.atX(x), cy: chart.atY(line.top[at]), r: 2, fill: line.colour }));
 }
 
