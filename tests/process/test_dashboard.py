@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +252,36 @@ def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> 
     silent = f"{STATE}.match(/^Nothing for (\\d+) s/)?.[1]"
     browser.wait_for(silent)
     assert 600 <= int(browser.value(silent)) <= 601 + time.time() - made
+
+
+def test_a_host_whose_clock_is_behind_is_no_dead_run(
+    browser: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(run=RunConfig(steps=3), observe=ObserveConfig(every_s=60.0))
+    monkeypatch.setattr("cluster.dashboard.page.time", SimpleNamespace(time=lambda: time.time() - 3600))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    browser.open((folder / PAGE).as_uri())
+    assert re.fullmatch(r"Figures of 36\d\d s ago; waiting for new ones\.", browser.value(STATE))
+    sink.write(Batch(BEGAN, steps=(a_step(1),)))
+    browser.wait_for(f"({TEXT}).includes('2/3')")
+    assert re.fullmatch(r"Running; \d\d? s ago\.", browser.value(STATE))
+
+
+def test_what_is_pointed_at_stays_as_new_steps_come(browser: Page, tmp_path: Path) -> None:
+    recipe = Recipe(run=RunConfig(steps=9), observe=ObserveConfig(every_s=60.0))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0))), (), tuple(map(a_step, range(3)))))
+    browser.open((folder / PAGE).as_uri())
+    canary = "document.querySelector('svg[aria-label=Canary]')"
+    browser.point("svg[aria-label=Canary]", 0.01)
+    assert "step 1" in browser.value(f"{canary}.parentElement.innerText")
+    scrolled = browser.value("scrollY")
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (4.0, 6.0))), (), tuple(map(a_step, range(3, 5)))))
+    browser.wait_for(f"({TEXT}).includes('5/9')")
+    text = browser.value(f"{canary}.parentElement.innerText")
+    assert "step 1" in text and "canary 0.05" in text and browser.value("scrollY") == scrolled > 0
+    assert browser.value(f"{canary}.querySelector('.cursor').getAttribute('visibility')") == "visible"
 
 
 def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(browser: Page, tmp_path: Path) -> None:

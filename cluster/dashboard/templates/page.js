@@ -6,6 +6,8 @@ const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, chec
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
+let came = performance.now(), isLive = false;  // when the data last changed, by this page's own clock, and whether it saw that
+const pointed = { step: null, time: null };  // where the cursors are
 let later = {};  // token views that were made once the page was there
 const hidden = new Set(), charts = [];
 
@@ -144,7 +146,7 @@ function layOut(chart) {
   chart.svg.addEventListener("pointerleave", () => point(chart.panel.x, null));
   chart.card.append(chart.svg, chart.legend);
   if (chart.panel.note) chart.card.append(element("p", chart.panel.note, "note"));
-  explain(chart, null);
+  explain(chart, pointed[chart.panel.x]);
 }
 
 function nearest(x, wanted) {
@@ -155,6 +157,7 @@ function nearest(x, wanted) {
 
 // One cursor over all charts of steps, and one over all of times.
 function point(kind, x) {
+  pointed[kind] = x;
   for (const chart of charts) if (chart.panel.x === kind) explain(chart, x);
 }
 
@@ -238,9 +241,11 @@ function drawPicker() {
   });
 }
 
+// The run's host may have another time than this computer: what counts is when the data last changed here.
 function state() {
-  const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
-  const late = !data.ended && age > Math.max(3 * data.every, 15);
+  const box = document.getElementById("state"), patience = Math.max(3 * data.every, 15);
+  const watched = (performance.now() - came) / 1000, late = !data.ended && watched > patience;
+  const age = Math.max(0, Math.round(isLive ? watched : Date.now() / 1000 - data.made));
   const fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
   box.classList.toggle("stale", late || Boolean(fault) || data.ended === "failed");
   const words = { finished: "The run has ended.", before: "Made before the run's end.",
@@ -248,7 +253,8 @@ function state() {
     restarting: "A service was lost; the services start again." };
   if (data.ended) box.textContent = words[data.ended];
   else if (fault && !late) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
-  else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
+  else if (late) box.textContent = `Nothing for ${age} s: the run may have died.`;
+  else box.textContent = age > patience ? `Figures of ${age} s ago; waiting for new ones.` : `Running; ${age} s ago.`;
 }
 
 function render(given) {
@@ -278,7 +284,9 @@ function render(given) {
 }
 
 function edgeOpd(given) {
-  if (!data || given.made !== data.made) render(given);
+  if (given.made === data?.made) return;
+  [came, isLive] = [performance.now(), data !== null];
+  render(given);
 }
 
 function edgeOpdViews(found) {
