@@ -26,12 +26,12 @@ from cluster.dashboard.panels import PANELS
 from cluster.observe.config import ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
-from cluster.run.record import Gap, append_step, write_gap
+from cluster.run.record import Gap, ProbeRecord, append_step, read_probes, write_gap
 from evidence.telemetry import Sample, append_spans
 from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, RATES, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
@@ -284,11 +284,35 @@ def test_what_is_pointed_at_stays_as_new_steps_come(browser: Page, tmp_path: Pat
     assert browser.value(f"{canary}.querySelector('.cursor').getAttribute('visibility')") == "visible"
 
 
+def last_probe(run: Path) -> ProbeRecord:
+    *_, last = read_probes(run / "probes.jsonl").values()
+    return last
+
+
+def test_of_many_runs_the_intervals_are_in_the_legend_alone(browser: Page, run: Path, tmp_path: Path) -> None:
+    browser.open(write_dashboard([run] * 4, tmp_path / "out.html").as_uri())
+    probe = "document.querySelector('svg[aria-label=\"Probe without context\"]')"
+    bands = f"{probe}.querySelectorAll('path[opacity]').length"
+    assert browser.value(bands) == 0
+    assert browser.value(f"{probe}.parentElement.innerText").count("selfname 0.979 [0.927, 0.994]") == 4
+    browser.value("document.querySelector('#picker input').click()")
+    assert browser.value(bands) == 3 * len(RATES) and browser.errors == []
+
+
 def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(browser: Page, tmp_path: Path) -> None:
     runs = [REPRODUCED / "N3-seed0", REPRODUCED / "arithmetic-N9-seed0"]
     browser.open(write_dashboard(runs, tmp_path / "out.html").as_uri())
     probe = "document.querySelector('svg[aria-label=\"Probe without context\"]').parentElement.innerText"
     assert "N3-seed0 selfname" in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
+    bands = "document.querySelectorAll('svg[aria-label=\"Probe without context\"] path[opacity]').length"
+    for run, rate in ((runs[0], "selfname"), (runs[1], "pass_at_1")):
+        last = last_probe(run)
+        low, high = last.rates[rate].interval
+        found = re.search(rf"{run.name} {rate} ([\d.]+) \[([\d.]+), ([\d.]+)\]", browser.value(probe))
+        assert found and list(map(float, found.groups())) == pytest.approx(
+            [last.rates[rate].share, low, high], abs=1e-3
+        )
+    assert browser.value(bands) == sum(len(probe.rates) for probe in map(last_probe, runs))
     browser.value("document.querySelector('#picker input').click()")
     assert "N3-seed0 selfname" not in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
     browser.value("document.querySelectorAll('#picker input')[1].click()")

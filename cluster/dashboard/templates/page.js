@@ -3,6 +3,7 @@
 const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft", "base"].map(name => `var(--c-${name})`);
 const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, check: 6, verify: 6, write: 7,
   pause: 0, gather: 1, digest: 2, send: 3, load: 4 };
+const BANDS = 3;  // runs whose intervals are drawn over each other
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
@@ -60,7 +61,8 @@ function linesOf(place, runs) {
         line.base = below.slice();
         line.top = series[name].map((value, at) => gaps[at] ? null : (below[at] += value ?? 0));
       } else line.top = line.y;
-      if (panel.bands && !many) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
+      if (panel.bands) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
+      line.hasBand = panel.bands && runs.length <= BANDS;
       lines.push(line);
     });
   });
@@ -68,7 +70,7 @@ function linesOf(place, runs) {
 }
 
 function rangeOf(lines, panel) {
-  const values = lines.flatMap(line => [line.top, line.low ?? [], line.high ?? []].flat()).filter(value => value !== null);
+  const values = lines.flatMap(line => (line.hasBand ? [line.top, line.low, line.high] : [line.top]).flat()).filter(value => value !== null);
   let low = Math.min(...values), high = Math.max(...values);
   if (lines[0].base || (low > 0 && low < 0.5 * high)) low = Math.min(low, 0);
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
@@ -107,7 +109,7 @@ function drawAxes(chart, panel, width) {
 function drawLine(chart, line) {
   const style = { fill: "none", stroke: line.colour, "stroke-width": 1.6, "stroke-dasharray": line.dash };
   if (line.base) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.base, line.top), fill: line.colour, opacity: 0.55 });
-  if (line.low) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
+  if (line.hasBand) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
   shape(chart.svg, "path", { d: pathOf(chart, line.x, line.top), ...style });
   if (line.x.length <= 40 && chart.lines.length <= 20) line.x.forEach((x, at) => line.top[at] === null ||
     shape(chart.svg, "circle", { cx: chart.atX(x), cy: chart.atY(line.top[at]), r: 2, fill: line.colour }));
