@@ -128,7 +128,7 @@ class RunCharts:
         yield f"{last.step + 1}/{planned}", "steps", False
         if last.wall_s:
             yield f"{last.wall_s:.1f}", "s a step", False
-            yield _clock(last.wall_s * (planned - last.step - 1)), "left", False
+            yield last.left(planned), "left", False
             learned = last.stages["learn"].tokens if "learn" in last.stages else 0
             yield f"{learned / last.wall_s:,.0f}", "trained tok/s", False
         if last.busy_fraction is not None:
@@ -172,11 +172,6 @@ def _times(batch: Batch) -> Iterator[float]:
     yield from (sample.time for sample in batch.samples)
     yield from (span.begin for span in batch.spans)
     yield from (step.time - (step.wall_s or 0.0) for step in batch.steps if step.time is not None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def charts_of(seen: Seen) -> RunCharts:

@@ -91,6 +91,7 @@ class Pipeline:
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed = Pushed("", 0.0)
         self._skipped = Skipped(recipe.faults)
+        self._first: tuple[int, float] | None = None  # step of this process, and when it began
         self._lines_seen = 0  # about engines that were lost
         self._teacher_version = 0  # the student version whose weights the teacher holds
 
@@ -175,7 +176,7 @@ class Pipeline:
         self.pushed = await self._handover.push("student", version, begin=begin)
         stages["push"] = clock.stage(0)
         wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler)
+        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler, self._pace(step, begun))
         await self._stored(partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
@@ -183,6 +184,11 @@ class Pipeline:
             await self._save(version)
         if self._choice.probes(version):
             await self._choice.see(await self.probe(version))
+
+    def _pace(self, step: int, begun: float) -> float:
+        """Seconds a step since the first one of this process, with what was between them; `step` began at `begun`."""
+        first, since = self._first = self._first or (step, begun)
+        return (time.perf_counter() - since) / (step - first + 1)
 
     async def _end(self) -> None:
         """The weights to end with, and their probe."""

@@ -35,6 +35,7 @@ class Stepping(Pipeline):
         self._handover: Any = self
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
+        self._first = None
         self.steps: list[int] = []
         self.saved: list[int] = []
 
@@ -81,6 +82,16 @@ def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: f
         return pipeline, ""
 
     return asyncio.run(drive())
+
+
+def test_the_pace_is_of_this_processs_steps_with_what_is_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 10 s, a probe of 30 s, a step of 10 s."""
+    now = [110.0]
+    monkeypatch.setattr("cluster.run.pipeline.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline = Stepping({}, 0.0)
+    assert pipeline._pace(4, begun=100.0) == 10.0
+    now[0] = 150.0
+    assert pipeline._pace(5, begun=140.0) == 25.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
