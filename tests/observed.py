@@ -1,7 +1,10 @@
 """A run folder with everything that an observer writes, made of figures that follow a plausible run."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from cluster.observe.files import SAMPLES, TRACE
 from cluster.run.inputs import pin
@@ -71,6 +74,23 @@ def a_sample(seconds: float) -> Sample:
     groups = {"sampling": 2 * busy, "scoring": 1, "done": 3 - 2 * busy}
     version = int(seconds // STEP_S)
     return Sample(BEGAN + seconds, version, groups, seconds % STEP_S, {"student": 0, "teacher": 2 * busy}, engines)
+
+
+def crowded(sample: Sample, each: int, rng: np.random.Generator) -> Sample:
+    """With `each` engines of each pool, whose figures are their own."""
+    engines = {}
+    for name, one in sample.engines.items():
+        for place in range(each):
+            running, usage, share = rng.integers(0, 257), rng.random(), rng.uniform(0.5, 1.0)
+            sums = {
+                key: value * share
+                for key, value in one.stats.items()
+                if key not in ("running_requests", "kv_cache_usage")
+            }
+            stats = sums | {"running_requests": float(running), "kv_cache_usage": float(usage)}
+            state = EngineState(one.pool, True, int(rng.integers(0, 1 << 18)), int(running), stats)
+            engines[f"{name[:-1]}{place}"] = state
+    return replace(sample, engines=engines)
 
 
 def spans_of(step: int) -> list[Span]:

@@ -35,7 +35,7 @@ FIGURES: dict[str, Figure] = {
     "last_step_timestamp_seconds": Figure(
         GAUGE, "s", (), "when the last step ended, or this process began after it, Unix time"
     ),
-    "eta_seconds": Figure(GAUGE, "s", (), "time left, at the last step's pace"),
+    "eta_seconds": Figure(GAUGE, "s", (), "time left, at the mean pace of this process"),
     "stage_tokens": Figure(GAUGE, "", ("stage",), "tokens that a stage worked on in the last step"),
     "stage_seconds": Figure(GAUGE, "s", ("stage",), "time in which a stage was at work in the last step"),
     "stage_worked_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),

@@ -57,8 +57,7 @@ def of_step(record: StepRecord, planned: int) -> Iterator[Reading]:
     yield from _reading("steps_done", record.step + 1)
     yield from _reading("step_seconds", record.wall_s)
     yield from _reading("last_step_timestamp_seconds", record.time)
-    left = None if record.wall_s is None else record.wall_s * (planned - record.step - 1)
-    yield from _reading("eta_seconds", left)
+    yield from _reading("eta_seconds", record.left_s(planned))
     for name, stage in record.stages.items():
         yield from _reading("stage_tokens", stage.tokens, stage=name)
         yield from _reading("stage_seconds", stage.seconds, stage=name)

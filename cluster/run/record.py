@@ -113,7 +113,13 @@ _STEP_FIELDS = (
 
 
 PLAN_FORMAT = 1  # of memory.jsonl, whose lines change apart from those of the steps
-_YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_updates")  # than their line's format
+_YOUNGER = (
+    "truncated",
+    "canary_bound",
+    "nonfinite_rollouts",
+    "nonfinite_updates",
+    "pace_s",
+)  # than their line's format
 
 
 def _step(found: Mapping[str, Any]) -> StepRecord:

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import time
+from collections.abc import Callable
 from functools import partial
 
 from ray.exceptions import RayTaskError
@@ -21,7 +22,7 @@ from cluster.machine import machine_name
 from cluster.models import called
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
-from cluster.run.boundary import end_at_once, is_lost, run_time
+from cluster.run.boundary import end_at_once, ending, is_lost, run_time
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import RunInputs, check_caches, check_recipe
 from cluster.run.choice import Choice
@@ -94,6 +95,27 @@ async def _survive(
     recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop
 ) -> None:
     """The services, started again with what stands where one of them or a rank dies."""
+    recipe, plan = await _planned(recipe, folder, sink, inputs)
+    restarts = Restarts(recipe.faults)
+
+    def may_restart() -> bool:
+        return folder.manifest.exists() and restarts.are_left(time.monotonic())
+
+    called_end = partial(ending, stop=stop, may_restart=may_restart)
+    while True:
+        try:
+            return await _serve(recipe, folder, sink, resume, inputs, stop, plan, called_end)
+        except Died as death:
+            if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
+                raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
+            if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
+                raise
+            sink.say(f"{death}; the services start again")
+            resume = True
+
+
+async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: RunInputs) -> tuple[Recipe, Plan]:
+    """What runs where, which is said, and the recipe with what is planned of the GPUs' memory."""
     plan, model, said = plan_for(recipe), inputs.model, list[str]()
     sink.say(
         f"run {folder.root}: {called(recipe.model.path)} on {plan.device}, weights over {plan.transport}, "
@@ -118,17 +140,7 @@ async def _survive(
     with run_time(sink):
         used = plan_in_use(recipe, plan, said)
         await retried_beside(recipe.faults.store_s, partial(append_plan, folder.memory, used))
-    restarts = Restarts(recipe.faults)
-    while True:
-        try:
-            return await _serve(recipe, folder, sink, resume, inputs, stop, plan)
-        except Died as death:
-            if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
-                raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
-            if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
-                raise
-            sink.say(f"{death}; the services start again")
-            resume = True
+    return recipe, plan
 
 
 def idle_room(recipe: Recipe) -> str:
@@ -150,7 +162,14 @@ def idle_room(recipe: Recipe) -> str:
 
 
 async def _serve(
-    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop, plan: Plan
+    recipe: Recipe,
+    folder: RunDir,
+    sink: MetricsSink,
+    resume: bool,
+    inputs: RunInputs,
+    stop: Stop,
+    plan: Plan,
+    called_end: Callable[[BaseException], str],
 ) -> None:
     """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
@@ -174,7 +193,7 @@ async def _serve(
                     await services.rollout.resume(await patient(partial(learned_groups, folder)))
                 asked = (inputs.renderer, inputs.task)
                 pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
-                async with observer_of(recipe, folder, services, sink, activity, exporters):
+                async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
                     await pipeline.run(resumed)
                     sink.stage("exporting the model")
                     await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)

@@ -1,6 +1,6 @@
 """What watches a run: the observer, with the sinks that the recipe names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cluster.config import Recipe
@@ -44,10 +44,12 @@ def observer_of(
     sink: MetricsSink,
     activity: Activity,
     exporters: Sequence[RaySink],
+    ending: Callable[[BaseException], str],
 ) -> Observer:
-    """The observer of a run, which hears each of its records from `sink`."""
-    sinks = sinks_of(recipe, folder, exporters)
-    observer = Observer(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)
+    """The observer of a run, which hears each of its records from `sink`. ending: how one ended that ended with an
+    error."""
+    sinks, every_s = sinks_of(recipe, folder, exporters), recipe.observe.every_s
+    observer = Observer(services.rollout.observe, activity, sinks, every_s, sink.say, ending)
     sink.observer = observer
     return observer
 

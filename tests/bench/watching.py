@@ -82,6 +82,7 @@ def main() -> None:
         sink: MetricsSink,
         activity: Activity,
         exporters: Sequence[RaySink],
+        *_: object,
     ) -> Observer:
         sinks.extend(map(Timed, sinks_of(recipe, folder, exporters)))
         observer = InTurns(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)

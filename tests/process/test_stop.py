@@ -35,6 +35,7 @@ class Stepping(Pipeline):
         self._handover: Any = self
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
+        self._first = None
         self.steps: list[int] = []
         self.saved: list[int] = []
 
@@ -83,6 +84,16 @@ def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: f
     return asyncio.run(drive())
 
 
+def test_the_pace_is_of_this_processs_steps_with_what_is_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 10 s, a probe of 30 s, a step of 10 s."""
+    now = [110.0]
+    monkeypatch.setattr("cluster.run.pipeline.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline = Stepping({}, 0.0)
+    assert pipeline._pace(4, begun=100.0) == 10.0
+    now[0] = 150.0
+    assert pipeline._pace(5, begun=140.0) == 25.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
     pipeline, said = stepped({2: [number]}, seconds=0.2, grace_s=600.0)
@@ -99,6 +110,29 @@ def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], gra
     pipeline, said = stepped({1: signals}, 120.0, grace_s)
     assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
     assert (pipeline.steps, pipeline.saved) == ([0], [])
+
+
+def test_what_ends_after_the_steps_ends_as_it_does() -> None:
+    """As the services do, also where that outlasts what a step had of the grace."""
+    ended = list[str]()
+
+    async def drive() -> None:
+        with heeding(0.3) as stop:
+            try:
+                with stop.between_steps():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while not stop.asked:
+                        await asyncio.sleep(0)
+                    raise Preempted(f"stopped by {stop.asked} after step 3")
+            finally:
+                end = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(0.5, end.set_result, None)  # beyond the grace
+                await end
+                ended.append("services")
+
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM after step 3$"):
+        asyncio.run(drive())
+    assert ended == ["services"]
 
 
 def test_before_the_first_step_nothing_is_waited_for() -> None:
@@ -168,6 +202,29 @@ def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeyp
     with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
         asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))  # type: ignore[arg-type]
     assert served == [1]
+
+
+def test_a_death_is_called_a_restart_as_long_as_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that was not at its first step there is nothing to start again with."""
+    called = list[str]()
+
+    async def serve(*given: Any) -> None:
+        called.append(given[-1](Died("learner rank 1 died")))
+        raise Died("learner rank 1 died")
+
+    recipe, inputs = load_recipe(RECIPE), SimpleNamespace(model="")
+    monkeypatch.setattr("cluster.run.start._serve", serve)
+    monkeypatch.setattr("cluster.run.start.plan_for", lambda _: make_plan(recipe, [Share(16.0, 0.0)]))
+    monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
+    for name, expected in (("new", ["failed"]), ("learned", ["restarting"] * 3 + ["failed"])):
+        called.clear()
+        (tmp_path / name).mkdir()
+        folder = RunDir(tmp_path / name)
+        if name == "learned":
+            folder.manifest.write_text("")
+        with pytest.raises(Died):
+            asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, SimpleNamespace(asked="")))  # type: ignore[arg-type]
+        assert called == expected
 
 
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:

@@ -134,14 +134,15 @@ def templates() -> list[str]:
     ):
         nodes = list(ast.walk(parsed(path)))
         docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
-            if isinstance(node, ast.JoinedStr):
-                texts.append(
-                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
-                texts.append(node.value)
+        texts += [text for node in nodes if node not in docstrings for text in texts_of(node)]
     return texts
+
+
+def texts_of(node: ast.AST) -> list[str]:
+    """The text that a node is; what is formatted into it is `…`."""
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
 def shown_messages(page: str) -> list[str]:
@@ -163,6 +164,24 @@ def test_the_messages_of_the_page_are_those_of_the_code() -> None:
     texts, messages = templates(), shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
     assert len(messages) > 110
     assert not [message for message in messages if not is_shown(message, texts)]
+
+
+ANY = "found ..., expected ..."  # the row on keys
+
+
+def refused_rows(folder: str) -> list[str]:
+    """What the code of a folder says of a row or a file, as `templates` has it."""
+    calls = (node for path in sorted((ROOT / folder).rglob("*.py")) for node in ast.walk(parsed(path)))
+    made = [node.args[0] for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func) == "ValueError"]
+    return [text for node in made for text in texts_of(node) if re.match("…: found .*expected", text)]
+
+
+def test_every_message_on_a_row_is_on_the_page() -> None:
+    messages = shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
+    refused = refused_rows("rollout/tasks")
+    assert len(refused) > 35 and ANY in messages
+    messages.remove(ANY)
+    assert not [text for text in refused if not any(is_shown(message, [text]) for message in messages)]
 
 
 def test_a_message_that_nothing_says_is_found_out() -> None:

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cluster.config import Recipe
+from cluster.config import Recipe, RunConfig
+from cluster.dashboard.charts import RunCharts
 from cluster.dashboard.panels import PANELS, Panel, charts
 from cluster.observe.figures import FIGURES, PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.readings import of_wait
+from cluster.observe.sinks import MetricsSink
 from cluster.observe.values import Values
 from cluster.observe.waits import Window
 from cluster.run.record import ProbeRecord
@@ -138,6 +142,19 @@ def test_a_chart_shows_what_is_reported_under_its_figures(panel: Panel) -> None:
         assert list(shown.values()) == pytest.approx(list(found.values()))
     else:
         assert shown == pytest.approx(named(found))
+
+
+def test_console_page_and_exporter_say_the_same_time_left() -> None:
+    """Of 46 steps at 95.5 s each, with the probes and checkpoints between them; the last one took 10 s."""
+    step, recipe, said = replace(a_step(3), pace_s=95.5), Recipe(run=RunConfig(steps=50)), StringIO()
+    MetricsSink(50, Console(file=said)).show_step(step)
+    charts_, values, batch = RunCharts("run", recipe), Values(recipe), Batch(BEGAN, steps=(step,))
+    charts_.add(batch)
+    values.add(batch)
+    tiles = {tile["label"]: tile["value"] for tile in json.loads(charts_.shown({}))["tiles"]}
+    assert values.now["eta_seconds", ()] == 46 * 95.5
+    assert said.getvalue().split()[-2:] == ["left", tiles["left"]] == ["left", "1:13:13"]
+    assert replace(step, pace_s=None).left_s(50) == 46 * 10.0  # an older line
 
 
 def test_every_figure_is_on_a_chart_or_known_not_to_be() -> None:

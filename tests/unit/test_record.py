@@ -73,6 +73,7 @@ records = st.builds(
     canary=number,
     mismatch=st.none() | st.builds(Mismatch, count, number, number),
     canary_bound=number,
+    pace_s=number,
     push_parts=st.none() | st.dictionaries(st.sampled_from(list(PARTS)), number),
     peak_bytes=st.none() | st.dictionaries(st.sampled_from(["host", "device"]), st.lists(count, min_size=1)),
     older_means=st.just({}),
