@@ -29,6 +29,7 @@ from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
+from rollout.tasks.notes import row_notes
 from rollout.thinking import SWITCHES
 
 SHOWN = 3  # differences between x and (x, r) that the start of a run shows
@@ -53,7 +54,7 @@ def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = [*prompt_notes(recipe, requests), *([refused] if refused else [])]
+    notes = [*row_notes(recipe.task, task), *prompt_notes(recipe, requests), *([refused] if refused else [])]
     check_storage(recipe)
     return RunInputs(model, task, requests.renderer), notes
 

@@ -23,12 +23,13 @@ from cluster.config import Recipe
 from cluster.errors import Preempted
 from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
-from cluster.fleet.roster import News
+from cluster.fleet.calls import Died
+from cluster.fleet.roster import GRACE_S, News
 from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
-from cluster.run.gap import measured, teaches_itself
+from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
     Answer,
@@ -40,7 +41,7 @@ from cluster.run.record import (
     step_record,
     write_answers,
     write_gap,
-)
+)  # fmt: skip
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
@@ -90,10 +91,10 @@ class Pipeline:
         bounds = [record.canary_bound for record in steps.values() if record.canary_bound]
         self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
-        self.pushed = Pushed("", 0.0)
-        self._skipped = Skipped(recipe.faults)
-        self._lines_seen = 0  # about engines that were lost
-        self._teacher_version = 0  # the student version whose weights the teacher holds
+        self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
+        self._first: tuple[int, float] | None = None  # step of this process, and when it began
+        # Lines about lost engines; the student version whose weights the teacher holds.
+        self._lines_seen, self._teacher_version = 0, 0
 
     async def run(self, resumed: Resumed) -> None:
         """The steps from what the learner holds to the recipe's last, with a probe before, between and after.
@@ -106,7 +107,7 @@ class Pipeline:
         self.pushed = await self._handover.push("student", first_step)
         same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
         await retried_beside(self.recipe.faults.store_s, same)
-        await self._check_teacher(first_step)
+        await self._teacher_check.run(self.rollout, self.learner, first_step)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))
         elif self._choice.lacks(first_step):  # the run ended between the step and its probe
@@ -121,9 +122,6 @@ class Pipeline:
                     )
         await self._end()
 
-    async def _check_teacher(self, version: int) -> None:
-        await self._teacher_check.run(self.rollout, self.learner, version)
-
     async def _measure_gap(self, base: ProbeRecord) -> None:
         """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
         config = self.recipe.probe
@@ -137,6 +135,7 @@ class Pipeline:
             return await self._attended(0, asked)
 
         gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
+        required(self.recipe, gap)  # can be reached
         if gap is None:
             return
         await self._stored(partial(write_gap, self.run_dir.gap, gap))
@@ -150,7 +149,7 @@ class Pipeline:
         """From version `step` to the next."""
         run, begun = self.recipe.run, time.perf_counter()
         if self._teacher_check.is_due(step):
-            await self._check_teacher(step)
+            await self._teacher_check.run(self.rollout, self.learner, step)
         stages = await self._refresh_teacher(step)
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
@@ -176,7 +175,7 @@ class Pipeline:
         self.pushed = await self._handover.push("student", version, begin=begin)
         stages["push"] = clock.stage(0)
         wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler)
+        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler, self._pace(step, begun))
         await self._stored(partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
@@ -184,6 +183,11 @@ class Pipeline:
             await self._save(version)
         if self._choice.probes(version):
             await self._choice.see(await self.probe(version))
+
+    def _pace(self, step: int, begun: float) -> float:
+        """Seconds a step since the first one of this process, with what was between them; `step` began at `begun`."""
+        first, since = self._first = self._first or (step, begun)
+        return (time.perf_counter() - since) / (step - first + 1)
 
     async def _end(self) -> None:
         """The weights to end with, and their probe."""
@@ -195,7 +199,7 @@ class Pipeline:
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
         await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
-        self._say(await self.rollout.news(0.0, self._lines_seen))
+        self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
@@ -206,16 +210,19 @@ class Pipeline:
         time."""
         await retried_beside(self.recipe.faults.store_s, write)
 
-    async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
+    async def _attended(self, version: int, work: Coroutine[Any, Any, T], scores: bool = True) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
-        meanwhile."""
+        meanwhile. scores: whether the work needs a teacher."""
         task = asyncio.create_task(work)
+        # Where the learner has no more what the teacher holds, one is enough until the teacher takes other weights.
+        teachers = self.recipe.teacher_engines if self._teacher_version == version else int(scores)
+        wanted = {"student": self.recipe.student.num_engines, "teacher": teachers}
         try:
             while not task.done():
-                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen))
+                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen, wanted))
                 await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
-                    await self._attend(version, await news)
+                    await self._attend(version, await news, task)
                 news.cancel()
             return await task
         finally:
@@ -226,22 +233,20 @@ class Pipeline:
         for line in news.lines:
             self.sink.say(line)
 
-    async def _attend(self, version: int, news: News) -> None:
+    async def _attend(self, version: int, news: News, work: "asyncio.Task[Any]") -> None:
         self._say(news)
         if "student" in news.pools:
             pushed = await self._handover.push("student", version)
             assert pushed.digest == self.pushed.digest, f"weights of version {version} changed: {pushed} {self.pushed}"
-        if "teacher" in news.pools:
+        if "teacher" not in news.pools:
+            return
+        held = self._teacher_version
+        if held == version:
             await self._hand_teacher(version)
+        elif not (await asyncio.wait({work}, timeout=GRACE_S))[0]:  # it has what it needs of the teacher otherwise
+            raise Died(f"a teacher engine was lost, which held version {held}: found the learner at version {version}")
 
     async def _hand_teacher(self, version: int) -> None:
-        """A successor takes what the others hold; RuntimeError when the learner has them no more."""
-        held = self._teacher_version
-        if held != version:
-            raise RuntimeError(
-                f"a teacher engine was lost: its successor is to hold version {held}, found the learner at {version}; "
-                "--resume continues from the newest checkpoint"
-            )
         # The learner does not run the average, so it cannot say what it scores.
         await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
 
@@ -271,7 +276,7 @@ class Pipeline:
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        answers = await self._attended(step if held is None else held, asked)
+        answers = await self._attended(step if held is None else held, asked, scores=False)
         pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
         rated = [(prompt, self.renderer.answer(text)) for prompt, text in pairs]
         before = verdicts()

@@ -41,8 +41,11 @@ class Stepping(Pipeline):
         self.learner: Any = self.ranks
         self.signals, self.seconds = signals, seconds
         self._handover: Any = self
+        self._teacher_check: Any = SimpleNamespace(run=self.unchecked)
+        self.rollout: Any = None
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
+        self._first = None
         self.steps: list[int] = []
 
     async def push(self, pool: str, version: int) -> Any:
@@ -53,7 +56,7 @@ class Stepping(Pipeline):
 
     stage = say
 
-    async def _check_teacher(self, version: int) -> None:
+    async def unchecked(self, *_: object) -> None:
         pass
 
     async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> Any:
@@ -93,6 +96,18 @@ def stepped(
     return asyncio.run(drive())
 
 
+def test_the_pace_is_of_this_processs_steps_with_what_is_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 10 s, a probe of 30 s, a step of 10 s."""
+    now = [110.0]
+    monkeypatch.setattr("cluster.run.pipeline.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline = Stepping({}, 0.0, tmp_path, 0)
+    assert pipeline._pace(4, begun=100.0) == 10.0
+    now[0] = 150.0
+    assert pipeline._pace(5, begun=140.0) == 25.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_once_the_step_is_ended_and_saved(tmp_path: Path, number: signal.Signals) -> None:
     pipeline, said = stepped({2: [number]}, 0.2, 600.0, tmp_path)
@@ -115,6 +130,29 @@ def test_a_step_that_does_not_fit_is_given_up(tmp_path: Path, signals: list[sign
     pipeline, said = stepped({1: signals}, 120.0, grace_s, tmp_path)
     assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
     assert (pipeline.steps, pipeline.ranks.saved) == ([0], [])
+
+
+def test_what_ends_after_the_steps_ends_as_it_does() -> None:
+    """As the services do, also where that outlasts what a step had of the grace."""
+    ended = list[str]()
+
+    async def drive() -> None:
+        with heeding(0.3) as stop:
+            try:
+                with stop.between_steps():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while not stop.asked:
+                        await asyncio.sleep(0)
+                    raise Preempted(f"stopped by {stop.asked} after step 3")
+            finally:
+                end = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(0.5, end.set_result, None)  # beyond the grace
+                await end
+                ended.append("services")
+
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM after step 3$"):
+        asyncio.run(drive())
+    assert ended == ["services"]
 
 
 def test_before_the_first_step_nothing_is_waited_for() -> None:
@@ -192,7 +230,7 @@ def test_a_death_before_the_first_shard_starts_services_again_that_have_stood(
     async def serve(*given: Any) -> None:
         resumes.append(given[3])
         if stands:
-            given[-1].set()
+            given[-2].set()
         if len(resumes) == 1:
             raise Died("learner rank 1 died")
 
@@ -217,6 +255,29 @@ def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
     inputs: Any = SimpleNamespace(model="")
     asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))
+
+
+def test_a_death_is_called_a_restart_as_long_as_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that was not at its first step there is nothing to start again with."""
+    called = list[str]()
+
+    async def serve(*given: Any) -> None:
+        called.append(given[-1](Died("learner rank 1 died")))
+        raise Died("learner rank 1 died")
+
+    recipe, inputs = load_recipe(RECIPE), SimpleNamespace(model="")
+    monkeypatch.setattr("cluster.run.start._serve", serve)
+    monkeypatch.setattr("cluster.run.start.plan_for", lambda _: make_plan(recipe, [Share(16.0, 0.0)]))
+    monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
+    for name, expected in (("new", ["failed"]), ("learned", ["restarting"] * 3 + ["failed"])):
+        called.clear()
+        (tmp_path / name).mkdir()
+        folder = RunDir(tmp_path / name)
+        if name == "learned":
+            folder.manifest.write_text("")
+        with pytest.raises(Died):
+            asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, SimpleNamespace(asked="")))  # type: ignore[arg-type]
+        assert called == expected
 
 
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:
