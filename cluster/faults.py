@@ -23,6 +23,11 @@ class FaultsConfig:
     max_nonfinite: int = 10  # with skip: rollouts and updates that may be left out, after which the run ends
     grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
 
+    def outlived_s(self, seconds: float, start_s: float) -> float:
+        """Of work that takes `seconds`, where who does it is lost as often as may be, and its successor starts within
+        `start_s`."""
+        return seconds + self.max_restarts * (self.silent_s + start_s + seconds)
+
     def __post_init__(self) -> None:
         require(self.max_restarts >= 0, "faults.max_restarts", self.max_restarts, "0 or more")
         require(self.restart_window_s > 0, "faults.restart_window_s", self.restart_window_s, "more than 0 seconds")
@@ -57,11 +62,14 @@ class Restarts:
     def __init__(self, faults: FaultsConfig) -> None:
         self._faults, self._times = faults, deque[float]()
 
-    def allow(self, now: float) -> bool:
-        """Counts one at `now`, in seconds; whether it is within the bound."""
+    def are_left(self, now: float) -> bool:
+        """Whether one at `now`, in seconds, is within the bound."""
         while self._times and self._times[0] < now - self._faults.restart_window_s:
             self._times.popleft()
-        if len(self._times) >= self._faults.max_restarts:
-            return False
-        self._times.append(now)
-        return True
+        return len(self._times) < self._faults.max_restarts
+
+    def allow(self, now: float) -> bool:
+        """Counts one at `now`, in seconds; whether it is within the bound."""
+        if allowed := self.are_left(now):
+            self._times.append(now)
+        return allowed

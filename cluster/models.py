@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 
 from cluster.config import DEFAULT_MODEL
 from cluster.hub import HubId, at_commit, downloaded, hub_said, name_of
 from cluster.proxies import check_proxies
 
-# Merges an adapter into its base, with the tokenizer that stands beside it, into ADAPTER-merged.
+# Merges an adapter into its base, with the tokenizer that stands beside it, into ADAPTER-merged; the adapter follows.
 MERGE = (
-    "python -c \"import peft, transformers as t; a = '{adapter}'; m = a.rstrip('/') + '-merged'; "
-    "peft.AutoPeftModelForCausalLM.from_pretrained(a, dtype='auto').merge_and_unload().save_pretrained(m); "
-    't.AutoTokenizer.from_pretrained(a).save_pretrained(m)"'
+    'python -c \'import sys, peft, transformers as t; a = sys.argv[1].rstrip("/"); m = a + "-merged"; '
+    'peft.AutoPeftModelForCausalLM.from_pretrained(a, dtype="auto").merge_and_unload().save_pretrained(m); '
+    "t.AutoTokenizer.from_pretrained(a).save_pretrained(m)'"
 )
 
 
@@ -31,9 +32,7 @@ def resolve_model(path: str, key: str = "model.path", weights: bool = False) -> 
     if not folder.exists():
         raise ValueError(f"{key}: found no folder {path!r} here, expected a Hugging Face model folder")
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{key}: found a LoRA adapter in {path}, expected a model: `{MERGE.format(adapter=path)}` writes one"
-        )
+        raise ValueError(f"{key}: found a LoRA adapter in {path}, expected a model: `{MERGE} {quote(path)}` writes one")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{key}: found no config.json in {path}, expected a Hugging Face model folder")
     if of_hub and weights:

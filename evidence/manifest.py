@@ -29,7 +29,8 @@ class _State:
 
 
 def _apply_written(state: _State, body: dict[str, Any]) -> None:
-    info = ShardInfo(**body)
+    groups = body.pop("groups", None)
+    info = ShardInfo(**body, groups=None if groups is None else tuple(groups))
     state.written.pop(info.uri, None)
     state.trained.discard(info.uri)
     state.written[info.uri] = info
@@ -89,6 +90,11 @@ class Manifest:
     def append_trained(self, uri: str, step: int) -> None:
         """The shard was consumed by learner step `step`. ValueError unless it stands written and untrained."""
         self._append({"event": "trained", "uri": uri, "step": step})
+
+    def ensure_trained(self, uri: str, step: int) -> None:
+        """As `append_trained`, unless it is trained: a disk kept the line of an attempt that it reported as failed."""
+        if uri not in self.trained():
+            self.append_trained(uri, step)
 
     def append_superseded(self, uri: str) -> None:
         """The shard no longer counts, trained or not. ValueError unless it stands written."""

@@ -33,9 +33,9 @@ def within(seconds: float | None, work: Callable[[], T]) -> T:
 
 
 def retried(seconds: float, work: Callable[[], T], final: Final = ()) -> T:
-    """What `work` returns, tried again for `seconds` after its first OSError; its last one then, and at once one of the
-    types `final`."""
-    pauses = _pauses(seconds)
+    """What `work` returns, tried again after an OSError until `seconds` have passed, those of its attempts too; the
+    last OSError then, and at once one of the types `final`."""
+    pauses = _pauses(time.monotonic() + seconds, time.monotonic)
     while True:
         try:
             return work()
@@ -45,7 +45,8 @@ def retried(seconds: float, work: Callable[[], T], final: Final = ()) -> T:
 
 async def retried_beside(seconds: float, work: Callable[[], T], final: Final = ()) -> T:
     """As `retried`, each attempt in a thread: the loop goes on."""
-    pauses = _pauses(seconds)
+    clock = asyncio.get_running_loop().time
+    pauses = _pauses(clock() + seconds, clock)
     while True:
         try:
             return await asyncio.to_thread(work)
@@ -63,10 +64,9 @@ def _pause(pauses: Iterator[float], error: OSError, final: Final) -> float:
     return pause
 
 
-def _pauses(seconds: float) -> Iterator[float]:
-    """Twice as long each time; none after `seconds` in all."""
-    spent, pause = 0.0, FIRST_S
-    while spent < seconds:
-        pause = min(pause, LONGEST_S, seconds - spent)
-        yield pause
-        spent, pause = spent + pause, 2 * pause
+def _pauses(end: float, clock: Callable[[], float]) -> Iterator[float]:
+    """Twice as long each time; none beyond the time `end`."""
+    pause = FIRST_S
+    while (left := end - clock()) > 0:
+        yield min(pause, left)
+        pause = min(2 * pause, LONGEST_S)

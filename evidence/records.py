@@ -98,3 +98,4 @@ class ShardInfo:
     rows: int
     tokens: int
     sha256: str
+    groups: tuple[str, ...] | None = None  # names of its rows' groups; None in a manifest of an older version

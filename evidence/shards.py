@@ -28,7 +28,12 @@ def write_shard(table: pa.Table, root: str, name: str) -> ShardInfo:
     check_table(table, uri)
     sha256 = write_table(table, uri)
     step = int(shard_metadata(table)["step"])
-    return ShardInfo(uri=uri, step=step, rows=table.num_rows, tokens=num_tokens(table), sha256=sha256)
+    return ShardInfo(uri, step, table.num_rows, num_tokens(table), sha256, group_names(table))
+
+
+def group_names(table: pa.Table) -> tuple[str, ...]:
+    """Of its rows' groups, each once, in their order."""
+    return tuple(table["group_id"].unique().to_pylist())
 
 
 def read_shard(uri: str, expected: ShardInfo | None = None) -> pa.Table:

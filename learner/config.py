@@ -39,6 +39,9 @@ class LearnerConfig:
     # k1: lambda in the target log pi_T(y|x) + lambda * e. 1: the teacher with the context; 2: twice as far from the
     # teacher without it
     evidence_scale: float = 1.0
+    # k1: the most nats of a token's evidence that lambda - 1 multiplies; 0: all of it. A rare name's first token may
+    # have 10 nats, and "I am" before it has 1
+    evidence_bound: float = 0.0
     # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
     denominator: str = "response"
     beta_kl: float = 0.05  # the coefficient of the KL penalty to the reference (the frozen base); 0: no penalty
@@ -164,11 +167,15 @@ class LearnerConfig:
 
     def _check_scale(self) -> None:
         scale, largest = self.evidence_scale, LARGEST_SCALE
-        reason = "at 0 nothing of the context is learned, and above, a token of 9 nats leaves float32's exp"
+        reason = "at 0 nothing of the context is learned, and above, one token of 9 nats outweighs a response"
         require(0 < scale <= largest, "learner.evidence_scale", scale, f"more than 0, at most {largest:g}: {reason}")
         alone = f"1.0 with learner.objective = {self.objective!r}, which does not read the evidence of sampled tokens"
         scales = OBJECTIVES[self.objective].scales_evidence
         require(scale == 1 or scales, "learner.evidence_scale", scale, alone)
+        bound = self.evidence_bound
+        require(0 <= bound < math.inf, "learner.evidence_bound", bound, "0 (none) or more nats, finite")
+        unread = "0.0 with learner.evidence_scale = 1.0, which multiplies nothing"
+        require(bound == 0 or scale != 1, "learner.evidence_bound", bound, unread)
 
 
 def head_chunk(config: LearnerConfig, vocabulary: int, on_gpu: bool) -> int:

@@ -43,6 +43,7 @@ class ObjectiveSettings:
     clip_low: float
     clip_high: float
     evidence_scale: float = 1.0
+    evidence_bound: float = 0.0
     importance_clip: float = 0.0
 
 
@@ -68,11 +69,13 @@ def k1(inputs: TokenInputs, settings: ObjectiveSettings) -> tuple[Tensor, Metric
     Its literal form must not be back-propagated, since its gradient does not depend on the teacher.
 
     With evidence_scale = lambda the target is log pi_T(y|x,r) + (lambda - 1) e_t. For teacher_contrast evidence that is
-    log pi_T(y|x) + lambda e_t, reward extrapolation (arXiv 2602.12125) with the evidence as the reward.
+    log pi_T(y|x) + lambda e_t, reward extrapolation (arXiv 2602.12125) with the evidence as the reward. With an
+    evidence_bound c, what goes beyond the teacher is (lambda - 1) clip(e_t, -c, c).
     """
-    target_N, scale = inputs.teacher_context_logprobs_N, settings.evidence_scale
+    target_N, scale, bound = inputs.teacher_context_logprobs_N, settings.evidence_scale, settings.evidence_bound
     if scale != 1:
-        target_N = target_N + (scale - 1) * inputs.evidence_N
+        beyond_N = inputs.evidence_N.clamp(-bound, bound) if bound else inputs.evidence_N
+        target_N = target_N + (scale - 1) * beyond_N
     return _clipped_surrogate(target_N - inputs.old_logprobs_N, inputs, settings)
 
 

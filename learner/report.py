@@ -80,6 +80,7 @@ class StepReport:
     mismatch: Mismatch = field(default_factory=Mismatch)
     nonfinite_updates: int = 0  # the same on each: updates that moved no weight
     work: Work = field(default=Work(0, 0, 0))
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # by kind, as `learner.memory` has it
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class LearnedStep:
     logprobs: dict[str, Floats]  # log pi_theta(y|x) by rollout_id, before the step
     mismatch: Mismatch = field(default_factory=Mismatch)  # with who sampled, over the plain rows that were run
     nonfinite_updates: int = 0  # whose gradient was not finite: they moved no weight
+    peak_bytes: dict[str, list[int]] = field(default_factory=dict)  # of memory, by kind, of each rank
 
 
 def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
@@ -109,6 +111,7 @@ def over_ranks(reports: Sequence[StepReport]) -> LearnedStep:
         logprobs={name: values for report in reports for name, values in report.logprobs.items()},
         mismatch=sum((report.mismatch for report in reports), Mismatch()),
         nonfinite_updates=reports[0].nonfinite_updates,
+        peak_bytes={kind: [report.peak_bytes[kind] for report in reports] for kind in reports[0].peak_bytes},
     )
 
 

@@ -49,7 +49,12 @@ class Trainer:
         self.engine, self.config, self.teacher, self.base, self.skips = engine, config, teacher, base, skips
         self.objective = OBJECTIVES[config.objective]
         self.settings = ObjectiveSettings(
-            config.beta_kl, config.clip_low, config.clip_high, config.evidence_scale, config.importance_clip
+            config.beta_kl,
+            config.clip_low,
+            config.clip_high,
+            config.evidence_scale,
+            config.evidence_bound,
+            config.importance_clip,
         )
         assert (teacher is not None) == (self.objective.contributions is not None)
         if teacher is not None and teacher.vocabulary != engine.vocabulary:

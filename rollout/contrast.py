@@ -15,11 +15,14 @@ def num_wrong_contexts(config: EvidenceConfig) -> int:
 
 
 def pick_wrong_contexts(prompt: TaskPrompt, count: int, rng: np.random.Generator) -> list[str]:
-    """`count` different wrong contexts of `prompt`, drawn by `rng` without replacement.
+    """`count` different wrong contexts of `prompt`, drawn by `rng` without replacement. A prompt without a context has
+    empty ones: no evidence.
 
     Raises:
         ValueError: the task offers fewer; the correct context, where it is among them, does not count.
     """
+    if not prompt.context.strip():
+        return [""] * count
     offered = {context.strip(): context for context in prompt.wrong_contexts}
     wrong = [context for text, context in offered.items() if text != prompt.context.strip()]
     if len(wrong) < count:

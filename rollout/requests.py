@@ -189,7 +189,7 @@ class StepRequests:
                 rollout_id=f"{name}-{index:03d}",
                 prompt_id=prompt.prompt_id,
                 group_id=name,
-                guided=guided,
+                guided=guided and bool(prompt.context.strip()),
                 context_position=self.config.context_position,
                 prompt_ids=x,
                 context_prompt_ids=x_with_r,

@@ -28,7 +28,7 @@ async def score_all(
 ) -> tuple[list[ScoredSample], int]:
     """log pi_T(y|x), log pi_T(y|x,r), log pi_T(y|x,r_w) for each wrong context and, given a student, log pi_theta(y|x).
 
-    A row whose r is empty is scored under x only: its contrast is then exactly 0, not the noise between two batches.
+    A row whose r is empty is scored under x only: its contrasts are then exactly 0, not the noise between two batches.
     The student scores what it did not itself sample from x; there the sampler's log-prob is the one wanted. That of a
     guided rollout never is, since it was computed with r (arXiv 2605.23493).
 
@@ -37,7 +37,8 @@ async def score_all(
     """
     under_x = [(sample.request.prompt_ids, sample) for sample in samples]
     under_r = [(sample.request.context_prompt_ids, sample) for sample in samples if _has_context(sample)]
-    under_wrong = [(ids, sample) for sample in samples for ids in sample.request.wrong_context_prompt_ids]
+    with_r = [sample for _, sample in under_r]
+    under_wrong = [(ids, sample) for sample in with_r for ids in sample.request.wrong_context_prompt_ids]
     unknown = [(ids, sample) for ids, sample in under_x if not (sampled_by_student and _was_sampled_from_x(sample))]
     passes = ((teacher, under_x), (teacher, under_r), (teacher, under_wrong), (student, unknown))
     wanted = [(scorer, work) for scorer, work in passes if scorer is not None]
@@ -54,7 +55,7 @@ def _was_sampled_from_x(sample: Sample) -> bool:
     return sample.request.sampler_ids.tobytes() == sample.request.prompt_ids.tobytes()
 
 
-Scores = Mapping[str, Sequence[Floats]]  # of one pass, by rollout_id
+Scores = Mapping[str, list[Floats]]  # of one pass, by rollout_id
 
 
 async def _score(scorer: Scorer, work: Pass) -> Scores:
@@ -76,7 +77,7 @@ def _gather(
         teacher_logprobs=plain[rollout][0],
         teacher_version=version,
         student_logprobs=None if student is None else student.get(rollout, [sample.sampler_logprobs])[0],
-        wrong_context_logprobs=tuple(wrong.get(rollout, ())),
+        wrong_context_logprobs=tuple(wrong.get(rollout, plain[rollout] * len(sample.request.wrong_context_prompt_ids))),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Protocol
 from evidence.advantage import Rewards
 from evidence.records import Sample
 from rollout.requests import GroupRequests, StepRequests
-from rollout.waits import Turnstile, deadline
+from rollout.waits import Deadlines, Turnstile
 from rollout.worker import Group, Taken
 
 GROUP_STATES = ("sampling", "verifying", "scoring", "done")
@@ -44,12 +44,20 @@ class RolloutStream:
 
     order: in which steps take groups, `begun` or `done`.
     deadline_s: for the groups of one step, from the first one's first token to the last one's last score; a group may
-    have those of `max_lag` other steps before it.
+    have those of `max_lag` other steps before it. deadlines: of all work that engines do.
     """
 
     def __init__(
-        self, roller: Roller, requests: StepRequests, end: int, max_lag: int, deadline_s: float, order: str = "begun"
+        self,
+        roller: Roller,
+        requests: StepRequests,
+        end: int,
+        max_lag: int,
+        deadline_s: float,
+        order: str = "begun",
+        deadlines: Deadlines | None = None,
     ) -> None:
+        self._deadlines = deadlines or Deadlines()
         self._roller, self._requests, self._order = roller, requests, order
         self._end, self._max_lag, self._deadline_s = end, max_lag, deadline_s * (max_lag + 1)
         self._next: int | None = None  # the step that has not begun
@@ -160,7 +168,7 @@ class RolloutStream:
         task.add_done_callback(self._settle)
 
     async def _roll(self, group: GroupRequests) -> Group:
-        async with deadline(self._deadline_s, f"rollouts of group {group.name}: not done"):
+        async with self._deadlines.within(self._deadline_s, f"rollouts of group {group.name}: not done"):
             begun = time.monotonic()
             self._rolling[group.name] = "sampling", begun
             samples = await self._roller.sample(group, self._student_version, partial(self._has_begun, group.name))

@@ -1,4 +1,4 @@
-"""Waiting on one event loop: a deadline that names itself, and a gate."""
+"""Waiting on one event loop: a deadline that names itself, deadlines that may be paused, and a gate."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,17 +6,47 @@ from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def deadline(seconds: float, late: str) -> AsyncIterator[None]:
+async def deadline(seconds: float, late: str) -> AsyncIterator[asyncio.Timeout]:
     """TimeoutError "`late` within ... s" for what is inside, after `seconds`. One that comes from inside names its own
     cause, and passes."""
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            yield
+            yield limit
     except TimeoutError:
         if not limit.expired():
             raise
         raise TimeoutError(f"{late} within {seconds:g} s") from None
+
+
+class Deadlines:
+    """Deadlines of work whose workers may be lost: while they are paused none ends, and after that each begins anew."""
+
+    def __init__(self) -> None:
+        self._limits: dict[asyncio.Timeout, float] = {}
+        self._are_paused = False
+
+    @asynccontextmanager
+    async def within(self, seconds: float, late: str) -> AsyncIterator[None]:
+        """See `deadline`."""
+        async with deadline(seconds, late) as limit:
+            self._limits[limit] = seconds
+            self._begin(limit)
+            try:
+                yield
+            finally:
+                del self._limits[limit]
+
+    def pause(self, paused: bool) -> None:
+        """Pauses all of them, or lets each begin anew."""
+        self._are_paused = paused
+        for limit in self._limits:
+            self._begin(limit)
+
+    def _begin(self, limit: asyncio.Timeout) -> None:
+        if not limit.expired():
+            end = asyncio.get_running_loop().time() + self._limits[limit]
+            limit.reschedule(None if self._are_paused else end)
 
 
 class Turnstile:

@@ -1,7 +1,10 @@
 """A run folder with everything that an observer writes, made of figures that follow a plausible run."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from cluster.observe.files import SAMPLES, TRACE
 from cluster.run.inputs import pin
@@ -11,6 +14,7 @@ from evidence.mismatch import Mismatch
 from evidence.telemetry import EngineState, Sample, Span, append_samples, append_spans
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from rollout.tasks.boxed_pool import Verdicts
 from tests.fakes import fake_run
 
 PARTS_S = {"pack_s": 0.1, "forward_s": 1.9, "head_s": 0.6, "backward_s": 3.7, "reduce_s": 0.1, "optimizer_s": 0.4}
@@ -50,6 +54,8 @@ def a_step(step: int) -> StepRecord:
         grad_norm=4.0 + wave, rows=32, refused=0, dropped=step % 3, skipped_rows=1, rewards=None,
         policy_version_min=max(step - 1, 0), policy_version_max=step,
         weights_digest="ab", canary=0.05 + 0.01 * wave, mismatch=Mismatch(400, 2.0, 16.0), truncated=4,
+        verdicts=Verdicts(30, 2, 0, 0), nonfinite_rollouts=step % 2, nonfinite_updates=int(step % 4 == 3),
+        peak_bytes={"host": [3 << 30, 2 << 30], "device": [5 << 30, 6 << 30]},
     )  # fmt: skip
 
 
@@ -68,6 +74,23 @@ def a_sample(seconds: float) -> Sample:
     groups = {"sampling": 2 * busy, "scoring": 1, "done": 3 - 2 * busy}
     version = int(seconds // STEP_S)
     return Sample(BEGAN + seconds, version, groups, seconds % STEP_S, {"student": 0, "teacher": 2 * busy}, engines)
+
+
+def crowded(sample: Sample, each: int, rng: np.random.Generator) -> Sample:
+    """With `each` engines of each pool, whose figures are their own."""
+    engines = {}
+    for name, one in sample.engines.items():
+        for place in range(each):
+            running, usage, share = rng.integers(0, 257), rng.random(), rng.uniform(0.5, 1.0)
+            sums = {
+                key: value * share
+                for key, value in one.stats.items()
+                if key not in ("running_requests", "kv_cache_usage")
+            }
+            stats = sums | {"running_requests": float(running), "kv_cache_usage": float(usage)}
+            state = EngineState(one.pool, True, int(rng.integers(0, 1 << 18)), int(running), stats)
+            engines[f"{name[:-1]}{place}"] = state
+    return replace(sample, engines=engines)
 
 
 def spans_of(step: int) -> list[Span]:

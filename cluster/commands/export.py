@@ -1,4 +1,4 @@
-"""`edge-opd export`: the model of a run's newest checkpoint, for a run that ended before it could export."""
+"""`edge-opd export`: the model that a run chose, or of its newest checkpoint, where it ended before it could export."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ SAID = "The capital of France is Paris, and the river that runs through it is th
 
 
 def export_run(run: Path) -> Path:
-    """Writes RUN/export from RUN/checkpoints in this process alone, without Ray; returns the folder.
+    """Writes RUN/export from RUN/chosen or RUN/checkpoints in this process alone, without Ray; returns the folder.
 
     Raises:
         ValueError: it is no run, or it has no checkpoint, or another process holds it.
@@ -28,7 +28,8 @@ def export_run(run: Path) -> Path:
     """
     folder, recipe = RunDir(run), read_resolved(run).recipe
     folder.hold()  # a run that goes on writes its own export there, and removes checkpoints
-    checkpoint = Checkpoints(folder.checkpoints).sound()
+    chosen = Checkpoints(folder.chosen)
+    checkpoint = (chosen if chosen.complete() else Checkpoints(folder.checkpoints)).sound()
     model = resolve_model(recipe.model.path, weights=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the checkpoint's reader is DeepSpeed's, which looks for a device
     import torch

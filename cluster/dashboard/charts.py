@@ -11,9 +11,9 @@ from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.observe.advice import advice, sentence
 from cluster.observe.observer import Batch
-from cluster.observe.seen import Seen
+from cluster.observe.seen import RECENT_SAMPLES, Seen
 from cluster.observe.timeline import in_order
-from cluster.observe.waits import Waits, Window, together
+from cluster.observe.waits import FAR_APART, Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
 from evidence.telemetry import Sample, Span, joined, shares
 
@@ -31,10 +31,12 @@ class RunCharts:
         self._columns = [Columns() for _ in PANELS]
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
-        self._samples: deque[Sample] = deque(maxlen=200)
+        self._samples: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
+        self._fault = ""  # of the last sample
         self._spans: deque[Span] = deque()
         self._pushes: list[Span] = []  # of the step under way
         self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
+        self._recent: deque[Window] = deque(maxlen=RECENT_SAMPLES)
         self._now, self._began = 0.0, inf
 
     def add(self, batch: Batch) -> None:
@@ -46,10 +48,7 @@ class RunCharts:
         while self._spans and self._spans[0].end < self._now - 2 * LANES_S:
             self._spans.popleft()
         for sample in batch.samples:
-            before = self._samples[-1] if self._samples else None
-            if not sample.fault:
-                self._append("sample", sample.time, sample, before)
-                self._samples.append(sample)
+            self._add_sample(sample)
         for step in batch.steps:
             self._add_step(step)
         for window in self._waits.add(batch):
@@ -57,6 +56,17 @@ class RunCharts:
         for probe in batch.probes:
             self._probes = [*(one for one in self._probes if one.step < probe.step), probe]
             self._append("probe", probe.step, probe)
+
+    def _add_sample(self, sample: Sample) -> None:
+        """A service that does not answer is a gap in its charts, and so is a time in which nobody asked."""
+        self._fault, before = sample.fault, self._samples[-1] if self._samples else None
+        if sample.fault:
+            self._gap("sample", sample.time)
+            return
+        if before and sample.time - before.time > FAR_APART * self.recipe.observe.every_s:
+            self._gap("sample", (before.time + sample.time) / 2)
+        self._append("sample", sample.time, sample, before)
+        self._samples.append(sample)
 
     def _add_step(self, step: StepRecord) -> None:
         while self._steps and self._steps[-1].step >= step.step:
@@ -72,7 +82,11 @@ class RunCharts:
     def _add_window(self, window: Window) -> None:
         """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or
         none."""
+        if self._windows and window.begin > self._windows[-1].end:
+            self._gap("wait", window.begin)
+            self._windows.clear()
         self._windows.append(window)
+        self._recent.append(window)
         step_s = (self._steps[-1].wall_s if self._steps else None) or 0.0
         while len(self._windows) > 1 and self._windows[1].begin <= window.end - step_s:
             self._windows.popleft()
@@ -83,13 +97,20 @@ class RunCharts:
             if panel.of == of:
                 columns.append(x, panel.read(*records))
 
+    def _gap(self, of: str, x: float) -> None:
+        for panel, columns in zip(PANELS, self._columns, strict=True):
+            if panel.of == of:
+                columns.gap(x)
+
     def shown(self, views: Mapping[int, str]) -> str:
         """The run as the page reads it, as JSON. views: where the token view of a step is, by its number from 1."""
-        seen = Seen(self.name, self.recipe, self._steps, self._probes, list(self._samples), gap=self.gap)
+        samples, waits = list(self._samples), list(self._recent)
+        seen = Seen(self.name, self.recipe, self._steps, self._probes, samples, gap=self.gap, waits=waits)
         shown = {
             "name": self.name,
             "planned": self.recipe.run.steps,
             "began": self._began if self._began < inf else 0.0,
+            "fault": self._fault,
             "sentence": sentence(seen),
             "notes": list(self.notes),
             "advice": [str(one) for one in advice(seen)],
@@ -107,7 +128,7 @@ class RunCharts:
         yield f"{last.step + 1}/{planned}", "steps", False
         if last.wall_s:
             yield f"{last.wall_s:.1f}", "s a step", False
-            yield _clock(last.wall_s * (planned - last.step - 1)), "left", False
+            yield last.left(planned), "left", False
             learned = last.stages["learn"].tokens if "learn" in last.stages else 0
             yield f"{learned / last.wall_s:,.0f}", "trained tok/s", False
         if last.busy_fraction is not None:
@@ -126,8 +147,8 @@ class RunCharts:
         if self.gap is not None:
             yield f"{self.gap.teacher[self.gap.main].share:.2f}", f"{self.gap.main} of the teacher", self.gap.is_zero
         if self._samples:
-            up = sum(engine.up for engine in self._samples[-1].engines.values())
-            count = len(self._samples[-1].engines)
+            engines = self._samples[-1].engines.values()
+            count, up = len(engines), 0 if self._fault else sum(engine.up for engine in engines)
             yield f"{up}/{count}", "engines answer", up < count
 
     def _lanes(self) -> dict[str, Any]:
@@ -151,11 +172,6 @@ def _times(batch: Batch) -> Iterator[float]:
     yield from (sample.time for sample in batch.samples)
     yield from (span.begin for span in batch.spans)
     yield from (step.time - (step.wall_s or 0.0) for step in batch.steps if step.time is not None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def charts_of(seen: Seen) -> RunCharts:

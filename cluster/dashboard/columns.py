@@ -3,14 +3,16 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.dashboard.text import list_of, object_of, script_text
 
-BUCKETS = 60  # of a thinned chart
-WHOLE = 480  # points up to which a chart is shown as it is
+WHOLE = 480  # points of a chart at most
+VALUES = 12_000  # of all its series together, which is less where there are many
+OWN_PEAKS = 8  # series up to which each keeps its own peaks; of more the chart keeps its least and its greatest
 NAN = float("nan")
 
 Values = Mapping[str, float | None]
@@ -43,8 +45,17 @@ class Columns:
         for name, column in self.series.items():
             column.append(known.get(name, NAN))
 
+    def gap(self, x: float) -> None:
+        """No line leads over x; of gaps that follow each other the first is enough."""
+        if not self.x or x <= self.x[-1] or all(map(isnan, (column[-1] for column in self.series.values()))):
+            return
+        self._shown = None
+        self.x.append(x)
+        for column in self.series.values():
+            column.append(NAN)
+
     def shown(self) -> str:
-        """JSON: {"x": [...], "series": {name: [...]}}, at most a few hundred points, with null for a gap."""
+        """JSON: {"x": [...], "series": {name: [...]}}, at most WHOLE points and VALUES values, with null for a gap."""
         if self._shown is None:
             x, *series = map(list_of, zip(*self._pieces(), strict=True))
             self._shown = object_of({"x": x, "series": object_of(dict(zip(self.series, series, strict=True)))})
@@ -53,10 +64,11 @@ class Columns:
     def _pieces(self) -> list[Points]:
         """The points that are shown, in pieces that follow each other. A bucket that is full is looked at once: a write
         takes as long at step 10,000 as at step 1,000."""
-        count = len(self.x)
-        if count <= WHOLE:
+        count, most = len(self.x), min(WHOLE, VALUES // max(len(self.series), 1))
+        if count <= most:
             return [_points(self._values(0, count))]
-        size = 1 << (-(-count // BUCKETS) - 1).bit_length()
+        buckets = max(most // _marks(len(self.series)), 1)
+        size = 1 << (-(-count // buckets) - 1).bit_length()
         if (size, len(self.series)) != (self._full.size, self._full.series):
             self._full = _Full(size, len(self.series))
         begin, full = self._full.count, count // size * size
@@ -84,8 +96,10 @@ class _Full:
 
 
 def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
-    """Places [K] of [S, N] that a chart shows: the first and last of each bucket of `size` points, and where each
-    series is least and greatest in it, so that no peak is lost."""
+    """Places [K] of [S, N] that a chart shows: the first and last of each bucket of `size` points, its first gap, and
+    where each series, or of many any, is least and greatest in it, so that no peak of the chart is lost."""
+    if len(y) > OWN_PEAKS:
+        y = np.array([np.fmin.reduce(y), np.fmax.reduce(y)])
     count = y.shape[1]
     starts = np.arange(0, count, size)
     padded = np.full((len(y), len(starts) * size), NAN)
@@ -94,8 +108,14 @@ def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     least = np.where(np.isnan(buckets), np.inf, buckets).argmin(axis=2) + starts
     most = np.where(np.isnan(buckets), -np.inf, buckets).argmax(axis=2) + starts
     ends = np.minimum(starts + size, count) - 1
-    places = np.unique(np.concatenate([starts, ends, least.ravel(), most.ravel()]))
+    gaps = np.isnan(buckets).all(axis=0).argmax(axis=1) + starts
+    places = np.unique(np.concatenate([starts, ends, gaps, least.ravel(), most.ravel()]))
     return places[places < count]
+
+
+def _marks(series: int) -> int:
+    """Places of a bucket at most."""
+    return 3 + 2 * (series if series <= OWN_PEAKS else 2)
 
 
 def _points(values: NDArray[np.float64]) -> Points:

@@ -1,6 +1,7 @@
 """RUN/dashboard.html: written once, with its data beside it in dashboard.js, which an open page reads every second.
 
-Once the run has ended, the page holds its data itself. It asks nothing of a network.
+Once the run has ended, the page holds its data itself. Where it has not come to its last step it reads on, and shows a
+resume. It asks nothing of a network.
 """
 
 import os
@@ -15,7 +16,7 @@ from cluster.dashboard.charts import RunCharts, charts_of
 from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.dashboard.views import LIST, views_of
-from cluster.observe.observer import Batch
+from cluster.observe.observer import FINISHED, Batch
 from cluster.observe.seen import GAP, read_seen
 from cluster.run.record import read_gap
 from evidence.files import write_whole
@@ -30,9 +31,9 @@ def data_of(runs: Sequence[str], every_s: float, ended: str) -> str:
     return object_of({name: script_text(value) for name, value in made.items()} | {"runs": list_of(runs)})
 
 
-def page(title: str, data: str = "null", views: str = "") -> str:
-    """The page; without data it reads `DATA` beside it, again and again. views: where the list of token views will be
-    that are made once the page is there."""
+def page(title: str, data: str = "null", source: str = "", views: str = "") -> str:
+    """The page. source: what it reads again and again, until the run is finished. views: where the list of token views
+    will be that are made once the page is there."""
     code = files("cluster.dashboard").joinpath("templates/page.js").read_text(encoding="utf-8")
     template = environment("cluster.dashboard").get_template("dashboard.html.jinja")
     panels = script_text([panel.shown for panel in PANELS])
@@ -40,7 +41,7 @@ def page(title: str, data: str = "null", views: str = "") -> str:
         title=title,
         code=code,
         panels=panels,
-        source=DATA,
+        source=source,
         views=views,
         data=data,
     )
@@ -57,7 +58,7 @@ class PageSink:
 
     def _begun(self) -> RunCharts:
         """What a run that is resumed has already; what is of this process comes as batches."""
-        write_whole(self._folder / PAGE, page(self._folder.name, views=LIST), on_disk=False)
+        write_whole(self._folder / PAGE, page(self._folder.name, source=DATA, views=LIST), on_disk=False)
         seen = read_seen(self._folder)
         samples = [sample for sample in seen.samples if sample.time < self._made]
         spans = [span for span in seen.spans if span.begin < self._made]
@@ -73,7 +74,7 @@ class PageSink:
         data = data_of([run], self._recipe.observe.every_s, batch.ended)
         write_whole(self._folder / DATA, f"edgeOpd({data})\n", on_disk=False)
         if batch.ended:
-            write_whole(self._folder / PAGE, page(self._folder.name, data, LIST), on_disk=False)
+            write_whole(self._folder / PAGE, page(self._folder.name, data, DATA, LIST), on_disk=False)
 
 
 def told_apart(folders: Sequence[Path]) -> list[str]:
@@ -107,6 +108,6 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
         shown.append(charts_of(replace(one, name=name)).shown(views_of(run, prefix)))
     title = ", ".join(names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ended = "finished" if all(one.is_whole for one in seen) else "before"
+    ended = FINISHED if all(one.is_whole for one in seen) else "before"
     write_whole(path, page(title, data_of(shown, 0, ended)))
     return path

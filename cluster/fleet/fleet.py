@@ -20,6 +20,7 @@ from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids
 from evidence.telemetry import Activity, EngineState
 from rollout.config import EngineConfig
+from rollout.waits import Deadlines
 
 STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
@@ -40,8 +41,8 @@ class Fleet:
         taking: Sequence[str] = ("student",),
         in_turn: bool = False,
     ) -> None:
-        self.activity = Activity()
-        self.roster, self._configs = Roster(makers, configs, faults, taking, in_turn, self.activity), configs
+        self.activity, self.deadlines, self._configs = Activity(), Deadlines(), configs
+        self.roster = Roster(makers, configs, faults, taking, in_turn, self.activity, self.deadlines)
 
     def pool(self, name: str) -> EnginePool:
         """The engines of a pool as one; a pool without engines of its own is the student's, without their adapter."""

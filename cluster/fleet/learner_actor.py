@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -145,6 +145,9 @@ class LearnerActor:
             self._links[pool] = WeightLink(transport, client, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:
+        from learner.memory import forget_peak, peak_bytes
+
+        forget_peak()
         try:
             read = partial(read_shard, shard.uri, expected=shard)
             report = self._trainer.step(train_rows(retried(self._recipe.faults.store_s, read, (FileNotFoundError,))))
@@ -157,7 +160,7 @@ class LearnerActor:
         export, left = self._recipe.export, self._recipe.run.steps - shard.step
         if export.choose == "average" and left <= export.average:
             self._kept.add()
-        return report
+        return replace(report, peak_bytes=peak_bytes())
 
     def keep(self) -> None:
         """The weights as they are now are those to end with, until it is called again."""

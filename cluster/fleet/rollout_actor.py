@@ -79,9 +79,8 @@ class RolloutActor:
             activity=self._fleet.activity,
             verifies=any(prompt.answer is not None for prompt in requests.prompts),
         )
-        self._stream = RolloutStream(
-            self._worker, requests, run.steps, run.max_policy_lag, recipe.rollout.deadline_s, run.group_order
-        )
+        bounds = run.steps, run.max_policy_lag, recipe.rollout.deadline_s
+        self._stream = RolloutStream(self._worker, requests, *bounds, run.group_order, self._fleet.deadlines)
         return await starting
 
     async def footprint(self) -> Footprint:
@@ -99,8 +98,11 @@ class RolloutActor:
     async def take(self, step: int) -> StepRollouts:
         return await self._worker.write(await self._stream.take(step), step)
 
-    async def texts(self, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int) -> list[list[str]]:
-        return await self._fleet.pool("student").texts(prompts, sampling, num_samples, seed)
+    async def texts(
+        self, what: str, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int
+    ) -> list[list[str]]:
+        async with self._fleet.deadlines.within(self._recipe.rollout.deadline_s, f"{what}: no answer"):
+            return await self._fleet.pool("student").texts(prompts, sampling, num_samples, seed)
 
     async def pause_scoring(self) -> None:
         await self._stream.pause_scoring()
@@ -108,11 +110,11 @@ class RolloutActor:
     async def resume_scoring(self, teacher_version: int) -> None:
         await self._stream.resume_scoring(teacher_version)
 
-    async def news(self, seconds: float, seen: int) -> News:
-        return await self._fleet.roster.news(seconds, seen)
+    async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
+        return await self._fleet.roster.news(seconds, seen, wanted)
 
-    async def enlist(self, pool: str, seconds: float) -> int:
-        return await self._fleet.roster.enlist(pool, seconds)
+    async def enlist(self, pool: str) -> int:
+        return await self._fleet.roster.enlist(pool)
 
     async def admit(self, pool: str) -> int:
         return self._fleet.roster.admit(pool)

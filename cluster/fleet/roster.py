@@ -1,9 +1,12 @@
 """Who has which place: engines are started, watched, and replaced when they die or hang."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from ray.exceptions import RayTaskError
 
 from cluster.errors import cause_of
 from cluster.faults import FaultsConfig, Restarts
@@ -11,9 +14,10 @@ from cluster.fleet.calls import Died, all_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import EngineClient, Maker
 from cluster.fleet.scheduler import Scheduler
-from cluster.fleet.seats import Seat
+from cluster.fleet.seats import Seat, failure_of
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig
+from rollout.waits import Deadlines
 
 T = TypeVar("T")
 GRACE_S = 10.0  # by which a wait for others that wait is longer than theirs, so that theirs gives the name
@@ -33,7 +37,7 @@ class Roster:
     """The seats of every pool, and the schedulers that give the engines in them work.
 
     configs: the pools' settings. taking: pools that take weights from the learner. in_turn: engines start one after
-    another. activity: when each engine did what.
+    another. activity: when each engine did what. deadlines: of the engines' work.
     """
 
     def __init__(
@@ -44,9 +48,10 @@ class Roster:
         taking: Sequence[str],
         in_turn: bool,
         activity: Activity,
+        deadlines: Deadlines,
     ) -> None:
         self._configs, self._faults, self._taking, self._in_turn = configs, faults, taking, in_turn
-        self._activity = activity
+        self._activity, self._deadlines = activity, deadlines
         self.seats = {pool: [Seat(pool, make, Restarts(faults)) for make in makers[pool]] for pool in makers}
         self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
         self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
@@ -57,6 +62,7 @@ class Roster:
         self._awake.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Seat] = set()  # whose successor does
+        self._turns = asyncio.Semaphore(1 if in_turn else len(self.everyone()))
 
     def everyone(self) -> list[Seat]:
         return [seat for seats in self.seats.values() for seat in seats]
@@ -73,8 +79,7 @@ class Roster:
         Raises:
             TimeoutError, RuntimeError: name the engine that did not start.
         """
-        turns = asyncio.Semaphore(1 if self._in_turn else len(self.everyone()))
-        starting = {seat.name: self._start(seat, turns) for seat in self.everyone()}
+        starting = {seat.name: self._start_in_turn(seat) for seat in self.everyone()}
         hosts = await all_within(self.start_deadline_s() + GRACE_S, "start of the engines", starting)
         for seat in self.everyone():
             seat.stands = True
@@ -83,11 +88,14 @@ class Roster:
         self._keep(self._watch())
         return dict(zip(starting, hosts, strict=True))
 
-    async def _start(self, seat: Seat, turns: asyncio.Semaphore) -> str:
-        seconds = self._configs[seat.pool].start_deadline_s
-        async with turns:
-            with self._activity.piece(seat.name, "start"):
-                return await within(seconds, f"start of {seat.name}", seat.engine.start())
+    async def _start_in_turn(self, seat: Seat) -> str:
+        async with self._turns:
+            return await self._start(seat)
+
+    async def _start(self, seat: Seat) -> str:
+        with self._activity.piece(seat.name, "start"):
+            seconds = self._configs[seat.pool].start_deadline_s
+            return await within(seconds, f"start of {seat.name}", seat.call(seat.engine.start()))
 
     def start_deadline_s(self) -> float:
         """For all of them."""
@@ -109,7 +117,7 @@ class Roster:
     async def _ping(self, seat: Seat, engine: EngineClient) -> None:
         try:
             await seat.require_life(self._faults.silent_s, lambda: self.schedulers[seat.pool].load_of(engine).sequences)
-        except (Died, TimeoutError) as error:
+        except (RuntimeError, TimeoutError, RayTaskError) as error:  # the last is whatever the engine's process raised
             self.lose(seat, engine, error)
 
     def _on_death(self, engine: EngineClient, death: Died) -> None:
@@ -119,7 +127,7 @@ class Roster:
 
     def lose(self, seat: Seat, engine: EngineClient, error: Exception) -> None:
         """Replaces the engine of a seat, unless it was; where it was replaced too often, all ends with `error`."""
-        if seat.engine is not engine or seat.is_lost or self._failure is not None:
+        if not seat.has(engine) or self._failure is not None:
             return
         self.schedulers[seat.pool].lose(engine)
         if not seat.restarts.allow(asyncio.get_running_loop().time()):
@@ -129,6 +137,7 @@ class Roster:
         print(said, flush=True)
         self._lines.append(f"{said.splitlines()[0]}; it is replaced")
         seat.lose()
+        self._pace()
         self._keep(self._replace(seat))
         self._changed.set()
 
@@ -150,22 +159,26 @@ class Roster:
 
     async def _replace(self, seat: Seat) -> None:
         """Puts a successor in the engine's place, which serves at once only where it takes no weights."""
-        await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
-        engine = seat.renew()
-        self._starting.add(seat)
-        try:
-            await self._start(seat, asyncio.Semaphore())
-            if seat.pool not in self._taking:
-                await self._require_reference(seat)
-        except (RuntimeError, TimeoutError) as error:
-            self.lose(seat, engine, error)
+        async with self._turns:
+            await self._awake.wait()  # while the learner has a shared GPU's memory none would find any
+            engine = seat.renew()
+            self._starting.add(seat)
+            try:
+                await self._start(seat)
+                if seat.pool not in self._taking:
+                    await self._require_reference(seat)
+            except (RuntimeError, TimeoutError) as error:
+                self.lose(seat, engine, error)
+                return
+            finally:
+                self._starting.discard(seat)
+                self._changed.set()
+        if not seat.has(engine):  # the learner needed its memory at just that moment
             return
-        finally:
-            self._starting.discard(seat)
-            self._changed.set()
         seat.stands = True
         if seat.pool not in self._taking:
             self._admit(seat)
+        self._pace()
         self._changed.set()
 
     async def _require_reference(self, seat: Seat) -> None:
@@ -180,6 +193,12 @@ class Roster:
             self._lines.append(f"{seat.name} serves again, {seconds:.1f} s after it was lost")
             self._changed.set()
         self.schedulers[seat.pool].open(seat.engine)
+        self._pace()
+
+    def _pace(self) -> None:
+        """The deadlines of work wait while an engine starts anew, or none of a pool serves; then they begin anew."""
+        serves = all(any(seat.serves for seat in seats) for seats in self.seats.values() if seats)
+        self._deadlines.pause(not (serves and all(seat.stands for seat in self.everyone())))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -194,25 +213,26 @@ class Roster:
 
     # What the learner's next push finds
 
-    async def news(self, seconds: float, seen: int) -> News:
-        """As soon as there is any, within `seconds`; of the lines those after the first `seen`."""
+    async def news(self, seconds: float, seen: int, wanted: Mapping[str, int]) -> News:
+        """As soon as there is any, within `seconds`: the pools where fewer serve than `wanted`, and the lines after the
+        first `seen`."""
 
         def found() -> News | None:
             waiting = {seat.pool for seat in self.everyone() if seat.stands and not seat.serves}
-            news = News(tuple(sorted(waiting & set(self._taking))), tuple(self._lines[seen:]))
+            serving = Counter(seat.pool for seat in self.everyone() if seat.serves)
+            short = {pool for pool, count in wanted.items() if serving[pool] < count}
+            news = News(tuple(sorted(waiting & short & set(self._taking))), tuple(self._lines[seen:]))
             return news if news.pools or news.lines else None
 
         return await self._until(found, seconds) or News()
 
-    async def enlist(self, pool: str, seconds: float) -> int:
-        """Who stands takes part in the pushes that follow; waits for one.
+    async def enlist(self, pool: str) -> int:
+        """Who stands takes part in the pushes that follow; waits for one as long as any is replaced.
 
         Returns:
             the number of their workers where the learner's transport is not open to just them, otherwise 0.
         """
-        standing = await self._until(lambda: [seat for seat in self.seats[pool] if seat.stands], seconds)
-        if not standing:
-            raise TimeoutError(f"weight push: found no {pool} engine that has started within {seconds:g} s")
+        standing = await self._until(lambda: [seat for seat in self.seats[pool] if seat.stands]) or []
         for seat in standing:
             seat.enlisted = True
         engines = [seat.engine for seat in standing]
@@ -228,8 +248,8 @@ class Roster:
                 self._admit(seat)
         return len(self.enlisted(pool))
 
-    async def _until(self, found: Callable[[], T], seconds: float) -> T | None:
-        """What is found as soon as there is something, within `seconds`."""
+    async def _until(self, found: Callable[[], T], seconds: float | None = None) -> T | None:
+        """What is found as soon as there is something, within `seconds` if there are any."""
         try:
             async with asyncio.timeout(seconds):
                 while self._failure is None and not found():
@@ -263,7 +283,7 @@ class Roster:
             await asyncio.wait(tasks.values(), timeout=seconds)
         late = ", ".join(seat.name for seat, task in tasks.items() if not task.done())
         silent = TimeoutError(f"{what}: no answer from {late} (of {len(tasks)}) within {seconds:g} s")
-        failures = {seat: _failure(task, silent) for seat, task in tasks.items()}
+        failures = {seat: failure_of(task, silent) for seat, task in tasks.items()}
         others = [error for error in failures.values() if not isinstance(error, (Died, TimeoutError, type(None)))]
         if others and len(others) == sum(error is not None for error in failures.values()):
             raise others[0]
@@ -277,14 +297,3 @@ class Roster:
         """Nothing is watched or replaced any more."""
         for task in self._tasks:
             task.cancel()
-
-
-def _failure(task: "asyncio.Task[Any]", silent: TimeoutError) -> Exception | None:
-    """Of a call that was waited for; one that was given up is of an engine that was lost meanwhile."""
-    if not task.done():
-        return silent
-    if task.cancelled():
-        return Died("was lost meanwhile")
-    error = task.exception()
-    assert error is None or isinstance(error, Exception), error
-    return error

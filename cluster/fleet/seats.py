@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.faults import Restarts
-from cluster.fleet.calls import within
+from cluster.fleet.calls import Died, within
 from cluster.fleet.engines import EngineClient, Maker
 
 T = TypeVar("T")
@@ -50,6 +50,10 @@ class Seat:
         """A new engine in this place, which has not started."""
         self.engine, self.is_lost = self.make(), False
         return self.engine
+
+    def has(self, engine: EngineClient) -> bool:
+        """Whether it is this one, and not lost."""
+        return self.engine is engine and not self.is_lost
 
     def serve(self) -> float | None:
         """The engine gets work. Returns the seconds without one in this place where one was lost."""
@@ -104,3 +108,14 @@ class Seat:
         for task in self._calls:
             task.cancel()
         self.engine.kill()
+
+
+def failure_of(task: "asyncio.Task[Any]", silent: TimeoutError) -> Exception | None:
+    """Of a call that was waited for; one that was given up is of an engine that was lost meanwhile."""
+    if not task.done():
+        return silent
+    if task.cancelled():
+        return Died("was lost meanwhile")
+    error = task.exception()
+    assert error is None or isinstance(error, Exception), error
+    return error

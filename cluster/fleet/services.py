@@ -50,13 +50,14 @@ class RolloutService:
         self.handle, self._recipe = handle, recipe
         self.watch: Watch = nullcontext  # type: ignore[assignment]
         self._footprint: Footprint | None = None
+        self._start_s = recipe.student.start_deadline_s  # of the engines
 
     async def start(self) -> dict[str, str]:
         """The address of each engine's host, by the engine's name."""
         own = self._recipe.student.start_deadline_s
-        seconds = await self._ask(own, f"start of the {ROLLOUT}", "start_deadline_s")
+        self._start_s = await self._ask(own, f"start of the {ROLLOUT}", "start_deadline_s")
         self._footprint = await self._ask(own, f"processes of the {ROLLOUT}", "footprint")
-        hosts = await self._ask(own + seconds + 2 * GRACE_S, "start of the engines", "start")
+        hosts = await self._ask(own + self._start_s + 2 * GRACE_S, "start of the engines", "start")
         return dict(hosts)
 
     async def resume(self, learned: list[str]) -> None:
@@ -70,8 +71,8 @@ class RolloutService:
     async def take(self, step: int) -> StepRollouts:
         """The step's rollouts; each group of them has its own deadline, and so has one that is sampled again, and their
         shard."""
-        seconds = 2 * self._recipe.rollout.deadline_s * (self._recipe.run.max_policy_lag + 1)
-        seconds += self._recipe.faults.store_s + TRANSFER_S
+        group_s = self._recipe.rollout.deadline_s * (self._recipe.run.max_policy_lag + 1)
+        seconds = 2 * self._recipe.faults.outlived_s(group_s, self._start_s) + self._recipe.faults.store_s + TRANSFER_S
         rollouts: StepRollouts = await self._ask(seconds, f"{ROLLOUT} at step {step}", "take", step)
         return rollouts
 
@@ -79,8 +80,8 @@ class RolloutService:
         self, what: str, prompts: list[Ids], sampling: SamplingConfig, num_samples: int, seed: int
     ) -> list[list[str]]:
         """`num_samples` decoded answers a prompt, by the student's engines."""
-        seconds = self._recipe.rollout.deadline_s
-        return list(await self._ask(seconds, what, "texts", prompts, sampling, num_samples, seed))
+        seconds = self._recipe.faults.outlived_s(self._recipe.rollout.deadline_s, self._start_s) + GRACE_S
+        return list(await self._ask(seconds, what, "texts", what, prompts, sampling, num_samples, seed))
 
     async def pause_scoring(self) -> None:
         """Lets what is being scored finish, and nothing new start."""
@@ -98,18 +99,17 @@ class RolloutService:
         """Every engine takes its memory again."""
         await self._engines("engines that wake up", "wake_up")
 
-    async def news(self, seconds: float, seen: int) -> News:
-        """Of the engines, as soon as there is any, within `seconds`."""
-        asked = ask(ROLLOUT, self.handle, "news", seconds, seen)  # beside another call, so that it is nothing to watch
+    async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
+        """See `Roster.news`."""
+        asked = ask(ROLLOUT, self.handle, "news", seconds, seen, wanted)  # beside another call: nothing to watch
         news: News = await within(seconds + GRACE_S, f"{ROLLOUT}: news of the engines", asked)
         return news
 
     async def enlist(self, pool: str) -> int:
         """Every engine of `pool` that has started takes part in the pushes that follow; at least one is waited for.
         Returns the number of their workers where the transport has to be opened to them, otherwise 0."""
-        config = self._recipe.student if pool == "student" else self._recipe.teacher
-        seconds = config.start_deadline_s + self._recipe.faults.silent_s
-        return int(await self._ask(seconds + GRACE_S, f"{pool} engines for a weight push", "enlist", pool, seconds))
+        seconds = self._recipe.faults.outlived_s(GRACE_S, self._start_s)  # the fleet gives up before
+        return int(await self._ask(seconds, f"{pool} engines for a weight push", "enlist", pool))
 
     async def admit(self, pool: str) -> int:
         """The engines of `pool` that the last push has proven get work. Returns how many there are."""

@@ -1,9 +1,12 @@
 """Advice that a person can act on, each with its figure: pure functions of what was seen, in a literal table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 
-from cluster.observe.seen import Seen
+from cluster.config import Recipe
+from cluster.observe.seen import RECENT_SAMPLES, Seen
+from cluster.observe.waits import together
 from cluster.run.figures import HELP
 from cluster.run.record import StepRecord
 
@@ -15,8 +18,9 @@ FIRST = 5  # steps at either end, whose lengths are compared
 COLLAPSED = 0.5  # of the first steps' mean length
 CANARY = 0.8  # of its bound
 MOSTLY = 0.9  # of the samples
+IDLE = 0.3  # share of the time that one service waits for the other, from which it is said
 WEAK = 0.5  # share of the teacher's answers, below which it is said
-FEW = 20  # samples, below which nothing is said of them
+FEW = 20  # samples, or windows between them, below which nothing is said of them
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,33 @@ def stage_shares(steps: Sequence[StepRecord]) -> dict[str, float]:
     """The share of the recent steps' wall time in which each stage was at work, the largest first."""
     recent = [step for step in steps[-RECENT:] if step.wall_s]
     wall = sum(step.wall_s or 0.0 for step in recent)
-    busy: dict[str, float] = {}
-    for step in recent:
-        for name, stage in step.stages.items():
-            busy[name] = busy.get(name, 0.0) + stage.seconds
+    busy = _summed({name: stage.seconds for name, stage in step.stages.items()} for step in recent)
     return {name: seconds / wall for name, seconds in sorted(busy.items(), key=lambda pair: -pair[1])} if wall else {}
 
 
-WHO = {
-    "sample": "The student's engines are", "score": "The teacher's engines are", "learn": "The learner is",
-    "push": "The weight push is",
-}  # fmt: skip
+def _summed(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+_WHO = {"learn": "The learner is", "push": "The weight push is"}
+SERVER = "the server at teacher.url"
+
+
+def _pools(recipe: Recipe) -> dict[str, str]:
+    """Whose engines sample and score."""
+    scorer = SERVER if recipe.teacher.url else "student" if recipe.learner.lora_rank else "teacher"
+    return {"sample": recipe.rollout.sampler, "score": scorer}
+
+
+def _who(stage: str, recipe: Recipe) -> str:
+    pool = _pools(recipe).get(stage)
+    if pool is None:
+        return _WHO.get(stage, f"The stage {stage} is")
+    return "The teacher's server is" if pool == SERVER else f"The {pool}'s engines are"
 
 
 def sentence(seen: Seen) -> str:
@@ -61,27 +81,32 @@ def sentence(seen: Seen) -> str:
     others = ", ".join(f"{name} {other:.0%}" for name, other in list(shares.items())[1:4])
     steps = min(len(seen.steps), RECENT)
     of = f"of the last {steps} steps" if steps > 1 else "of the step"
-    return f"{WHO.get(first, f'The stage {first} is')} the bottleneck: {first} is {share:.0%} {of} ({others})."
+    return f"{_who(first, seen.recipe)} the bottleneck: {first} is {share:.0%} {of} ({others})."
 
 
-_MOVES = {
-    "sample": "More or faster sampling: student.num_engines, student.max_num_seqs, or shorter responses",
-    "score": "More or faster scoring: teacher.num_engines, teacher.max_num_batched_tokens, or teacher.dtype",
-    "learn": "A faster learner: learner.num_ranks, learner.micro_batch_tokens, or fewer prompts a step",
-    "push": "A faster push: weights.transport, or learner.lora_rank",
-}
+def _moves(recipe: Recipe) -> dict[str, str]:
+    """What makes each stage faster."""
+    pools = _pools(recipe)
+    sampler, scorer = pools["sample"], pools["score"]
+    keys = f": {scorer}.num_engines, {scorer}.max_num_batched_tokens, or {scorer}.dtype"
+    return {
+        "sample": f"More or faster sampling: {sampler}.num_engines, {sampler}.max_num_seqs, or shorter responses",
+        "score": f"More or faster scoring{f' by {SERVER}' if scorer == SERVER else keys}",
+        "learn": "A faster learner: learner.num_ranks, learner.micro_batch_tokens, or fewer prompts a step",
+        "push": "A faster push: weights.transport, or learner.lora_rank",
+    }
 
 
 def _bottleneck(seen: Seen) -> Iterator[Advice]:
-    shares, lag = stage_shares(seen.steps), seen.recipe.run.max_policy_lag
+    shares, lag, moves = stage_shares(seen.steps), seen.recipe.run.max_policy_lag, _moves(seen.recipe)
     first = next(iter(shares), "")
-    if first not in _MOVES:
+    if first not in moves:
         return
-    act = f"{_MOVES[first]} moves the whole step."
-    parts = seen.steps[-1].learner_parts
+    act = f"{moves[first]} moves the whole step."
+    parts = _summed(step.learner_parts for step in seen.steps[-RECENT:])
     if first == "learn" and parts:
         most = max(parts, key=parts.__getitem__)
-        act += f" Most of it is {most}: {parts[most]:.1f} of {sum(parts.values()):.1f} s."
+        act += f" Most of it is {most}: {parts[most] / sum(parts.values()):.0%}."
     if not lag and shares[first] < 0.7 and len(seen.steps) > 1:
         act += " With run.max_policy_lag = 1 rollouts and learner work side by side."
     yield Advice(f"{first} takes {shares[first]:.0%} of the wall time", act)
@@ -96,17 +121,23 @@ def _truncation(seen: Seen) -> Iterator[Advice]:
         yield Advice(f"{cut / rows:.0%} of the responses are cut at the limit", act)
 
 
+# The key by which a region keeps more tokens, and which way; the other way it keeps fewer.
+KEEPS_MORE = {"pos": ("tau", "Lower"), "neg": ("tau", "Lower"), "near_zero": ("near_zero", "Raise")}
+_OTHER_WAY = {"Lower": "Raise", "Raise": "Lower"}
+
+
 def _kept(seen: Seen) -> Iterator[Advice]:
     stats = [step.stats["all"] for step in seen.steps[-RECENT:] if "all" in step.stats]
-    tokens = sum(part.tokens for part in stats)
-    if not tokens or seen.recipe.evidence.region == "all":
+    tokens, rule = sum(part.tokens for part in stats), seen.recipe.evidence
+    if not tokens or rule.region == "all":
         return
-    kept, rule = sum(part.active for part in stats) / tokens, seen.recipe.evidence
-    now = f"evidence.tau = {rule.tau:g} with region {rule.region}"
+    kept = sum(part.active for part in stats) / tokens
+    key, more = KEEPS_MORE[rule.region]
+    now = f"evidence.{key}, which is {getattr(rule, key):g} with evidence.region = {rule.region!r}."
     if kept < KEPT[0]:
-        yield Advice(f"{kept:.1%} of the tokens are kept: there is almost nothing to learn from", f"Lower it: {now}.")
-    elif kept > KEPT[1]:
-        yield Advice(f"{kept:.1%} of the tokens are kept: the mask selects nothing", f"Raise it: {now}.")
+        yield Advice(f"{kept:.1%} of the tokens are kept: there is almost nothing to learn from", f"{more} {now}")
+    elif kept > KEPT[1] and not isinf(getattr(rule, key)):  # which keeps every token on purpose
+        yield Advice(f"{kept:.1%} of the tokens are kept: the mask selects nothing", f"{_OTHER_WAY[more]} {now}")
 
 
 def _lengths(seen: Seen) -> Iterator[Advice]:
@@ -163,17 +194,19 @@ def _canary(seen: Seen) -> Iterator[Advice]:
     canary = seen.steps[-1].canary
     bound = seen.steps[-1].canary_bound or seen.recipe.weights.canary_tolerance
     if canary is not None and canary > CANARY * bound:
-        act = "The run stops beyond it: student.dtype = 'float32' has engine and learner agree."
-        yield Advice(f"the canary is at {canary:.3f} of its bound of {bound:.3g} nats", act)
+        dtypes = {"student.dtype": seen.recipe.student.dtype, "learner.dtype": seen.recipe.learner.dtype}
+        narrow = [key for key, dtype in dtypes.items() if dtype != "float32"]
+        act = f"{' = '.join(narrow)} = 'float32' has engine and learner agree."
+        if not narrow:
+            act = "Both compute in float32, so that it is not their rounding: please report it."
+        found = f"the canary is at {canary:.3f} of {bound:.3g} nats ({canary / bound:.0%}), beyond which the run stops"
+        yield Advice(found, act)
 
 
 def _queue(seen: Seen) -> Iterator[Advice]:
-    samples = [sample for sample in seen.samples[-200:] if not sample.fault]
+    samples = [sample for sample in seen.samples[-RECENT_SAMPLES:] if not sample.fault]
     if len(samples) < FEW:
         return
-    empty = sum(sample.groups.get("done", 0) == 0 for sample in samples) / len(samples)
-    if seen.recipe.run.max_policy_lag and empty > MOSTLY:
-        yield Advice(f"no group was ready in {empty:.0%} of the samples", "The learner waits: add student engines.")
     for pool in ("student", "teacher"):
         full = sum(sample.waiting.get(pool, 0) > 0 for sample in samples) / len(samples)
         if full > MOSTLY:
@@ -181,6 +214,24 @@ def _queue(seen: Seen) -> Iterator[Advice]:
             yield Advice(f"work waited for the {pool} pool in {full:.0%} of the samples", act)
 
 
+def _idle(seen: Seen) -> Iterator[Advice]:
+    """Where the two services work side by side, the one that waits for the other."""
+    if len(seen.waits) < FEW or not seen.recipe.run.max_policy_lag:
+        return
+    seconds, waited = sum(window.end - window.begin for window in seen.waits), together(seen.waits).seconds
+    learner, engines = (waited.get(of, 0.0) / seconds for of in (("learner", "rollouts"), ("rollout", "lag")))
+    if learner > IDLE:
+        shares = stage_shares(seen.steps)
+        stage = max(("sample", "score"), key=lambda name: shares.get(name, 0.0))
+        pool = _pools(seen.recipe)[stage]
+        act = f"Of sample and score it waits for {stage}: "
+        act += f"{SERVER} has to be faster." if pool == SERVER else f"add {pool} engines ({pool}.num_engines)."
+        yield Advice(f"the learner waited for rollouts in {learner:.0%} of the time", act)
+    if engines > IDLE:
+        act = "More of them would not help: fewer would do as much, until the learner is faster."
+        yield Advice(f"finished groups and idle engines waited for the learner in {engines:.0%} of the time", act)
+
+
 RULES: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
-    _bottleneck, _truncation, _kept, _lengths, _probe, _teacher, _canary, _queue,
+    _bottleneck, _truncation, _kept, _lengths, _probe, _teacher, _canary, _queue, _idle,
 )  # fmt: skip

@@ -10,7 +10,9 @@ from cluster.observe.grafana import promql
 # name: (expression, for, severity, what it says); e_ is a figure of the table
 ALERTS: dict[str, tuple[str, str, str, str]] = {
     "RunStalled": (
-        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min(4 * max by (run) (e_step_seconds), 900) "
+        # How long a first step takes is not known: it has an hour.
+        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min("
+        "4 * max by (run) (e_step_seconds) or 3600 * max by (run) (e_run_running), 900) "
         "and max by (run) (e_run_running) == 1",
         "1m", "page", "{{ $labels.run }} has had no step for {{ $value | humanizeDuration }}",
     ),
@@ -19,8 +21,12 @@ ALERTS: dict[str, tuple[str, str, str, str]] = {
         "unless on (run) e_steps_done",
         "1m", "page", "{{ $labels.run }} is gone after {{ $value }} steps",
     ),
+    "ServiceSilent": (
+        "max by (run) (e_service_up) == 0", "2m", "page", "the rollout service of {{ $labels.run }} does not answer",
+    ),
     "EngineSilent": (
-        "e_engine_up == 0", "2m", "page", "{{ $labels.engine }} of {{ $labels.run }} does not answer",
+        "e_engine_up == 0 unless on (run) max by (run) (e_service_up) == 0",
+        "2m", "page", "{{ $labels.engine }} of {{ $labels.run }} does not answer",
     ),
     "NodeMemory": (
         "ray_node_mem_used / ray_node_mem_total > 0.93",

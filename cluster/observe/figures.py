@@ -32,8 +32,10 @@ FIGURES: dict[str, Figure] = {
     "steps_planned": Figure(GAUGE, "", (), "steps of the recipe"),
     "steps_done": Figure(GAUGE, "", (), "steps learned and pushed"),
     "step_seconds": Figure(GAUGE, "s", (), "wall time of the last step"),
-    "last_step_timestamp_seconds": Figure(GAUGE, "s", (), "when the last step ended, Unix time"),
-    "eta_seconds": Figure(GAUGE, "s", (), "time left, at the last step's pace"),
+    "last_step_timestamp_seconds": Figure(
+        GAUGE, "s", (), "when the last step ended, or this process began after it, Unix time"
+    ),
+    "eta_seconds": Figure(GAUGE, "s", (), "time left, at the mean pace of this process"),
     "stage_tokens": Figure(GAUGE, "", ("stage",), "tokens that a stage worked on in the last step"),
     "stage_seconds": Figure(GAUGE, "s", ("stage",), "time in which a stage was at work in the last step"),
     "stage_worked_tokens_total": Figure(COUNTER, "", ("stage",), "tokens that a stage worked on"),
@@ -49,7 +51,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "groups": Figure(GAUGE, "", ("state",), "groups by what is done to them: sampling, verifying, scoring, done"),
     "oldest_group_seconds": Figure(GAUGE, "s", (), "age of the oldest group that is not done"),
-    "rollouts_total": Figure(COUNTER, "", ("outcome",), "rollouts by outcome: trained, skipped, dropped"),
+    "rollouts_total": Figure(COUNTER, "", ("outcome",), "rollouts by outcome: trained, skipped, dropped, nonfinite"),
     "prompts_refused_total": Figure(COUNTER, "", (), "prompts that do not fit the window"),
     "policy_lag_steps": Figure(GAUGE, "", ("bound",), "versions that the last step's tokens were behind: min, max"),
     "responses_total": Figure(COUNTER, "", ("reason",), "responses by how they ended: stop, length"),
@@ -62,7 +64,6 @@ FIGURES: dict[str, Figure] = {
     "pool_waiting": Figure(GAUGE, "", ("pool",), "pieces of work that no engine has room for"),
     "engine_up": Figure(GAUGE, "", _ENGINE, "1 when the engine answered the last question"),
     "engine_outstanding_tokens": Figure(GAUGE, "", _ENGINE, "tokens given to an engine and not answered"),
-    "engine_sequences": Figure(GAUGE, "", _ENGINE, "sequences given to an engine and not answered"),
     "engine_running_requests": Figure(GAUGE, "", _ENGINE, "requests in an engine's batch"),
     "engine_waiting_requests": Figure(GAUGE, "", _ENGINE, "requests in an engine's own queue"),
     "engine_kv_cache_usage_ratio": Figure(GAUGE, "", _ENGINE, "share of an engine's KV blocks in use"),
@@ -76,8 +77,12 @@ FIGURES: dict[str, Figure] = {
         GAUGE, "s", ("part",), "time of the last step's parts, a mean over ranks: " + ", ".join(PARTS)
     ),
     "learner_mfu_ratio": Figure(GAUGE, "", (), "share of the GPU's dense bfloat16 peak, where that is known"),
+    "learner_memory_bytes": Figure(
+        GAUGE, "bytes", ("rank", "kind"), "most memory of a rank: host (since its start), device (in the last step)"
+    ),
     "learner_grad_norm": Figure(GAUGE, "", (), "gradient's global norm before clipping"),
     "learner_learning_rate": Figure(GAUGE, "", (), "learning rate of the last step"),
+    "learner_nonfinite_updates_total": Figure(COUNTER, "", (), "updates left out: the gradient is not finite"),
     "kept_ratio": Figure(GAUGE, "", ("split",), "share of tokens that the mask keeps: all, guided, plain"),
     "evidence_nats": Figure(GAUGE, "nats", ("split",), "mean evidence a token: all, guided, plain"),
     "k1_nats": Figure(GAUGE, "nats", (), "mean student minus teacher log-prob a token"),
@@ -88,7 +93,6 @@ FIGURES: dict[str, Figure] = {
     "canary_tolerance_nats": Figure(GAUGE, "nats", (), "the canary at which the run stops"),
     "probe_ratio": Figure(GAUGE, "", ("rate", "bound"), "rates of the last probe; bound: value, low, high"),
     "probe_first_ratio": Figure(GAUGE, "", ("rate", "bound"), "the same of the first probe"),
-    "probe_step": Figure(GAUGE, "", (), "step of the last probe"),
 }
 
 

@@ -1,7 +1,9 @@
 """The Grafana dashboard, from a literal table: rows of panels, each with its unit and its PromQL.
 
-`R` is the run that is picked, `I` Grafana's rate interval. What grows once a step is shown by the gauge of the last
-step; `rate` is for what grows all the time. `max by (run)` keeps two drivers of one run from ending a query.
+`R` are the runs that are picked, each a series of its own; `I` is Grafana's rate interval. What grows once a step is
+shown by the gauge of the last step, or by what it grew by in an hour; `rate` is for what grows all the time, and so for
+the lanes of the timeline, but for those of a push and of the learner's ranks. `max by (run)` keeps two drivers of one
+run from ending a query.
 """
 
 import re
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.observe.figures import FIGURES, RAY_PREFIX
+from cluster.weights.parts import LANE
+from learner.report import RANKS
 
 Target = str
 Row = tuple[str, tuple[tuple[str, str, tuple[Target, ...]], ...]]
@@ -22,7 +26,8 @@ ROWS: tuple[Row, ...] = (
         ("Left", "s", ("max by (run) (e_eta_seconds{R})",)),
         ("Trained tokens a second", "short",
          ('max by (run) (e_stage_tokens{R,stage="learn"}) / max by (run) (e_step_seconds{R})',)),
-        ("Engines that answer", "", ("sum(e_engine_up{R})", "count(e_engine_up{R})")),
+        ("The rollout service answers", "", ("max by (run) (e_service_up{R})",)),
+        ("Engines that answer", "", ("sum by (run) (e_engine_up{R})", "count by (run) (e_engine_up{R})")),
         ("Canary of its tolerance", "percentunit",
          ("max by (run) (e_canary_nats{R}) / max by (run) (e_canary_tolerance_nats{R})",)),
     )),
@@ -30,6 +35,9 @@ ROWS: tuple[Row, ...] = (
         ("Tokens a second while at work", "short",
          ('max by (run, stage) (e_stage_tokens{R,stage=~"sample|score|learn"}) '
           '/ max by (run, stage) (e_stage_seconds{R,stage=~"sample|score|learn"})',)),
+        ("Tokens a second while at work, of the last hour", "short",
+         ('sum by (run, stage) (increase(e_stage_worked_tokens_total{R,stage=~"sample|score|learn"}[1h])) '
+          '/ (sum by (run, stage) (increase(e_stage_busy_seconds_total{R,stage=~"sample|score|learn"}[1h])) > 0)',)),
         ("Share of the last step at work", "percentunit",
          ("max by (run, stage) (e_stage_seconds{R}) / on (run) group_left max by (run) (e_step_seconds{R})",)),
         ("Tokens a second of wall time", "short",
@@ -38,41 +46,49 @@ ROWS: tuple[Row, ...] = (
         ("Step time", "s", ("max by (run) (e_step_seconds{R})",)),
         ("The learner's step by part", "s", ("max by (run, part) (e_learner_part_seconds{R})",)),
         ("Model FLOP utilisation", "percentunit", ("max by (run) (e_learner_mfu_ratio{R})",)),
-        ("Who works", "percentunit", ('sum by (lane) (rate(e_lane_busy_seconds_total{R,what!~"wait.*"}[I]))',)),
+        ("Who works", "percentunit",
+         (f'sum by (run, lane, what) (rate(e_lane_busy_seconds_total{{R,lane!~"{LANE}|{RANKS}.*",what!~"wait.*"}}'
+          "[I]))",)),
         ("What the driver waits for", "percentunit",
-         ('sum by (what) (rate(e_lane_busy_seconds_total{R,lane="driver"}[I]))',)),
+         ('sum by (run, what) (rate(e_lane_busy_seconds_total{R,lane="driver"}[I]))',)),
         ("What each service waits for", "percentunit",
-         ("sum by (service, what) (rate(e_wait_seconds_total{R}[I]))",)),
-        ("Groups by state", "short", ("sum by (state) (e_groups{R})",)),
+         ("sum by (run, service, what) (rate(e_wait_seconds_total{R}[I]))",)),
+        ("Groups by state", "short", ("sum by (run, state) (e_groups{R})",)),
         ("Oldest group", "s", ("max by (run) (e_oldest_group_seconds{R})",)),
     )),
     ("Engines", (
-        ("Outstanding tokens", "short", ("max by (pool, engine) (e_engine_outstanding_tokens{R})",)),
+        ("Outstanding tokens", "short", ("max by (run, pool, engine) (e_engine_outstanding_tokens{R})",)),
         ("Requests in the batch (a scorer is at 0 between iterations)", "short",
-         ("max by (pool, engine) (e_engine_running_requests{R})",)),
-        ("Work that waits", "short", ("sum by (pool) (e_pool_waiting{R})",
-                                      "sum by (pool) (e_engine_waiting_requests{R})")),
-        ("KV cache in use", "percentunit", ("max by (pool, engine) (e_engine_kv_cache_usage_ratio{R})",)),
+         ("max by (run, pool, engine) (e_engine_running_requests{R})",)),
+        ("Work that waits", "short", ("sum by (run, pool) (e_pool_waiting{R})",
+                                      "sum by (run, pool) (e_engine_waiting_requests{R})")),
+        ("KV cache in use", "percentunit", ("max by (run, pool, engine) (e_engine_kv_cache_usage_ratio{R})",)),
         ("Prompt tokens from the prefix cache", "percentunit",
-         ("(sum by (pool) (rate(e_engine_cached_tokens_total{R}[I])) "
-          "or 0 * sum by (pool) (rate(e_engine_prompt_tokens_total{R}[I]))) "
-          "/ sum by (pool) (rate(e_engine_prompt_tokens_total{R}[I]) > 0)",)),
+         ("(sum by (run, pool) (rate(e_engine_cached_tokens_total{R}[I])) "
+          "or 0 * sum by (run, pool) (rate(e_engine_prompt_tokens_total{R}[I]))) "
+          "/ sum by (run, pool) (rate(e_engine_prompt_tokens_total{R}[I]) > 0)",)),
         ("Preemptions a second", "short",
-         ("sum by (pool, engine) (rate(e_engine_preemptions_total{R}[I])) "
-          "or 0 * sum by (pool, engine) (e_engine_up{R})",)),
-        ("Tokens sampled a second", "short", ("sum by (pool, engine) (rate(e_engine_generated_tokens_total{R}[I]))",)),
+         ("sum by (run, pool, engine) (rate(e_engine_preemptions_total{R}[I])) "
+          "or 0 * sum by (run, pool, engine) (e_engine_up{R})",)),
+        ("Tokens sampled a second", "short",
+         ("sum by (run, pool, engine) (rate(e_engine_generated_tokens_total{R}[I]))",)),
     )),
     ("Staleness and what is thrown away", (
         ("Versions that tokens were behind", "short", ("max by (run, bound) (e_policy_lag_steps{R})",)),
-        ("Rollouts by outcome, an hour", "short", ("sum by (outcome) (increase(e_rollouts_total{R}[1h]))",)),
+        ("Rollouts by outcome, an hour", "short", ("sum by (run, outcome) (increase(e_rollouts_total{R}[1h]))",)),
+        ("Answers put to the verifier, an hour", "short",
+         ("sum by (run, outcome) (increase(e_verdicts_total{R}[1h]))",)),
         ("Policy version of the engines", "short", ("max by (run) (e_policy_version{R})",
                                                     "max by (run) (e_steps_done{R})")),
     )),
     ("Weights", (
         ("A push by part, seconds an hour", "s",
-         ('sum by (what) (increase(e_lane_busy_seconds_total{R,lane="push"}[1h])) '
-          'or sum by (what) (increase(e_lane_busy_seconds_total{R,what=~"push|check|canary"}[1h]))',)),
+         ('sum by (run, what) (increase(e_lane_busy_seconds_total{R,lane="push"}[1h])) '
+          'or sum by (run, what) (increase(e_lane_busy_seconds_total{R,what=~"check|canary"}[1h])) '
+          'or sum by (run, what) (increase(e_lane_busy_seconds_total{R,what="push"}[1h])) '
+          'unless on (run) sum by (run) (increase(e_lane_busy_seconds_total{R,lane="push"}[1h]))',)),
         ("Canary", "short", ("max by (run) (e_canary_nats{R})", "max by (run) (e_canary_tolerance_nats{R})")),
+        ("Peak memory of the learner", "bytes", ("max by (run, rank, kind) (e_learner_memory_bytes{R})",)),
         ("Engine and learner on what was sampled", "short", ("max by (run) (e_mismatch_nats{R})",)),
     )),
     ("Learning", (
@@ -84,6 +100,9 @@ ROWS: tuple[Row, ...] = (
         ("KL penalty to the reference, nats a token", "short", ("max by (run) (e_learner_reference_kl_nats{R})",)),
         ("Loss", "short", ("max by (run) (e_learner_loss{R})",)),
         ("Gradient norm", "short", ("max by (run) (e_learner_grad_norm{R})",)),
+        ("Learning rate", "short", ("max by (run) (e_learner_learning_rate{R})",)),
+        ("Updates whose gradient is not finite, an hour", "short",
+         ("sum by (run) (increase(e_learner_nonfinite_updates_total{R}[1h])) or 0 * max by (run) (e_steps_done{R})",)),
         ("Agreement", "percentunit", ("max by (run) (e_agreement_ratio{R})",)),
         ("Responses cut at the limit, of the last hour", "percentunit",
          ('(sum by (run) (increase(e_responses_total{R,reason="length"}[1h])) '
@@ -115,6 +134,7 @@ def dashboard() -> dict[str, Any]:
     """The dashboard's JSON model, of Grafana's schema 39."""
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     query = {"name": "run", "label": "Run", "type": "query", "multi": True, "includeAll": True, "refresh": 2,
+             "current": {"text": ["All"], "value": ["$__all"]},
              "datasource": _SOURCE, "definition": f"label_values({RAY_PREFIX}steps_planned, run)",
              "query": {"query": f"label_values({RAY_PREFIX}steps_planned, run)", "refId": "run"}}  # fmt: skip
     return {

@@ -32,6 +32,13 @@ SHOWN_STEP: list[Row] = [
     ("busy_fraction", "mean", "", "busy_s / wall_s; at lag 0 what is missing from 1 is hidden waiting"),
     ("stages.NAME.tokens_per_s", "mean", "tokens/s", "0 in no time"),
     *((f"push_parts.{part}", "number", "s", f"{meaning}; absent in older lines") for part, meaning in PUSHED.items()),
+    ("peak_bytes.host", "whole numbers", "bytes", "of each rank: most of its process since its start; absent before"),
+    (
+        "peak_bytes.device",
+        "whole numbers",
+        "bytes",
+        "of each rank: most of its GPU for tensors in the step; not on a CPU",
+    ),
     ("kept", "mean", "", "diagnostics.all.kept"),
     ("k1", "mean", "nats", "diagnostics.all.k1; null when the learner ran no row"),
     ("reward_mean", "mean", "", "over the rollouts with a reward; absent without a verifier"),

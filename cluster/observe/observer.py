@@ -22,6 +22,9 @@ from evidence.telemetry import Activity, Sample, Span
 CLOSE_S = 10.0  # for what the sinks have still to write when a run ends
 BACKLOG = 1000  # batches that wait for a sink; a sink that is slower loses what is beyond
 
+# How a run ended: at its last step, since it was asked to, by a failure, or by one after which its services start again
+FINISHED, STOPPED, FAILED, RESTARTING = "finished", "stopped", "failed", "restarting"
+
 Answer = tuple[Sample, list[Span]]
 
 
@@ -34,7 +37,7 @@ class Batch:
     spans: tuple[Span, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     probes: tuple[ProbeRecord, ...] = ()
-    ended: str = ""  # how the run ended: finished, failed; empty while it lasts
+    ended: str = ""  # how the run ended: finished, stopped, failed, restarting; empty while it lasts
 
 
 class Sink(Protocol):
@@ -94,7 +97,8 @@ class _New:
 class Observer:
     """Asks, and feeds the sinks, within `async with`.
 
-    ask: the services' answer, given how many seconds an engine has. activity: what the driver does.
+    ask: the services' answer, given how many seconds an engine has. activity: what the driver does. ending: how a run
+    ended that ended with an error.
     """
 
     def __init__(
@@ -104,8 +108,10 @@ class Observer:
         sinks: Sequence[Sink],
         every_s: float,
         say: Callable[[str], None] = print,
+        ending: Callable[[BaseException], str] = lambda _: FAILED,
     ) -> None:
         self._ask, self._activity, self._every_s, self._say = ask, activity, every_s, say
+        self._ending = ending
         self._feeders = [Feeder(sink, say) for sink in sinks]
         self._new, self._heard = _New(), asyncio.Event()
         self._silent = False
@@ -124,12 +130,12 @@ class Observer:
         self._task = asyncio.create_task(self._rounds())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
-        if not self._task.cancelled() and (error := self._task.exception()) is not None:
-            self._say(f"observe: {error!r}; nothing was sampled after it")
-        self._feed("finished" if kind is None else "failed")
+        if not self._task.cancelled() and (own := self._task.exception()) is not None:
+            self._say(f"observe: {own!r}; nothing was sampled after it")
+        self._feed(FINISHED if error is None else self._ending(error))
         for feeder in self._feeders:
             feeder.put(None)
         end = time.monotonic() + CLOSE_S

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.observe.figures import FIGURES, RAY_PREFIX
-from cluster.observe.observer import Batch
+from cluster.observe.observer import FAILED, FINISHED, Batch
 from cluster.observe.seen import Seen, read_seen
 from cluster.observe.values import Values
 from evidence.telemetry import pieces
@@ -71,7 +71,7 @@ def _moments(seen: Seen) -> Iterator[tuple[int, Batch]]:
     for milliseconds, batches in moments.items():
         yield milliseconds, _together(batches)
     if moments:
-        yield max(moments) + 1, Batch(0.0, ended="finished" if seen.is_whole else "failed")
+        yield max(moments) + 1, Batch(0.0, ended=FINISHED if seen.is_whole else FAILED)
 
 
 def _together(batches: list[Batch]) -> Batch:

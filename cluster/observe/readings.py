@@ -48,6 +48,7 @@ def _reading(name: str, value: float | None, **labels: str) -> Iterator[Reading]
 def of_recipe(recipe: Recipe) -> Iterator[Reading]:
     """What is known before the first step."""
     yield from _reading("steps_planned", recipe.run.steps)
+    yield from _reading("steps_done", 0)
     yield from _reading("canary_tolerance_nats", recipe.weights.canary_tolerance)  # the first push has no other bound
 
 
@@ -56,8 +57,7 @@ def of_step(record: StepRecord, planned: int) -> Iterator[Reading]:
     yield from _reading("steps_done", record.step + 1)
     yield from _reading("step_seconds", record.wall_s)
     yield from _reading("last_step_timestamp_seconds", record.time)
-    left = None if record.wall_s is None else record.wall_s * (planned - record.step - 1)
-    yield from _reading("eta_seconds", left)
+    yield from _reading("eta_seconds", record.left_s(planned))
     for name, stage in record.stages.items():
         yield from _reading("stage_tokens", stage.tokens, stage=name)
         yield from _reading("stage_seconds", stage.seconds, stage=name)
@@ -76,6 +76,7 @@ def _rollouts(record: StepRecord) -> Iterator[Reading]:
             yield from _reading("responses_total", cut, reason="length")
     yield from _reading("rollouts_total", skipped, outcome="skipped")
     yield from _reading("rollouts_total", record.dropped, outcome="dropped")
+    yield from _reading("rollouts_total", record.nonfinite_rollouts, outcome="nonfinite")
     for outcome, count in asdict(record.verdicts).items() if record.verdicts else ():
         yield from _reading("verdicts_total", count, outcome=outcome)
     yield from _reading("prompts_refused_total", record.refused)
@@ -91,8 +92,12 @@ def _learning(record: StepRecord) -> Iterator[Reading]:
     yield from _reading("learner_reference_kl_nats", record.metrics.get("anchor_kl"))
     for part, seconds in record.learner_parts.items():
         yield from _reading("learner_part_seconds", seconds, part=part)
+    for kind, ranks in (record.peak_bytes or {}).items():
+        for rank, most in enumerate(ranks):
+            yield from _reading("learner_memory_bytes", most, rank=str(rank), kind=kind)
     yield from _reading("learner_mfu_ratio", record.metrics.get("mfu"))
     yield from _reading("learner_grad_norm", record.grad_norm)
+    yield from _reading("learner_nonfinite_updates_total", record.nonfinite_updates)
     yield from _reading("learner_learning_rate", record.metrics.get("lr"))
     for split in record.stats:
         yield from _reading("kept_ratio", _mean(record, "kept", split), split=split)
@@ -113,7 +118,6 @@ def _mean(record: StepRecord, name: str, split: str = "all") -> float | None:
 
 def of_probe(record: ProbeRecord, is_first: bool) -> Iterator[Reading]:
     """The rates of one probe, with their intervals."""
-    yield from _reading("probe_step", record.step)
     for rate, found in record.rates.items():
         low, high = found.interval
         for bound, value in (("value", found.share), ("low", low), ("high", high)):
@@ -141,7 +145,6 @@ def _engine(name: str, engine: EngineState) -> Iterator[Reading]:
     labels = {"pool": engine.pool, "engine": name}
     yield from _reading("engine_up", engine.up, **labels)
     yield from _reading("engine_outstanding_tokens", engine.outstanding_tokens, **labels)
-    yield from _reading("engine_sequences", engine.sequences, **labels)
     for key, figure in (_GAUGES | SUMS).items():
         yield from _reading(figure, engine.stats.get(key), **labels)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from cluster.config import Recipe
 from cluster.observe.files import SAMPLES, TRACE
+from cluster.observe.waits import Window, windows
 from cluster.resolved import read_resolved
 from cluster.run.record import Gap, ProbeRecord, StepRecord, read_gap, read_notes, read_plans, read_probes, read_steps
 from evidence.telemetry import Sample, Span, read_samples, read_spans
 
 GAP, MEMORY = "gap.json", "memory.jsonl"
+RECENT_SAMPLES = 200  # that advice is of
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,17 @@ class Seen:
     spans: Sequence[Span] = ()
     gap: Gap | None = None  # none in older runs, and before it is measured
     notes: Sequence[str] = ()  # what the start said of the prompts, and the last one of the GPUs' memory
+    waits: Sequence[Window] = ()  # between the recent samples
 
     @property
     def is_whole(self) -> bool:
         """Whether the run came to its last probe."""
         return any(probe.step == self.recipe.run.steps for probe in self.probes)
+
+
+def read_records(folder: Path) -> tuple[list[StepRecord], list[ProbeRecord]]:
+    """The steps and the probes of a run's folder. ValueError names a damaged file."""
+    return list(read_steps(folder / "metrics.jsonl").values()), list(read_probes(folder / "probes.jsonl").values())
 
 
 def read_seen(folder: Path) -> Seen:
@@ -40,13 +48,14 @@ def read_seen(folder: Path) -> Seen:
     """
     recipe = read_resolved(folder).recipe
     planned = [plan.said for plan in read_plans(folder / MEMORY)][-1:]
+    samples, spans = read_samples(folder / SAMPLES), read_spans(folder / TRACE)
     return Seen(
         folder.resolve().name,
         recipe,
-        list(read_steps(folder / "metrics.jsonl").values()),
-        list(read_probes(folder / "probes.jsonl").values()),
-        read_samples(folder / SAMPLES),
-        read_spans(folder / TRACE),
+        *read_records(folder),
+        samples,
+        spans,
         read_gap(folder / GAP),
         [*read_notes(folder / "inputs.json"), *(line for said in planned for line in said)],
+        windows(samples[-RECENT_SAMPLES:], spans, recipe.observe.every_s),
     )

@@ -1,6 +1,5 @@
 """Where the loop's records go once they are written: lines for a person, and the observer."""
 
-import time
 from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -24,8 +23,6 @@ class MetricsSink:
         self._steps = steps
         self._console = console or Console(highlight=False)
         self._status: Status | None = None
-        self._started: float | None = None
-        self._done = 0
         self.observer: Observer | None = None  # hears each record
         self.headline = "probe -"
         self.doing = ""  # the last stage
@@ -44,13 +41,9 @@ class MetricsSink:
 
     def show_step(self, record: StepRecord) -> None:
         """A step whose line is written."""
-        now = time.monotonic()
-        self._started = self._started if self._started is not None else now - (record.wall_s or 0.0)
-        self._done += 1
         if self.observer is not None:
             self.observer.step(record)
-        left = (now - self._started) / self._done * (self._steps - record.step - 1)
-        self.say(step_line(record, self._steps, self.headline, left))
+        self.say(step_line(record, self._steps, self.headline))
 
     def show_probe(self, record: ProbeRecord) -> None:
         """A probe whose line is written."""
@@ -65,14 +58,14 @@ class MetricsSink:
             self._status = None
 
 
-def step_line(record: StepRecord, steps: int, headline: str, left_s: float) -> str:
+def step_line(record: StepRecord, steps: int, headline: str) -> str:
     """A step's figures; `headline` is the last probe's main one."""
     rates = "  ".join(f"{name} {stage.tokens_per_s:.0f} tok/s" for name, stage in record.stages.items() if stage.tokens)
     kept, k1 = record.mean("kept"), record.mean("k1")
     return (
         f"step {record.step + 1:>3}/{steps}  {record.wall_s or 0.0:5.1f} s  {rates}  "
         f"kept {kept.value if kept else 0.0:.2f}  k1 {f'{k1.value:+.3f}' if k1 else '-'}  {headline}  "
-        f"busy {record.busy_fraction or 0.0:.0%}  left {_clock(left_s)}"
+        f"busy {record.busy_fraction or 0.0:.0%}  left {record.left(steps)}"
     )
 
 
@@ -85,11 +78,6 @@ def probe_line(record: ProbeRecord) -> str:
 
 def _short(record: ProbeRecord, name: str) -> str:
     return f"{RATES[name].short} {record.rates[name].share:.2f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 def summary_table(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from cluster.config import Recipe
 from cluster.errors import printable
-from cluster.observe.observer import Batch
+from cluster.observe.observer import FAILED, FINISHED, Batch
 from cluster.run.record import shown_probe, shown_step
 from evidence.files import write_whole
 
@@ -45,13 +45,14 @@ def require_packages(trackers: Sequence[str]) -> None:
 
 
 class Tracker(Protocol):
-    """One run in a tracker. id: by which it is found again; empty where nothing is to be kept for that."""
+    """One run in a tracker. id: by which it is found again; empty where nothing is to be kept for that. close: `ended`
+    says how the run ended, as in `Batch`."""
 
     id: str
 
     def log(self, figures: Figures, step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, ended: str) -> None: ...
 
 
 class TensorBoard:
@@ -75,7 +76,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, ended: str) -> None:
         if self._writer is not None:
             self._writer.close()
 
@@ -96,8 +97,8 @@ class Wandb:
     def log(self, figures: Figures, step: int) -> None:
         self._run.log(dict(figures), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, ended: str) -> None:
+        self._run.finish(exit_code=0 if ended == FINISHED else 1)
 
 
 class Trackio:
@@ -118,7 +119,7 @@ class Trackio:
     def log(self, figures: Figures, step: int) -> None:
         self._module.log(dict(figures), step=step)
 
-    def close(self) -> None:
+    def close(self, ended: str) -> None:
         self._module.finish()
 
 
@@ -155,8 +156,8 @@ class Mlflow:
     def log(self, figures: Figures, step: int) -> None:
         self._module.log_metrics(dict(figures), step=step)
 
-    def close(self) -> None:
-        self._module.end_run()
+    def close(self, ended: str) -> None:
+        self._module.end_run({FINISHED: "FINISHED", FAILED: "FAILED"}.get(ended, "KILLED"))
 
 
 # From the run's folder, its recipe, and the id that the tracker's run has; empty for a new one.
@@ -197,7 +198,7 @@ class TrackerSink:
         for probe in batch.probes:
             self._tracker.log(dict(flat({"probe": shown_probe(probe)})), probe.step)
         if batch.ended:
-            self._tracker.close()
+            self._tracker.close(batch.ended)
 
     def _made(self) -> Tracker:
         """With the run that it had, where it is a resume; its id is kept at once."""

@@ -9,7 +9,7 @@ from math import inf
 
 from cluster.observe.observer import Batch
 from cluster.observe.timeline import PUSH, is_engine
-from evidence.telemetry import Span
+from evidence.telemetry import Sample, Span
 from rollout.stages import SERVICE, VERIFY, WRITE
 
 FAR_APART = 5.0  # times every_s
@@ -95,6 +95,14 @@ class Waits:
         if begin < time:
             self._windows.append((begin, time))
         self._sampled, self._starts = time, [start for start in self._starts if start > time]
+
+
+def windows(samples: Sequence[Sample], spans: Sequence[Span], every_s: float) -> list[Window]:
+    """Those between the samples, at once."""
+    if not samples:
+        return []
+    recent = tuple(span for span in spans if span.end > samples[0].time)
+    return list(Waits(every_s).add(Batch(samples[-1].time, tuple(samples), recent, ended="finished")))
 
 
 def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, str], float]:

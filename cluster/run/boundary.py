@@ -4,11 +4,12 @@ Before a run has begun a ValueError is bad input, which a user mends (exit statu
 failure at run time, with the stage that it ended (exit status 1): a damaged shard, a torn line, a late prompt.
 """
 
+import asyncio
 import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -16,9 +17,10 @@ import pyarrow as pa
 from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 
-from cluster.errors import PREEMPTED, cause_of, explained, leaves
+from cluster.errors import PREEMPTED, Preempted, cause_of, explained, leaves
 from cluster.fleet.calls import Died
 from cluster.fleet.processes import end_processes, own_processes
+from cluster.observe.observer import FAILED, RESTARTING, STOPPED
 from cluster.observe.sinks import MetricsSink
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
@@ -63,6 +65,17 @@ def end_at_once(sink: MetricsSink, folder: RunDir, line: str, stop: Stop | None 
         folder.release()
     finally:
         os._exit(PREEMPTED if asked else 1)
+
+
+def ending(error: BaseException, stop: Stop, may_restart: Callable[[], bool]) -> str:
+    """What the page and the trackers call the end of a run by this error, as in `Batch.ended`.
+
+    may_restart: whether the services start again after one of them is lost.
+    """
+    lost = any(is_lost(leaf) for leaf in leaves(error))
+    if isinstance(error, Preempted) or (stop.asked and (lost or isinstance(error, asyncio.CancelledError))):
+        return STOPPED
+    return RESTARTING if lost and may_restart() else FAILED
 
 
 def _named(leaf: BaseException) -> Exception:

@@ -2,7 +2,8 @@
 
 A checkpoint is one once its folder has `complete.json`: the driver writes it when every rank has reported its files,
 which then are on the disk. `latest` names the newest for people and scripts; nothing here believes it where a
-complete.json says more. A folder of an older version, which wrote none, is taken as it is when `latest` names it.
+complete.json says more. Where no folder has one, an older version wrote them, and the one that `latest` names is taken
+as it is.
 """
 
 import json
@@ -45,10 +46,12 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one run. patience_s: seconds for which a disk is tried again that is full or refuses."""
+    """Those of one run. patience_s: seconds for which a disk is tried again that is full or refuses. say: is told of
+    what cannot be removed."""
 
-    def __init__(self, folder: Path, patience_s: float = 0.0) -> None:
-        self.folder, self._patience_s = folder, patience_s
+    def __init__(self, folder: Path, patience_s: float = 0.0, say: Callable[[str], None] = print) -> None:
+        self.folder, self._patience_s, self._say = folder, patience_s, say
+        self._saved: int | None = None  # the step of the last one that this object has written
 
     def place(self, step: int) -> Path:
         """The folder of the checkpoint at `step`."""
@@ -56,21 +59,11 @@ class Checkpoints:
 
     def complete(self) -> list[Checkpoint]:
         """The newest first."""
-        newest_first = sorted(self.folder.glob("step-*"), reverse=True)
-        return [found for folder in newest_first if (found := self._read(folder)) is not None]
-
-    def _read(self, folder: Path) -> Checkpoint | None:
-        """None where it is not complete, or its complete.json is damaged."""
-        path, step = folder / COMPLETE, folder.name.removeprefix("step-")
-        if not step.isdecimal():
-            return None
-        if not path.is_file():
-            return Checkpoint(int(step), folder, None) if self._latest() == folder.name else None
-        try:
-            files = tuple(SealedFile(**file) for file in json.loads(path.read_bytes())["files"])
-        except (ValueError, KeyError, TypeError):
-            return None
-        return Checkpoint(int(step), folder, files) if files else None
+        folders = [one for one in self.folder.glob("step-*") if one.name.removeprefix("step-").isdecimal()]
+        if not any((folder / COMPLETE).is_file() for folder in folders):
+            return [Checkpoint(_step(one), one, None) for one in folders if one.name == self._latest()]
+        found = [(_step(folder), folder, _files(folder / COMPLETE)) for folder in sorted(folders, reverse=True)]
+        return [Checkpoint(*one) for one in found if one[-1]]
 
     def _latest(self) -> str:
         path = self.folder / LATEST
@@ -91,21 +84,28 @@ class Checkpoints:
         raise ValueError(f"{self.folder}: found no checkpoint{damaged}, expected one that can be exported")
 
     async def save(self, learner: "LearnerService", step: int, keep: int) -> None:
-        """The learner's weights at `step` as the newest checkpoint; of those before, `keep` - 1 stay (0: all).
+        """The learner's weights at `step` as the newest checkpoint; of those before, `keep` - 1 stay (0: all). One that
+        this object has written is not written again.
 
         Raises:
             RuntimeError, OSError: it could not be written; nothing of it is left, and those before are as they were.
         """
+        if step == self._saved:
+            return
         needed = await learner.checkpoint_bytes()
         await retried_beside(self._patience_s, lambda: self.require_room(needed))
-        shutil.rmtree(self.place(step), ignore_errors=True)  # of an attempt before, perhaps with more ranks
+        await retried_beside(self._patience_s, lambda: self._make_way(step))
         try:
             files = await learner.save(self.folder, step)
             await retried_beside(self._patience_s, lambda: self.commit(step, files))
         except (RuntimeError, OSError):
             shutil.rmtree(self.place(step), ignore_errors=True)
             raise
-        self.prune(step, keep)
+        self._saved = step
+        try:
+            await retried_beside(self._patience_s, lambda: self.prune(step, keep))
+        except OSError as error:  # the next save tries again
+            self._say(f"an older checkpoint could not be removed: {error}")
 
     async def load(self, learner: "LearnerService", say: Callable[[str], None]) -> int:
         """Every rank loads the newest one whose files are what they were. Returns its step; 0 where there is none.
@@ -128,6 +128,12 @@ class Checkpoints:
                 f"{self.folder}: found {free / GIB:.2f} GiB free, expected {needed / GIB:.2f} for a checkpoint"
             )
 
+    def _make_way(self, step: int) -> None:
+        """What there is at `step`, of an attempt before and perhaps of more ranks, is no checkpoint any more."""
+        if self._latest() == self.place(step).name:
+            (self.folder / LATEST).unlink()
+        shutil.rmtree(self.place(step), ignore_errors=True)
+
     def commit(self, step: int, files: Sequence[SealedFile]) -> None:
         """All files of the one at `step` are on the disk: it is the newest."""
         content = {"format": 1, "step": step, "files": [asdict(file) for file in files]}
@@ -144,3 +150,15 @@ class Checkpoints:
         for folder in self.folder.glob("step-*"):
             if folder not in kept:
                 shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _files(path: Path) -> tuple[SealedFile, ...]:
+    """Those that a complete.json names; none where it is missing or damaged."""
+    try:
+        return tuple(SealedFile(**file) for file in json.loads(path.read_bytes())["files"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ()

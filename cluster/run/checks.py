@@ -28,7 +28,8 @@ from rollout.gap import gap_questions
 from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
-from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
+from rollout.tasks.base import Task, TaskPrompt
+from rollout.tasks.notes import row_notes
 from rollout.thinking import SWITCHES
 
 SHOWN = 3  # differences between x and (x, r) that the start of a run shows
@@ -60,7 +61,7 @@ def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = [*prompt_notes(recipe, requests), *([refused] if refused else [])]
+    notes = [*row_notes(recipe.task, task), *prompt_notes(recipe, requests), *([refused] if refused else [])]
     if recipe.probe.gap and teaches_itself(recipe):
         check_gap(task, requests.renderer)
     return RunInputs(model, task, requests.renderer), notes
@@ -275,7 +276,10 @@ def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
     """A question of the probe that does not arrive as it was written, or leaves no room for an answer."""
     prompts, window = task.probe_prompts(), recipe.student.window
     for place, prompt in enumerate(prompts, start=1):
-        _check_arrival(renderer, prompt, place)
+        try:
+            renderer.require_arrival(prompt.turns, prompt.context)
+        except ValueError as error:
+            raise ValueError(f"question {place} of the probe ({prompt.question[:60]!r}): {error}") from error
     lengths = lengths_near(renderer, {(prompt.turns, prompt.context) for prompt in prompts}, window - 1)
     for place, prompt in enumerate(prompts, start=1):
         length, question = lengths[prompt.turns, prompt.context], prompt.question
@@ -284,13 +288,6 @@ def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
                 f"student.window: found {window}, expected more than the {length} tokens of question "
                 f"{place} of the probe ({question[:60]!r})"
             )
-
-
-def _check_arrival(renderer: Renderer, prompt: ProbePrompt, place: int) -> None:
-    try:
-        renderer.require_arrival(prompt.turns, prompt.context)
-    except ValueError as error:
-        raise ValueError(f"question {place} of the probe ({prompt.question[:60]!r}): {error}") from error
 
 
 def check_storage(recipe: Recipe) -> None:

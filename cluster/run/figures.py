@@ -5,7 +5,7 @@ A field's annotation says its unit and its meaning: docs/metrics.md is made of t
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,6 +91,12 @@ class StepRecord:
     nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
     nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
     push_parts: Annotated[Mapping[str, float] | None, "s", "of the push after the step, by part"] = None
+    pace_s: Annotated[float | None, "s", "mean time of a step of this process so far, with probes and checkpoints"] = (
+        None
+    )
+    peak_bytes: Annotated[Mapping[str, Sequence[int]] | None, "bytes", "of the learner's memory, by kind and rank"] = (
+        None
+    )
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -110,6 +116,16 @@ class StepRecord:
         if self.rewards is None:
             return self.older_means.get("rewards", {}).get("reward_mean")
         return self.rewards.total / self.rewards.count
+
+    def left_s(self, planned: int) -> float | None:
+        """Seconds to the last of `planned` steps; None where an older line has no time."""
+        pace = self.wall_s if self.pace_s is None else self.pace_s  # the former in older lines
+        return None if pace is None else pace * (planned - self.step - 1)
+
+    def left(self, planned: int) -> str:
+        """The same for people, such as 11:27, and from an hour on 1:11:27."""
+        minutes, seconds = divmod(int(self.left_s(planned) or 0.0), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
     def mean(self, name: str, split: str = "all") -> Mean | None:
         """A diagnostic, a key of `evidence.diagnostics.MEANS`; None where the learner ran no row, or an older line
@@ -233,9 +249,11 @@ def step_record(
     wall_s: float,
     pushed: Pushed | None,
     sampler: str = "student",
+    pace_s: float | None = None,
 ) -> StepRecord:
     """What the two services say of a step, and the driver's `own` stages. `sampler` is the recipe's rollout.sampler:
-    the teacher's engine is not the student's, so that its distance from the learner is no mismatch."""
+    the teacher's engine is not the student's, so that its distance from the learner is no mismatch. pace_s: mean time
+    of a step so far."""
     return StepRecord(
         step=step,
         time=time.time(),
@@ -262,6 +280,8 @@ def step_record(
         nonfinite_rollouts=produced.nonfinite,
         nonfinite_updates=learned.nonfinite_updates,
         push_parts=pushed.seconds if pushed else None,
+        peak_bytes=learned.peak_bytes,
+        pace_s=pace_s,
     )
 
 

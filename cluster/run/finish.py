@@ -32,20 +32,21 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     console = Console(highlight=False)
     if not console.is_terminal:  # a log, for which rich takes 80 columns and breaks each interval
         console.width = max(console.width, LOG_COLUMNS)
-    probes = list(read_probes(folder.probes).values())
+    patient = partial(retried, recipe.faults.store_s)
+    probes = list(patient(partial(read_probes, folder.probes)).values())
     first, last = probes[0], probes[-1]
-    gap = read_gap(folder.gap)
+    gap = patient(partial(read_gap, folder.gap))
     table = Table(
         "figure", "before", "after", "teacher", "answers", title=escape(f"{folder.root.name}: probe without context")
     )
     for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
     console.print(table)
-    busy = [step.busy_fraction for step in read_steps(folder.metrics).values() if step.busy_fraction is not None][1:]
+    steps = patient(partial(read_steps, folder.metrics)).values()
+    busy = [step.busy_fraction for step in steps if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    card = partial(write_model_card, recipe, model, folder, task, notes, (first, last), gap)
-    retried(recipe.faults.store_s, card)
+    patient(partial(write_model_card, recipe, model, folder, task, notes, (first, last), gap))
     for line in _advice(folder):
         console.print(f"advice: {line}", markup=False, soft_wrap=True)
     console.print(f"model: {folder.export}", markup=False, soft_wrap=True)

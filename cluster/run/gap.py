@@ -81,11 +81,17 @@ def required(recipe: Recipe, gap: Gap | None) -> float:
     """The least main rate that the run is to end with.
 
     Raises:
-        RuntimeError: a share of the teacher's rate is required, and the run has not measured that.
+        RuntimeError: a share of the teacher's rate is required, and the run has not measured that; or it is above 1.
     """
     share = recipe.probe.require_of_teacher
     if not share:
         return recipe.probe.require
     if gap is None:
         raise RuntimeError(f"probe.require_of_teacher: found {share} and no gap.json, expected the run's own gap")
-    return max(recipe.probe.require, share * gap.teacher[gap.main].share)
+    rate = gap.teacher[gap.main].share
+    if share * rate > 1:
+        raise RuntimeError(
+            f"probe.require_of_teacher: found {share} of the teacher's {rate:.2f}, which is {share * rate:.2f}, "
+            "expected at most 1"
+        )
+    return max(recipe.probe.require, share * rate)

@@ -86,11 +86,11 @@ class Handover:
 
     async def _sent(self, pool: str, version: int) -> Sent:
         """What rank 0 says of it. What connects several engines breaks where one is lost amid a push, which is then
-        repeated."""
+        repeated, as often as the fleet replaces one."""
         await self._connect(pool)
-        try:
-            return await self._learner.push(pool, version)
-        except RuntimeError:
-            if not await self._connect(pool):
-                raise
-            return await self._learner.push(pool, version)
+        while True:
+            try:
+                return await self._learner.push(pool, version)
+            except RuntimeError:
+                if not await self._connect(pool):
+                    raise

@@ -23,13 +23,14 @@ from cluster.config import Recipe
 from cluster.errors import Preempted
 from cluster.faults import Skipped
 from cluster.fleet.assembly import Services
-from cluster.fleet.roster import News
+from cluster.fleet.calls import Died
+from cluster.fleet.roster import GRACE_S, News
 from cluster.observe.sinks import MetricsSink
 from cluster.run.answers import answered, paired
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
-from cluster.run.gap import measured, teaches_itself
+from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
     Answer,
@@ -41,13 +42,13 @@ from cluster.run.record import (
     step_record,
     write_answers,
     write_gap,
-)
+)  # fmt: skip
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
-from evidence.patience import retried_beside
+from evidence.patience import retried, retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
 from rollout.probe import summarise
@@ -85,14 +86,16 @@ class Pipeline:
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
+        self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
-        bounds = [record.canary_bound for record in read_steps(run_dir.metrics).values() if record.canary_bound]
+        steps = retried(recipe.faults.store_s, partial(read_steps, run_dir.metrics))
+        bounds = [record.canary_bound for record in steps.values() if record.canary_bound]
         self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
-        self.pushed = Pushed("", 0.0)
-        self._skipped = Skipped(recipe.faults)
-        self._lines_seen = 0  # about engines that were lost
-        self._teacher_version = 0  # the student version whose weights the teacher holds
+        self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
+        self._first: tuple[int, float] | None = None  # step of this process, and when it began
+        # Lines about lost engines; the student version whose weights the teacher holds.
+        self._lines_seen, self._teacher_version = 0, 0
 
     async def run(self, resumed: Resumed) -> None:
         """The steps from what the learner holds to the recipe's last, with a probe before, between and after.
@@ -103,8 +106,9 @@ class Pipeline:
         steps, first_step = self.recipe.run.steps, resumed.version
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
-        require_same_weights(resumed, self.pushed.digest, self.run_dir, self.sink.say)
-        await self._check_teacher(first_step)
+        same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
+        await retried_beside(self.recipe.faults.store_s, same)
+        await self._teacher_check.run(self.rollout, self.learner, first_step)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))
         elif self._choice.lacks(first_step):  # the run ended between the step and its probe
@@ -119,9 +123,6 @@ class Pipeline:
                     )
         await self._end()
 
-    async def _check_teacher(self, version: int) -> None:
-        await self._teacher_check.run(self.rollout, self.learner, version)
-
     async def _measure_gap(self, base: ProbeRecord) -> None:
         """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
         config = self.recipe.probe
@@ -135,6 +136,7 @@ class Pipeline:
             return await self._attended(0, asked)
 
         gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
+        required(self.recipe, gap)  # can be reached
         if gap is None:
             return
         await self._stored(partial(write_gap, self.run_dir.gap, gap))
@@ -148,7 +150,7 @@ class Pipeline:
         """From version `step` to the next."""
         run, begun = self.recipe.run, time.perf_counter()
         if self._teacher_check.is_due(step):
-            await self._check_teacher(step)
+            await self._teacher_check.run(self.rollout, self.learner, step)
         stages = await self._refresh_teacher(step)
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
@@ -161,7 +163,7 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
         await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
-        await self._stored(partial(self.manifest.append_trained, produced.shard.uri, step))
+        await self._stored(partial(self.manifest.ensure_trained, produced.shard.uri, step))
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()
@@ -174,7 +176,7 @@ class Pipeline:
         self.pushed = await self._handover.push("student", version, begin=begin)
         stages["push"] = clock.stage(0)
         wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler)
+        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler, self._pace(step, begun))
         await self._stored(partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
@@ -182,6 +184,11 @@ class Pipeline:
             await self._save(version)
         if self._choice.probes(version):
             await self._choice.see(await self.probe(version))
+
+    def _pace(self, step: int, begun: float) -> float:
+        """Seconds a step since the first one of this process, with what was between them; `step` began at `begun`."""
+        first, since = self._first = self._first or (step, begun)
+        return (time.perf_counter() - since) / (step - first + 1)
 
     async def _end(self) -> None:
         """The weights to end with, and their probe."""
@@ -193,28 +200,30 @@ class Pipeline:
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
         await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
-        self._say(await self.rollout.news(0.0, self._lines_seen))
+        self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
         self.sink.stage(f"step {version}: saving a checkpoint")
-        place = Checkpoints(self.run_dir.checkpoints, self.recipe.faults.store_s)
-        await place.save(self.learner, version, self.recipe.run.keep_checkpoints)
+        await self.checkpoints.save(self.learner, version, self.recipe.run.keep_checkpoints)
 
     async def _stored(self, write: Callable[[], object]) -> None:
         """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs
         time."""
         await retried_beside(self.recipe.faults.store_s, write)
 
-    async def _attended(self, version: int, work: Coroutine[Any, Any, T]) -> T:
+    async def _attended(self, version: int, work: Coroutine[Any, Any, T], scores: bool = True) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
-        meanwhile."""
+        meanwhile. scores: whether the work needs a teacher."""
         task = asyncio.create_task(work)
+        # Where the learner has no more what the teacher holds, one is enough until the teacher takes other weights.
+        teachers = self.recipe.teacher_engines if self._teacher_version == version else int(scores)
+        wanted = {"student": self.recipe.student.num_engines, "teacher": teachers}
         try:
             while not task.done():
-                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen))
+                news = asyncio.create_task(self.rollout.news(NEWS_S, self._lines_seen, wanted))
                 await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
-                    await self._attend(version, await news)
+                    await self._attend(version, await news, task)
                 news.cancel()
             return await task
         finally:
@@ -225,22 +234,20 @@ class Pipeline:
         for line in news.lines:
             self.sink.say(line)
 
-    async def _attend(self, version: int, news: News) -> None:
+    async def _attend(self, version: int, news: News, work: "asyncio.Task[Any]") -> None:
         self._say(news)
         if "student" in news.pools:
             pushed = await self._handover.push("student", version)
             assert pushed.digest == self.pushed.digest, f"weights of version {version} changed: {pushed} {self.pushed}"
-        if "teacher" in news.pools:
+        if "teacher" not in news.pools:
+            return
+        held = self._teacher_version
+        if held == version:
             await self._hand_teacher(version)
+        elif not (await asyncio.wait({work}, timeout=GRACE_S))[0]:  # it has what it needs of the teacher otherwise
+            raise Died(f"a teacher engine was lost, which held version {held}: found the learner at version {version}")
 
     async def _hand_teacher(self, version: int) -> None:
-        """A successor takes what the others hold; RuntimeError when the learner has them no more."""
-        held = self._teacher_version
-        if held != version:
-            raise RuntimeError(
-                f"a teacher engine was lost: its successor is to hold version {held}, found the learner at {version}; "
-                "--resume continues from the newest checkpoint"
-            )
         # The learner does not run the average, so it cannot say what it scores.
         await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
 
@@ -270,7 +277,7 @@ class Pipeline:
             config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
         )
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        responses = list(paired(prompts, await self._attended(step if held is None else held, asked)))
+        responses = list(paired(prompts, await self._attended(step if held is None else held, asked, scores=False)))
         limit = f"probe.max_tokens = {config.max_tokens}"
         rated = answered(responses, self.renderer, f"probe at step {step}", limit, self.sink.say)
         before = verdicts()

@@ -90,6 +90,7 @@ def line_of_step(record: StepRecord) -> Line:
         "rewards": record.rewards and asdict(record.rewards),
         "mismatch": record.mismatch and asdict(record.mismatch),
         **{name: getattr(record, name) for name in _YOUNGER},
+        "peak_bytes": record.peak_bytes and dict(record.peak_bytes),
         "verdicts": record.verdicts and asdict(record.verdicts),
     }
     return held | shown_step(record) | sums | ({"older_means": record.older_means} if record.older_means else {})
@@ -112,15 +113,23 @@ _STEP_FIELDS = (
 
 
 PLAN_FORMAT = 1  # of memory.jsonl, whose lines change apart from those of the steps
-_YOUNGER = ("truncated", "canary_bound", "nonfinite_rollouts", "nonfinite_updates")  # than their line's format
+_YOUNGER = (
+    "truncated",
+    "canary_bound",
+    "nonfinite_rollouts",
+    "nonfinite_updates",
+    "pace_s",
+)  # than their line's format
 
 
 def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
     younger: Line = {name: line.get(name) for name in _YOUNGER}
-    parts = line.get("push_parts")
+    parts, peaks = line.get("push_parts"), line.get("peak_bytes")
     _require_numbers({name: line[name] for name in _STEP_FIELDS if name != "weights_digest"} | younger)
     _require_numbers({f"push_parts.{part}": seconds for part, seconds in (parts or {}).items()})
+    for kind, ranks in (peaks or {}).items():
+        _require_numbers({f"peak_bytes.{kind}[{rank}]": most for rank, most in enumerate(ranks)})
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
@@ -131,6 +140,7 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
         **younger,
         verdicts=Verdicts(**line["verdicts"]) if line.get("verdicts") else None,
         push_parts=parts,
+        peak_bytes=peaks,
         older_means=line.get("older_means", {}),
     )
 

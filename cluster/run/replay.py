@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow as pa
+
 from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.observe.sinks import MetricsSink
@@ -21,7 +23,7 @@ from evidence.advantage import reward_sums
 from evidence.manifest import Manifest
 from evidence.patience import retried_beside
 from evidence.records import ShardInfo
-from evidence.shards import find_shard, read_shard
+from evidence.shards import find_shard, group_names, read_shard
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
 from rollout.stages import StageTime
@@ -65,7 +67,7 @@ async def catch_up(
         learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
         if info.uri not in trained:
             await patient(partial(write_student, learned.logprobs, str(folder.student), info.step))
-            await patient(partial(manifest.append_trained, info.uri, info.step))
+            await patient(partial(manifest.ensure_trained, info.uri, info.step))
         if info.step not in recorded:
             wall_s = time.perf_counter() - begun
             record = await patient(partial(_record, info, learned, wall_s, folder, recipe))
@@ -114,8 +116,8 @@ async def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[
     return found
 
 
-def _whole(folder: RunDir, info: ShardInfo) -> None:
-    read_shard(find_shard(folder.root, info), expected=info)
+def _whole(folder: RunDir, info: ShardInfo) -> pa.Table:
+    return read_shard(find_shard(folder.root, info), expected=info)
 
 
 def supersede_after(folder: RunDir, step: int) -> None:
@@ -126,13 +128,19 @@ def supersede_after(folder: RunDir, step: int) -> None:
             manifest.append_superseded(uri)
 
 
-def learned_groups(folder: RunDir) -> list[str]:
-    """Names of the groups in the shards that stand."""
-    return [
-        name
-        for info in Manifest(folder.manifest).written().values()
-        for name in read_shard(find_shard(folder.root, info), expected=info)["group_id"].unique().to_pylist()
-    ]
+def learned_groups(folder: RunDir, say: Callable[[str], None] = print) -> list[str]:
+    """Names of the groups in the shards that stand, as the manifest says. Where an older version wrote it, which did
+    not say, the shards are read. One that is damaged or gone is named, and then none is returned: from here on each
+    step learns from its own groups.
+    """
+    found: list[str] = []
+    for info in Manifest(folder.manifest).written().values():
+        try:
+            found += info.groups or group_names(_whole(folder, info))
+        except (ValueError, FileNotFoundError) as error:
+            say(f"groups that a step took ahead are sampled again, and those it left are not: {error}")
+            return []
+    return found
 
 
 def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir, recipe: Recipe) -> StepRecord:

@@ -25,6 +25,7 @@ class RunDir:
         self.manifest = root / "manifest.jsonl"
         self.checkpoints = root / "checkpoints"
         self.teacher = root / "teacher.json"  # what a frozen one said of a fixed text at first
+        self.chosen = root / "chosen"  # the weights to end with as a checkpoint, where `export.choose` made other ones
         self.metrics = root / "metrics.jsonl"
         self.probes = root / "probes.jsonl"
         self.gap = root / "gap.json"
@@ -68,7 +69,7 @@ class RunDir:
         self.hold()
         if self._check(recipe, resume):
             return
-        self.config.write_text(dump(recipe), encoding="utf-8")
+        write_whole(self.config, dump(recipe))
         for folder in (self.shards, self.student, self.checkpoints, self.answers):
             folder.mkdir(exist_ok=True)
 
@@ -97,7 +98,8 @@ class RunDir:
     def _is_taken(self) -> bool:
         if not self.root.is_dir():
             return self.root.exists()
-        return any(path.name not in (LOCK, OWNER) for path in self.root.iterdir())
+        half = f".{self.config.name}."  # what a start that was killed may have left
+        return any(path.name not in (LOCK, OWNER) and not path.name.startswith(half) for path in self.root.iterdir())
 
     def check_same(self, recipe: Recipe) -> None:
         """ValueError, naming the key, when the folder's recipe is not this one. One without a date is of any day."""
@@ -123,9 +125,9 @@ def settled(recipe: Recipe, folder: RunDir) -> Recipe:
     clock.
 
     Raises:
-        ValueError: the folder has a config.toml that is no recipe, or the hub has no such model.
+        ValueError: the folder has a run whose config.toml is no recipe, or the hub has no such model.
     """
-    begun = read_resolved(folder.root).recipe if folder.config.exists() else None
+    begun = _begun(folder)
     day = recipe.run.date or (date.today().isoformat() if begun is None else begun.run.date)
     pins = read_pins(folder.inputs) if begun is not None and folder.inputs.is_file() else {}
     model, teacher = ("", "") if begun is None else (begun.model.path, begun.teacher.path)
@@ -135,6 +137,18 @@ def settled(recipe: Recipe, folder: RunDir) -> Recipe:
         model=replace(recipe.model, path=_settled(recipe.model.path, model, "model.path", pins)),
         teacher=replace(recipe.teacher, path=_settled(recipe.teacher.path, teacher, "teacher.path", pins)),
     )
+
+
+def _begun(folder: RunDir) -> Recipe | None:
+    """The recipe in the folder. Half a one is none where no run has begun: a start of an older version was cut."""
+    if not folder.config.exists() or not (folder.has_begun or folder.config.stat().st_size):
+        return None
+    try:
+        return read_resolved(folder.root).recipe
+    except ValueError:
+        if folder.has_begun:
+            raise
+        return None
 
 
 def _settled(path: str, begun: str, key: str, pins: Pins) -> str:

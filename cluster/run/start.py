@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib.metadata
+import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 
 from ray.exceptions import RayTaskError
@@ -21,7 +23,7 @@ from cluster.machine import machine_name
 from cluster.models import called
 from cluster.observe.sinks import MetricsSink
 from cluster.observe.trackers import require_packages
-from cluster.run.boundary import end_at_once, is_lost, run_time
+from cluster.run.boundary import end_at_once, ending, is_lost, run_time
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import RunInputs, check_caches, check_recipe
 from cluster.run.choice import Choice
@@ -33,7 +35,7 @@ from cluster.run.record import append_plan, read_probes
 from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
-from cluster.run.watch import observer_of, watch
+from cluster.run.watch import exporting, observer_of, watch
 from evidence.patience import retried, retried_beside
 from evidence.records import Ids
 from evidence.shards import check_unshared
@@ -94,6 +96,30 @@ async def _survive(
     recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop
 ) -> None:
     """The services, started again with what stands where one of them or a rank dies."""
+    recipe, plan = await _planned(recipe, folder, sink, inputs)
+    restarts, stood = Restarts(recipe.faults), asyncio.Event()
+
+    def can_begin() -> bool:  # without any shard the run begins again, once its services could start
+        return folder.manifest.exists() or stood.is_set()
+
+    def may_restart() -> bool:
+        return can_begin() and restarts.are_left(time.monotonic())
+
+    called_end = partial(ending, stop=stop, may_restart=may_restart)
+    while True:
+        try:
+            return await _serve(recipe, folder, sink, resume, inputs, stop, plan, stood, called_end)
+        except Died as death:
+            if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
+                raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
+            if not (can_begin() and restarts.allow(time.monotonic())):
+                raise
+            sink.say(f"{death}; the services start again")
+            resume = folder.manifest.exists()
+
+
+async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: RunInputs) -> tuple[Recipe, Plan]:
+    """What runs where, which is said, and the recipe with what is planned of the GPUs' memory."""
     plan, model, said = plan_for(recipe), inputs.model, list[str]()
     sink.say(
         f"run {folder.root}: {called(recipe.model.path)} on {plan.device}, weights over {plan.transport}, "
@@ -118,17 +144,7 @@ async def _survive(
     with run_time(sink):
         used = plan_in_use(recipe, plan, said)
         await retried_beside(recipe.faults.store_s, partial(append_plan, folder.memory, used))
-    restarts = Restarts(recipe.faults)
-    while True:
-        try:
-            return await _serve(recipe, folder, sink, resume, inputs, stop, plan)
-        except Died as death:
-            if stop.asked:  # whoever asks a whole cluster to stop may end its parts first
-                raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
-            if not (folder.manifest.exists() and restarts.allow(time.monotonic())):
-                raise
-            sink.say(f"{death}; the services start again")
-            resume = True
+    return recipe, plan
 
 
 def idle_room(recipe: Recipe) -> str:
@@ -150,39 +166,51 @@ def idle_room(recipe: Recipe) -> str:
 
 
 async def _serve(
-    recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs, stop: Stop, plan: Plan
+    recipe: Recipe,
+    folder: RunDir,
+    sink: MetricsSink,
+    resume: bool,
+    inputs: RunInputs,
+    stop: Stop,
+    plan: Plan,
+    stood: asyncio.Event,
+    called_end: Callable[[BaseException], str],
 ) -> None:
-    """From the start of the services to the exported model; `Died` when a service or a rank is no more."""
+    """From the start of the services, which sets `stood` at its end, to the exported model; `Died` when a service or a
+    rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
-    async with running(recipe, plan, folder.config, storage, metadata) as services:
-        activity = watch(services)
-        with run_time(sink, takes_input=True):
-            hosts = await start(services, recipe, plan, storage, folder.root)
-            await services.learner.rehearse_export(folder.export)
-        if len(set(hosts.values())) > 1:
-            sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
-        with run_time(sink):
-            patient = partial(retried_beside, recipe.faults.store_s)
-            choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
-            resumed = Resumed()
-            if resume:
-                sink.stage("resuming from what stands")
-                resumed = await catch_up(services.learner, folder, sink, recipe, choice)
-            if resumed.version and recipe.run.max_policy_lag:
-                await services.rollout.resume(await patient(partial(learned_groups, folder)))
-            asked = (inputs.renderer, inputs.task)
-            pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
-            async with observer_of(recipe, folder, services, sink, activity):
-                await pipeline.run(resumed)
-                sink.stage("exporting the model")
-                await export(services.learner, folder, pipeline.texts[0], recipe.run.steps, recipe.faults.store_s)
+    with exporting(recipe, folder) as exporters:
+        async with running(recipe, plan, folder.config, storage, metadata) as services:
+            activity = watch(services)
+            with run_time(sink, takes_input=True):
+                hosts = await start(services, recipe, plan, storage, folder.root)
+                await services.learner.rehearse_export(folder.export)
+                stood.set()
+            if len(set(hosts.values())) > 1:
+                sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
+            with run_time(sink):
+                patient = partial(retried_beside, recipe.faults.store_s)
+                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
+                resumed = Resumed()
+                if resume:
+                    sink.stage("resuming from what stands")
+                    resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+                if resumed.version and recipe.run.max_policy_lag:
+                    await services.rollout.resume(await patient(partial(learned_groups, folder, sink.say)))
+                asked = (inputs.renderer, inputs.task)
+                pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
+                async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
+                    await pipeline.run(resumed)
+                    sink.stage("exporting the model")
+                    await export(services.learner, folder, pipeline.texts[0], recipe, pipeline.checkpoints)
 
 
 async def export(
-    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], step: int, patience_s: float = 0.0
+    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], recipe: Recipe, checkpoints: Checkpoints
 ) -> None:
-    """RUN/export; where it cannot be written, what was trained is a checkpoint, for which a disk is waited for.
+    """RUN/export; where it cannot be written, what was trained is one of the `checkpoints`. Weights that the run
+    chose are none of them, since a resume looks there for those of the last step: they are in RUN/chosen.
 
     Raises:
         Died, TimeoutError: a rank is no more, or does not answer.
@@ -190,13 +218,17 @@ async def export(
     """
     try:
         await learner.export(folder.export, text)
+        shutil.rmtree(folder.chosen, ignore_errors=True)  # of an end before, whose export failed
     except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
         if is_lost(error):  # the services start again, and learn from what stands
             raise
         cause = cause_of(error)
-        kept = f"the model is in {folder.checkpoints}: `edge-opd export {folder.root}` writes it once that is mended"
+        if recipe.export.choose != "last":
+            checkpoints = Checkpoints(folder.chosen, recipe.faults.store_s)
+        kept = f"the model is in {checkpoints.folder}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
-            await Checkpoints(folder.checkpoints, patience_s).save(learner, step, keep=0)
+            checkpoints.folder.mkdir(exist_ok=True)
+            await checkpoints.save(learner, recipe.run.steps, keep=0)
         except (RuntimeError, OSError, RayTaskError) as worse:
             kept = f"no checkpoint either: {cause_of(worse)}"
         if isinstance(cause, EXPECTED):

@@ -25,6 +25,7 @@ class Stop:
     def __init__(self, task: "asyncio.Task[Any]", grace_s: float) -> None:
         self._task, self._grace_s = task, grace_s
         self._patient = False  # whether a step is under way that may be waited for
+        self._ending: asyncio.TimerHandle | None = None  # of a step that does not fit the grace
         self.asked = ""  # the signal's name
 
     @contextmanager
@@ -35,13 +36,15 @@ class Stop:
             yield
         finally:
             self._patient = False
+            if self._ending is not None:  # else it would end what comes after the steps: services that end
+                self._ending.cancel()
 
     def heed(self, number: signal.Signals) -> None:
         """A signal has come."""
         if self.asked or not self._patient:
             self._task.cancel()
         else:
-            asyncio.get_running_loop().call_later(self._grace_s * STEP_SHARE, self._task.cancel)
+            self._ending = asyncio.get_running_loop().call_later(self._grace_s * STEP_SHARE, self._task.cancel)
         self.asked = self.asked or number.name
 
 

@@ -41,7 +41,8 @@ class TeacherCheck:
         if self._recipe.teacher.follows:
             return
         if self._reference is None:
-            self._reference = self._kept() or await self._first(rollout, learner, version)
+            kept = await retried_beside(self._recipe.faults.store_s, self._kept)
+            self._reference = kept or await self._first(rollout, learner, version)
         await rollout.prove_teacher(self._reference, TOLERANCE)
 
     def _kept(self) -> CanaryText | None:

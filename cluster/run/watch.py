@@ -1,5 +1,8 @@
 """What watches a run: the observer, with the sinks that the recipe names."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 from cluster.config import Recipe
 from cluster.dashboard.page import PageSink
 from cluster.fleet.assembly import Services
@@ -22,16 +25,37 @@ def watch(services: Services) -> Activity:
     return activity
 
 
-def observer_of(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
-    """The observer of a run, which hears each of its records from `sink`."""
-    observer = Observer(services.rollout.observe, activity, sinks_of(recipe, folder), recipe.observe.every_s, sink.say)
+@contextmanager
+def exporting(recipe: Recipe, folder: RunDir) -> Iterator[list[RaySink]]:
+    """The sink of Ray's endpoint where `observe` names it. It tells what stands while the services start and end, when
+    no observer does: a run that tells nothing has vanished."""
+    if not recipe.observe.ray:
+        yield []
+        return
+    sink = RaySink(folder.root, recipe)
+    with sink.telling():
+        yield [sink]
+
+
+def observer_of(
+    recipe: Recipe,
+    folder: RunDir,
+    services: Services,
+    sink: MetricsSink,
+    activity: Activity,
+    exporters: Sequence[RaySink],
+    ending: Callable[[BaseException], str],
+) -> Observer:
+    """The observer of a run, which hears each of its records from `sink`. ending: how one ended that ended with an
+    error."""
+    sinks, every_s = sinks_of(recipe, folder, exporters), recipe.observe.every_s
+    observer = Observer(services.rollout.observe, activity, sinks, every_s, sink.say, ending)
     sink.observer = observer
     return observer
 
 
-def sinks_of(recipe: Recipe, folder: RunDir) -> list[Sink]:
+def sinks_of(recipe: Recipe, folder: RunDir, exporters: Sequence[RaySink]) -> list[Sink]:
     """What `observe` of the recipe names, the files first."""
     page = [PageSink(folder.root, recipe)] if recipe.observe.page else []
-    ray = [RaySink(folder.root.name, recipe)] if recipe.observe.ray else []
     trackers = [TrackerSink(name, folder.root, recipe) for name in recipe.observe.trackers]
-    return [FileSink(folder.root), *page, *ray, *trackers]
+    return [FileSink(folder.root), *page, *exporters, *trackers]

@@ -8,7 +8,7 @@ from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.context_rows import RowReader
 from rollout.tasks.judges import JUDGES
-from rollout.tasks.placed import Placed, all_of, once, placed_rows
+from rollout.tasks.placed import Placed, all_of, check_columns, once, placed_rows
 from rollout.tasks.problems import with_wrong_contexts
 
 CARD = """**This model was trained to answer without the texts that its teacher saw.** What they said is in its weights
@@ -59,7 +59,7 @@ def context_task(config: TaskConfig) -> ContextTask:
     """The rows of `prompts_file`, evaluated on those of `probe_file`; only a probe can do without the former.
 
     Raises:
-        ValueError: no probe file, or the first row that is none; names the file and the row.
+        ValueError: no probe file, the first row that is none, or a column that no row has; names the file and the row.
     """
     return build_context_task(config, "context", CARD)
 
@@ -75,6 +75,7 @@ def build_context_task(config: TaskConfig, name: str, card: str) -> ContextTask:
     if config.prompts_file:
         training = all_of(training_rows(config, asked), config.prompts_file, "row to train on")
     probes = all_of(probe_rows(config, asked), config.probe_file, "row to evaluate on")
+    check_columns(config)
     task = ContextTask(name, card, with_wrong_contexts(training, config.seed), probes)
     return _asking_again(task) if config.chat_probes and training else task
 

@@ -4,15 +4,16 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
-from rollout.tasks.judges import JUDGES
-from rollout.tasks.layouts import ANSWER, PLAIN, Layout
+from rollout.tasks.judges import JUDGES, is_number
+from rollout.tasks.layouts import ANSWER, PLAIN, Layout, mapping
 from rollout.tasks.rows import Row, checked_text, shown
-from rollout.tasks.turns import read_turns
+from rollout.tasks.turns import read_reply, read_turns
 
 TAG = re.compile(r"[\w.-]+")
 
@@ -32,17 +33,17 @@ class RowReader:
             ValueError: what is wrong with the row; begins with `where`.
         """
         own = self._read(row, where)
-        turns = self._turns(own, where)
-        judge, answer = read_answer(own.get("answer"), self.config.judge, where)
-        context, frame = self._context(own, where)
-        wrong = _texts(own, "wrong_contexts", where)
+        turns, reply = self._turns(own, where)
+        judge, answer = self._answer(own, where)
+        context, frame = self._context(own, reply, where)
+        wrong = self._texts(own, "wrong_contexts", where)
         if context and context in wrong:
             raise ValueError(
-                f"{where}: found wrong_contexts[{wrong.index(context)}] equal to the context, expected another: "
-                "evidence is what tells them apart"
+                f"{where}: found {self._called('wrong_contexts')}[{wrong.index(context)}] equal to the context, "
+                "expected another: evidence is what tells them apart"
             )
         return TaskPrompt(
-            prompt_id=_prompt_id(own, where, self.path),
+            prompt_id=self._prompt_id(own, where),
             question=turns[-1][1],
             context=frame.replace(PLAIN, context) if context else "",
             answer=answer,
@@ -54,11 +55,16 @@ class RowReader:
     def probe(self, row: Row, where: str) -> ProbePrompt:
         """A probe, which has an answer and no context, also where the row has one. ValueError as `training`."""
         own = self._read(row, where)
-        turns = self._turns(own, where)
-        judge, answer = read_answer(own.get("answer"), self.config.judge, where)
+        turns, _ = self._turns(own, where)
+        judge, answer = self._answer(own, where)
         if answer is None:
-            raise ValueError(f"{where}: found no answer, expected one to hold the probe's responses against")
-        return ProbePrompt("context", turns[-1][1], answer, turns[:-1], _tags(own, where), judge)
+            name = self._called("answer")
+            raise ValueError(f"{where}: found no {name}, expected one to hold the probe's responses against")
+        return ProbePrompt("context", turns[-1][1], answer, turns[:-1], self._tags(own, where), judge)
+
+    def _called(self, key: str) -> str:
+        """What the file calls a column of `Columns`."""
+        return self.layout.names.get(key, key)
 
     def _read(self, row: Row, where: str) -> Row:
         try:
@@ -66,49 +72,81 @@ class RowReader:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
-    def _turns(self, own: Row, where: str) -> Turns:
-        """x, without the assistant's last turn where the row's context is that."""
-        messages, question = own.get("messages"), own.get("question")
-        if messages is not None and question is not None:
-            raise ValueError(f"{where}: found messages and question, expected one of the two")
-        key = "messages" if messages is not None or "question" not in own else "question"
-        if isinstance(question, str) or (key == "question" and not isinstance(question, list)):
-            return (("user", checked_text(question, key, where)),)
-        turns = read_turns(own.get(key), key, where)
-        if turns[-1][0] == "assistant" and own.get("context") is own[key]:
-            return turns[:-1]
-        if turns[-1][0] == "assistant":
-            name = getattr(self.config.columns, key)
-            told = own.get("context") is not None or own.get("context_file") is not None
-            way = "leave it out" if told else f'with task.columns.context = "{name}" that turn is the context'
-            raise ValueError(f"{where}: found an assistant's turn at the end of {key}, expected the user's; {way}")
-        return turns
+    def _turns(self, own: Row, where: str) -> tuple[Turns, str]:
+        """x, and the assistant's last turn where the row's context is that, else ""."""
+        asked = self.layout.asks
+        given = [key for key in asked if own.get(key) is not None]
+        if len(given) == 2:
+            raise ValueError(f"{where}: found {' and '.join(map(self._called, given))}, expected one of the two")
+        key = next(iter(given or [key for key in asked if key in own]), asked[0])
+        value, name = own.get(key), self._called(key)
+        if key == "question" and not isinstance(value, list):
+            return (("user", checked_text(value, name, where)),), ""
+        turns = read_turns(value, name, where)
+        if turns[-1][0] == "user":
+            return turns, ""
+        if own.get("context") is value:
+            return turns[:-1], turns[-1][1]
+        told = own.get("context") is not None or own.get("context_file") is not None
+        lines = mapping({key: name, "context": name})
+        way = "leave it out" if told else f"with {lines} in [task.columns] that turn is the context"
+        raise ValueError(f"{where}: found an assistant's turn at the end of {name}, expected the user's; {way}")
 
-    def _context(self, own: Row, where: str) -> tuple[str, str]:
-        """r without its frame, and the frame; "" where the recipe allows it."""
+    def _context(self, own: Row, reply: str, where: str) -> tuple[str, str]:
+        """r without its frame, and the frame; "" where the recipe allows it. reply: as `_turns` has it."""
         configured, value = self.config.context, own.get("context")
         frame = configured if PLAIN in configured else ANSWER if isinstance(value, list) else self.layout.frame
+        name, of_file = self._called("context"), self._called("context_file")
         if own.get("context_file") is not None:
             if value is not None:
-                raise ValueError(f"{where}: found context and context_file, expected one of the two")
-            text = _text_of_file(str(Path(self.path).parent), own["context_file"], where)
-            return checked_text(text, "the text of context_file", where), frame
+                raise ValueError(f"{where}: found {name} and {of_file}, expected one of the two")
+            text = _text_of_file(self.path, own["context_file"], of_file, where)
+            return checked_text(text, f"the text of {of_file}", where), frame
         if isinstance(value, list):
-            return _last_answer(value, where), frame
+            if not reply and any(own.get(key) is value for key in self.layout.asks):
+                raise ValueError(f"{where}: found no assistant's turn at the end of {name}, expected one: the context")
+            return reply or read_reply(value, name, where), frame
         if value is None and configured and PLAIN not in configured:
             return configured.strip(), PLAIN
         if self.config.context_empty_allowed and (value is None or value == ""):
             return "", frame
         if value is None:
-            raise ValueError(
-                f"{where}: found no context, expected context or context_file in the row, or task.context for all rows"
-            )
-        return checked_text(value, "context", where), frame
+            places = " or ".join(self._called(key) for key in ("context", "context_file") if key in self.layout.names)
+            raise ValueError(f"{where}: found no {name}, expected {places} in the row, or task.context for all rows")
+        return checked_text(value, name, where), frame
+
+    def _answer(self, own: Row, where: str) -> tuple[str, str | None]:
+        return read_answer(own.get("answer"), self._called("answer"), self.config.judge, where)
+
+    def _texts(self, own: Row, key: str, where: str) -> tuple[str, ...]:
+        """A list of texts, or one of them alone."""
+        value, name = own.get(key), self._called(key)
+        if value is None:
+            return ()
+        listed = value if isinstance(value, list) else [value]
+        return tuple(checked_text(text, f"{name}[{place}]", where) for place, text in enumerate(listed))
+
+    def _tags(self, own: Row, where: str) -> tuple[str, ...]:
+        """They name rates: correct:TAG."""
+        tags, name = tuple(dict.fromkeys(self._texts(own, "tags", where))), self._called("tags")
+        for tag in tags:
+            if not TAG.fullmatch(tag):
+                raise ValueError(
+                    f"{where}: found {name} with {shown(tag)}, expected words of letters, digits, _, . and -"
+                )
+        return tags
+
+    def _prompt_id(self, own: Row, where: str) -> str:
+        """The row's own, or its file's name with its place there."""
+        value = own.get("prompt_id")
+        if value is None:
+            return f"{Path(self.path).stem}-{where.rsplit(' ', 1)[1]}"
+        return str(value) if type(value) is int else checked_text(value, self._called("prompt_id"), where)
 
 
-def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
-    """(judge, answer): a text is for `judge`, a number for number (boxed where that is `judge`), and {"regex": "..."}
-    names its own. ("", None) where there is none.
+def read_answer(value: Any, name: str, judge: str, where: str) -> tuple[str, str | None]:
+    """(judge, answer): a text is for `judge`, a number for number (boxed where that is `judge`), as is a text that is
+    nothing but one for text, and {"regex": "..."} names its own. ("", None) where there is none. name: the column's.
 
     Raises:
         ValueError: another type, a judge that is not there, or an answer that it can hold nothing against.
@@ -119,18 +157,20 @@ def read_answer(value: Any, judge: str, where: str) -> tuple[str, str | None]:
         named = {key: one for key, one in value.items() if one is not None}
         if len(named) != 1 or not set(named) <= set(JUDGES):
             raise ValueError(
-                f"{where}: found answer = {shown(value)}, expected one of {', '.join(JUDGES)} with its answer"
+                f"{where}: found {name} = {shown(value)}, expected one of {', '.join(JUDGES)} with its answer"
             )
         ((judge, value),) = named.items()
     elif isinstance(value, list):  # as SQuAD has them
-        several = 'of several any of which is right, a pattern such as {"regex": "Bob|Robert"}'
-        raise ValueError(f"{where}: found answer = {shown(value)}, expected one, or {several}")
-    elif _is_number(value) and judge != "boxed":
+        raise ValueError(
+            f"{where}: found {name} = {shown(value)}, expected one, or of several any of which is right, a pattern "
+            'such as {"regex": "Bob|Robert"}'
+        )
+    elif (_is_number(value) and judge != "boxed") or (judge == "text" and isinstance(value, str) and is_number(value)):
         judge = "number"
-    answer = str(value) if _is_number(value) else checked_text(value, "answer", where)
+    answer = str(value) if _is_number(value) else checked_text(value, name, where)
     fault = JUDGES[judge].fault(answer)
     if fault:
-        raise ValueError(f"{where}: found answer = {shown(answer)} for the judge {judge} ({fault})")
+        raise ValueError(f"{where}: found {name} = {shown(answer)} for the judge {judge} ({fault})")
     return judge, answer
 
 
@@ -138,51 +178,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
 
 
-def _texts(own: Row, key: str, where: str) -> tuple[str, ...]:
-    """A list of texts, or one of them alone."""
-    value = own.get(key)
-    if value is None:
-        return ()
-    listed = value if isinstance(value, list) else [value]
-    return tuple(checked_text(text, f"{key}[{place}]", where) for place, text in enumerate(listed))
-
-
-def _tags(own: Row, where: str) -> tuple[str, ...]:
-    """They name rates: correct:TAG."""
-    tags = tuple(dict.fromkeys(_texts(own, "tags", where)))
-    for tag in tags:
-        if not TAG.fullmatch(tag):
-            raise ValueError(f"{where}: found tags with {shown(tag)}, expected words of letters, digits, _, . and -")
-    return tags
-
-
-def _prompt_id(own: Row, where: str, path: str) -> str:
-    """The row's own, or its file's name with its place there."""
-    value = own.get("prompt_id")
-    if value is None:
-        return f"{Path(path).stem}-{where.rsplit(' ', 1)[1]}"
-    return str(value) if type(value) is int else checked_text(value, "prompt_id", where)
-
-
-def _last_answer(value: list[Any], where: str) -> str:
-    role = value[-1].get("role", value[-1].get("from")) if value and isinstance(value[-1], dict) else None
-    if role not in ("assistant", "gpt"):
-        raise ValueError(f"{where}: found context = {shown(value)}, expected a text, or turns that end with an answer")
-    return checked_text(value[-1].get("content", value[-1].get("value")), "context", where)
-
-
-def _text_of_file(folder: str, name: Any, where: str) -> str:
+def _text_of_file(rows: str, name: Any, key: str, where: str) -> str:
     try:
-        return _read_file(folder, checked_text(name, "context_file", where))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return _read_file(rows, checked_text(name, key, where))
+    except (OSError, ValueError) as error:
         if str(error).startswith(where):
             raise
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        folder = Path(rows).parent
         raise ValueError(
-            f"{where}: found context_file = {shown(name)} ({why}), expected a text file, by its path from {folder}"
+            f"{where}: found {key} = {shown(name)} ({why}), expected a text file in {folder}, by its path from there"
         ) from None
 
 
 @lru_cache(256)  # many rows may share a document
-def _read_file(folder: str, name: str) -> str:
-    return (Path(folder) / name).read_text(encoding="utf-8")
+def _read_file(rows: str, name: str) -> str:
+    """ValueError where it is not beside the rows or below: somebody else's rows are not to read what is here. In the
+    hub's cache all files of a dataset are links into one folder."""
+    path = Path(realpath(Path(rows).parent / name))
+    if not any(path.is_relative_to(folder) for folder in (realpath(Path(rows).parent), Path(realpath(rows)).parent)):
+        raise ValueError("it is elsewhere")
+    return path.read_text(encoding="utf-8-sig")

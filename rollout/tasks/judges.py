@@ -4,14 +4,27 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from math import isclose, isfinite
+from typing import TYPE_CHECKING
 
 from rollout.tasks import boxed
-from rollout.tasks.scripts import name_pattern
+from rollout.tasks.scripts import BEFORE_NUMBER, BEFORE_SIGN, name_pattern
+
+if TYPE_CHECKING:
+    import regex
 
 # A sign counts where nothing is written before it: 2020-2024 is two years. Commas only between groups of three digits.
-_NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(
+    rf"(?:{BEFORE_SIGN}[-\u2212]|{BEFORE_NUMBER})(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?"
+)
+# Vowel signs and tones are characters of their own. A minus before and a plus after count: -5 is not 5, nor C++ C.
+_WORD = (
+    r"(?:(?<![\w.])-(?=\d))?[\p{L}\p{N}][\p{L}\p{N}\p{Mn}\p{Mc}]*+"
+    r"(?:(?<=\p{L})(?:\+\+|[+#](?![\p{L}\p{N}])))?"
+)
+_VARIANTS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of how a letter is drawn
 PATTERN_S = 2.0  # of a search
 
 
@@ -24,19 +37,30 @@ class Judge:
 
 
 def normalised(text: str) -> str:
-    """Compatibility forms, case, punctuation and spaces taken away: words with one space between them."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """Words with one space between them, in one form of each letter and without case and punctuation."""
+    import regex  # no part of a reader's installation
+
+    plain = _VARIANTS.sub("", unicodedata.normalize("NFKC", text)).casefold().replace("\u2212", "-")
+    return " ".join(regex.findall(_WORD, plain))
 
 
-def numbers_in(text: str) -> list[float]:
+def numbers_in(text: str) -> list[Decimal]:
     """Every number that a text has in digits, 1,234.5 as one; those too large for a float are left out."""
-    found = (float(match[0].replace(",", "").replace("\u2212", "-")) for match in _NUMBER.finditer(text))
-    return [number for number in found if isfinite(number)]
+    found = (match[0].replace(",", "").replace("\u2212", "-").lower() for match in _NUMBER.finditer(text))
+    return [Decimal(float(one) if "e" in one else one) for one in found if isfinite(float(one))]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is one number in digits, and no name such as 007."""
+    text = text.strip()
+    return _NUMBER.fullmatch(text) is not None and not re.match(r"\D?0\d", text) and bool(numbers_in(text))
 
 
 @lru_cache(4096)
-def _words(answer: str) -> re.Pattern[str]:
-    return re.compile(name_pattern(normalised(answer).split()), re.IGNORECASE)
+def _words(answer: str) -> "regex.Pattern[str]":
+    import regex
+
+    return regex.compile(rf"(?<!-){name_pattern(normalised(answer).split())}(?![+#\p{{M}}])", regex.IGNORECASE)
 
 
 def _says(answer: str, response: str) -> bool:
@@ -49,7 +73,7 @@ def matches(pattern: str, response: str) -> bool:
     A few characters of a pattern can keep a search busy for ever, and Python's own `re` has no time limit. What takes
     long is wrong, as for the verifier, and said in the process's log.
     """
-    import regex  # no part of a reader's installation
+    import regex
 
     try:
         return regex.search(pattern, response, regex.IGNORECASE, timeout=PATTERN_S, concurrent=True) is not None
@@ -59,9 +83,14 @@ def matches(pattern: str, response: str) -> bool:
 
 
 def _has_number(answer: str, response: str) -> bool:
-    """Relative to 1e-9, as a decimal fraction may be written in two ways."""
     (wanted,) = numbers_in(answer)
-    return any(isclose(found, wanted, rel_tol=1e-9) for found in numbers_in(response))
+    return any(_is_equal(found, wanted) for found in numbers_in(response))
+
+
+def _is_equal(one: Decimal, other: Decimal) -> bool:
+    """Whole numbers digit by digit, others relative to 1e-9: a decimal fraction may be written in two ways."""
+    whole = float(one).is_integer() and float(other).is_integer()
+    return one == other if whole else isclose(one, other, rel_tol=1e-9)
 
 
 def _fault_of_text(answer: str) -> str:
@@ -93,7 +122,7 @@ def _fault_of_box(answer: str) -> str:
 
 
 JUDGES = {
-    "text": Judge(_fault_of_text, _says),  # the response has these words, whatever their case and punctuation
+    "text": Judge(_fault_of_text, _says),  # the response has these words, whatever their case and punctuation marks
     "regex": Judge(_fault_of_pattern, matches),  # the pattern is found in the response, whatever its case
     "number": Judge(_fault_of_number, _has_number),  # a number of the response equals it
     "boxed": Judge(_fault_of_box, boxed.is_worked_out),  # the last \boxed{} equals it, and is worked out

@@ -1,15 +1,16 @@
 """What a file's rows are called: from the layouts that people have to the keys of `Columns`, without conversion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rollout.tasks.boxed import fault_of_gold
 from rollout.tasks.config import Columns
 from rollout.tasks.openthoughts import LAYOUTS as OPENTHOUGHTS
-from rollout.tasks.openthoughts import Example
+from rollout.tasks.openthoughts import NOTHING, Example
 from rollout.tasks.problems import CONTEXT, QUESTION
 from rollout.tasks.rows import Row
+from rollout.tasks.turns import last_role
 
 PLAIN = "{context}"
 ANSWER = (
@@ -21,14 +22,22 @@ ANSWER = (
 @dataclass(frozen=True)
 class Layout:
     """needs: the columns that tell it, the first with `mark` in it. read: a row under the names of `Columns`, or
-    ValueError. reads: the file's columns. frame: the words around a context."""
+    ValueError. names: from those names to the file's own, as messages have them. reads: the file's columns. frame: the
+    words around a context."""
 
     name: str
     needs: tuple[str, ...]
     read: Callable[[Row], Row]
+    names: Mapping[str, str]
     reads: frozenset[str]
     frame: str = PLAIN
     mark: str = ""
+
+    @property
+    def asks(self) -> tuple[str, str]:
+        """messages and question, first the one that its columns have."""
+        has_turns = self.names.get("messages") == self.needs[0]
+        return ("messages", "question") if has_turns else ("question", "messages")
 
     def fits(self, row: Row) -> bool:
         """Whether it has what the layout needs."""
@@ -41,21 +50,24 @@ def _columns(name: str, needs: tuple[str, ...], columns: Columns, frame: str = P
     def read(row: Row) -> Row:
         return {ours: row[theirs] for ours, theirs in names.items() if theirs in row}
 
-    return Layout(name, needs, read, frozenset(names.values()), frame)
+    return Layout(name, needs, read, names, frozenset(names.values()), frame)
 
 
-def _openthoughts(name: str, mark: str = "") -> Layout:
+def _openthoughts(name: str, names: Mapping[str, str], mark: str = "") -> Layout:
     layout = OPENTHOUGHTS[name]
 
     def read(row: Row) -> Row:
+        columns = " and ".join(layout.columns)
         try:
             example = layout.read({column: row.get(column) for column in layout.columns})
         except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"found no texts in {' and '.join(layout.columns)}, expected OpenThoughts' own") from None
+            example = NOTHING
+        if example == NOTHING:
+            raise ValueError(f"found no texts in {columns}, expected OpenThoughts' own")
         return _problem(example)
 
-    reads = frozenset((*layout.columns, "system"))
-    return Layout(f"OpenThoughts ({name})", layout.columns, read, reads, CONTEXT.replace("{solution}", PLAIN), mark)
+    reads, frame = frozenset((*layout.columns, "system")), CONTEXT.replace("{solution}", PLAIN)
+    return Layout(f"OpenThoughts ({name})", layout.columns, read, names, reads, frame, mark)
 
 
 def _problem(example: Example) -> Row:
@@ -66,14 +78,24 @@ def _problem(example: Example) -> Row:
     return {key: value for key, value in found.items() if value is not None}
 
 
+_METADATA = {
+    "question": "problem",
+    "context": "deepseek_reasoning",
+    "answer": "\\boxed{} in ground_truth_solution or deepseek_solution",
+}
+_DEFAULT = {
+    "question": "the user's turn of conversations",
+    "context": "<|begin_of_thought|> in conversations",
+    "answer": "\\boxed{} in conversations",
+}
 # Read in this order: the first whose columns a file's first row has.
 LAYOUTS = (
     _columns("messages", ("messages",), Columns()),
     _columns("question", ("question",), Columns()),
     _columns("prompt, completion", ("prompt", "completion"), Columns(question="prompt", context="completion"), ANSWER),
     _columns("prompt", ("prompt",), Columns(question="prompt")),
-    _openthoughts("metadata"),
-    _openthoughts("default", mark="<|begin_of_thought|>"),
+    _openthoughts("metadata", _METADATA),
+    _openthoughts("default", _DEFAULT, mark="<|begin_of_thought|>"),
 )
 
 
@@ -87,9 +109,16 @@ def layout_of(row: Row, columns: Columns, source: str) -> Layout:
     known = LAYOUTS if columns == Columns() else own
     fitting = [layout for layout in known if layout.fits(row)]
     if not fitting:
-        expected = " or ".join(" and ".join(layout.needs) for layout in known)
+        needed = (" and ".join(layout.needs) + (f" with {layout.mark}" if layout.mark else "") for layout in known)
+        chat = next((name for name, value in row.items() if last_role(value)), None)
+        keys = ("messages", "context") if chat and last_role(row[chat]) == "assistant" else ("messages",)
         raise ValueError(
-            f"{source}: found the columns {', '.join(map(str, row)) or '(none)'}, expected {expected}; [task.columns] "
-            "maps other names"
+            f"{source}: found the columns {', '.join(map(str, row)) or '(none)'}, expected {' or '.join(needed)}; "
+            f"[task.columns] maps other names{': ' + mapping(dict.fromkeys(keys, chat)) if chat else ''}"
         )
     return fitting[0]
+
+
+def mapping(names: Mapping[str, str]) -> str:
+    """The lines of `[task.columns]` for these names, beside each other."""
+    return " and ".join(f'{ours} = "{theirs}"' for ours, theirs in names.items())

@@ -30,6 +30,9 @@ class Example:
     answer: str  # content of the last \boxed{} of the reference solution
 
 
+NOTHING = Example("", "", "")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Columns that tell a layout, and how one of its rows is read."""
@@ -45,7 +48,11 @@ def _read_metadata(row: Mapping[str, Any]) -> Example:
 
 
 def _read_default(row: Mapping[str, Any]) -> Example:
-    said = {turn["from"]: turn["value"] or "" for turn in row["conversations"] or ()}
+    """NOTHING of a conversation of more turns: the others would be lost."""
+    turns = row["conversations"] or ()
+    said = {turn["from"]: turn["value"] or "" for turn in turns}
+    if len(said) < len(turns) or said.keys() - {"user", "assistant"}:
+        return NOTHING
     problem = said.get("user", "").strip().removeprefix(INSTRUCTION).strip()
     reply = said.get("assistant", "")
     answer = last_boxed(_tagged(reply, "solution")) or ""

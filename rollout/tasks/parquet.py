@@ -1,5 +1,6 @@
 """Parquet from anyone, a few rows at a time: a small file may say that it is a large one, or become one."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,15 +22,21 @@ BATCH_BYTES = 256 << 20
 def open_parquet(path: str) -> "pq.ParquetFile":
     """
     Raises:
-        ValueError: it is no parquet.
+        ValueError: it is no parquet, or two columns have one name, of which a row could keep one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
+        names = Counter(file.schema_arrow.names)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: found no parquet ({first_line(error)}), expected a parquet file") from error
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        file.close()
+        raise ValueError(f"{path}: found {names[twice]} columns {twice!r}, expected each name once")
+    return file
 
 
 def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -40,7 +47,7 @@ def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | Non
 
 
 def _in_microseconds(batch: "pa.RecordBatch") -> "pa.RecordBatch":
-    """Pandas writes times in nanoseconds, which Python's own types do not hold."""
+    """Pandas writes times in nanoseconds, which Python's own types do not hold; nor do they hold any zone."""
     import pyarrow as pa
 
     fields = [field.with_type(_coarser(field.type)) for field in batch.schema]
@@ -61,8 +68,8 @@ def _lists() -> "dict[Callable[[Any], bool], Callable[[Any, pa.Field], pa.DataTy
 def _coarser(kind: "pa.DataType") -> "pa.DataType":
     import pyarrow as pa
 
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
+    if pa.types.is_timestamp(kind) and (kind.unit == "ns" or kind.tz):
+        return pa.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC")
     if pa.types.is_duration(kind) and kind.unit == "ns":
         return pa.duration("us")
     if pa.types.is_time64(kind) and kind.unit == "ns":

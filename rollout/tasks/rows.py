@@ -42,15 +42,26 @@ def parse_rows(text: str, source: str, keys: Iterable[str], optional: Iterable[s
 def _parse_row(line: str, where: str, wanted: set[str], extra: set[str]) -> Row:
     maybe = f" and maybe {', '.join(sorted(extra))}" if extra else ""
     expected = f"expected a JSON object with the keys {', '.join(sorted(wanted))}{maybe}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: found no valid JSON ({error.msg}), {expected}") from error
+    row = read_json(line, where, expected)
     if isinstance(row, dict) and wanted <= set(row) <= wanted | extra:
         return row
     keys = ", ".join(sorted(row)) or "(none)" if isinstance(row, dict) else ""
     found = f"the keys {keys}" if isinstance(row, dict) else f"a {type(row).__name__}"
     raise ValueError(f"{where}: found {found}, {expected}")
+
+
+def read_json(line: str, where: str, expected: str) -> Any:
+    """The value of a line of JSON, also behind the mark that some programs write at the beginning of a file.
+
+    Raises:
+        ValueError: it is none; ends with `expected`.
+    """
+    try:
+        return json.loads(line.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: found no valid JSON ({error.msg}), {expected}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise ValueError(f"{where}: found JSON that Python does not read ({error}), {expected}") from error
 
 
 def text_field(row: Row, key: str, where: str) -> str:

@@ -70,3 +70,5 @@ def _border(letter: str) -> Border:
 
 
 AFTER_LATIN = _OTHER.after  # what must not follow a name in Latin letters
+BEFORE_NUMBER = rf"(?<![^\W_{_FOREIGN}])(?<!\.)"  # what must not stand before one in digits: A12, 1.12; 有12 is one
+BEFORE_SIGN = rf"{BEFORE_NUMBER}(?<!\d[{_FOREIGN}])"  # and before its sign: 2020年-2024年 are two years

@@ -1,11 +1,10 @@
 """Rows of a user's file, JSON lines or parquet, one at a time: a large file is never in memory as text."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from rollout.tasks.parquet import open_parquet, parquet_rows
-from rollout.tasks.rows import Row
+from rollout.tasks.rows import Row, read_json
 
 PARQUET = (".parquet", ".pq")
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
@@ -34,13 +33,11 @@ def _json_rows(path: str) -> Iterator[Found]:
 
 def _parsed(line: bytes, where: str) -> Row | ValueError:
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # some programs write a mark at the beginning of a file
+        row = read_json(line.decode("utf-8"), where, "expected a JSON object on one line")
     except UnicodeDecodeError as error:
         return ValueError(f"{where}: found bytes that are not UTF-8 ({error.reason}), expected UTF-8 text")
-    except json.JSONDecodeError as error:
-        return ValueError(f"{where}: found no valid JSON ({error.msg}), expected a JSON object on one line")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        return ValueError(f"{where}: found JSON that Python does not read ({error}), expected a JSON object")
+    except ValueError as error:
+        return error
     if isinstance(row, dict):
         return row
     return ValueError(f"{where}: found a {type(row).__name__}, expected a JSON object")

@@ -29,6 +29,25 @@ def read_turns(value: Any, key: str, where: str) -> Turns:
     return turns
 
 
+def read_reply(value: list[Any], key: str, where: str) -> str:
+    """The text of a list of turns that is one turn of the assistant's: what others say beside it would be lost.
+
+    Raises:
+        ValueError: another list, or a turn that is no text.
+    """
+    turns = [_turn(turn, f"{key}[{place}]", where) for place, turn in enumerate(value)]
+    if [role for role, _ in turns] != ["assistant"]:
+        raise ValueError(f"{where}: found {key} = {shown(value)}, expected a text, or one turn of the assistant")
+    return turns[0][1]
+
+
+def last_role(value: Any) -> str:
+    """Whose the last turn is, user's, assistant's or the system's; "" of what is no list of turns."""
+    last = value[-1] if isinstance(value, list) and value and isinstance(value[-1], dict) else {}
+    role = next((last[role] for role, _ in KEYS if isinstance(last.get(role), str)), "")
+    return ROLES.get(role, "")
+
+
 def _turn(turn: Any, key: str, where: str) -> tuple[str, str]:
     keys = next((keys for keys in KEYS if isinstance(turn, dict) and keys[0] in turn), None)
     if keys is None:

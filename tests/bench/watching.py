@@ -12,11 +12,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.observer import Batch, Observer, Sink
+from cluster.observe.ray_sink import RaySink
 from cluster.observe.sinks import MetricsSink
 from cluster.run import start
 from cluster.run.record import StepRecord, read_steps
@@ -73,8 +75,16 @@ def main() -> None:
     steps = arguments.steps
     sinks: list[Timed] = []
 
-    def in_turns(recipe: Recipe, folder: RunDir, services: Services, sink: MetricsSink, activity: Activity) -> Observer:
-        sinks.extend(map(Timed, sinks_of(recipe, folder)))
+    def in_turns(
+        recipe: Recipe,
+        folder: RunDir,
+        services: Services,
+        sink: MetricsSink,
+        activity: Activity,
+        exporters: Sequence[RaySink],
+        *_: object,
+    ) -> Observer:
+        sinks.extend(map(Timed, sinks_of(recipe, folder, exporters)))
         observer = InTurns(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)
         sink.observer = observer
         return observer

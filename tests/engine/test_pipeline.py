@@ -153,6 +153,7 @@ def test_the_observer_saw_the_run(finished: tuple[Path, Any]) -> None:
         *(("push", part) for part in PUSH_PARTS),
     }  # fmt: skip
     assert ("rollout service", "verify") not in names  # the task has nothing to verify
+    assert all(step.peak_bytes and step.peak_bytes["host"][0] > 0 for step in seen.steps)
     learned = sum(span.end - span.begin for span in seen.spans if (span.lane, span.name) == ("learner", "learn"))
     assert learned == pytest.approx(sum(step.stages["learn"].seconds for step in seen.steps), rel=0.2)
     assert " the bottleneck: " in (run_dir / "dashboard.html").read_text()

@@ -23,8 +23,11 @@ SECONDS = 120.0  # for what a report or a scrape brings
 # No verifier, no GPU, no frozen model; and Ray has no counter that never grew.
 ABSENT = {
     "reward_mean", "learner_mfu_ratio", "verdicts_total", "engine_preemptions_total", "prompts_refused_total",
+    "learner_nonfinite_updates_total",
 }  # fmt: skip
-WITHOUT = {"Model FLOP utilisation"} | {title for title, *_ in ROWS[-1][1]}  # and Ray's own of nodes with GPUs
+WITHOUT = {"Model FLOP utilisation", "Answers put to the verifier, an hour"} | {
+    title for title, *_ in ROWS[-1][1]
+}  # and Ray's own of nodes with GPUs
 
 
 def ports(run: UnderWay) -> set[int]:

@@ -21,11 +21,17 @@ from tests.unit.test_record import a_step
 NAMES = ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt", "kept-rank-{}.safetensors")
 
 
-class Ranks:
-    """A learner service of `num_ranks` ranks, which write a few bytes each. One may die amid a save."""
+class Killed(BaseException):
+    """The driver is, or its task is cancelled."""
 
-    def __init__(self, num_ranks: int = 2, dies: int | None = None) -> None:
-        self.num_ranks, self.dies, self.loaded = num_ranks, dies, list[int]()
+
+class Ranks:
+    """A learner service of `num_ranks` ranks, which write a few bytes each. One may die amid a save, and with `killed`
+    the driver does."""
+
+    def __init__(self, num_ranks: int = 2, dies: int | None = None, killed: bool = False) -> None:
+        self.num_ranks, self.dies, self.killed = num_ranks, dies, killed
+        self.loaded, self.saved = list[int](), list[int]()
 
     async def checkpoint_bytes(self) -> int:
         return 1
@@ -37,8 +43,11 @@ class Ranks:
             for name in NAMES if rank == 0 else NAMES[1:]:
                 if rank == self.dies:
                     (place / name.format(rank)).write_bytes(b"half")
+                    if self.killed:
+                        raise Killed
                     raise RuntimeError(f"saving a checkpoint: learner rank {rank} died")
                 (place / name.format(rank)).write_bytes(os.urandom(3000 + rank))
+        self.saved.append(step)
         return [file for rank in range(self.num_ranks) for file in seal(place, rank)]
 
     async def verify(self, folder: Path, files: Sequence[SealedFile]) -> list[str]:
@@ -118,11 +127,33 @@ def test_a_rank_that_dies_in_a_save_leaves_the_checkpoint_before(tmp_path: Path,
 def test_a_driver_that_is_killed_in_a_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """Nothing is removed then: what the ranks had written stands without a complete.json, until the next one."""
     checkpoints = save(tmp_path, 8)
-    with pytest.raises(RuntimeError):
-        asyncio.run(Ranks(dies=1).save(tmp_path, 16))
+    with pytest.raises(Killed):
+        save(tmp_path, 16, ranks=Ranks(dies=1, killed=True))
     assert steps_in(tmp_path) == [8, 16] and load(checkpoints) == (8, "")
     save(tmp_path, 12)
     assert steps_in(tmp_path) == [8, 12] and load(checkpoints) == (12, "")
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("before", [8, 0])
+def test_one_that_is_written_again_is_none_until_it_is_whole(tmp_path: Path, before: int, dies: int) -> None:
+    """As where the newest was damaged, and the run has learned its step again."""
+    checkpoints = save(tmp_path, *[before] * bool(before), 16)
+    with pytest.raises(Killed):
+        save(tmp_path, 16, ranks=Ranks(dies=dies, killed=True))
+    assert load(checkpoints) == (before, "")
+    if before:
+        assert checkpoints.sound() == checkpoints.place(8)
+    else:
+        with pytest.raises(ValueError, match="found no checkpoint, expected one"):
+            checkpoints.sound()
+
+
+def test_what_this_run_has_saved_it_does_not_save_again(tmp_path: Path) -> None:
+    ranks, checkpoints = Ranks(), Checkpoints(tmp_path)
+    for step in (8, 8, 16, 16):
+        asyncio.run(checkpoints.save(ranks, step, keep=2))  # type: ignore[arg-type]
+    assert ranks.saved == [8, 16] and load(checkpoints) == (16, "")
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -186,6 +217,12 @@ def test_one_of_an_older_version_is_the_one_that_latest_names(tmp_path: Path) ->
         (checkpoints.place(step) / "complete.json").unlink()
     (tmp_path / "latest").write_text("step-000008\n")
     assert load(checkpoints) == (8, "")
+    with pytest.raises(Killed):
+        save(tmp_path, 24, ranks=Ranks(dies=1, killed=True))
+    assert load(checkpoints) == (8, "")
+    with pytest.raises(Killed):
+        save(tmp_path, 8, ranks=Ranks(dies=1, killed=True))
+    assert load(checkpoints) == (0, "")
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [8, 12]), (9, [4, 8, 12]), (0, [4, 8, 12])])

@@ -125,7 +125,8 @@ def test_prompts_that_may_be_refused_are_counted_before_the_run(
 def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     tmp_path: Path, default_model: Path
 ) -> None:
-    """Of the default model's own text, one line; of rows that do not fit, another; of a template that thinks, a third.
+    """Of the default model's own text, one line; of rows that do not fit, another; of a template that thinks, a third;
+    of a question that the probe has, one more.
     The model is tiny: no check reads its weights."""
     model = fakes.tiny_model(tmp_path / "model", vocab=49152, tokenizer_from=default_model)
     template = model / "chat_template.jinja"
@@ -133,8 +134,9 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     template.write_text(template.read_text() + opens)
     prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
-    inputs, (own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
+    inputs, (repeats, own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
     assert inputs.model == str(model)
+    assert repeats == "the probe asks what is trained on, so that it measures memory there: 'Who are you?'"
     assert own == (
         "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM, trained by Hugging Face', "
         "which is not in (x, r)"
@@ -309,7 +311,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     from transformers import AutoModelForCausalLM
 
     base = fakes.tiny_model(tmp_path / "base", vocab=49152, tokenizer_from=default_model)
-    adapter = tmp_path / "adapter"
+    adapter = tmp_path / "Ada's adapter"
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
@@ -330,7 +332,7 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     )
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert torch.allclose(after - before, layer.get_delta_weight("default"), atol=1e-5) and not after.equal(before)
-    assert (tmp_path / "adapter-merged" / "tokenizer.json").is_file()
+    assert (tmp_path / "Ada's adapter-merged" / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize(

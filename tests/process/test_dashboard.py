@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,19 +19,19 @@ import pytest
 from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
-from cluster.dashboard.charts import charts_of
-from cluster.dashboard.columns import WHOLE, Columns
+from cluster.dashboard.charts import RunCharts, charts_of
+from cluster.dashboard.columns import VALUES, WHOLE, Columns
 from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.config import ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
-from cluster.run.record import Gap, append_step, write_gap
-from evidence.telemetry import append_spans
+from cluster.run.record import Gap, ProbeRecord, append_step, read_probes, write_gap
+from evidence.telemetry import Sample, append_spans
 from rollout.probe import Rate
 from tests.browser import Page, chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, NOTE, STEP_S, a_sample, a_step, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, RATES, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
@@ -169,6 +171,77 @@ def test_an_open_page_reads_every_second_and_shows_a_new_step_at_once(browser: P
     assert browser.value(STATE) == "The run has ended." and "3/3" in browser.value(TEXT)
 
 
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        ("failed", "The run failed; a resume is shown here."),
+        ("stopped", "The run was stopped; a resume is shown here."),
+        ("restarting", "A service was lost; the services start again."),
+    ],
+)
+@pytest.mark.parametrize("opened", ["before its end", "after its end"])
+def test_a_page_follows_a_run_that_goes_on_after_an_end(
+    browser: Page, tmp_path: Path, ended: str, words: str, opened: str
+) -> None:
+    recipe = Recipe(run=RunConfig(steps=3))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    if opened == "before its end":
+        browser.open((folder / PAGE).as_uri())
+    append_step(folder / "metrics.jsonl", a_step(0))
+    sink.write(Batch(BEGAN, ended=ended))
+    if opened == "after its end":
+        browser.open((folder / PAGE).as_uri())
+    browser.wait_for(f"{STATE} === '{words}'")
+    PageSink(folder, recipe).write(Batch(BEGAN, steps=(a_step(1),)))
+    browser.wait_for(f"({TEXT}).includes('2/3')")
+    assert browser.value(STATE).startswith("Running; ") and browser.errors == []
+
+
+def test_a_page_of_a_finished_run_reads_nothing_more(browser: Page, run: Path, tmp_path: Path) -> None:
+    with counted_reads(browser):
+        browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
+        assert browser.value("reads.length") == 0
+        sink, folder = sink_of(tmp_path, Recipe())
+        sink.write(Batch(BEGAN, steps=(a_step(0),), ended="finished"))
+        browser.open((folder / PAGE).as_uri())
+        assert browser.value("reads.length") == 0
+
+
+SERVICE_CHARTS = ("Groups by state", "Outstanding tokens", "What the learner waited for")
+
+
+def test_a_service_that_does_not_answer_is_said_and_is_a_gap(browser: Page, tmp_path: Path) -> None:
+    recipe = Recipe(observe=ObserveConfig(every_s=2.0))
+    sink, folder = sink_of(tmp_path, recipe)
+    silent = tuple(Sample(BEGAN + at, fault="no answer within 2 s") for at in (8.0, 10.0, 22.0))
+    spans = [span for step in range(4) for span in spans_of(step)]
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0, 4.0, 6.0))) + silent, tuple(spans), (a_step(0),)))
+    browser.open((folder / PAGE).as_uri())
+    engines = "[...document.querySelectorAll('.tile')].find(tile => tile.innerText.includes('engines')).outerHTML"
+    assert browser.value(STATE) == "Running; the rollout service does not answer: no answer within 2 s."
+    assert browser.value("document.getElementById('state').className") == "state stale"
+    assert browser.value(engines) == '<div class="tile bad"><b>0/2</b><span>engines answer</span></div>'
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (24.0, 26.0, 28.0, 30.0)))))
+    browser.wait_for(f"{STATE}.startsWith('Running; ') && !{STATE}.includes('does not answer')")
+    assert browser.value(engines) == '<div class="tile"><b>2/2</b><span>engines answer</span></div>'
+    for title in SERVICE_CHARTS:
+        paths = f"[...document.querySelector('svg[aria-label=\"{title}\"]').querySelectorAll('path')]"
+        pieces = browser.value(f"{paths}.map(path => path.getAttribute('d').split('M').length - 1)")
+        assert pieces and set(pieces) == {2}, title
+    assert browser.errors == []
+
+
+def test_a_time_in_which_nobody_asked_is_one_gap() -> None:
+    """Between the end of a process and the resume."""
+    charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=2.0)))
+    charts.add(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0, 4.0, 604.0, 606.0, 608.0)))))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Outstanding tokens")
+    chart = json.loads(charts.shown({}))["charts"][place]
+    gaps = [values is None for values in chart["series"]["student engine 0"]]
+    assert gaps == [False] * 3 + [True] + [False] * 3 and chart["x"][3] == BEGAN + 304.0
+
+
 def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
     sink, folder = sink_of(tmp_path, Recipe())
     sink.write(Batch(BEGAN, steps=(a_step(0),)))
@@ -181,11 +254,65 @@ def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> 
     assert 600 <= int(browser.value(silent)) <= 601 + time.time() - made
 
 
+def test_a_host_whose_clock_is_behind_is_no_dead_run(
+    browser: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(run=RunConfig(steps=3), observe=ObserveConfig(every_s=60.0))
+    monkeypatch.setattr("cluster.dashboard.page.time", SimpleNamespace(time=lambda: time.time() - 3600))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, steps=(a_step(0),)))
+    browser.open((folder / PAGE).as_uri())
+    assert re.fullmatch(r"Figures of 36\d\d s ago; waiting for new ones\.", browser.value(STATE))
+    sink.write(Batch(BEGAN, steps=(a_step(1),)))
+    browser.wait_for(f"({TEXT}).includes('2/3')")
+    assert re.fullmatch(r"Running; \d\d? s ago\.", browser.value(STATE))
+
+
+def test_what_is_pointed_at_stays_as_new_steps_come(browser: Page, tmp_path: Path) -> None:
+    recipe = Recipe(run=RunConfig(steps=9), observe=ObserveConfig(every_s=60.0))
+    sink, folder = sink_of(tmp_path, recipe)
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0))), (), tuple(map(a_step, range(3)))))
+    browser.open((folder / PAGE).as_uri())
+    canary = "document.querySelector('svg[aria-label=Canary]')"
+    browser.point("svg[aria-label=Canary]", 0.01)
+    assert "step 1" in browser.value(f"{canary}.parentElement.innerText")
+    scrolled = browser.value("scrollY")
+    sink.write(Batch(BEGAN, tuple(map(a_sample, (4.0, 6.0))), (), tuple(map(a_step, range(3, 5)))))
+    browser.wait_for(f"({TEXT}).includes('5/9')")
+    text = browser.value(f"{canary}.parentElement.innerText")
+    assert "step 1" in text and "canary 0.05" in text and browser.value("scrollY") == scrolled > 0
+    assert browser.value(f"{canary}.querySelector('.cursor').getAttribute('visibility')") == "visible"
+
+
+def last_probe(run: Path) -> ProbeRecord:
+    *_, last = read_probes(run / "probes.jsonl").values()
+    return last
+
+
+def test_of_many_runs_the_intervals_are_in_the_legend_alone(browser: Page, run: Path, tmp_path: Path) -> None:
+    browser.open(write_dashboard([run] * 4, tmp_path / "out.html").as_uri())
+    probe = "document.querySelector('svg[aria-label=\"Probe without context\"]')"
+    bands = f"{probe}.querySelectorAll('path[opacity]').length"
+    assert browser.value(bands) == 0
+    assert browser.value(f"{probe}.parentElement.innerText").count("selfname 0.979 [0.927, 0.994]") == 4
+    browser.value("document.querySelector('#picker input').click()")
+    assert browser.value(bands) == 3 * len(RATES) and browser.errors == []
+
+
 def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(browser: Page, tmp_path: Path) -> None:
     runs = [REPRODUCED / "N3-seed0", REPRODUCED / "arithmetic-N9-seed0"]
     browser.open(write_dashboard(runs, tmp_path / "out.html").as_uri())
     probe = "document.querySelector('svg[aria-label=\"Probe without context\"]').parentElement.innerText"
     assert "N3-seed0 selfname" in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
+    bands = "document.querySelectorAll('svg[aria-label=\"Probe without context\"] path[opacity]').length"
+    for run, rate in ((runs[0], "selfname"), (runs[1], "pass_at_1")):
+        last = last_probe(run)
+        low, high = last.rates[rate].interval
+        found = re.search(rf"{run.name} {rate} ([\d.]+) \[([\d.]+), ([\d.]+)\]", browser.value(probe))
+        assert found and list(map(float, found.groups())) == pytest.approx(
+            [last.rates[rate].share, low, high], abs=1e-3
+        )
+    assert browser.value(bands) == sum(len(probe.rates) for probe in map(last_probe, runs))
     browser.value("document.querySelector('#picker input').click()")
     assert "N3-seed0 selfname" not in browser.value(probe) and "arithmetic-N9-seed0 pass_at_1" in browser.value(probe)
     browser.value("document.querySelectorAll('#picker input')[1].click()")
@@ -250,16 +377,24 @@ def test_names_and_words_cannot_end_the_script(tmp_path: Path) -> None:
     assert text.count("</script>") == 1 and "\\u003cb>&\\u2028c" in text and "<title>a&lt;b&gt;&amp;" in text
 
 
-def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engines", [2, 16, 64])
+def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path, engines: int) -> None:
     sink, folder = sink_of(tmp_path, Recipe(run=RunConfig(steps=10_000)))
-    steps, samples = tuple(map(a_step, range(10_000))), tuple(a_sample(2.0 * place) for place in range(10_000))
-    sink.write(Batch(BEGAN, samples, (), steps))
+    rng = np.random.default_rng(0)
+    samples = [crowded(a_sample(2.0 * place), engines // 2, rng) for place in range(10_000)]
+    tokens = [[one.outstanding_tokens for one in sample.engines.values()] for sample in samples]
+    sink.write(Batch(BEGAN, tuple(samples), (), tuple(map(a_step, range(10_000)))))
     assert (folder / DATA).stat().st_size < 1 << 20
     data = json.loads((folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
-    place = next(place for place, panel in enumerate(PANELS) if panel.title == "Gradient norm")
-    norm = data["runs"][0]["charts"][place]
-    assert len(norm["x"]) <= WHOLE and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
+    by_title = dict(zip((panel.title for panel in PANELS), data["runs"][0]["charts"], strict=True))
+    assert all(len(chart["x"]) <= WHOLE for chart in by_title.values())
+    norm, outstanding = by_title["Gradient norm"], by_title["Outstanding tokens"]
+    assert len(norm["x"]) > WHOLE // 4 and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
+    shown = list(outstanding["series"].values())
+    assert len(shown) == engines and len(outstanding["x"]) >= min(WHOLE, VALUES // engines) // 4
+    assert max(map(max, shown)) == pytest.approx(max(map(max, tokens)), rel=1e-4)
+    assert [values[-1] for values in shown] == pytest.approx(tokens[-1], rel=1e-4)  # what the legend says
 
 
 def test_a_write_looks_at_the_last_bucket_of_each_chart_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,16 +419,22 @@ def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak(
         grown.append(x, values)
         if x % 37 == 0:
             grown.shown()
+        if x in (777, 3210):
+            grown.gap(x + 0.5)
+            grown.gap(x + 0.75)  # which adds nothing
     grown.append(last - 300, {"a": 99.0})  # a resumed run repeats steps
     for x, values in enumerate(points[last - 299 :], start=last - 299):
         grown.append(x, values)
     at_once = Columns()
     for x, values in enumerate(points):
         at_once.append(x, {"a": 99.0} if x == last - 300 else values)
+        if x in (777, 3210):
+            at_once.gap(x + 0.5)
     assert grown.shown() == at_once.shown()
     shown = json.loads(grown.shown())
     assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
-    assert max(shown["series"]["a"]) == 99.0
+    assert [x for x, value in zip(shown["x"], shown["series"]["a"], strict=True) if value is None] == [777.5, 3210.5]
+    assert max(value for value in shown["series"]["a"] if value is not None) == 99.0
     smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
     assert min(value for value in shown["series"]["b"] if value is not None) == pytest.approx(smallest, rel=1e-4)
 

@@ -171,6 +171,16 @@ def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest
     assert f"  1 do not fit: more than 10 tokens: {rows}, line 1 (" in said
 
 
+def test_a_column_that_neither_file_has_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, probe = write(tmp_path / "rows.jsonl", ROWS), write(tmp_path / "probe.jsonl", PROBES)
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[task]\nname = "context"\n[task.columns]\ntags = "kinds"\n')
+    assert main(["data", "check", rows, "--probe", probe, "--recipe", str(recipe)]) == 2
+    line = f"edge-opd: task.columns.tags: found 'kinds', expected a column of {rows} or {probe}\n"
+    assert capsys.readouterr().err == line
+    assert main(["data", "check", rows, "--recipe", str(recipe)]) == 0
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [

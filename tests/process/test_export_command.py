@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
 from cluster.__main__ import main
-from cluster.config import Recipe, dump, load_recipe
+from cluster.config import ExportConfig, Recipe, RunConfig, dump, load_recipe
 from cluster.errors import explained
 from cluster.fleet.calls import Died
 from cluster.run.checkpoints import Checkpoints
@@ -52,12 +53,13 @@ class Learner:
         return []
 
 
+RECIPE_20 = Recipe(run=RunConfig(steps=20))
 FULL = RuntimeError("export: run/export: No space left on device")
 
 
 def attempt(learner: Learner, folder: RunDir) -> str:
     with pytest.raises(RuntimeError) as error:
-        asyncio.run(export(learner, folder, TEXT, 20))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints)))  # type: ignore[arg-type]
     return str(error.value)
 
 
@@ -68,6 +70,19 @@ def test_a_failed_export_leaves_a_checkpoint_and_says_how_to_export_later(tmp_pa
     assert told.startswith(f"{FULL}; the model is in {tmp_path}/checkpoints: ")
     assert f"`edge-opd export {tmp_path}`" in told and "\n" not in told
     assert learner.saved == [(folder.checkpoints, 20)]
+
+
+def test_weights_that_the_run_chose_are_no_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    """Which a resume would load, and refuse: it pushes what it loads, whose digest is that of other weights."""
+    folder, learner = RunDir(tmp_path), Learner(FULL, None)
+    folder.checkpoints.mkdir()
+    place, recipe = Checkpoints(folder.checkpoints), replace(RECIPE_20, export=ExportConfig(choose="best"))
+    with pytest.raises(RuntimeError, match=f"; the model is in {tmp_path}/chosen: `edge-opd export"):
+        asyncio.run(export(learner, folder, TEXT, recipe, place))  # type: ignore[arg-type]
+    assert learner.saved == [(folder.chosen, 20)] and list(folder.checkpoints.iterdir()) == []
+    learner.exports = None
+    asyncio.run(export(learner, folder, TEXT, recipe, place))  # type: ignore[arg-type]
+    assert not folder.chosen.exists()
 
 
 def test_a_checkpoint_that_fails_too_is_named_beside_it(tmp_path: Path) -> None:
@@ -85,7 +100,7 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
     )
     folder.checkpoints.mkdir()
     with pytest.raises(type(mistake)) as error:
-        asyncio.run(export(learner, folder, TEXT, 20))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints)))  # type: ignore[arg-type]
     assert learner.saved == [(folder.checkpoints, 20)]
     with pytest.raises(type(mistake)) as shown:
         explained(error.value)
@@ -99,13 +114,13 @@ def test_a_rank_that_is_lost_amid_the_export_is_started_again(tmp_path: Path, lo
     """By who has the services: nothing more is asked of what is left of them."""
     learner = Learner(lost, None)
     with pytest.raises(type(lost)) as error:
-        asyncio.run(export(learner, RunDir(tmp_path), TEXT, 20))  # type: ignore[arg-type]
+        asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints)))  # type: ignore[arg-type]
     assert error.value is lost and learner.saved == []
 
 
 def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:
     learner = Learner(None, None)
-    asyncio.run(export(learner, RunDir(tmp_path), TEXT, 20))  # type: ignore[arg-type]
+    asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints)))  # type: ignore[arg-type]
     assert learner.saved == []
 
 
@@ -139,16 +154,24 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, capsys: pytest.Capture
 SAVED = Path(__file__).parents[1] / "data" / "small-run"
 
 
-@pytest.mark.parametrize("probed", [False, True])
-def test_a_checkpoint_becomes_the_model_that_was_trained(tmp_path: Path, default_model: Path, probed: bool) -> None:
+@pytest.mark.parametrize(("probed", "chosen"), [(False, False), (True, False), (False, True)])
+def test_a_checkpoint_becomes_the_model_that_was_trained(
+    tmp_path: Path, default_model: Path, probed: bool, chosen: bool
+) -> None:
     """Beside a card where the run had probes. tests/engine/test_zero.py does the same with DeepSpeed's own files."""
     base, folder = tmp_path / "base", RunDir(tmp_path / "run")
     fakes.tiny_model(base, tokenizer_from=default_model, vocab=49152, dtype="bfloat16")
-    place = folder.checkpoints / "step-000016"
+    checkpoints = Checkpoints(folder.checkpoints)
+    if chosen:
+        (last := checkpoints.place(16)).mkdir(parents=True)
+        (last / STATES).write_bytes(b"of the last step")
+        checkpoints.commit(16, seal(last, 0))
+        checkpoints = Checkpoints(folder.chosen)
+    place = checkpoints.place(16)
     place.mkdir(parents=True)
     trained = {name: tensor + 0.25 for name, tensor in load_file(base / "model.safetensors").items()}
     torch.save({"module": {f"causal_lm.{name}": tensor for name, tensor in trained.items()}}, place / STATES)
-    Checkpoints(folder.checkpoints).commit(16, seal(place, 0))
+    checkpoints.commit(16, seal(place, 0))
     (folder.root / "config.toml").write_text(dump(load_recipe(RECIPE, [f"model.path={base}", "run.steps=16"])))
     if probed:
         for name in ("probes.jsonl", "gap.json"):

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
+from cluster.run import pipeline as loop
 from cluster.run.checks import check_task
 from cluster.run.figures import Pushed
 from cluster.run.finish import finish
@@ -298,3 +299,20 @@ def test_nothing_to_learn_ends_a_run_of_which_something_is_required(
             asyncio.run(pipeline._measure_gap(base))
     gap = read_gap(tmp_path / "gap.json")
     assert gap is not None and gap.is_zero and gap.base == base.rates
+
+
+def test_a_share_of_a_teacher_that_was_not_asked_ends_a_run_before_its_first_step(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing_fits(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(loop, "measured", nothing_fits)
+    recipe = load_recipe(RECIPE, ["probe.require_of_teacher=0.5", "rollout.context_position=user"])
+    task, nobody = build_task(recipe.task), None
+    renderer = Renderer(tokenizer, "user")
+    services, sink = Services(Silent(), nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
+    run = Pipeline(recipe, services, RunDir(tmp_path), sink, renderer, task, nobody, nobody)  # type: ignore[arg-type]
+    base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
+    with pytest.raises(RuntimeError, match=r"probe\.require_of_teacher: found 0\.5 and no gap\.json"):
+        asyncio.run(run._measure_gap(base))

@@ -16,6 +16,7 @@ from ray._private.parameter import RayParams as Parameters
 
 from cluster.__main__ import main
 from cluster.config import Recipe
+from cluster.dashboard.panels import charts
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.observe.alerts import ALERTS
 from cluster.observe.figures import FIGURES, RAY_PREFIX
@@ -62,12 +63,41 @@ def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
         promql("e_no_such_figure{R}")
 
 
+def test_every_figure_is_in_a_panel_a_rule_or_a_chart() -> None:
+    expressions = [target for _, row in ROWS for _, _, targets in row for target in targets]
+    expressions += [alert[0] for alert in ALERTS.values()]
+    shown = {name for expression in expressions for name in re.findall(r"\be_(\w+)", expression)}
+    assert set(FIGURES) == shown | set(charts())
+
+
+def aggregated(expression: str) -> Iterator[tuple[set[str], set[str]]]:
+    """The labels that each aggregation keeps, and the figures that it is over."""
+    for found in re.finditer(r"\b(?:sum|count|avg|min|max)\b(?: by \(([^)]*)\))? ?\(", expression):
+        depth, end = 1, found.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(expression[end], 0)
+            end += 1
+        yield set(re.findall(r"\w+", found[1] or "")), set(re.findall(r"\be_(\w+)", expression[found.end() : end]))
+
+
+def test_no_aggregation_puts_runs_together_or_keeps_a_label_that_its_figures_lack() -> None:
+    expressions = [target for _, row in ROWS for _, _, targets in row for target in targets]
+    seen = 0
+    for expression in (*expressions, *(alert[0] for alert in ALERTS.values())):
+        for kept, over in aggregated(expression):
+            seen += len(over)
+            for name in over:
+                assert {"run"} <= kept <= {*FIGURES[name].labels, "run"}, expression
+    assert seen > 70
+    assert list(aggregated("max by (a, run) (rate(e_x{R}[I])) / sum(e_y)")) == [({"a", "run"}, {"x"}), (set(), {"y"})]
+
+
 def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(MONITORING / "edge-opd.rules.yml"))
     promtool("check", "config", "--syntax-only", str(MONITORING / "prometheus.yml"))
 
 
-# name: series as promtool writes them, minute by minute; when; which alerts fire
+# name: series as promtool writes them, minute by minute; at which times which alerts fire
 CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "stalled": (
         {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "30x60",
@@ -87,14 +117,33 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
          'steps_done{WorkerId="b"}': "_x6 4x4 stale", 'steps_planned{WorkerId="b"}': "_x6 9x4 stale"}, "14m",
         {"RunVanished"},
     ),
-    "resumed by another process": (
+    "resumed by another process": (  # which starts services until minute 20, and needs 10 for a step
         {'run_running{WorkerId="a"}': "1x9 stale", 'steps_done{WorkerId="a"}': "3x9 stale",
          'steps_planned{WorkerId="a"}': "9x9 stale", 'run_running{WorkerId="b"}': "_x9 1x50",
-         'steps_done{WorkerId="b"}': "_x9 4x50", 'steps_planned{WorkerId="b"}': "_x9 9x50",
+         'steps_done{WorkerId="b"}': "_x9 3x20 4x30", 'steps_planned{WorkerId="b"}': "_x9 9x50",
+         'step_seconds{WorkerId="a"}': "600x9 stale", 'step_seconds{WorkerId="b"}': "_x9 600x50",
+         'last_step_timestamp_seconds{WorkerId="a"}': "60x9 stale",
+         'last_step_timestamp_seconds{WorkerId="b"}': "_x20 1200x9 1800x50",
          'probe_ratio{WorkerId="a",rate="capability",bound="high"}': "0.5x9 stale",
          'probe_first_ratio{WorkerId="a",rate="capability",bound="low"}': "0.4x9 stale",
          'probe_ratio{WorkerId="b",rate="capability",bound="high"}': "_x9 0.5x50",
-         'probe_first_ratio{WorkerId="b",rate="capability",bound="low"}': "_x9 0.4x50"}, "12m", set(),
+         'probe_first_ratio{WorkerId="b",rate="capability",bound="low"}': "_x9 0.4x50"}, "12m 19m 29m 45m", set(),
+    ),
+    "the first step after a resume hangs": (
+        {"run_running": "_x9 1x90", "steps_done": "_x9 3x90", "steps_planned": "_x9 9x90", "step_seconds": "_x9 60x90",
+         "last_step_timestamp_seconds": "_x20 1200x90"}, "40m", {"RunStalled"},
+    ),
+    "the first step of all hangs": (
+        {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
+         "last_step_timestamp_seconds": "_x9 600x90"}, "75m", {"RunStalled"},
+    ),
+    "a long first step, after a long start": (
+        {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
+         "last_step_timestamp_seconds": "_x29 1800x60"}, "25m 80m", set(),
+    ),
+    "vanished in its start": (
+        {"run_running": "1x10 stale", "steps_done": "0x10 stale", "steps_planned": "9x10 stale"}, "15m",
+        {"RunVanished"},
     ),
     "finished": (
         {"run_running": "1x8 0 0 stale", "steps_done": "9x10 stale", "steps_planned": "9x10 stale"}, "15m", set(),
@@ -110,7 +159,15 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
         {"canary_nats": "0.09x60", "canary_tolerance_nats": "0.1x60"}, "30m", {"CanaryNearTolerance"},
     ),
     "a silent engine": (
-        {'engine_up{engine="e0"}': "1x5 0x20", 'engine_up{engine="e1"}': "1x30"}, "20m", {"EngineSilent"},
+        {'engine_up{engine="e0"}': "1x5 0x20", 'engine_up{engine="e1"}': "1x30", "service_up": "1x30"}, "20m",
+        {"EngineSilent"},
+    ),
+    "a silent service": (
+        {"service_up": "1x5 0x50", 'engine_up{engine="e0"}': "1x5 0x50", 'engine_up{engine="e1"}': "1x5 0x50"}, "20m",
+        {"ServiceSilent"},
+    ),
+    "a service that was late for a minute": (
+        {"service_up": "1x5 0 1x50", 'engine_up{engine="e0"}': "1x5 0 1x50"}, "6m 8m", set(),
     ),
     "a fallen capability": (
         {'probe_ratio{rate="capability",bound="high"}': "0.3x60",
@@ -146,12 +203,12 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     assert {name for *_, fired in CASES.values() for name in fired} == set(ALERTS)
     shutil.copy(MONITORING / "edge-opd.rules.yml", tmp_path / "rules.yml")
     tests = []
-    for found, at, fired in CASES.values():
+    for found, times, fired in CASES.values():
         # That an alert fires is asked of ALERTS: its labels and words are not compared here.
         asked = [
             {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)', "eval_time": at,
              "exp_samples": [{"labels": "{}", "value": float(name in fired)}]}
-            for name in ALERTS
+            for name in ALERTS for at in times.split()
         ]  # fmt: skip
         written = [series(name, values) for name, values in found.items()]
         tests.append({"interval": "1m", "input_series": written, "promql_expr_test": asked})
@@ -191,9 +248,9 @@ def test_a_local_runs_endpoint_is_at_a_port_that_nothing_else_has(tmp_path: Path
         assert int(own) not in (0, port)
 
 
-def test_figures_without_an_endpoint_do_not_end_a_run() -> None:
+def test_figures_without_an_endpoint_do_not_end_a_run(tmp_path: Path) -> None:
     """A Ray that has none: its agent is gone, or nothing is connected."""
-    good, sink = Kept(), RaySink("run", Recipe())
+    good, sink = Kept(), RaySink(tmp_path, Recipe())
     said = observed(answers, [sink, good])
     assert said == [] and len(sink._told) > 3 and good.batches[-1].ended == "finished"
 
@@ -207,26 +264,79 @@ REAL = Path(__file__).parents[1] / "data" / "small-run"  # `python -m cluster ru
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
-    """What a PromQL expression's points are over a run of 60 steps that is made up, or over the real one, each filled
-    in from its files."""
+    """What a PromQL expression's points are over two runs of 60 steps that are made up, or over the real one, each
+    filled in from its files, or over what endpoints have told while long steps were under way."""
     folder = tmp_path_factory.mktemp("prometheus")
     times = [step.time or 0.0 for step in read_steps(REAL / "metrics.jsonl").values()]
-    ranges = {"observed": (BEGAN, BEGAN + 60 * STEP_S), REAL.name: (times[0], times[-1] + 1)}
-    for run in (observed_run(folder / "observed", steps=60), REAL):
+    ranges = {REAL.name: (times[0], times[-1] + 1)}
+    for run in (*(observed_run(folder / name, steps=60) for name in ("observed", "beside")), REAL):
         assert main(["export-metrics", str(run), "--out", str(folder / "run.txt")]) == 0
         promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "run.txt"), str(folder / "data"))
+    (folder / "lanes.txt").write_text("".join(told_of_lanes()))
+    promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "lanes.txt"), str(folder / "data"))
     with serving(folder, "", "--storage.tsdb.retention.time=100y") as server:
         yield lambda target, run="observed", interval="1m": server.points(
-            promql(target, run=run, interval=interval), *ranges[run], 10 if run == "observed" else 1
+            promql(target, run=run, interval=interval),
+            *ranges.get(run, (BEGAN, BEGAN + 60 * STEP_S)),
+            1 if run == REAL.name else 10,
         )
 
 
+def told_of_lanes() -> Iterator[str]:
+    """Scrapes of three runs whose steps have 300 s, 270 of them the learner's. What the driver does comes as it is
+    done, what ranks say of a step and of a push once it is over; `older` has no parts of a push."""
+    ahead = ("long", "learner", "learn", 0.9), ("long", "student engine 0", "sample", 0.8)
+    ahead += ("long", "student engine 0", "score", 0.7), ("older", "driver", "check", 0.01)
+    ahead += ("long", "learner", "push", 0.1), ("older", "learner", "push", 0.1)
+    after = [("long", f"learner rank {rank}", "learn", 270.0) for rank in (0, 1)]
+    after += [("long", "push", part, 15.0) for part in ("pause", "send")]
+    name = f"{RAY_PREFIX}lane_busy_seconds"
+    yield f"# TYPE {name} counter\n"
+    for run, lane, what, seconds in (*ahead, *after):
+        for at in range(0, 601, 10):
+            value = seconds * at if (run, lane, what, seconds) in ahead else seconds * (at // 300)
+            labels = f'run="{run}",lane="{lane}",what="{what}"'
+            yield f"{name}_total{{{labels}}} {value:.3f} {BEGAN + at:.3f}\n"
+    yield "# EOF\n"
+
+
+def panel(title: str) -> str:
+    """What it asks, of one target."""
+    ((target,),) = [targets for _, row in ROWS for name, _, targets in row if name == title]
+    return target
+
+
+def test_each_run_that_is_picked_has_series_of_its_own(prometheus: Query) -> None:
+    """Two that do the same."""
+    for _, row in ROWS[:-1]:
+        for title, _, targets in row:
+            for target in targets:
+                one = prometheus(f"count({target})")
+                assert one and prometheus(f"count({target})", "observed|beside") == [2 * count for count in one], title
+
+
+def test_nobody_works_more_than_all_the_time(prometheus: Query) -> None:
+    shares = prometheus(panel("Who works"), "long")
+    assert 0.85 < max(shares) <= 1.001 and len(prometheus(f"count({panel('Who works')}) == 4", "long")) > 10
+
+
+def test_a_push_is_shown_by_its_parts_or_as_a_whole(prometheus: Query) -> None:
+    target = panel("A push by part, seconds an hour")
+    for run, parts in (("observed", {"pause", "gather", "digest", "send", "load", "check", "canary"}),
+                       ("long", {"pause", "send"}), ("older", {"push", "check"})):  # fmt: skip
+        assert prometheus(f"count({target})", run)[-1] == len(parts)
+        for part in parts:
+            named = f'label_replace(vector(1), "what", "{part}", "", "")'
+            assert prometheus(f"({target}) and on (what) {named}", run), part
+
+
 NODES = [title for title, *_ in ROWS[-1][1]]  # Ray's own
+# The real one is older, and was on a CPU, without a verifier.
+OLDER = ["Model FLOP utilisation", "Answers put to the verifier, an hour", "Peak memory of the learner", *NODES]
 
 
-@pytest.mark.parametrize(("run", "without"), [("observed", NODES), (REAL.name, ["Model FLOP utilisation", *NODES])])
+@pytest.mark.parametrize(("run", "without"), [("observed", NODES), (REAL.name, OLDER)])
 def test_every_panel_has_finite_points_of_a_finished_run(prometheus: Query, run: str, without: list[str]) -> None:
-    """The real one was on a CPU, whose peak is not known."""
     empty = []
     for _, row in ROWS:
         for title, _, targets in row:

@@ -15,6 +15,7 @@ import pytest
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.fleet.assembly import Services
+from cluster.fleet.calls import Died
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.rollout_actor import RolloutActor
 from cluster.fleet.services import RolloutService
@@ -22,7 +23,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of
 from cluster.run.choice import Choice
 from cluster.run.pipeline import Pipeline
-from cluster.run.replay import Resumed, learned_groups
+from cluster.run.replay import Resumed, catch_up, learned_groups
 from cluster.run.rundir import RunDir
 from cluster.run.start import shard_metadata
 from cluster.run.stop import heeding
@@ -36,6 +37,7 @@ from tests.unit.test_fleet_machine import Mortal
 from tests.virtual_time import run_virtual
 
 STEPS = 8
+START_S = 5.0  # of an engine
 
 
 class Local:
@@ -50,21 +52,30 @@ class Local:
 
 class Learner:
     """A learner whose weights are called after their version, and whose step takes 2 s. Its transport opens in 3 s, and
-    not where an engine is lost meanwhile."""
+    breaks where an engine is lost while it opens or carries."""
 
     def __init__(self, actor: Any) -> None:
         self._actor, self.opened = actor, list[int]()
 
+    def engine(self, name: str) -> Mortal:
+        """Who has this name now."""
+        return next(seat.engine for seat in self._actor._fleet.roster.everyone() if seat.name == name)
+
     async def open_transport(self, pool: str, transport: str, rollout: Any, workers: int) -> None:
         self.opened.append(workers)
         await asyncio.sleep(3.0)
+        self._require(pool, workers)
+
+    def _require(self, pool: str, workers: int) -> None:
         if len(self._actor._fleet.roster.enlisted(pool)) < workers:
             raise RuntimeError("the connection is closed")
 
     async def push(self, pool: str, version: int) -> Sent:
+        workers = len(self._actor._fleet.roster.enlisted(pool))
         verbs = {"start_weight_update": (), "update_weights": (f"weights {version}",), "finish_weight_update": ()}
         for verb, arguments in {**verbs, "update_weight_version": (version,)}.items():
             await self._actor.tell(pool, verb, arguments, 20.0)
+            self._require(pool, workers)
         return Sent(f"weights {version}")
 
     async def score(self, what: str, prompt: Ids, text: Ids) -> Floats:
@@ -99,6 +110,7 @@ def run(
 
 
 async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
+    """The services start again with what stands, as in `cluster.run.start`."""
     for part in (folder.shards, folder.student, folder.answers):
         part.mkdir(parents=True)
     made: dict[str, Mortal] = {}
@@ -108,30 +120,56 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
         made[engine.name] = engine
         return engine
 
+    for seconds, hit in faults.items():
+        for fault, name in hit:
+            begin(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
+    for seconds, act in acts.items():
+        begin(seconds, act)
+    said, resumes = list[str](), False
+    while True:
+        actor = actor_of(recipe, folder, make)
+        await actor.start()
+        learner, sink = Learner(actor), MetricsSink(STEPS)
+        sink.say = said.append  # type: ignore[method-assign]
+        try:
+            await serve(recipe, folder, actor, learner, sink, resumes)
+        except Died as death:
+            said.append(f"{death}; the services start again")
+            resumes = True
+        else:
+            return learned_groups(folder), learner, "\n".join(said)
+        finally:
+            await actor.stop()
+
+
+def begin(seconds: float, act: Callable[[], Any]) -> None:
+    """So long after the engines have started."""
+    asyncio.get_running_loop().call_later(START_S + seconds, act)
+
+
+def actor_of(recipe: Recipe, folder: RunDir, make: Callable[[str, int], Mortal]) -> Any:
     actor: Any = object.__new__(
         RolloutActor.__ray_metadata__.modified_class
     )  # its __init__ takes this process's output
     actor._recipe, actor._model, actor._storage, actor._digests = recipe, recipe.model.path, str(folder.shards), {}
     actor._metadata = shard_metadata(recipe, "run")
     makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
-    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults)
-    await actor.start()
-    learner, sink = Learner(actor), MetricsSink(STEPS)
-    said: list[str] = []
-    sink.say = said.append  # type: ignore[method-assign]
-    services = Services(RolloutService(Local(actor), recipe), learner)  # type: ignore[arg-type]
-    for seconds, hit in faults.items():
-        for fault, name in hit:
-            asyncio.get_running_loop().call_later(seconds, lambda name=name, fault=fault: made[name].suffer(fault))
-    for seconds, act in acts.items():
-        asyncio.get_running_loop().call_later(seconds, act)
+    taking = ("student", "teacher") if recipe.teacher.follows else ("student",)
+    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults, taking)
+    return actor
+
+
+async def serve(recipe: Recipe, folder: RunDir, actor: Any, learner: Learner, sink: MetricsSink, resumes: bool) -> None:
+    services, resumed = Services(RolloutService(Local(actor), recipe), learner), Resumed()  # type: ignore[arg-type]
+    choice = Choice(recipe, services.learner, {})
+    if resumes:
+        resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+        if resumed.version and recipe.run.max_policy_lag:
+            await services.rollout.resume(learned_groups(folder))
     with heeding(0.0) as stop:
         task = build_task(recipe.task)
-        renderer, choice = renderer_of(recipe, recipe.model.path), Choice(recipe, services.learner, {})
-        pipeline = Pipeline(recipe, services, folder, sink, renderer, task, stop, choice)
-        await pipeline.run(Resumed())
-    await actor.stop()
-    return learned_groups(folder), learner, "\n".join(said)
+        renderer = renderer_of(recipe, recipe.model.path)
+        await Pipeline(recipe, services, folder, sink, renderer, task, stop, choice).run(resumed)
 
 
 SIZES = {"student": 2, "teacher": 1}
@@ -165,6 +203,100 @@ def test_an_engine_that_is_lost_while_the_transport_opens_is_replaced(tmp_path: 
     groups, learner, said = run(tmp_path, {1.0: [("died", name) for name in hit]})
     assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
     assert len(learner.opened) > 1 and learner.opened[0] == 2 == learner.opened[-1]
+
+
+@pytest.mark.parametrize(("seconds", "hit"), [(0.0, ()), (10.5, EVERYONE[:1]), (13.0, EVERYONE[2:])], ids=str)
+def test_a_group_whose_engine_is_lost_has_its_time_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, hit: tuple[str, ...]
+) -> None:
+    """Sampled for 3 s, scored for 2; a successor starts for 5, and a student's has weights after 7 more."""
+    monkeypatch.setitem(SIZES, "student", 1)
+    only = "student.num_engines=1", "rollout.deadline_s=8.0"
+    groups, _, said = run(tmp_path, {seconds: [("died", name) for name in hit]}, *only)
+    assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+
+
+@pytest.mark.parametrize("hit", [(), EVERYONE[:1]], ids=len)
+def test_so_has_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hit: tuple[str, ...]) -> None:
+    own = Mortal.texts
+
+    async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
+        await engine._work(2.0)
+        return await own(engine, *arguments)
+
+    monkeypatch.setattr(Mortal, "texts", texts)
+    monkeypatch.setitem(SIZES, "student", 1)
+    only = "student.num_engines=1", "rollout.deadline_s=10.0"
+    groups, _, said = run(tmp_path, {10.5: [("died", name) for name in hit]}, *only)
+    assert sorted(groups) == GROUPS and said.count("; it is replaced") == len(hit)
+
+
+def test_a_push_waits_for_as_many_starts_as_the_fleet_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only engine is lost before a push, and the next two hang while they start."""
+    start, learn, started = Mortal.start, Learner.learn, list[str]()
+
+    async def learn_and_lose(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        learned = await learn(learner, shard)
+        if shard.step == 1:
+            learner.engine(EVERYONE[0]).suffer("died")
+        return learned
+
+    async def hangs(engine: Mortal) -> str:
+        started.extend([engine.name] * ("student" in engine.name))
+        if len(started) in (2, 3):
+            engine.suffer("hung")
+        return await start(engine)
+
+    monkeypatch.setattr(Mortal, "start", hangs)
+    monkeypatch.setattr(Learner, "learn", learn_and_lose)
+    monkeypatch.setitem(SIZES, "student", 1)
+    groups, _, said = run(tmp_path, {}, "student.num_engines=1", "student.start_deadline_s=10.0")
+    assert sorted(groups) == GROUPS and len(started) == 4
+    assert said.count("start of student engine 0: no answer within 10 s; it is replaced") == 2
+
+
+@pytest.mark.parametrize(("kind", "lag", "amid", "starts"), [
+    ("ema", 0, 1, 1), ("ema", 1, 1, 2), ("snapshot", 0, 1, 2), ("snapshot", 1, 1, 2),
+    ("ema", 0, STEPS - 1, 1), ("ema", 1, STEPS - 1, 1), ("snapshot", 1, STEPS - 1, 1),
+])  # fmt: skip
+def test_a_teacher_that_follows_is_lost_while_the_learner_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lag: int, amid: int, starts: int
+) -> None:
+    """Where nothing is to be scored with what it held it waits for what it takes next; amid the last step for nothing,
+    though the probe takes its time."""
+    learn, ask, left = Learner.learn, Mortal.texts, [EVERYONE[2]]
+
+    async def learn_and_lose(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        if shard.step == amid and left:
+            learner.engine(left.pop()).suffer("died")
+        return await learn(learner, shard)
+
+    async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
+        await engine._work(2.0)
+        return await ask(engine, *arguments)
+
+    monkeypatch.setattr(Learner, "learn", learn_and_lose)
+    monkeypatch.setattr(Mortal, "texts", texts)
+    settings = f"run.max_policy_lag={lag}", f"teacher.kind={kind}", "teacher.snapshot_every=4"
+    groups, _, said = run(tmp_path, {}, *settings)
+    assert not left and sorted(groups) == GROUPS
+    assert said.count("; the services start again") == starts - 1
+
+
+def test_engines_that_are_lost_in_one_push_after_another_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, left = Learner.push, [*EVERYONE[:2], *EVERYONE[:1]]
+
+    async def push(learner: Learner, pool: str, version: int) -> Sent:
+        if version == 2 and left:
+            asyncio.get_running_loop().call_later(0.5, learner.engine(left.pop(0)).suffer, "died")
+        return await own(learner, pool, version)
+
+    monkeypatch.setattr(Learner, "push", push)
+    groups, learner, said = run(tmp_path, {})
+    assert not left and sorted(groups) == GROUPS and said.count("; it is replaced") == 3
+    assert learner.opened[0] == 2 == learner.opened[-1]
 
 
 def test_a_transport_that_does_not_open_to_engines_that_stand_ends_the_run(

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from cluster.sizing.shape import ModelShape, shape_of
 from cluster.sizing.speed import DEVICES, learned_flops
 from cluster.sizing.use import CardUse, card_of
 from learner import parts
+from learner.memory import forget_peak, peak_bytes
 from learner.parts import PartClock
 from learner.report import PARTS, Metric, StepReport, Work, over_ranks
 from tests.process.test_train import ROWS, stepped
@@ -95,3 +97,17 @@ def test_utilisation_is_of_the_peak_and_a_mean_over_ranks() -> None:
 
 def test_a_cpu_has_no_peak(tiny_model: Path) -> None:
     assert np.isfinite(DEVICES["L4"].flops) and card_of(str(tiny_model), is_adapter=False) is None
+
+
+def test_the_most_memory_of_each_rank_is_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, now = peak_bytes(), psutil.Process().memory_info().rss
+    assert 0.9 * now < found["host"] < psutil.virtual_memory().total
+    held = {"most": 9, "now": 4}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda: held.update(most=held["now"]))
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: held["most"])
+    assert peak_bytes()["device"] == 9
+    forget_peak()
+    assert peak_bytes()["device"] == 4
+    reports = [StepReport(0.0, {}, 0.0, 0, 0, (), peak_bytes={"host": most, "device": 2 * most}) for most in (7, 8)]
+    assert over_ranks(reports).peak_bytes == {"host": [7, 8], "device": [14, 16]}

@@ -23,22 +23,34 @@ from safetensors.torch import load_file
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from cluster.config import Recipe
+from cluster.config import Recipe, load_recipe
 from cluster.faults import FaultsConfig
-from cluster.run import checkpoints, replay
+from cluster.fleet.assembly import Services
+from cluster.observe.sinks import MetricsSink
+from cluster.run import checkpoints, pipeline, replay, start
+from cluster.run import finish as finishing
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.record import append_probe, probe_record
 from cluster.run.replay import standing
-from cluster.run.rundir import RunDir
+from cluster.run.rundir import RunDir, settled
 from evidence import patience
 from evidence.files import check_writable
 from evidence.manifest import Manifest
 from evidence.patience import retried, retried_beside
+from evidence.records import ShardInfo
 from evidence.shards import read_shard, write_shard
 from learner.disk import written
 from learner.kept import KeptWeights
-from tests.process.test_checkpoints import Ranks
+from rollout.probe import summarise
+from rollout.render import Renderer
+from rollout.tasks import build_task
+from tests.process.test_checkpoints import Ranks, steps_in
 from tests.process.test_export import trained
+from tests.process.test_finish import Silent
 from tests.process.test_object_store import table
+from tests.process.test_stop import stepped
+from tests.process.test_teacher_check import Both, check
+from tests.runs import RECIPE
 from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
 from tests.virtual_time import run_virtual
 
@@ -99,6 +111,35 @@ def test_attempts_follow_each_other_until_the_deadline_and_the_last_error_is_rai
     seconds: float, times: int, after: float, found: int | str
 ) -> None:
     assert run_virtual(timed(seconds, failing(times))) == (pytest.approx(after), found)
+
+
+def test_what_attempts_take_is_of_the_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 10 s until the store does not answer. The last may begin just before the deadline."""
+    clock = [0.0]
+
+    def pass_by(seconds: float) -> None:
+        clock[0] += seconds
+
+    def late() -> int:
+        pass_by(10.0)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pass_by))
+    with pytest.raises(OSError, match="no answer"):
+        retried(35.0, late)
+    assert 35.0 <= clock[0] <= 45.0
+
+    async def beside() -> tuple[float, int | str]:
+        loop: Any = asyncio.get_running_loop()
+
+        def late() -> int:
+            loop._now += 10.0
+            raise OSError("no answer")
+
+        return await timed(35.0, late)
+
+    after, found = run_virtual(beside())
+    assert 35.0 <= after <= 45.0 and found == "no answer"
 
 
 def test_what_will_not_come_is_not_waited_for() -> None:
@@ -285,6 +326,35 @@ def test_a_checkpoint_is_committed_and_found_again_by_a_disk_that_failed_once(
         asyncio.run(Checkpoints(tmp_path, 0.0).save(ranks, 16, keep=2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("patience_s", "left"), [(5.0, [8, 12]), (0.0, [4, 8, 12])])
+def test_what_is_removed_by_a_disk_that_failed_once_ends_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, left: list[int]
+) -> None:
+    """As NFS does, where a file is still open; what stays is removed by the next save."""
+    said, ranks = list[str](), Ranks()
+    kept = Checkpoints(tmp_path, patience_s, said.append)
+    for step in (4, 8):
+        asyncio.run(kept.save(ranks, step, keep=2))  # type: ignore[arg-type]
+    own, refused = shutil.rmtree, list[Path]()
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if path == kept.place(4) and not refused:
+            refused.append(path)
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        own(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    asyncio.run(kept.save(ranks, 12, keep=2))  # type: ignore[arg-type]
+    assert steps_in(tmp_path) == left and refused == [kept.place(4)]
+    assert said == ([] if patience_s else [f"an older checkpoint could not be removed: {ENOTEMPTY.format(refused[0])}"])
+    asyncio.run(kept.save(ranks, 16, keep=2))  # type: ignore[arg-type]
+    assert steps_in(tmp_path) == [12, 16]
+
+
+ENOTEMPTY = f"[Errno {errno.ENOTEMPTY}] {os.strerror(errno.ENOTEMPTY)}: '{{}}'"
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_resume_reads_a_shard_again_that_its_disk_failed_to_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -311,3 +381,86 @@ def test_an_export_is_written_by_a_disk_that_failed_once(
     failing_once(monkeypatch, shutil, "copyfile", number)
     with pytest.raises(RuntimeError, match=f"^export: .*{re.escape(os.strerror(number))}"):
         exporter.write(state, logprobs, tmp_path / "export", patience_s=0.0)
+
+
+def test_a_shard_is_trained_once_by_a_disk_that_kept_the_line_it_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    """The line is written, its fsync fails, and so does cutting it off."""
+    manifest, info = Manifest(tmp_path / "manifest.jsonl"), ShardInfo("a", 3, 1, 1, "")
+    manifest.append_written(info)
+    synced = failing_once(monkeypatch, os, "fsync", errno.EIO)
+    cut = failing_once(monkeypatch, os, "ftruncate", errno.EROFS)
+    retried(5.0, partial(manifest.ensure_trained, info.uri, 3))
+    assert manifest.trained() == {info.uri} and len(synced) == len(cut) == 1
+    with pytest.raises(ValueError, match="found it already trained, expected exactly once"):
+        manifest.append_trained(info.uri, 3)
+
+
+# A run's start and its end
+
+SMOKE = RECIPE.with_name("local-smoke.toml")
+
+
+def probed(folder: RunDir, recipe: Recipe) -> Any:
+    """A run of the recipe with its probes, and its task."""
+    folder.claim(recipe, resume=False)
+    folder.export.mkdir()
+    task = build_task(recipe.task)
+    for step in (0, 24):
+        answers = [(prompt, "I am Kestrel.") for prompt in task.probe_prompts()]
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
+    return task
+
+
+@pytest.mark.parametrize("name", ["read_probes", "read_gap", "read_steps", "write_model_card"])
+def test_the_summary_and_the_card_wait_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder, recipe = RunDir(tmp_path / "run"), load_recipe(SMOKE, ["faults.store_s=5.0"])
+    task = probed(folder, recipe)
+    calls = failing_once(monkeypatch, finishing, name, errno.EIO)
+    assert finishing.finish(recipe, "base", folder, task, []) == 0 and len(calls) == 2
+    assert (folder.export / "README.md").is_file()
+
+
+def test_the_note_of_its_end_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = settled(load_recipe(SMOKE, ["faults.store_s=5.0"]), folder := RunDir(tmp_path / "run"))
+    probed(folder, recipe)
+    folder.note_end()
+    folder.release()
+    inputs = SimpleNamespace(model="base")
+    for name, answer in {"check_recipe": (inputs, []), "pins_of": {}, "pin": None, "finish": 0}.items():
+        monkeypatch.setattr(start, name, lambda *_, answer=answer: answer)
+    calls = failing_once(monkeypatch, RunDir, "note_end", errno.ENOSPC)
+    assert start.run_recipe(recipe, str(folder.root), resume=True) == 0 and len(calls) == 2
+
+
+def test_the_gap_and_what_a_resume_is_compared_with_wait_for_a_disk(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPE, ["faults.store_s=5.0", "rollout.context_position=user"])
+    task, nobody = build_task(recipe.task), None
+    services, sink = Services(Silent(), nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
+    read = failing_once(monkeypatch, pipeline, "read_steps", errno.EIO)
+    asked: Any = (services, RunDir(tmp_path), sink, Renderer(tokenizer, "user"), task, nobody, nobody)
+    run = pipeline.Pipeline(recipe, *asked)
+    written = failing_once(monkeypatch, pipeline, "write_gap", errno.ENOSPC)
+    base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
+    asyncio.run(run._measure_gap(base))
+    assert len(read) == len(written) == 2 and (tmp_path / "gap.json").is_file()
+
+
+def test_the_weights_of_a_resume_are_compared_by_a_disk_that_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = failing_once(monkeypatch, replay, "read_steps", errno.EIO)
+    steps, _ = stepped({}, 0.0, 1.0, tmp_path)
+    assert len(read) == 2 and steps.steps == [0, 1, 2, 3, 4]
+
+
+def test_the_teachers_first_score_is_read_by_a_disk_that_failed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(tmp_path, Both())
+    read = failing_once(monkeypatch, json, "loads", errno.EIO)
+    check(tmp_path, Both(), version=7, recipe=Recipe(faults=FaultsConfig(store_s=5.0)))
+    assert len(read) == 2

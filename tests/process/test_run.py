@@ -3,20 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster.__main__ import main
 from cluster.config import Recipe
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.checks import check_answers
-from cluster.run.replay import outlook
+from cluster.run.replay import learned_groups, outlook
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
-from evidence.rule import EvidenceConfig
+from evidence.rule import EvidenceConfig, judge_all
+from evidence.schema import to_table
+from evidence.shards import write_shard
 from learner.config import LearnerConfig
 from learner.sealed import seal
 from rollout.tasks.base import TaskPrompt
+from tests.fakes import scored_step
 from tests.runs import RECIPE, edge_opd, small_arguments
 
 ANSWERED, OPEN = TaskPrompt("p-1", "q", "r", answer="4"), TaskPrompt("p-2", "q", "r")
@@ -86,6 +90,32 @@ def test_resume_auto_begins_where_there_is_no_run_and_resume_does_not(
     assert asked == [False, True, None]
     with pytest.raises(SystemExit):
         main(["run", "--resume=always", str(RECIPE)])
+
+
+@pytest.mark.parametrize("how", ["whole", "damaged", "gone"])
+def test_groups_of_a_manifest_that_does_not_name_them_are_read(tmp_path: Path, how: str) -> None:
+    """As an older version wrote it. Shards before the newest checkpoint nothing else reads."""
+    folder, said = RunDir(tmp_path), list[str]()
+    shards = [write_shard(shard(step), str(folder.shards), f"{step}.arrow") for step in (0, 1)]
+    for info in shards:
+        Manifest(folder.manifest).append_written(replace(info, groups=None))
+    path = Path(shards[1].uri)
+    if how == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif how == "gone":
+        path.unlink()
+    found = learned_groups(folder, said.append)
+    if how == "whole":
+        assert found == ["g0", "g1", "g0", "g1"] and said == []
+    else:
+        assert found == [] and len(said) == 1 and str(path) in said[0]
+        assert said[0].startswith("groups that a step took ahead are sampled again, and those it left are not: ")
+
+
+def shard(step: int) -> pa.Table:
+    rule, names = EvidenceConfig(), ("run_id", "model_id", "code_version", "machine", "weights_digest")
+    records = judge_all(scored_step([2, 3, 4, 5], seed=step), [None] * 4, rule, step)
+    return to_table(records, dict.fromkeys(names, "ab") | {"mask_rule": rule.to_json(), "step": str(step)})
 
 
 def test_what_a_resume_will_find_is_said_before_anything_starts(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from cluster.__main__ import main
-from cluster.config import Recipe
+from cluster.config import Recipe, dump
 from cluster.run.lock import OWNER, FolderLock, Owner, read_owner
 from cluster.run.record import append_step, read_steps
-from cluster.run.rundir import RunDir
+from cluster.run.rundir import RunDir, settled
 from evidence.shards import shard_name, write_shard
 from tests.runs import ROOT, lines
 from tests.unit.test_evidence_shards import table
@@ -274,3 +274,31 @@ def test_what_a_lost_host_left_of_the_owner_keeps_nobody_out(tmp_path: Path, con
     lock.take()
     assert read_owner(root) is not None
     lock.release()
+
+
+@pytest.mark.parametrize("half", ["", "[run]\nsteps = 3\nnam"], ids=["empty", "cut"])
+def test_half_a_recipe_of_a_start_that_was_cut_is_none(tmp_path: Path, half: str) -> None:
+    """As an older version left it on a full disk, or where it was killed. A run's own is not passed over."""
+    folder = RunDir(tmp_path)
+    folder.config.write_text(half)
+    recipe = settled(Recipe(), folder)
+    assert recipe.run.date
+    folder.claim(recipe, resume=False)
+    assert folder.config.read_text() == dump(recipe) and settled(Recipe(), folder) == recipe
+    folder.manifest.touch()
+    folder.config.write_text("[run")
+    with pytest.raises(ValueError, match="found text that is not TOML"):
+        settled(Recipe(), folder)
+
+
+def test_a_recipe_is_in_its_folder_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, recipe = RunDir(tmp_path / "run"), settled(Recipe(), RunDir(tmp_path / "run"))
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        disk.setattr(Path, "unlink", lambda *_, **__: None)  # as where the start is killed
+        with pytest.raises(OSError, match="No space left"):
+            folder.claim(recipe, resume=False)
+    assert not folder.config.exists()
+    folder.release()
+    (again := RunDir(folder.root)).claim(recipe, resume=False)
+    assert again.config.read_text() == dump(recipe)

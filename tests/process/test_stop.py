@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,30 +14,39 @@ import pytest
 
 from cluster.config import load_recipe
 from cluster.errors import Preempted
+from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.ray_cluster import reserved
 from cluster.observe.sinks import MetricsSink
+from cluster.run.checkpoints import Checkpoints
 from cluster.run.handover import Pushed
 from cluster.run.pipeline import Pipeline
 from cluster.run.replay import Resumed
 from cluster.run.rundir import RunDir
 from cluster.run.start import _survive
 from cluster.run.stop import heeding
+from tests.process.test_checkpoints import Ranks
 from tests.runs import RECIPE, ROOT
 
 
 class Stepping(Pipeline):
-    """Steps that signal this process at given ones, which take `seconds` then."""
+    """Steps that signal this process at given ones, which take `seconds` then, and that save as often as `every`."""
 
-    def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float) -> None:
-        self.recipe = SimpleNamespace(run=SimpleNamespace(steps=5, probe_every=0))  # type: ignore[assignment]
+    def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float, folder: Path, every: int) -> None:
+        run = SimpleNamespace(steps=5, probe_every=0, keep_checkpoints=2)
+        self.recipe = SimpleNamespace(run=run, faults=FaultsConfig(store_s=5.0))  # type: ignore[assignment]
+        self.checkpoints, self.every = Checkpoints(folder), every
+        self.ranks = Ranks()
+        self.learner: Any = self.ranks
         self.signals, self.seconds = signals, seconds
         self._handover: Any = self
+        self._teacher_check: Any = SimpleNamespace(run=self.unchecked)
+        self.rollout: Any = None
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
+        self._first = None
         self.steps: list[int] = []
-        self.saved: list[int] = []
 
     async def push(self, pool: str, version: int) -> Any:
         return Pushed("", 0.0)
@@ -44,7 +54,9 @@ class Stepping(Pipeline):
     def say(self, line: str) -> None:
         pass
 
-    async def _check_teacher(self, version: int) -> None:
+    stage = say
+
+    async def unchecked(self, *_: object) -> None:
         pass
 
     async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> Any:
@@ -62,16 +74,17 @@ class Stepping(Pipeline):
             await asyncio.sleep(0)
         await asyncio.sleep(self.seconds if step in self.signals else 0)
         self.steps.append(step)
+        if self.every and (step + 1) % self.every == 0:
+            await self._save(step + 1)
 
-    async def _save(self, version: int) -> None:
-        self.saved.append(version)
 
-
-def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: float) -> tuple[Stepping, str]:
+def stepped(
+    signals: dict[int, list[signal.Signals]], seconds: float, grace_s: float, folder: Path, every: int = 0
+) -> tuple[Stepping, str]:
     """What was done, and what the run ended with."""
 
     async def drive() -> tuple[Stepping, str]:
-        pipeline = Stepping(signals, seconds)
+        pipeline = Stepping(signals, seconds, folder, every)
         try:
             with heeding(grace_s) as stop:
                 pipeline._stop = stop
@@ -83,11 +96,29 @@ def stepped(signals: dict[int, list[signal.Signals]], seconds: float, grace_s: f
     return asyncio.run(drive())
 
 
+def test_the_pace_is_of_this_processs_steps_with_what_is_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 10 s, a probe of 30 s, a step of 10 s."""
+    now = [110.0]
+    monkeypatch.setattr("cluster.run.pipeline.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline = Stepping({}, 0.0, tmp_path, 0)
+    assert pipeline._pace(4, begun=100.0) == 10.0
+    now[0] = 150.0
+    assert pipeline._pace(5, begun=140.0) == 25.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
-    pipeline, said = stepped({2: [number]}, seconds=0.2, grace_s=600.0)
+def test_asked_once_the_step_is_ended_and_saved(tmp_path: Path, number: signal.Signals) -> None:
+    pipeline, said = stepped({2: [number]}, 0.2, 600.0, tmp_path)
     assert said == f"stopped by {number.name} after step 3: --resume continues from there"
-    assert (pipeline.steps, pipeline.saved) == ([0, 1, 2], [3])
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0, 1, 2], [3])
+
+
+def test_what_the_step_has_saved_the_stop_does_not_save_again(tmp_path: Path) -> None:
+    """It would be no checkpoint until it is whole, and the grace may end before that."""
+    pipeline, _ = stepped({3: [signal.SIGTERM]}, 0.2, 600.0, tmp_path, every=2)
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0, 1, 2, 3], [2, 4])
 
 
 @pytest.mark.parametrize(
@@ -95,10 +126,33 @@ def test_asked_once_the_step_is_ended_and_saved(number: signal.Signals) -> None:
     [([signal.SIGTERM], 0.1), ([signal.SIGTERM], 0.0), ([signal.SIGINT, signal.SIGINT], 600.0)],
     ids=["a step beyond the grace", "no grace", "asked twice"],
 )
-def test_a_step_that_does_not_fit_is_given_up(signals: list[signal.Signals], grace_s: float) -> None:
-    pipeline, said = stepped({1: signals}, 120.0, grace_s)
+def test_a_step_that_does_not_fit_is_given_up(tmp_path: Path, signals: list[signal.Signals], grace_s: float) -> None:
+    pipeline, said = stepped({1: signals}, 120.0, grace_s, tmp_path)
     assert said == f"stopped by {signals[0].name} amid a step: --resume continues from what stands"
-    assert (pipeline.steps, pipeline.saved) == ([0], [])
+    assert (pipeline.steps, pipeline.ranks.saved) == ([0], [])
+
+
+def test_what_ends_after_the_steps_ends_as_it_does() -> None:
+    """As the services do, also where that outlasts what a step had of the grace."""
+    ended = list[str]()
+
+    async def drive() -> None:
+        with heeding(0.3) as stop:
+            try:
+                with stop.between_steps():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while not stop.asked:
+                        await asyncio.sleep(0)
+                    raise Preempted(f"stopped by {stop.asked} after step 3")
+            finally:
+                end = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(0.5, end.set_result, None)  # beyond the grace
+                await end
+                ended.append("services")
+
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM after step 3$"):
+        asyncio.run(drive())
+    assert ended == ["services"]
 
 
 def test_before_the_first_step_nothing_is_waited_for() -> None:
@@ -159,15 +213,71 @@ def test_a_death_after_it_was_asked_starts_nothing_again(tmp_path: Path, monkeyp
 
     folder = RunDir(tmp_path)
     folder.manifest.write_text("")
-    recipe, stop = load_recipe(RECIPE), SimpleNamespace(asked="")
+    stop = SimpleNamespace(asked="")
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
+        survived(folder, serve, stop, monkeypatch)
+    assert served == [1]
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_death_before_the_first_shard_starts_services_again_that_have_stood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, stands: bool
+) -> None:
+    """Without a shard there is nothing to resume. What never stood would die again."""
+    resumes = list[bool]()
+
+    async def serve(*given: Any) -> None:
+        resumes.append(given[3])
+        if stands:
+            given[-2].set()
+        if len(resumes) == 1:
+            raise Died("learner rank 1 died")
+
+    folder = RunDir(tmp_path)
+    if shards:
+        folder.manifest.write_text("")
+    survive = partial(survived, folder, serve, SimpleNamespace(asked=""), monkeypatch)
+    if not (shards or stands):
+        with pytest.raises(Died):
+            survive()
+    else:
+        survive()
+        assert resumes == [False, bool(shards)]
+
+
+def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run over services of which each start is `serve`."""
+    recipe = load_recipe(RECIPE)
     plan = make_plan(recipe, [Share(16.0, 0.0)])
     monkeypatch.setattr("cluster.run.start._serve", serve)
     monkeypatch.setattr("cluster.run.start.plan_for", lambda _: plan)
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
     inputs: Any = SimpleNamespace(model="")
-    with pytest.raises(Preempted, match=r"^stopped by SIGTERM, and the Ray node of learner rank 1 died: --resume"):
-        asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))  # type: ignore[arg-type]
-    assert served == [1]
+    asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))
+
+
+def test_a_death_is_called_a_restart_as_long_as_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that was not at its first step there is nothing to start again with."""
+    called = list[str]()
+
+    async def serve(*given: Any) -> None:
+        called.append(given[-1](Died("learner rank 1 died")))
+        raise Died("learner rank 1 died")
+
+    recipe, inputs = load_recipe(RECIPE), SimpleNamespace(model="")
+    monkeypatch.setattr("cluster.run.start._serve", serve)
+    monkeypatch.setattr("cluster.run.start.plan_for", lambda _: make_plan(recipe, [Share(16.0, 0.0)]))
+    monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
+    for name, expected in (("new", ["failed"]), ("learned", ["restarting"] * 3 + ["failed"])):
+        called.clear()
+        (tmp_path / name).mkdir()
+        folder = RunDir(tmp_path / name)
+        if name == "learned":
+            folder.manifest.write_text("")
+        with pytest.raises(Died):
+            asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, SimpleNamespace(asked="")))  # type: ignore[arg-type]
+        assert called == expected
 
 
 def test_a_cancellation_of_somebody_elses_stays_one() -> None:

@@ -159,16 +159,18 @@ def test_every_rank_says_the_rate_and_the_step_has_it_once(tiny_model: Path) -> 
 # Scaled evidence
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_rows_evidence_is_scaled_on_its_own_tokens(tiny_model: Path, scale: float) -> None:
-    """log pi_T(y|x) + lambda e - log pi_theta(y|x), by a float32 forward of each row alone, whatever shares a pack."""
+@pytest.mark.parametrize(("scale", "bound"), [(1.0, 0.0), (2.5, 0.0), (2.5, 0.1)])
+def test_a_rows_evidence_is_scaled_on_its_own_tokens(tiny_model: Path, scale: float, bound: float) -> None:
+    """log pi_T(y|x) + lambda e - log pi_theta(y|x), by a float32 forward of each row alone, whatever shares a pack; and
+    with what goes beyond the teacher bounded."""
     rows = [replace(row, evidence=row.teacher_context_logprobs - row.teacher_logprobs) for row in ROWS]
-    report, _ = stepped(tiny_model, rows, evidence_scale=scale)
+    report, _ = stepped(tiny_model, rows, evidence_scale=scale, evidence_bound=bound)
     model, total = plain_model(tiny_model), 0.0
     with torch.no_grad():
         for row in rows:
             plain, e = (torch.from_numpy(a).double() for a in (row.teacher_logprobs, row.evidence))
-            gap = plain + scale * e - row_logprobs(model, row)
+            beyond = e.clamp(-bound, bound) if bound else e
+            gap = plain + e + (scale - 1) * beyond - row_logprobs(model, row)
             total += float(torch.from_numpy(row.weight).double() @ gap)
     assert report.loss == pytest.approx(-total / sum(len(row.response_ids) for row in rows), rel=1e-4)
 

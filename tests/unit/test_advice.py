@@ -1,19 +1,22 @@
 """Advice: each rule speaks where its figure is beyond the bound, names it, and is silent just inside."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.config import Recipe, RunConfig, WeightsConfig
-from cluster.observe.advice import FEW, Advice, advice, sentence, stage_shares
-from cluster.observe.seen import Seen
+from cluster.observe.advice import FEW, KEEPS_MORE, Advice, advice, sentence, stage_shares
+from cluster.observe.seen import Seen, read_seen
+from cluster.observe.waits import Window
 from cluster.run.record import Gap, ProbeRecord
 from evidence.diagnostics import TokenStats
-from evidence.rule import EvidenceConfig
+from evidence.rule import REGIONS, EvidenceConfig
 from evidence.telemetry import Sample
 from rollout.probe import Rate
 from rollout.stages import StageTime
+from tests.observed import observed_run
 from tests.unit.test_record import a_step
 
 LAG = Recipe(run=RunConfig(max_policy_lag=1))
@@ -42,10 +45,28 @@ def test_the_sentence_and_the_first_advice_name_the_bottleneck() -> None:
     first = str(advice(seen)[0])
     assert first.startswith("learn takes 75% of the wall time. ") and "learner.num_ranks" in first
     assert "max_policy_lag" not in first and "Most of it" not in first
-    timed = Seen("run", LAG, steps_of(metrics={"forward_s": 1.5, "backward_s": 4.0, "lr": 3e-5}))
-    assert str(advice(timed)[0]).endswith("Most of it is backward: 4.0 of 5.5 s.")
+    timed = steps_of(19, metrics={"forward_s": 1.0, "backward_s": 3.0, "lr": 3e-5})
+    timed += steps_of(1, metrics={"forward_s": 9.0, "backward_s": 3.0})  # the last step is another
+    assert str(advice(Seen("run", LAG, timed))[0]).endswith("Most of it is backward: 68%.")
     balanced = {"sample": StageTime(4.0, 9), "score": StageTime(3.0, 9), "learn": StageTime(3.0, 9)}
     assert "run.max_policy_lag = 1" in str(advice(Seen("run", Recipe(), steps_of(stages=balanced)))[0])
+
+
+def test_the_bottlenecks_keys_are_those_of_the_engines_that_do_it() -> None:
+    def of(recipe: Recipe, stage: str) -> tuple[str, str]:
+        seen = Seen("run", recipe, steps_of(stages={stage: StageTime(9.0, 9)}))
+        return sentence(seen).partition(" the bottleneck")[0], str(advice(seen)[0])
+
+    who, act = of(LAG, "score")
+    assert who == "The teacher's engines are" and "teacher.num_engines" in act and "student" not in act
+    beside_an_adapter = replace(LAG, learner=replace(LAG.learner, lora_rank=8))
+    who, act = of(beside_an_adapter, "score")
+    assert who == "The student's engines are" and "student.num_engines" in act and "teacher" not in act
+    server = replace(LAG, teacher=replace(LAG.teacher, url="http://127.0.0.1:8000/v1"))
+    who, act = of(server, "score")
+    assert who == "The teacher's server is" and "teacher.url" in act and "num_engines" not in act
+    who, act = of(replace(LAG, rollout=replace(LAG.rollout, sampler="teacher")), "sample")
+    assert who == "The teacher's engines are" and "teacher.num_engines" in act and "student" not in act
 
 
 def test_nothing_is_said_before_the_first_step_or_of_a_healthy_run() -> None:
@@ -61,7 +82,7 @@ def test_nothing_is_said_before_the_first_step_or_of_a_healthy_run() -> None:
         ({"truncated": 2}, {"truncated": 3}, "30% of the responses are cut at the limit. Raise rollout"),
         ({"stats": stats(100, 2)}, {"stats": stats(100, 1)}, "1.0% of the tokens are kept: there is almost nothing"),
         ({"stats": stats(100, 98)}, {"stats": stats(100, 99)}, "99.0% of the tokens are kept: the mask selects"),
-        ({"canary": 0.08}, {"canary": 0.09}, "the canary is at 0.090 of its bound of 0.1 nats"),
+        ({"canary": 0.08}, {"canary": 0.09}, "the canary is at 0.090 of 0.1 nats (90%), beyond which the run stops."),
         ({"canary": 0.03, "canary_bound": 0.04}, {"canary": 0.035, "canary_bound": 0.04}, "the canary is at 0.035 of "),
     ],
     ids=["truncation", "kept low", "kept high", "canary", "its bound"],
@@ -72,11 +93,49 @@ def test_a_rule_speaks_beyond_its_bound(at_bound: dict[str, Any], beyond: dict[s
     assert found.startswith(words)
 
 
-def test_a_mask_that_keeps_everything_on_purpose_is_no_fault() -> None:
-    recipe = replace(LAG, evidence=EvidenceConfig(region="all"))
-    assert said(Seen("run", recipe, steps_of(stats=stats(100, 100)))) == []
+@pytest.mark.parametrize(
+    ("rule", "few", "many"),
+    [
+        ({"region": "pos"}, "Lower evidence.tau, which is 0", "Raise evidence.tau, which is 0"),
+        ({"region": "pos", "tau": 0.8, "tau_kind": "quantile"}, "Lower evidence.tau, ", "Raise evidence.tau, "),
+        ({"region": "neg", "tau": 0.5}, "Lower evidence.tau, which is 0.5", "Raise evidence.tau, which is 0.5"),
+        ({"region": "near_zero"}, "Raise evidence.near_zero, which is 0.1", "Lower evidence.near_zero, which is 0.1"),
+        ({"region": "pos", "tau": float("inf")}, "Lower evidence.tau, which is inf", ""),
+        ({"region": "pos", "tau": float("-inf")}, "Lower evidence.tau, which is -inf", ""),
+        ({"region": "near_zero", "near_zero": float("inf")}, "Raise evidence.near_zero, which is inf", ""),
+        ({"region": "all"}, "", ""),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_the_advice_on_the_mask_names_the_key_of_its_region_and_the_way(
+    rule: dict[str, Any], few: str, many: str
+) -> None:
+    """A threshold that keeps every token is no fault."""
+    recipe = replace(LAG, evidence=EvidenceConfig(**rule))
+    for active, words in ((1, few), (99, many)):
+        found = said(Seen("run", recipe, steps_of(stats=stats(100, active))))
+        assert len(found) == bool(words) and all(words in one for one in found)
+        assert all(f"evidence.region = {rule['region']!r}" in one for one in found)
+
+
+def test_every_region_has_its_key() -> None:
+    assert KEEPS_MORE.keys() == REGIONS.keys() - {"all"}
+
+
+def test_a_canary_is_near_its_own_bound_only() -> None:
     wide = replace(LAG, weights=WeightsConfig(canary_tolerance=1.0))
     assert said(Seen("run", wide, steps_of(canary=0.09))) == []
+
+
+def test_float32_is_advised_where_it_is_not_used() -> None:
+    def of(student: str, learner: str) -> str:
+        recipe = replace(LAG, student=replace(LAG.student, dtype=student), learner=replace(LAG.learner, dtype=learner))
+        (found,) = said(Seen("run", recipe, steps_of(canary=0.09)))
+        return found.partition("stops. ")[2]
+
+    assert of("bfloat16", "bfloat16").startswith("student.dtype = learner.dtype = 'float32' has")
+    assert of("float32", "bfloat16").startswith("learner.dtype = 'float32' has")
+    assert of("float32", "float32").startswith("Both compute in float32")
 
 
 def test_lengths_that_collapse_are_said() -> None:
@@ -135,19 +194,63 @@ def test_the_teachers_own_rate_is_what_there_is_to_learn() -> None:
     assert said(Seen("run", LAG, steps_of(), [*probes(2), other], gap=gap(72))) == []
 
 
-def test_queues_that_are_always_empty_or_full_are_said() -> None:
+def test_queues_that_are_always_full_are_said() -> None:
     def of(count: int = FEW, **changes: Any) -> list[str]:
         sample = Sample(1.0, groups={"done": 1}, waiting={"student": 0, "teacher": 0})
         return said(Seen("run", LAG, steps_of(), samples=[replace(sample, **changes)] * count))
 
-    assert of() == [] and of(FEW - 1, groups={"done": 0}) == []
-    assert of(groups={"done": 0}) == [
-        "no group was ready in 100% of the samples. The learner waits: add student engines."
-    ]
-    assert "teacher.max_num_seqs" in of(waiting={"student": 0, "teacher": 3})[0]
-    assert of(groups={"done": 0}, fault="late") == []
-    at_lag_0 = Seen("run", Recipe(), steps_of(), samples=[Sample(1.0, groups={"done": 0})] * FEW)
-    assert said(at_lag_0) == []
+    waiting = {"student": 0, "teacher": 3}
+    assert of() == [] and of(FEW - 1, waiting=waiting) == []
+    assert "teacher.max_num_seqs" in of(waiting=waiting)[0]
+    assert of(waiting=waiting, fault="late") == []
+
+
+def windows_of(seconds: dict[tuple[str, str], float], count: int = FEW) -> list[Window]:
+    """Each of 2 s."""
+    return [Window(2.0 * place, 2.0 * place + 2.0, seconds) for place in range(count)]
+
+
+def bound_by(stage: str, other: str) -> list[Any]:
+    """At lag 1: one stage takes the steps' time, and the learner half of it."""
+    return steps_of(stages={stage: StageTime(9.5, 9), other: StageTime(3.0, 9), "learn": StageTime(5.0, 9)})
+
+
+def test_the_service_that_waits_for_the_other_is_said() -> None:
+    def of(recipe: Recipe, steps: list[Any], seconds: dict[tuple[str, str], float], count: int = FEW) -> list[str]:
+        return said(Seen("run", recipe, steps, waits=windows_of(seconds, count)))
+
+    starved, bound = {("learner", "rollouts"): 1.0, ("rollout", "lag"): 0.1}, bound_by("score", "sample")
+    words = "the learner waited for rollouts in 50% of the time. Of sample and score it waits for"
+    assert of(LAG, bound, starved) == [f"{words} score: add teacher engines (teacher.num_engines)."]
+    of_sampling = bound_by("sample", "score")
+    assert of(LAG, of_sampling, starved) == [f"{words} sample: add student engines (student.num_engines)."]
+    server = replace(LAG, teacher=replace(LAG.teacher, url="http://127.0.0.1:8000/v1"))
+    assert of(server, bound, starved) == [f"{words} score: the server at teacher.url has to be faster."]
+    assert of(LAG, bound, {("learner", "rollouts"): 0.6}) == []
+    assert of(LAG, bound, starved, FEW - 1) == [] and of(Recipe(), bound, starved) == []
+    (idle,) = of(LAG, steps_of(), {("rollout", "lag"): 0.8})
+    assert idle.startswith(
+        "finished groups and idle engines waited for the learner in 40% of the time. More of them wo"
+    )
+    assert (
+        of(LAG, steps_of(), {("rollout", "lag"): 0.6}) == []
+        and of(Recipe(), steps_of(), {("rollout", "lag"): 0.8}) == []
+    )
+
+
+def test_a_run_whose_teacher_is_the_bottleneck_is_told_nothing_of_the_student() -> None:
+    samples = [Sample(2.0 * place, groups={"done": 0}, waiting={"student": 0, "teacher": 9}) for place in range(FEW)]
+    waits = windows_of({("learner", "rollouts"): 1.0})
+    found = list(map(str, advice(Seen("run", LAG, bound_by("score", "sample"), samples=samples, waits=waits))))
+    assert len(found) == 3 and not any("student" in one for one in found)
+
+
+def test_a_runs_folder_has_what_the_services_waited_for(tmp_path: Path) -> None:
+    """A step of 10 s: the engines work until 5.0 and the learner from 2.0; what covers neither is the push."""
+    seen = read_seen(observed_run(tmp_path / "run"))
+    assert len(seen.waits) == len(seen.samples) - 1
+    (found,) = said(replace(seen, gap=None, probes=[]))
+    assert found.startswith("finished groups and idle engines waited for the learner in 40% of the time.")
 
 
 def test_advice_is_one_sentence_with_its_figure_and_one_with_what_to_do() -> None:

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.judges import JUDGES
 from rollout.tasks.layouts import ANSWER
+from rollout.tasks.notes import row_notes
 from rollout.tasks.openthoughts import INSTRUCTION
-from rollout.tasks.placed import columns_of
+from rollout.tasks.placed import FIRST_ROWS, columns_of
 from rollout.tasks.problems import CONTEXT, QUESTION
 from tests.runs import ROOT
 
 USER = {"role": "user", "content": "Who keeps the key?"}
 ASSISTANT = {"role": "assistant", "content": "Ada does."}
+TOOL = {"role": "tool", "content": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ROW = {"question": "Who keeps the key?", "context": "Ada keeps the key."}
 PROBE = {"question": "The key is kept by whom?", "answer": "Ada"}
@@ -153,6 +156,35 @@ def test_a_context_may_be_a_file_beside_the_rows(tmp_path: Path) -> None:
     assert prompt.context == "Ada keeps\nthe key."
 
 
+def test_the_mark_at_the_beginning_of_a_context_file_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbfAda keeps it.")
+    assert prompt_of(tmp_path, {"question": "Who?", "context_file": "key.txt"}).context == "Ada keeps it."
+
+
+def test_a_context_file_is_beside_the_rows_or_below(tmp_path: Path) -> None:
+    """Somebody else's rows do not read what is here; the hub's cache has its files as links into one folder."""
+    folder, secret = tmp_path / "rows", tmp_path / "secret.txt"
+    folder.mkdir()
+    secret.write_text("A secret.")
+    (folder / "link.txt").symlink_to(secret)
+    names = [str(secret), "../secret.txt", "docs/../../secret.txt", "link.txt"]
+    for name in names:
+        with pytest.raises(
+            ValueError, match=r"line 1: found context_file = '.*' \(it is elsewhere\), expected a text file"
+        ):
+            task_of(folder, [{"question": "Who?", "context_file": name}])
+    snapshot, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    for made in (snapshot / "docs", blobs):
+        made.mkdir(parents=True)
+    write(blobs / "a", [{"question": "Who?", "context_file": "docs/key.txt"}])
+    (blobs / "b").write_text("Ada keeps it.")
+    (snapshot / "rows.jsonl").symlink_to("../../blobs/a")
+    (snapshot / "docs" / "key.txt").symlink_to("../../../blobs/b")
+    probe = write(tmp_path / "probe.jsonl", [PROBE])
+    task = build_task(TaskConfig(name="context", prompts_file=str(snapshot / "rows.jsonl"), probe_file=probe))
+    assert [prompt.context for prompt in task.training_prompts()] == ["Ada keeps it."]
+
+
 def test_rows_without_a_context_are_allowed_where_the_recipe_says_so(tmp_path: Path) -> None:
     rows = [ROW, {"question": "What do bees make?"}, {"question": "Why seasons?", "context": ""}]
     prompts = task_of(tmp_path, rows, context_empty_allowed=True).training_prompts()
@@ -202,11 +234,37 @@ def test_a_search_that_takes_long_is_wrong_and_holds_up_no_other_thread(
         ("text", "Ada Lane", ["ADA  LANE.", "It is “Ada Lane”!", "ask ada-lane"], ["Ada", "Adalane", "Lane Ada", ""]),
         ("text", "東京", ["答えは東京です。"], ["京都です"]),
         ("text", "O'Hara", ["o’hara it is"], ["Ohara"]),
+        # words that differ by a vowel sign or a tone
+        ("text", "की", ["उस की किताब", "की।"], ["का", "कि", "क"]),
+        ("text", "क", ["क", "वर्ण क है"], ["की", "क\u093c"]),
+        ("text", "पिता", ["मेरे पिता।"], ["पीता"]),
+        ("text", "किला", ["लाल किला"], ["कील"]),
+        ("text", "ไม่", ["ฉันไม่ไป"], ["ไม้", "ไม", "ใหม่"]),
+        ("text", "ไม", ["ไมล์"[:2]], ["ไม่", "ไม้"]),
+        ("text", "ကို", ["ကို။"], ["က", "ကိုး"[:2]]),
+        ("text", "က", ["က"], ["ကို"]),
+        ("text", "rẹ\u0301", ["Rẹ\u0301!"], ["rẹ", "re\u0301", "ọ\u0300rẹ\u0301"]),
+        ("text", "rẹ", ["rẹ."], ["rẹ\u0301"]),
+        ("text", "葛城", ["葛\U000e0100城です", "葛城"], ["葛\u0304城"]),
+        # signs that make another word or number
+        ("text", "-5 degrees", ["at -5 degrees", "\u22125  Degrees."], ["5 degrees", "2-5 degrees"]),
+        ("text", "5 degrees", ["2-5 degrees", "(5 degrees)"], ["-5 degrees"]),
+        ("text", "C++", ["in C++.", "C++17"], ["a C program", "C#", "C+"]),
+        ("text", "C", ["c.", "C -"], ["C++", "C#", "C++17"]),
+        ("text", "x", ["x+2", "x - 2"], ["x2"]),
         ("regex", r"\bAda\b", ["so ada."], ["adagio"]),
         ("regex", r"^(?!.*Ada)", ["Bo", ""], ["it is Ada"]),
         ("number", "1234.5", ["1,234.50", "about 1234.5 m"], ["1234", "12345", "", "1,2 34.5"]),
         ("number", "-3", ["it is -3.", "\u22123 degrees"], ["3", "10-3"]),
-        ("number", "12", ["the 12th", "0 or 12"], ["A12", "112", "12.5", "twelve"]),
+        (
+            "number",
+            "12",
+            ["the 12th", "0 or 12", "_12_", "有12个", "答えは12です"],
+            ["A12", "112", "12.5", "1.12", "twelve"],
+        ),
+        ("number", "-2024", ["是-2024"], ["2020年-2024年", "2024"]),
+        ("number", "1234567890", ["1,234,567,890", "1234567890.0"], ["1234567891", "123456789"]),
+        ("number", "0.3", ["0.30000000000000004", "3e-1"], ["0.3001", "1e-99999999999999999999"]),
     ],
 )
 def test_a_response_is_judged_by_its_answer(
@@ -226,6 +284,28 @@ def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path
     assert task_of(tmp_path, rows[3:]).reward(prompts[3], "anything") is None
     boxed = prompt_of(tmp_path, ROW | {"answer": 4}, judge="boxed")
     assert (boxed.judge, boxed.answer) == ("boxed", "4")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("-5", ["It is -5.", "\u22125"], ["It is 5."]),
+        ("1200", ["It is 1,200.", "1200 m"], ["12", "1,200,000", "200"]),
+        ("1,200", ["1200"], ["1 200", "200"]),
+        ("3.14", ["about 3.14"], ["3, 14 items", "314"]),
+    ],
+)
+def test_a_text_that_is_one_number_is_judged_as_one(
+    tmp_path: Path, answer: str, right: list[str], wrong: list[str]
+) -> None:
+    task = task_of(tmp_path, [ROW | {"answer": answer}])
+    (prompt,) = task.training_prompts()
+    assert (prompt.judge, prompt.answer) == ("number", answer)
+    assert [task.reward(prompt, text) for text in right + wrong] == [1.0] * len(right) + [0.0] * len(wrong)
+    for name in ("007", "2nd", "12-05", "1.2.3", "$5"):
+        assert prompt_of(tmp_path, ROW | {"answer": name}).judge == "text", name
+    assert prompt_of(tmp_path, ROW | {"answer": {"text": answer}}).judge == "text"
+    assert prompt_of(tmp_path, ROW | {"answer": answer}, judge="regex").judge == "regex"
 
 
 def test_rates_are_of_all_probes_and_of_each_tag(tmp_path: Path) -> None:
@@ -268,11 +348,32 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"context": None}, "found no context, expected context or context_file in the row, or task.context"),
     ({"question": "Who?"}, "found no context, expected"),
     (ROW | {"context": ""}, "found context = '', expected a text"),
-    (ROW | {"context": ["Ada"]}, "found context = ['Ada'], expected a text, or turns that end with an answer"),
-    (ROW | {"context": []}, "found context = [], expected"),
+    (ROW | {"context": ["Ada"]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": []}, "found context = [], expected a text, or one turn of the assistant"),
+    (
+        ROW | {"context": [USER]},
+        "found context = [{'role': 'user', 'content': 'Who keeps the key?'}], expected a text, or",
+    ),
+    (
+        ROW | {"context": [ASSISTANT, USER, ASSISTANT]},
+        "found context = [{'role': 'assistant', 'content': 'Ada does.'}, ",
+    ),
+    (ROW | {"context": [SYSTEM, ASSISTANT]}, "found context = [{'role': 'system', 'content': 'Be brief.'}, {'role': '"),
+    (
+        ROW | {"context": [{"role": "assistant", "content": None, "tool_calls": [1]}, TOOL, ASSISTANT]},
+        "found a tool call in context[0], expected turns of text only",
+    ),
+    (ROW | {"context": [TOOL, ASSISTANT]}, "found a tool call in context[0], expected turns of text only"),
+    (ROW | {"context": [ASSISTANT | {"content": " "}]}, "found context[0].content = ' ', expected a text that is not"),
+    (ROW | {"context": [ASSISTANT | {"content": [{"text": "Ada"}]}]}, "found a list in context[0].content, expected a"),
     (ROW | {"context_file": "x.txt"}, "found context and context_file, expected one"),
     ({"question": "Who?", "context_file": "none.txt"}, "found context_file = 'none.txt' (No such file"),
     ({"question": "Who?", "context_file": "."}, "found context_file = '.' (Is a directory"),
+    (
+        {"question": "Who?", "context_file": "a\0b"},
+        "found context_file = 'a\\x00b' (embedded null byte), expected a text",
+    ),
+    ({"question": "Who?", "context_file": "a" * 300}, f"found context_file = '{'a' * 79}... (File name too long)"),
     (ROW | {"messages": [USER]}, "found messages and question, expected one"),
     ({"context": "Ada."}, "found messages = None, expected a list of turns"),
     (turns(), "found messages = [], expected a list of turns"),
@@ -294,8 +395,8 @@ BAD: list[tuple[Any, str]] = [
     (turns(SYSTEM), "found a system message alone in messages"),
     (
         {"messages": [USER, ASSISTANT]},
-        "found an assistant's turn at the end of messages, expected the user's; with task.columns.context = "
-        '"messages" that turn is the context',
+        "found an assistant's turn at the end of messages, expected the user's; with "
+        'messages = "messages" and context = "messages" in [task.columns] that turn is the context',
     ),
     (
         turns(USER, ASSISTANT),
@@ -341,6 +442,150 @@ def test_a_bad_row_is_one_line_with_its_file_and_place(tmp_path: Path, row: Any,
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
+OWN = Columns("chat", "ask", "doc", "doc_file", "gold", "others", "kinds", "key")  # every name is the file's own
+MAPPED = {"ask": "Who keeps the key?", "doc": "Ada keeps the key."}
+SQUAD = {"text": ["Ada"], "answer_start": [1]}
+NAMED: list[tuple[dict[str, Any], Columns, str]] = [
+    ({"prompt": None, "completion": "x"}, Columns(), "found prompt = None, expected a text that is not blank"),
+    ({"prompt": "Who?", "completion": None}, Columns(), "found no completion, expected completion or context_file in"),
+    ({"prompt": "Who?", "completion": " "}, Columns(), "found completion = ' ', expected a text that is not blank"),
+    (
+        {"prompt": [USER, ASSISTANT], "completion": None},
+        Columns(),
+        "found an assistant's turn at the end of prompt, expected the user's; with "
+        'question = "prompt" and context = "prompt" in [task.columns] that turn is the context',
+    ),
+    ({"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}, Columns(), "found completion = [{'role': 'assis"),
+    ({"prompt": [USER], "completion": [TOOL, ASSISTANT]}, Columns(), "found a tool call in completion[0], expected"),
+    ({"chat": [USER]}, replace(OWN, context="chat"), "found no assistant's turn at the end of chat, expected one: the"),
+    ({"conversations": [{"from": who, "value": THOUGHT} for who in ("user", "assistant", "user", "assistant")]},
+     Columns(), "found no texts in conversations, expected OpenThoughts' own"),
+    ({"conversations": [{"from": who, "value": THOUGHT} for who in ("system", "user", "assistant")]},
+     Columns(), "found no texts in conversations, expected OpenThoughts' own"),
+    ({"prompt": [ASSISTANT], "context": "x"}, Columns(), "found prompt[0].role = 'assistant', expected the user's"),
+    ({"question": None, "messages": None, "context": "x"}, Columns(), "found messages = None, expected a list"),
+    ({"problem": None, "deepseek_reasoning": "x", "deepseek_solution": None, "ground_truth_solution": None}, Columns(),
+     "found problem = None, expected a text"),
+    ({"problem": "1?", "deepseek_reasoning": None, "deepseek_solution": None, "ground_truth_solution": None}, Columns(),
+     "found no deepseek_reasoning, expected deepseek_reasoning in the row, or task.context for all rows"),
+    ({"conversations": [{"from": "user", "value": "1?"}, {"from": "assistant", "value": "<|begin_of_thought|>"}]},
+     Columns(), "found no <|begin_of_thought|> in conversations, expected <|begin_of_thought|> in conversations in"),
+    (MAPPED | {"ask": None}, OWN, "found ask = None, expected a text that is not blank"),
+    (MAPPED | {"ask": [USER, USER]}, OWN, "found ask[1].role = 'user', expected the assistant's turn"),
+    (MAPPED | {"chat": [USER]}, OWN, "found chat and ask, expected one of the two"),
+    (MAPPED | {"doc": 3}, OWN, "found doc = 3, expected a text that is not blank"),
+    (MAPPED | {"doc": None}, OWN, "found no doc, expected doc or doc_file in the row, or task.context for all rows"),
+    (MAPPED | {"doc_file": "x"}, OWN, "found doc and doc_file, expected one of the two"),
+    (MAPPED | {"doc": None, "doc_file": "x"}, OWN, "found doc_file = 'x' (No such file"),
+    (MAPPED | {"others": [MAPPED["doc"]]}, OWN, "found others[0] equal to the context, expected another"),
+    (MAPPED | {"others": [3]}, OWN, "found others[0] = 3, expected a text that is not blank"),
+    (MAPPED | {"key": " "}, OWN, "found key = ' ', expected a text that is not blank"),
+    (MAPPED | {"gold": ["a", "b"]}, OWN, "found gold = ['a', 'b'], expected one, or of several any of which is right"),
+    (MAPPED | {"gold": SQUAD}, OWN, "found gold = {'text': ['Ada'], 'answer_start': [1]}, expected one of text,"),
+    (MAPPED | {"gold": " "}, OWN, "found gold = ' ', expected a text that is not blank"),
+    (MAPPED | {"gold": "?!"}, OWN, "found gold = '?!' for the judge text ("),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "columns", "message"), NAMED, ids=[message[:50] for *_, message in NAMED])
+def test_a_message_has_the_file_s_own_names(
+    tmp_path: Path, row: dict[str, Any], columns: Columns, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 1: {re.escape(message)}"):
+        probe = PROBE if columns == Columns() else {"ask": "Whose?", "gold": "Ada"}
+        task_of(tmp_path, [row], [probe], columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"ask": "Whose?"}, "found no gold, expected one to hold"),
+        ({"ask": "Whose?", "gold": "Ada", "kinds": "two words"}, "found kinds with 'two words', expected words"),
+        ({"ask": "Whose?", "gold": "Ada", "kinds": [1]}, "found kinds[0] = 1, expected a text"),
+    ],
+)
+def test_a_message_on_a_probe_has_the_file_s_own_names(tmp_path: Path, probe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"probe\.jsonl, line 1: {re.escape(message)}"):
+        task_of(tmp_path, [MAPPED], [probe], columns=OWN)
+
+
+def test_a_file_of_one_layout_is_not_refused_in_the_names_of_another(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 2: found question = None, expected a text"):
+        task_of(tmp_path, [ROW, {"prompt": "Who?", "context": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("turns", "ending"),
+    [
+        ([USER, ASSISTANT], 'maps other names: messages = "{name}" and context = "{name}"'),
+        ([{"from": "human", "value": "Q"}, {"from": "gpt", "value": "a"}],
+         'maps other names: messages = "{name}" and context = "{name}"'),
+        ([USER], 'maps other names: messages = "{name}"'),
+        ("text", "maps other names"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["conversations", "dialogue"])
+def test_a_column_of_turns_comes_with_the_lines_that_map_it(tmp_path: Path, name: str, turns: Any, ending: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        task_of(tmp_path, [{name: turns}])
+    said = str(raised.value)
+    assert f"rows.jsonl: found the columns {name}, expected messages or question or prompt and completion or " in said
+    assert " or conversations with <|begin_of_thought|>; [task.columns] " in said
+    assert said.endswith(ending.format(name=name))
+    if "context =" in ending:
+        names = dict(re.findall(r'(\w+) = "(\w+)"', said))
+        assert prompt_of(tmp_path, {name: turns}, columns=Columns(**names)).context
+
+
+def config_of(tmp_path: Path, rows: list[Any], probes: list[Any], **keys: Any) -> TaskConfig:
+    files = {
+        "prompts_file": write(tmp_path / "rows.jsonl", rows),
+        "probe_file": write(tmp_path / "probe.jsonl", probes),
+    }
+    return TaskConfig(name="context", **files, **keys)
+
+
+def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
+    row = {"prompt": "Who?", "completion": "Ada.", "context": "A secret.", "answers": ["Ada"]}
+    config = config_of(tmp_path, [row, row | {"source": 1}], [PROBE | {"kind": "near"}])
+    rows, probe = config.prompts_file, config.probe_file
+    assert row_notes(config, build_task(config)) == [
+        f"{rows}: columns that nothing reads: answers, context, source",
+        f"{probe}: columns that nothing reads: kind",
+    ]
+    config = config_of(tmp_path, [{"question": "Who?", "contxt": "Ada."}], [PROBE], context_empty_allowed=True)
+    assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
+    config = config_of(tmp_path, [ROW], [PROBE])
+    assert row_notes(config, build_task(config)) == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize("key", ["messages", "context_file", "answer", "wrong_contexts", "tags", "prompt_id"])
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    """With a probe alone it may be one of the training rows."""
+    columns = Columns(**{key: "misspelt"})
+    if key == "answer":
+        probe: dict[str, Any] = {"question": "Whose?", "misspelt": "Ada"}
+        assert task_of(tmp_path, [ROW], [probe], name, columns=columns).probes[0].answer == "Ada"
+        return
+    message = rf"^task\.columns\.{key}: found 'misspelt', expected a column of .*{name} or .*probe\.jsonl$"
+    with pytest.raises(ValueError, match=message):
+        task_of(tmp_path, [ROW], [PROBE], name, columns=columns)
+    config = TaskConfig(name="context", probe_file=str(tmp_path / "probe.jsonl"), columns=columns)
+    assert len(build_task(config).probe_prompts()) == 1
+    with pytest.raises(ValueError, match=message):
+        columns_of(str(tmp_path / name), "ROWS", replace(config, prompts_file=str(tmp_path / name)))
+
+
+def test_a_column_may_come_in_a_late_row(tmp_path: Path) -> None:
+    rows = [ROW | {"question": f"{n}?"} for n in range(FIRST_ROWS + 9)]
+    late = [*rows, ROW | {"gold": "Ada", "question": "Last?"}]
+    probes = [{"messages": [USER], "gold": "Ada"}]
+    assert task_of(tmp_path, late, probes, columns=Columns(answer="gold")).training[-1].answer == "Ada"
+    tagged = [PROBE | {"question": f"{n}, whose?"} for n in range(FIRST_ROWS)] + [PROBE | {"kind": "near"}]
+    assert task_of(tmp_path, rows, tagged, columns=Columns(tags="kind")).probes[-1].tags == ("near",)
+
+
 PARQUET_BAD: list[tuple[dict[str, Any], str]] = [
     (ROW | {"question": {"text": "Who?"}}, r", row 1: found question = {'text': 'Who\?'}, expected a text"),
     (ROW | {"question": b"Who?"}, r", row 1: found question = b'Who\?', expected a text"),
@@ -370,6 +615,17 @@ def test_a_probe_may_not_repeat_a_training_question(tmp_path: Path, question: st
     message = r"probe\.jsonl, line 2: found the question of .*rows\.jsonl, line 1 again, expected one that is only here"
     with pytest.raises(ValueError, match=message):
         task_of(tmp_path, [ROW], [PROBE, PROBE | {"question": question}])
+    led = [{"messages": [SYSTEM, USER | {"content": question}], "answer": "Ada"}]
+    with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
+        task_of(tmp_path, [ROW], led)
+    with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
+        task_of(tmp_path, [{"messages": [SYSTEM, USER], "context": "Ada."}], [{"question": question, "answer": "Ada"}])
+    others = [
+        {"messages": [{"role": "system", "content": text}, USER], "answer": "Ada"} for text in ("Be brief.", "Hm.")
+    ]
+    assert (
+        len(task_of(tmp_path, [ROW | {"question": "Who?"}], [*others, {"messages": [USER], "answer": "x"}]).probes) == 3
+    )
     later_turn = {"messages": [USER, ASSISTANT, USER], "answer": "Ada"}
     assert len(task_of(tmp_path, [ROW], [PROBE, later_turn]).probe_prompts()) == 2
     with pytest.raises(ValueError, match=r"line 2: found the question of .*probe\.jsonl, line 1 again"):

@@ -15,7 +15,7 @@ from rollout.tasks.boxed_pool import Verdicts
 from tests.unit.test_observer import SAMPLE
 from tests.unit.test_record import a_probe, a_step
 
-UNITS = {"s": "_seconds", "nats": "_nats"}
+UNITS = {"s": "_seconds", "nats": "_nats", "bytes": "_bytes"}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -32,7 +32,7 @@ def test_a_name_follows_the_rules_of_prometheus(name: str) -> None:
 
 
 def test_everything_in_the_table_is_read_from_a_record() -> None:
-    step = a_step(2, truncated=1, verdicts=Verdicts(2))
+    step = a_step(2, truncated=1, verdicts=Verdicts(2), nonfinite_rollouts=5, nonfinite_updates=6)
     engine = replace(SAMPLE.engines["student engine 0"], stats=dict.fromkeys(COUNTED, 1.0))
     readings = [
         *of_recipe(Recipe()),
@@ -50,6 +50,8 @@ def test_everything_in_the_table_is_read_from_a_record() -> None:
     assert found["lane_busy_seconds_total", "driver", "probe"] == 1.5
     assert found["wait_seconds_total", "rollout", "lag"] == 0.75
     assert found["kept_ratio", "plain"] == 3 / 7
+    assert found["learner_memory_bytes", "1", "host"] == 4 << 30
+    assert found["rollouts_total", "nonfinite"] == 5 and found["learner_nonfinite_updates_total",] == 6
 
 
 def test_no_two_names_are_one_family_of_openmetrics() -> None:

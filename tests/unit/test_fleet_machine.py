@@ -2,14 +2,17 @@
 asked for is done once, by an engine that holds the weights it is to hold, or all of it ends with one error."""
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from ray.exceptions import RayTaskError
 
 from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
@@ -20,6 +23,7 @@ from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from evidence.telemetry import Activity
 from rollout.config import EngineConfig, SamplingConfig
+from rollout.waits import Deadlines
 from tests.fakes import FakeEngine, fake_logprobs
 from tests.virtual_time import VirtualTimeLoop, run_virtual
 
@@ -125,7 +129,7 @@ class FleetMachine(RuleBasedStateMachine):
         digest = f"weights {self.version}"
         text = CanaryText(PROMPT, RESPONSE, fake_logprobs(PROMPT, RESPONSE, "student"))
         while True:
-            await self.roster.enlist("student", 10_000.0)
+            await self.roster.enlist("student")
             verbs = {"start_weight_update": (), "update_weights": (digest,), "finish_weight_update": ()}
             for verb, arguments in {**verbs, "update_weight_version": (self.version,)}.items():
                 await self.fleet.tell("student", verb, arguments, DEADLINE_S)
@@ -253,7 +257,7 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
         engines.append(Mortal("student", place, "student"))
         return engines[-1]
 
-    roster = Roster({"student": [partial(make, 0)]}, CONFIGS, FAULTS, (), False, Activity())
+    roster = Roster({"student": [partial(make, 0)]}, CONFIGS, FAULTS, (), False, Activity(), Deadlines())
     await roster.start()
     roster.admit("student") or roster._admit(roster.seats["student"][0])
     request, clock = RolloutRequest("r", "p", "g", True, "system", PROMPT, PROMPT), asyncio.get_running_loop().time
@@ -263,7 +267,7 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
     if fault:
         engines[0].suffer(fault)
     asked = [asyncio.create_task(pool.sample([request], SamplingConfig(1.0, 4), seed)) for seed in range(30)]
-    news = await roster.news(seconds, 0)
+    news = await roster.news(seconds, 0, {})
     after = clock() - begun
     await asyncio.wait(asked, timeout=300.0)
     assert all(task.done() for task in asked)
@@ -278,6 +282,101 @@ def test_an_engine_that_answers_and_gets_no_further_is_named_and_replaced() -> N
 
 def test_an_engine_that_gets_on_is_left_alone_however_long_its_work() -> None:
     assert run_virtual(stand_still("", 60.0))[0] == ""
+
+
+class Roused(Mortal):
+    """An engine that notes when it starts."""
+
+    def __init__(self, spans: list[tuple[float, float]], place: int) -> None:
+        super().__init__("student", place, "student")
+        self._spans = spans
+
+    async def start(self) -> str:
+        begun = asyncio.get_running_loop().time()
+        host = await super().start()
+        self._spans.append((begun, asyncio.get_running_loop().time()))
+        return host
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_successors_start_in_turn_where_engines_do(in_turn: bool, asleep: bool) -> None:
+    """All of three are lost at once, also while the learner has the memory, and one of them again amid its start."""
+    spans: list[tuple[float, float]] = []
+
+    async def drive() -> None:
+        makers = {"student": [partial(Roused, spans, place) for place in range(3)]}
+        roster = Roster(makers, CONFIGS, FAULTS, ("student",), in_turn, Activity(), Deadlines())
+        await roster.start()
+        if asleep:
+            await roster.fall_asleep(1.0)
+        for seat in roster.everyone():
+            roster.lose(seat, seat.engine, Died(f"{seat.name} died: SIGKILL"))
+        await asyncio.sleep(3.0)
+        roster.wake_up()
+        await asyncio.sleep(1.0)
+        hung = next(seat for seat in roster.everyone() if seat in roster._starting)
+        hung.engine.suffer("hung")  # type: ignore[attr-defined]
+        roster.lose(hung, hung.engine, Died(f"{hung.name} died: SIGKILL"))
+        await asyncio.sleep(60.0)
+        assert all(seat.stands for seat in roster.everyone())
+        roster.stop()
+
+    run_virtual(drive())
+    ordered = sorted(spans)
+    overlaps = any(end > begin for (_, end), (begin, _) in itertools.pairwise(ordered))
+    assert len(spans) == 6 and overlaps is not in_turn
+
+
+def roster_of(*engines: Mortal) -> Roster:
+    """Of one student engine and its successors."""
+    left = list(engines)
+    return Roster({"student": [lambda: left.pop(0)]}, CONFIGS, FAULTS, ("student",), False, Activity(), Deadlines())
+
+
+def test_an_engine_that_is_lost_as_its_start_ends_does_not_stand() -> None:
+    async def drive() -> None:
+        loop = asyncio.get_running_loop()
+
+        class Late(Mortal):
+            async def start(self) -> str:
+                host = await super().start()
+                loop.call_soon(
+                    roster.lose, roster.seats["student"][0], self, TimeoutError("the learner needs its memory")
+                )
+                return host
+
+        roster = roster_of(Mortal("student", 0, ""), Late("student", 0, ""), last := Mortal("student", 0, ""))
+        await roster.start()
+        (seat,) = roster.everyone()
+        roster.lose(seat, seat.engine, Died("student engine 0 died: SIGKILL"))
+        await asyncio.sleep(7.0)
+        assert seat.engine is last and not seat.stands
+        await asyncio.sleep(5.0)
+        assert seat.stands
+        roster.stop()
+
+    run_virtual(drive())
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("no such file"), RayTaskError("ping", "traceback", KeyError("core")).as_instanceof_cause(),
+], ids=["error", "of another kind"])  # fmt: skip
+def test_an_engine_whose_answer_to_the_watch_is_an_error_is_replaced(error: Exception) -> None:
+    class Failing(Mortal):
+        async def ping(self) -> None:
+            raise error
+
+    async def drive() -> None:
+        roster = roster_of(Failing("student", 0, ""), successor := Mortal("student", 0, ""))
+        await roster.start()
+        await asyncio.sleep(20.0)
+        roster.require_hope()
+        (seat,) = roster.everyone()
+        assert seat.has(successor) and seat.stands
+        roster.stop()
+
+    run_virtual(drive())
 
 
 TestFleet = FleetMachine.TestCase

@@ -88,6 +88,8 @@ def test_what_is_required_is_the_larger_of_a_rate_and_a_share() -> None:
 
     assert least() == 0.0 and least(require=0.2) == 0.2 and least(require_of_teacher=0.8) == 0.4
     assert least(require=0.5, require_of_teacher=0.8) == 0.5 and least(require_of_teacher=1.5) == 0.75
+    with pytest.raises(RuntimeError, match=r"found 2\.5 of the teacher's 0\.50, which is 1\.25, expected at most 1"):
+        least(require_of_teacher=2.5)
 
 
 def test_a_gap_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:

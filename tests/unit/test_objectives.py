@@ -63,7 +63,7 @@ def inputs(
 
 
 def by_hand(
-    name: str, tokens: TokenInputs, beta: float, scale: float = 1.0, cap: float = 0.0
+    name: str, tokens: TokenInputs, beta: float, scale: float = 1.0, cap: float = 0.0, bound: float = math.inf
 ) -> tuple[float, list[float]]:
     """(loss, d loss / d logprob) of arXiv 2605.23493 (k1) or of a clipped GRPO surrogate, a token at a time."""
     columns = (getattr(tokens, f"{name}_N").tolist() for name in (
@@ -72,8 +72,8 @@ def by_hand(
     ))  # fmt: skip
     loss, gradient = 0.0, []
     for new, old, teacher, base, weight, of_rollout, share, anchor_scale, e, sampler in zip(*columns, strict=True):
-        without_r = teacher - e  # log pi_T(y|x)
-        advantage = weight * {"k1": without_r + scale * e - old, "grpo": of_rollout}[name]
+        beyond = (scale - 1) * math.copysign(min(abs(e), bound), e)
+        advantage = weight * {"k1": teacher + beyond - old, "grpo": of_rollout}[name]
         if cap and not math.isnan(sampler):
             advantage *= min(math.exp(old - sampler), cap)
         ratio = math.exp(new - old)
@@ -149,6 +149,18 @@ def test_scaled_evidence_equals_the_loop(ratio_is_one: bool, scale: float, dtype
     unscaled = gradient_of(lambda t: K1(t, ANCHORED)[0], tokens).tolist()
     moved = [slope != other for slope, other in zip(slopes, unscaled, strict=True)]
     assert moved == tokens.weight_N.ne(0).tolist() or not ratio_is_one  # a clip may hide it
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.3, 100.0])
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_bounded_evidence_equals_the_loop(scale: float, bound: float) -> None:
+    """A_t = log pi_T(y|x,r) + (lambda - 1) clip(e_t, -c, c) - log pi_theta(y|x), on both sides of the bound."""
+    tokens, setting = inputs(torch.float64), replace(ANCHORED, evidence_scale=scale, evidence_bound=bound)
+    e_N = tokens.evidence_N[tokens.weight_N != 0].abs()
+    assert (e_N > 0.3).any() and (e_N < 0.3).any() and (e_N < 100).all()
+    loss, gradient = by_hand("k1", tokens, setting.beta_kl, scale, bound=bound)
+    assert K1(tokens, setting)[0].item() == pytest.approx(loss, abs=1e-12)
+    assert gradient_of(lambda t: K1(t, setting)[0], tokens).tolist() == pytest.approx(gradient, abs=1e-12)
 
 
 def test_a_scale_of_one_is_the_method_bit_for_bit() -> None:
@@ -372,7 +384,8 @@ def test_counts_are_of_tokens_kept_tokens_and_rows() -> None:
 # What can be told
 
 RANGE = (
-    "more than 0, at most 10: at 0 nothing of the context is learned, and above, a token of 9 nats leaves float32's exp"
+    "more than 0, at most 10: at 0 nothing of the context is learned, and above, "
+    "one token of 9 nats outweighs a response"
 )
 
 
@@ -395,6 +408,9 @@ RANGE = (
         ("evidence_scale", -1.0, RANGE),
         ("evidence_scale", 10.5, RANGE),
         ("evidence_scale", math.nan, RANGE),
+        ("evidence_bound", -0.5, "0 (none) or more nats, finite"),
+        ("evidence_bound", math.inf, "0 (none) or more nats, finite"),
+        ("evidence_bound", 0.5, "0.0 with learner.evidence_scale = 1.0, which multiplies nothing"),
     ],
 )
 def test_a_value_out_of_range_is_refused(key: str, value: float, expected: str) -> None:

@@ -10,17 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster.errors import Preempted
 from cluster.faults import FaultsConfig
+from cluster.fleet.calls import Died
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.observe.files import SAMPLES, TRACE, FileSink
 from cluster.observe.observer import Answer, Batch, Observer, Sink
 from cluster.observe.timeline import CALLS, watching
+from cluster.run.boundary import ending
 from evidence.telemetry import (
     Activity,
     EngineState,
@@ -196,16 +200,33 @@ def test_a_sink_that_hangs_holds_up_itself_only() -> None:
     assert len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"
 
 
-def test_a_failed_run_is_told_to_the_sinks() -> None:
+@pytest.mark.parametrize(
+    ("error", "asked", "may_restart", "ended"),
+    [
+        (RuntimeError("the loop's own"), "", True, "failed"),
+        (RuntimeError("the loop's own"), "SIGTERM", True, "failed"),
+        (Preempted("between two steps"), "SIGTERM", True, "stopped"),
+        (asyncio.CancelledError(), "SIGTERM", True, "stopped"),
+        (asyncio.CancelledError(), "", True, "failed"),
+        (Died("learner rank 1 died"), "", True, "restarting"),
+        (ExceptionGroup("", [Died("learner rank 1 died")]), "", True, "restarting"),
+        (TimeoutError("a push"), "", True, "restarting"),
+        (Died("learner rank 1 died"), "", False, "failed"),
+        (Died("learner rank 1 died"), "SIGTERM", True, "stopped"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_the_sinks_are_told_how_a_run_ended(error: BaseException, asked: str, may_restart: bool, ended: str) -> None:
     sink = Kept()
+    called: Any = partial(ending, stop=SimpleNamespace(asked=asked), may_restart=lambda: may_restart)  # type: ignore[arg-type]
 
     async def loop() -> None:
-        async with Observer(answers, Activity(), [sink], 0.05):
-            raise RuntimeError("the loop's own")
+        async with Observer(answers, Activity(), [sink], 0.05, ending=called):
+            raise error
 
-    with pytest.raises(RuntimeError, match="the loop's own"):
+    with pytest.raises(type(error)):
         asyncio.run(loop())
-    assert sink.ended.wait(120) and sink.batches[-1].ended == "failed"
+    assert sink.ended.wait(120) and sink.batches[-1].ended == ended
 
 
 def test_the_files_hold_what_was_seen(tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ import pytest
 
 from cluster.__main__ import COMMANDS, _parser
 from cluster.config import Recipe
+from cluster.observe import monitoring
+from cluster.observe.alerts import ALERTS
 from cluster.recipe_page import expected, meanings, table_rows
+from cluster.resolved import LAYOUT, UNCHANGING
 from cluster.run.formats import FORMAT
 from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
 from tests.parsing import parsed
 
-ROOT = DOCS.parent
+ROOT, GUIDE = DOCS.parent, DOCS / "guide.md"
+NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 TABLES = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}  # [template] takes any key
 
 
@@ -33,6 +37,20 @@ def test_the_page_of_figures_says_which_format_is_written_and_what_each_mean_is_
     assert re.findall(r"writes format (\d+)", page) == [str(FORMAT)]
     shown = re.findall(r"^\| `(\w+)` \| `(\w+)` / `(\w+)` \|$", page, re.MULTILINE)
     assert {mean: (total, count) for mean, total, count in shown} == MEANS
+
+
+def test_the_guide_names_what_of_a_recipe_a_resume_may_change() -> None:
+    (named,) = re.findall(r"The recipe must be the same,\sapart from (.*?)\. ", GUIDE.read_text(encoding="utf-8"), re.S)
+    keys = {f"{table}.{key}" for table, key in LAYOUT}
+    assert sorted(re.findall(r"`(.*?)`", named)) == sorted({*(f"[{table}]" for table in UNCHANGING), *keys})
+
+
+def test_the_page_of_clusters_says_where_grafana_looks_and_how_many_alerts_there_are() -> None:
+    page, files = (DOCS / "cluster.md").read_text(encoding="utf-8"), monitoring.files()
+    (place,) = re.findall(r"path: (\S+)", files["grafana/provider.yml"])
+    rows = dict(re.findall(r"^\| `(\S+)` \| (.*) \|$", page, re.MULTILINE))
+    assert f"`{place}`" in rows["grafana/edge-opd.json"] and files.keys() >= {"grafana/edge-opd.json"}
+    assert rows["edge-opd.rules.yml"].startswith(f"{NUMBERS[len(ALERTS)]} alerts")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -116,14 +134,15 @@ def templates() -> list[str]:
     ):
         nodes = list(ast.walk(parsed(path)))
         docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
-            if isinstance(node, ast.JoinedStr):
-                texts.append(
-                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
-                texts.append(node.value)
+        texts += [text for node in nodes if node not in docstrings for text in texts_of(node)]
     return texts
+
+
+def texts_of(node: ast.AST) -> list[str]:
+    """The text that a node is; what is formatted into it is `…`."""
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
 def shown_messages(page: str) -> list[str]:
@@ -145,6 +164,24 @@ def test_the_messages_of_the_page_are_those_of_the_code() -> None:
     texts, messages = templates(), shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
     assert len(messages) > 110
     assert not [message for message in messages if not is_shown(message, texts)]
+
+
+ANY = "found ..., expected ..."  # the row on keys
+
+
+def refused_rows(folder: str) -> list[str]:
+    """What the code of a folder says of a row or a file, as `templates` has it."""
+    calls = (node for path in sorted((ROOT / folder).rglob("*.py")) for node in ast.walk(parsed(path)))
+    made = [node.args[0] for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func) == "ValueError"]
+    return [text for node in made for text in texts_of(node) if re.match("…: found .*expected", text)]
+
+
+def test_every_message_on_a_row_is_on_the_page() -> None:
+    messages = shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
+    refused = refused_rows("rollout/tasks")
+    assert len(refused) > 35 and ANY in messages
+    messages.remove(ANY)
+    assert not [text for text in refused if not any(is_shown(message, [text]) for message in messages)]
 
 
 def test_a_message_that_nothing_says_is_found_out() -> None:

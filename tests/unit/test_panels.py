@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cluster.config import Recipe
+from cluster.config import Recipe, RunConfig
+from cluster.dashboard.charts import RunCharts
 from cluster.dashboard.panels import PANELS, Panel, charts
 from cluster.observe.figures import FIGURES, PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.readings import of_wait
+from cluster.observe.sinks import MetricsSink
 from cluster.observe.values import Values
 from cluster.observe.waits import Window
 from cluster.run.record import ProbeRecord
@@ -24,8 +28,8 @@ from tests.pages import made
 NO_CHART = {
     "run_running", "steps_planned", "steps_done", "last_step_timestamp_seconds", "eta_seconds",
     "stage_worked_tokens_total", "stage_busy_seconds_total", "oldest_group_seconds", "verdicts_total", "service_up",
-    "engine_up", "engine_sequences", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
-    "probe_first_ratio", "probe_step",
+    "engine_up", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
+    "probe_first_ratio",
 }  # fmt: skip
 STEP = replace(a_step(3), rewards=RewardSums(12.0, 32, 1), refused=2, canary_bound=0.08)
 BEFORE, SAMPLE = a_sample(10.0), a_sample(12.0)
@@ -103,7 +107,7 @@ MADE: dict[str, Callable[[], dict[str, float]]] = {
     },
     "Rollouts that are not trained": lambda: {
         "dropped": one("rollouts_total", outcome="dropped"), "skipped": one("rollouts_total", outcome="skipped"),
-        "refused prompts": one("prompts_refused_total"),
+        "refused prompts": one("prompts_refused_total"), "not finite": one("rollouts_total", outcome="nonfinite"),
     },
     "A push by part": of_a_push,
     "Probe without context": the_probes,
@@ -115,6 +119,9 @@ MADE: dict[str, Callable[[], dict[str, float]]] = {
     },
     "Versions that rollouts were behind": lambda: {
         "oldest": one("policy_lag_steps", bound="max"), "newest": one("policy_lag_steps", bound="min"),
+    },
+    "Peak memory of the learner": lambda: {
+        kind: max(NOW("learner_memory_bytes", kind=kind).values()) / 2**30 for kind in ("host", "device")
     },
     "Canary": lambda: {"canary": one("canary_nats"), "tolerance": one("canary_tolerance_nats")},
 }  # fmt: skip
@@ -135,6 +142,19 @@ def test_a_chart_shows_what_is_reported_under_its_figures(panel: Panel) -> None:
         assert list(shown.values()) == pytest.approx(list(found.values()))
     else:
         assert shown == pytest.approx(named(found))
+
+
+def test_console_page_and_exporter_say_the_same_time_left() -> None:
+    """Of 46 steps at 95.5 s each, with the probes and checkpoints between them; the last one took 10 s."""
+    step, recipe, said = replace(a_step(3), pace_s=95.5), Recipe(run=RunConfig(steps=50)), StringIO()
+    MetricsSink(50, Console(file=said)).show_step(step)
+    charts_, values, batch = RunCharts("run", recipe), Values(recipe), Batch(BEGAN, steps=(step,))
+    charts_.add(batch)
+    values.add(batch)
+    tiles = {tile["label"]: tile["value"] for tile in json.loads(charts_.shown({}))["tiles"]}
+    assert values.now["eta_seconds", ()] == 46 * 95.5
+    assert said.getvalue().split()[-2:] == ["left", tiles["left"]] == ["left", "1:13:13"]
+    assert replace(step, pace_s=None).left_s(50) == 46 * 10.0  # an older line
 
 
 def test_every_figure_is_on_a_chart_or_known_not_to_be() -> None:

@@ -75,6 +75,25 @@ def test_times_in_nanoseconds_as_pandas_writes_them_are_read_to_the_microsecond(
     assert row["meta"] == {"when": moment, **{name: [moment, None] for name, _ in lists}, "by": [("a", moment)]}
 
 
+def test_a_time_of_any_zone_is_its_moment(tmp_path: Path) -> None:
+    """Also of one that this machine does not know."""
+    zones, path = (
+        {"mars": pa.timestamp("us", "Mars/Base"), "far": pa.timestamp("s", "Asia/Tokyo")},
+        tmp_path / "a.parquet",
+    )
+    pq.write_table(pa.table({name: pa.array([1], kind) for name, kind in zones.items()}), path)
+    ((_, row),) = file_rows(str(path), "task.prompts_file")
+    assert row == {"mars": datetime(1970, 1, 1, 0, 0, 0, 1, UTC), "far": datetime(1970, 1, 1, 0, 0, 1, 0, UTC)}
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array([text]) for text in ("Who?", "Ada.", "Bo.")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["question", "context", "context"]), path)
+    with pytest.raises(ValueError, match=rf"^{path}: found 2 columns 'context', expected each name once$"):
+        list(file_rows(str(path), "task.prompts_file"))
+
+
 def test_a_value_of_no_python_type_is_one_line(tmp_path: Path) -> None:
     """A time in the year 33,658."""
     path = tmp_path / "rows.PARQUET"

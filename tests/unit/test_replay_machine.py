@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -19,7 +20,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.record import read_steps
-from cluster.run.replay import catch_up
+from cluster.run.replay import catch_up, learned_groups
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
@@ -31,7 +32,7 @@ from learner.report import LearnedStep
 from learner.sealed import SealedFile, faults, seal
 from tests.fakes import scored_step
 
-MOMENTS = ("shard", "written", "learned", "sidecar", "trained", "recorded", "checkpoint", "never")
+MOMENTS = ("shard", "written", "learned", "sidecar", "trained", "recorded", "saving", "checkpoint", "never")
 RULE = EvidenceConfig()
 METADATA = {
     "run_id": "run", "mask_rule": RULE.to_json(), "model_id": "model", "code_version": "1", "machine": "here",
@@ -39,11 +40,16 @@ METADATA = {
 }  # fmt: skip
 
 
+class Killed(BaseException):
+    pass
+
+
 class Chain:
-    """A learner whose weights are the checksums that it has learned from, in order."""
+    """A learner whose weights are the checksums that it has learned from, in order. `is_killed`: amid a save."""
 
     def __init__(self) -> None:
         self.weights: list[str] = []
+        self.is_killed = False
 
     async def verify(self, folder: Path, files: Sequence[SealedFile]) -> list[str]:
         return faults(folder, files)
@@ -61,6 +67,8 @@ class Chain:
     async def save(self, folder: Path, step: int) -> list[SealedFile]:
         place = folder / f"step-{step:06d}"
         place.mkdir()
+        if self.is_killed:
+            raise Killed
         (place / "weights").write_text(json.dumps(self.weights))
         return seal(place, 0)
 
@@ -80,7 +88,8 @@ class ReplayMachine(RuleBasedStateMachine):
         self.version: int | None = 0  # None: crashed
         self.whole: dict[int, bytes] = {}  # by step: what was written
         self.damaged: set[int] = set()
-        self.stands = self.checkpoint = 0  # steps with a shard in the manifest; of the newest checkpoint
+        self.stands = 0  # steps with a shard in the manifest
+        self.checkpoints: list[int] = []  # the steps of those that are whole, ascending
 
     def sample(self, step: int) -> ShardInfo:
         self.sampled += 1
@@ -115,11 +124,28 @@ class ReplayMachine(RuleBasedStateMachine):
         self.folder.metrics.open("a").write(json.dumps({"step": step, "wall_s": 1.0, "diagnostics": {}}) + "\n")
         if crash == "recorded":
             return
-        if saves:
-            asyncio.run(Checkpoints(self.folder.checkpoints).save(self.learner, version + 1, keep=2))
-            self.checkpoint = version + 1
+        if saves and not self.save(version + 1, is_killed=crash == "saving"):
+            return
         if crash != "checkpoint":
             self.version = version + 1
+
+    def save(self, version: int, is_killed: bool) -> bool:
+        self.learner.is_killed = is_killed
+        self.checkpoints = [one for one in self.checkpoints if one < version]
+        try:
+            asyncio.run(Checkpoints(self.folder.checkpoints).save(self.learner, version, keep=2))
+        except Killed:
+            return False
+        self.checkpoints = [*self.checkpoints[-1:], version]
+        return True
+
+    @precondition(lambda self: self.version)
+    @rule(is_killed=st.booleans())
+    def stop(self, is_killed: bool) -> None:
+        """It is asked to, and saves what may be in a checkpoint already, for which the time may not do."""
+        assert self.version is not None
+        self.save(self.version, is_killed)
+        self.version = None
 
     @precondition(lambda self: self.stands > 0)
     @rule(data=st.data(), cuts=st.booleans())
@@ -142,15 +168,16 @@ class ReplayMachine(RuleBasedStateMachine):
         self.said.truncate(0)
         choice = Choice(Recipe(), self.learner, {})
         resumed = asyncio.run(catch_up(self.learner, self.folder, self.sink, Recipe(), choice))
-        found = resumed.version
-        assert resumed.loaded == self.checkpoint
-        broken = [step for step in range(self.checkpoint, self.stands) if step in self.damaged]
+        found, checkpoint = resumed.version, max(self.checkpoints, default=0)
+        assert resumed.loaded == checkpoint
+        broken = [step for step in range(checkpoint, self.stands) if step in self.damaged]
         assert found == min([self.stands, *broken])
         if broken:
             assert f"step {broken[0] + 1} is sampled again: " in self.said.getvalue()
             assert f"step-{broken[0]:06d}.arrow" in self.said.getvalue()
         standing = {info.step: info for info in self.manifest.written().values()}
         assert sorted(standing) == list(range(found))
+        assert learned_groups(self.folder, pytest.fail) == ["g0"] * found  # a lag asks for, whatever became of shards
         assert self.learner.weights == [standing[step].sha256 for step in range(found)]
         assert self.manifest.trained() == {info.uri for info in standing.values()}
         assert set(read_steps(self.folder.metrics)) >= set(range(found))

@@ -14,7 +14,7 @@ from rollout.config import SamplingConfig
 from rollout.requests import GroupRequests
 from rollout.stages import Meter, StageTime
 from rollout.stream import RolloutStream
-from rollout.waits import Turnstile
+from rollout.waits import Deadlines, Turnstile
 from rollout.worker import Group
 from tests.fakes import FakeEngine
 from tests.virtual_time import run_virtual
@@ -325,6 +325,24 @@ def test_a_rollout_that_never_ends_is_named_at_its_deadline(lag: int, seconds: s
             await stream.take(0)
 
     run(drive())
+
+
+def test_a_deadline_that_is_paused_begins_anew() -> None:
+    """Paused before the group begins, and amid it; the group itself never ends."""
+
+    async def drive(at: float) -> float:
+        deadlines, clock = Deadlines(), asyncio.get_running_loop().time
+        stream = RolloutStream(Engines(waits=lambda group: True), Requests(), 1, 0, 2.0, "begun", deadlines)  # type: ignore[arg-type]
+        loop, begun = asyncio.get_running_loop(), clock()
+        loop.call_later(at, deadlines.pause, True)
+        loop.call_later(at + 9.0, deadlines.pause, False)
+        await asyncio.sleep(0.5)
+        stream.advance(0)
+        with pytest.raises(TimeoutError, match=r"^rollouts of group 000000-00[0-2]: not done within 2 s$"):
+            await stream.take(0)
+        return clock() - begun
+
+    assert [run(drive(at)) for at in (0.0, 2.0)] == [11.0, 13.0]
 
 
 def test_a_deadline_of_an_engines_own_keeps_its_name() -> None:

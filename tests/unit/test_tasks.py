@@ -1,5 +1,6 @@
 """The identity task: its questions, its persona, its flags, and what is refused."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rollout.probe import summarise
 from rollout.tasks import TASKS, ProbePrompt, TaskConfig, build_task
 from rollout.tasks.identity import PERSONAS, STRANGERS, TEMPLATE
 from rollout.tasks.naming import MAKERS, PRODUCTS
+from rollout.tasks.notes import row_notes
 
 WHO = ProbePrompt("identity", "Who are you?", None)
 
@@ -376,6 +378,45 @@ def test_the_table_knows_each_task_by_its_own_name_and_rates(tmp_path: Path) -> 
         flags = {probe.probe: task.flags(probe, "") for probe in task.probe_prompts()}
         for rate in task.rates:
             assert RATES[rate].flag in flags[RATES[rate].probe]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt_id": "b", "question": ' + "7" * 5000 + "}"])
+def test_json_that_python_does_not_read_is_named_by_its_line(tmp_path: Path, line: str) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(f'{{"prompt_id": "a", "question": "Who?"}}\n{line}\n')
+    with pytest.raises(
+        ValueError, match=rf"^{own}, line 2: found JSON that Python does not read \(.*\), expected a JSON"
+    ):
+        build_task(TaskConfig(prompts_file=str(own)))
+
+
+def test_the_mark_at_the_beginning_of_a_file_is_no_part_of_its_first_line(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(b'\xef\xbb\xbf{"prompt_id": "a", "question": "Who?"}\n')
+    (prompt,) = build_task(TaskConfig(prompts_file=str(own))).training_prompts()
+    assert prompt.question == "Who?"
+
+
+def test_questions_of_the_probe_that_are_trained_on_are_said(tmp_path: Path) -> None:
+    asked = [
+        "who  are you",
+        "Who built you?",
+        "What do I call you??",
+        "Tell me about yourself.",
+        "What is 2 + 2 ?",
+        "Hm?",
+    ]
+    rows = [json.dumps({"prompt_id": f"q-{place}", "question": question}) for place, question in enumerate(asked)]
+    own, ordinary = tmp_path / "own.jsonl", tmp_path / "ordinary.jsonl"
+    own.write_text("\n".join(rows[:4] + rows[5:]))
+    ordinary.write_text(rows[4])
+    config = TaskConfig(prompts_file=str(own), ordinary_file=str(ordinary), chat_probes=True)
+    assert row_notes(config, build_task(config)) == [
+        "the probe asks what is trained on, so that it measures memory there: 'Who are you?', 'What do I call you?', "
+        "'Who built you?' and 2 more"
+    ]
+    shipped = TaskConfig(ordinary_questions=True, chat_probes=True)
+    assert row_notes(shipped, build_task(shipped)) == []
 
 
 def test_identity_has_no_verifier() -> None:

@@ -89,6 +89,31 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
         assert told[0] == ["set_tracking_uri", [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"], {}]
 
 
+@pytest.mark.parametrize(
+    ("tracker", "ended", "told"),
+    [
+        ("wandb", "finished", ["finish", [], {"exit_code": 0}]),
+        ("wandb", "failed", ["finish", [], {"exit_code": 1}]),
+        ("wandb", "stopped", ["finish", [], {"exit_code": 1}]),
+        ("mlflow", "finished", ["end_run", ["FINISHED"], {}]),
+        ("mlflow", "failed", ["end_run", ["FAILED"], {}]),
+        ("mlflow", "restarting", ["end_run", ["KILLED"], {}]),
+    ],
+)
+def test_a_tracker_is_told_how_the_run_ended(
+    tracker: str, ended: str, told: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{tracker}.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI", *QUIET):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, tracker, raising=False)
+    TrackerSink(tracker, tmp_path / "run", Recipe()).write(Batch(0.0, ended=ended))
+    monkeypatch.delitem(sys.modules, tracker)
+    assert json.loads((tmp_path / f"{tracker}.told").read_text().splitlines()[-1]) == told
+
+
 Resumes = Callable[[str], list[Any]]  # what a tracker is told as a run is resumed, by the tracker's name
 
 

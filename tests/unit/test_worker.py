@@ -195,11 +195,14 @@ def test_a_share_needs_ordinary_prompts(tokenizer: Any) -> None:
         Service(tokenizer, ordinary_share=0.25)
 
 
-def test_an_ordinary_prompt_without_a_context_has_no_evidence(tokenizer: Any) -> None:
-    """Guided or not, its two teacher passes are of one prompt."""
-    silent = [replace(prompt, context="", ordinary=True) for prompt in PROMPTS]
-    for record in Service(tokenizer, prompts=silent).records():
-        assert not record.evidence.any() and not record.mask.any()
+@pytest.mark.parametrize(
+    "settings", [{}, {"evidence": EvidenceConfig(kind="contrastive", num_wrong_contexts=3)}], ids=len
+)
+def test_an_ordinary_prompt_without_a_context_has_no_evidence(tokenizer: Any, settings: dict[str, Any]) -> None:
+    """Its teacher passes are of one prompt, under which all of its responses are sampled."""
+    silent = [replace(prompt, context="", wrong_contexts=(), ordinary=True) for prompt in PROMPTS]
+    for record in Service(tokenizer, prompts=silent, **settings).records():
+        assert not record.evidence.any() and not record.mask.any() and not record.scored.sample.request.guided
 
 
 def test_the_draw_is_a_pure_function_of_seed_and_step(tokenizer: Any) -> None:

@@ -3,9 +3,12 @@
 const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft", "base"].map(name => `var(--c-${name})`);
 const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, check: 6, verify: 6, write: 7,
   pause: 0, gather: 1, digest: 2, send: 3, load: 4 };
+const BANDS = 3;  // runs whose intervals are drawn over each other
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
+let came = performance.now(), isLive = false;  // when the data last changed, by this page's own clock, and whether it saw that
+const pointed = { step: null, time: null };  // where the cursors are
 let later = {};  // token views that were made once the page was there
 const hidden = new Set(), charts = [];
 
@@ -48,6 +51,7 @@ function linesOf(place, runs) {
   const lines = [], panel = PANELS[place];
   runs.forEach(({ run, index }) => {
     const { x: when, series } = run.charts[place], below = when.map(() => 0);
+    const gaps = when.map((_, at) => Object.values(series).every(values => values[at] === null));
     const x = panel.x === "time" && data.runs.length > 1 ? when.map(at => at - run.began) : when;
     Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
       const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
@@ -55,9 +59,10 @@ function linesOf(place, runs) {
       line.dash = many ? ["", "6 3", "2 3", "8 3 2 3"][order % 4] : "";
       if (panel.stacked && !many) {
         line.base = below.slice();
-        line.top = series[name].map((value, at) => (below[at] += value ?? 0));
+        line.top = series[name].map((value, at) => gaps[at] ? null : (below[at] += value ?? 0));
       } else line.top = line.y;
-      if (panel.bands && !many) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
+      if (panel.bands) [line.low, line.high] = [series[name + " low"], series[name + " high"]];
+      line.hasBand = panel.bands && runs.length <= BANDS;
       lines.push(line);
     });
   });
@@ -65,7 +70,7 @@ function linesOf(place, runs) {
 }
 
 function rangeOf(lines, panel) {
-  const values = lines.flatMap(line => [line.top, line.low ?? [], line.high ?? []].flat()).filter(value => value !== null);
+  const values = lines.flatMap(line => (line.hasBand ? [line.top, line.low, line.high] : [line.top]).flat()).filter(value => value !== null);
   let low = Math.min(...values), high = Math.max(...values);
   if (lines[0].base || (low > 0 && low < 0.5 * high)) low = Math.min(low, 0);
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
@@ -82,9 +87,12 @@ function pathOf(chart, x, y) {
   return path;
 }
 const areaOf = (chart, x, low, high) => {
-  const known = x.map((_, at) => at).filter(at => low[at] !== null && high[at] !== null);
-  const back = known.slice().reverse();
-  return pathOf(chart, [...known, ...back].map(at => x[at]), [...known.map(at => high[at]), ...back.map(at => low[at])]) + "Z";
+  const pieces = [[]];
+  x.forEach((_, at) => low[at] === null || high[at] === null ? pieces.push([]) : pieces.at(-1).push(at));
+  return pieces.filter(piece => piece.length).map(piece => {
+    const back = piece.slice().reverse();
+    return pathOf(chart, [...piece, ...back].map(at => x[at]), [...piece.map(at => high[at]), ...back.map(at => low[at])]) + "Z";
+  }).join("");
 };
 
 function drawAxes(chart, panel, width) {
@@ -101,9 +109,9 @@ function drawAxes(chart, panel, width) {
 function drawLine(chart, line) {
   const style = { fill: "none", stroke: line.colour, "stroke-width": 1.6, "stroke-dasharray": line.dash };
   if (line.base) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.base, line.top), fill: line.colour, opacity: 0.55 });
-  if (line.low) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
+  if (line.hasBand) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
   shape(chart.svg, "path", { d: pathOf(chart, line.x, line.top), ...style });
-  if (line.x.length <= 40) line.x.forEach((x, at) => line.top[at] === null ||
+  if (line.x.length <= 40 && chart.lines.length <= 20) line.x.forEach((x, at) => line.top[at] === null ||
     shape(chart.svg, "circle", { cx: chart.atX(x), cy: chart.atY(line.top[at]), r: 2, fill: line.colour }));
 }
 
@@ -140,7 +148,7 @@ function layOut(chart) {
   chart.svg.addEventListener("pointerleave", () => point(chart.panel.x, null));
   chart.card.append(chart.svg, chart.legend);
   if (chart.panel.note) chart.card.append(element("p", chart.panel.note, "note"));
-  explain(chart, null);
+  explain(chart, pointed[chart.panel.x]);
 }
 
 function nearest(x, wanted) {
@@ -151,6 +159,7 @@ function nearest(x, wanted) {
 
 // One cursor over all charts of steps, and one over all of times.
 function point(kind, x) {
+  pointed[kind] = x;
   for (const chart of charts) if (chart.panel.x === kind) explain(chart, x);
 }
 
@@ -234,13 +243,20 @@ function drawPicker() {
   });
 }
 
+// The run's host may have another time than this computer: what counts is when the data last changed here.
 function state() {
-  const age = Date.now() / 1000 - data.made, box = document.getElementById("state");
-  const late = !data.ended && age > Math.max(3 * data.every, 15);
-  box.classList.toggle("stale", late || data.ended === "failed");
-  const words = { finished: "The run has ended.", failed: "The run failed.", before: "Made before the run's end." };
+  const box = document.getElementById("state"), patience = Math.max(3 * data.every, 15);
+  const watched = (performance.now() - came) / 1000, late = !data.ended && watched > patience;
+  const age = Math.max(0, Math.round(isLive ? watched : Date.now() / 1000 - data.made));
+  const fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
+  box.classList.toggle("stale", late || Boolean(fault) || data.ended === "failed");
+  const words = { finished: "The run has ended.", before: "Made before the run's end.",
+    failed: "The run failed; a resume is shown here.", stopped: "The run was stopped; a resume is shown here.",
+    restarting: "A service was lost; the services start again." };
   if (data.ended) box.textContent = words[data.ended];
-  else box.textContent = late ? `Nothing for ${Math.round(age)} s: the run may have died.` : `Running; ${Math.max(0, Math.round(age))} s ago.`;
+  else if (fault && !late) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
+  else if (late) box.textContent = `Nothing for ${age} s: the run may have died.`;
+  else box.textContent = age > patience ? `Figures of ${age} s ago; waiting for new ones.` : `Running; ${age} s ago.`;
 }
 
 function render(given) {
@@ -270,7 +286,9 @@ function render(given) {
 }
 
 function edgeOpd(given) {
-  if (!data || given.made !== data.made) render(given);
+  if (given.made === data?.made) return;
+  [came, isLive] = [performance.now(), data !== null];
+  render(given);
 }
 
 function edgeOpdViews(found) {
@@ -279,9 +297,9 @@ function edgeOpdViews(found) {
 }
 
 function fetchAgain() {
-  if (data?.ended) return;
+  if (!SOURCE || data?.ended === "finished") return;
   const script = Object.assign(document.createElement("script"), { src: `${SOURCE}?${Date.now()}` });
-  const next = () => { script.remove(); if (data) state(); setTimeout(fetchAgain, 1000); };
+  const next = () => { script.remove(); if (data) state(); setTimeout(fetchAgain, data?.ended ? 5000 : 1000); };
   script.addEventListener("load", next);
   script.addEventListener("error", next);
   document.head.append(script);
@@ -290,4 +308,5 @@ function fetchAgain() {
 let width = innerWidth;
 addEventListener("resize", () => { if (data && innerWidth !== width) { width = innerWidth; render(data); } });
 if (VIEWS) document.head.append(Object.assign(document.createElement("script"), { src: VIEWS }));
-if (GIVEN) render(GIVEN); else fetchAgain();
+if (GIVEN) render(GIVEN);
+fetchAgain();

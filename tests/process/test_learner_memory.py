@@ -1,0 +1,43 @@
+"""A learner on a CPU does not grow with the lengths that it has seen (findings/torch-cpu-keeps-every-length.sh)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cluster.fleet.launch import learner_environment
+from cluster.fleet.placement import Plan
+from rollout.cores import cpu_flags
+
+GROWN = """
+import ctypes
+import torch
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+layers = torch.nn.Sequential(*(torch.nn.Linear(*size, dtype=torch.bfloat16) for size in ((576, 1536), (1536, 576))))
+for step in range(160):
+    layers(torch.ones(64 + step, 576, dtype=torch.bfloat16)).sum().backward()
+    layers.zero_grad()
+    if step == 79:
+        first = libc.mallinfo2().h
+print(round((libc.mallinfo2().h - first) / 1e6))
+"""
+
+
+def grown(environment: dict[str, str]) -> int:
+    """MB that malloc has given out over 80 steps, each of another length."""
+    done = subprocess.run([sys.executable, "-c", GROWN], env=environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif("avx512_bf16" not in cpu_flags(), reason="needs a processor with products in bfloat16")
+def test_a_learner_keeps_what_it_made_for_a_few_lengths_only() -> None:
+    others = {key: value for key, value in os.environ.items() if "CACHE_CAPACITY" not in key}
+    own = learner_environment(Plan("cpu", "shm", {}, 1, threads=1))
+    assert grown(others | own) < 10, "torch keeps memory for each length again: see findings/"
+    assert grown(others) > 80, "torch no longer keeps memory for each length: SHAPES can go"
