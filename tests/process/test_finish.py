@@ -275,7 +275,7 @@ class Silent:
     async def texts(self, what: str, prompts: list[Any], sampling: Any, samples: int, seed: int) -> list[list[str]]:
         return [["No."] * samples for _ in prompts]
 
-    async def news(self, seconds: float, seen: int) -> None:
+    async def news(self, *_: object) -> None:
         await asyncio.Event().wait()
 
 

@@ -38,7 +38,7 @@ class FakeService(FakeEngine):
     async def texts(self, what: Any, *question: Any) -> list[list[str]]:  # type: ignore[override]
         return await super().texts(*question)
 
-    async def news(self, seconds: float, seen: int) -> None:
+    async def news(self, *_: object) -> None:
         await asyncio.Event().wait()
 
 
