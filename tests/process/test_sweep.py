@@ -94,7 +94,11 @@ def test_every_combination_has_its_settings_in_order(sweep: Sweep) -> None:
 
 def test_the_shipped_sweeps_are_those_that_their_comments_say() -> None:
     counts = {path.stem: load_sweep(path) for path in (ROOT / "cluster" / "sweeps").glob("*.toml")}
-    assert {name: len(one.cells()) * len(one.seeds) for name, one in counts.items()} == {"personas": 30, "contrast": 75}
+    assert {name: len(one.cells()) * len(one.seeds) for name, one in counts.items()} == {
+        "personas": 30,
+        "contrast": 75,
+        "facts": 6,
+    }
 
 
 def test_runs_are_made_seed_by_seed_and_the_table_is_over_all_and_over_each_value(sweep: Sweep, tmp_path: Path) -> None:
