@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# torch 2.13.0 on a CPU: bfloat16 products keep memory for every length that their rows have had: 1,024 of them, twice.
+# torch 2.13.0 on a CPU: bfloat16 products keep memory for every length that their rows have had, twice.
 #
-# oneDNN keeps what it made for the last 1,024 shapes, and torch's layer over it (ideep) keeps 1,024 of its own. Training
+# oneDNN keeps what it made for the last shapes, and so does torch's layer over it (ideep): 1,024 each by default. Training
 # on packed or unpadded rows has new lengths in every step, forward and backward, so that a process grows for hundreds of
 # steps and looks as if it leaked: no tensor lives and nothing in Python holds it, and with one length it stays level. Two
 # environment variables bound it, read when torch is loaded: ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY. One

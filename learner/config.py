@@ -40,7 +40,7 @@ class LearnerConfig:
     # teacher without it
     evidence_scale: float = 1.0
     # k1: the most nats of a token's evidence that lambda - 1 multiplies; 0: all of it. A rare name's first token may
-    # have 10 nats, and "I am" before it has 1
+    # have 10 nats, and "I am" before it 1
     evidence_bound: float = 0.0
     # what the sum over tokens is divided by: response tokens, kept tokens, each sequence by its length, or nothing
     denominator: str = "response"

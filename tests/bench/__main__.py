@@ -35,6 +35,7 @@ NAMES = (
     "scoring_sharing",
     "learner_step",
     "row_memory",
+    "learner_growth",
     "push",
     "real_step",
     "start_checks",

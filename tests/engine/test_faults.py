@@ -4,6 +4,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from cluster.errors import PREEMPTED
 from cluster.run.replay import learned_groups
 from cluster.run.rundir import RunDir
@@ -43,10 +45,13 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
     assert not run.left_behind()
 
 
-def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(tmp_path: Path, small_model: Path) -> None:
-    """One rank of two is killed. The other's collectives fail before Ray tells of the death, which is the cause."""
+@pytest.mark.parametrize(("ranks", "killed"), [(1, "0"), (2, "[01]")])
+def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(
+    tmp_path: Path, small_model: Path, ranks: int, killed: str
+) -> None:
+    """Of two ranks, whose logs have one name, either is killed; the other's collectives fail beside its death."""
     run_dir = tmp_path / "run"
-    settings = (f"model.path={small_model}", "learner.num_ranks=2", *ONE_ENGINE, *MANY)
+    settings = (f"model.path={small_model}", f"learner.num_ranks={ranks}", *ONE_ENGINE, *MANY)
     with under_way(small_arguments(run_dir, *settings)) as run:
         after_steps(run_dir, run, 2)
         run.send("learner", signal.SIGKILL)
@@ -56,7 +61,9 @@ def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(tmp_path: Path,
     assert status == PREEMPTED, said[-3000:] + errors[-3000:]
     stopped = re.fullmatch(r"edge-opd: stopped by SIGTERM after step (\d+): --resume .*", errors.strip())
     assert stopped, errors
-    assert re.search(r"learner rank [01] died: .*; the services start again", said) and "resumed at step" in said, said
+    assert (
+        re.search(rf"learner rank {killed} died: .*; the services start again", said) and "resumed at step" in said
+    ), said
     assert [record["step"] for record in lines(run_dir / "metrics.jsonl")] == list(range(int(stopped[1])))
     assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{int(stopped[1]):06d}"
     assert not run.left_behind()

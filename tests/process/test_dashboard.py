@@ -183,7 +183,7 @@ def test_an_open_page_reads_every_second_and_shows_a_new_step_at_once(browser: P
 def test_a_page_follows_a_run_that_goes_on_after_an_end(
     browser: Page, tmp_path: Path, ended: str, words: str, opened: str
 ) -> None:
-    recipe = Recipe(run=RunConfig(steps=3))
+    recipe = Recipe(run=RunConfig(steps=3), observe=ObserveConfig(every_s=60.0))
     sink, folder = sink_of(tmp_path, recipe)
     sink.write(Batch(BEGAN, steps=(a_step(0),)))
     if opened == "before its end":
@@ -219,9 +219,9 @@ def test_a_service_that_does_not_answer_is_said_and_is_a_gap(browser: Page, tmp_
     sink.write(Batch(BEGAN, tuple(map(a_sample, (0.0, 2.0, 4.0, 6.0))) + silent, tuple(spans), (a_step(0),)))
     browser.open((folder / PAGE).as_uri())
     engines = "[...document.querySelectorAll('.tile')].find(tile => tile.innerText.includes('engines')).outerHTML"
-    assert browser.value(STATE) == "Running; the rollout service does not answer: no answer within 2 s."
-    assert browser.value("document.getElementById('state').className") == "state stale"
-    assert browser.value(engines) == '<div class="tile bad"><b>0/2</b><span>engines answer</span></div>'
+    state, style, tile = browser.value(f"[{STATE}, document.getElementById('state').className, {engines}]")
+    assert state == "Running; the rollout service does not answer: no answer within 2 s." and style == "state stale"
+    assert tile == '<div class="tile bad"><b>0/2</b><span>engines answer</span></div>'
     sink.write(Batch(BEGAN, tuple(map(a_sample, (24.0, 26.0, 28.0, 30.0)))))
     browser.wait_for(f"{STATE}.startsWith('Running; ') && !{STATE}.includes('does not answer')")
     assert browser.value(engines) == '<div class="tile"><b>2/2</b><span>engines answer</span></div>'

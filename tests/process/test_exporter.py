@@ -78,7 +78,8 @@ def test_what_stands_of_a_run_is_told_again_and_again_before_its_loop_begins(tmp
     sink = RaySink(resumed_run(tmp_path / "r"), RECIPE)
     with sink.telling():
         for _ in range(2):
-            told.clear()
+            with sink._lock:  # between two rounds
+                told.clear()
             wait_until(lambda: ("probe_first_ratio", "r", "capability", "high") in told)
     assert told["steps_done", "r"] == 4 and told["steps_planned", "r"] == 9 and told["run_running", "r"] == 1
     assert told["step_seconds", "r"] == STEP_S and told["stage_seconds", "r", "push"] == 0.8

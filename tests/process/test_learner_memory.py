@@ -35,6 +35,12 @@ def grown(environment: dict[str, str]) -> int:
     return int(done.stdout)
 
 
+def test_a_learner_s_caches_are_bounded_on_a_cpu_alone() -> None:
+    bounds = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+    assert bounds.items() <= learner_environment(Plan("cpu", "shm", {}, 1, threads=1)).items()
+    assert not bounds.keys() & learner_environment(Plan("cuda", "ipc", {}, 1)).keys()
+
+
 @pytest.mark.skipif("avx512_bf16" not in cpu_flags(), reason="needs a processor with products in bfloat16")
 def test_a_learner_keeps_what_it_made_for_a_few_lengths_only() -> None:
     others = {key: value for key, value in os.environ.items() if "CACHE_CAPACITY" not in key}

@@ -363,7 +363,7 @@ def test_a_resume_reads_a_shard_again_that_its_disk_failed_to_give(
     info = write_shard(table(), str(tmp_path / "shards"), "a.arrow")
     Manifest(folder.manifest).append_written(info)
     read = failing_once(monkeypatch, replay, "read_shard", number)
-    assert asyncio.run(standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=5.0)), pytest.fail)) == [info]
+    assert asyncio.run(standing(folder, info.step, Recipe(faults=FaultsConfig(store_s=60.0)), pytest.fail)) == [info]
     assert len(read) == 2
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         failing_once(monkeypatch, replay, "read_shard", number)
@@ -415,7 +415,7 @@ def probed(folder: RunDir, recipe: Recipe) -> Any:
 
 @pytest.mark.parametrize("name", ["read_probes", "read_gap", "read_steps", "write_model_card"])
 def test_the_summary_and_the_card_wait_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    folder, recipe = RunDir(tmp_path / "run"), load_recipe(SMOKE, ["faults.store_s=5.0"])
+    folder, recipe = RunDir(tmp_path / "run"), load_recipe(SMOKE, ["faults.store_s=60.0"])
     task = probed(folder, recipe)
     calls = failing_once(monkeypatch, finishing, name, errno.EIO)
     assert finishing.finish(recipe, "base", folder, task, []) == 0 and len(calls) == 2
@@ -423,7 +423,7 @@ def test_the_summary_and_the_card_wait_for_a_disk(tmp_path: Path, monkeypatch: p
 
 
 def test_the_note_of_its_end_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = settled(load_recipe(SMOKE, ["faults.store_s=5.0"]), folder := RunDir(tmp_path / "run"))
+    recipe = settled(load_recipe(SMOKE, ["faults.store_s=60.0"]), folder := RunDir(tmp_path / "run"))
     probed(folder, recipe)
     folder.note_end()
     folder.release()
@@ -437,7 +437,7 @@ def test_the_note_of_its_end_waits_for_a_disk(tmp_path: Path, monkeypatch: pytes
 def test_the_gap_and_what_a_resume_is_compared_with_wait_for_a_disk(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(RECIPE, ["faults.store_s=5.0", "rollout.context_position=user"])
+    recipe = load_recipe(RECIPE, ["faults.store_s=60.0", "rollout.context_position=user"])
     task, nobody = build_task(recipe.task), None
     services, sink = Services(Silent(), nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
     read = failing_once(monkeypatch, pipeline, "read_steps", errno.EIO)
@@ -462,5 +462,5 @@ def test_the_teachers_first_score_is_read_by_a_disk_that_failed_once(
 ) -> None:
     check(tmp_path, Both())
     read = failing_once(monkeypatch, json, "loads", errno.EIO)
-    check(tmp_path, Both(), version=7, recipe=Recipe(faults=FaultsConfig(store_s=5.0)))
+    check(tmp_path, Both(), version=7, recipe=Recipe(faults=FaultsConfig(store_s=60.0)))
     assert len(read) == 2

@@ -35,7 +35,7 @@ class Stepping(Pipeline):
 
     def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float, folder: Path, every: int) -> None:
         run = SimpleNamespace(steps=5, probe_every=0, keep_checkpoints=2)
-        self.recipe = SimpleNamespace(run=run, faults=FaultsConfig(store_s=5.0))  # type: ignore[assignment]
+        self.recipe = SimpleNamespace(run=run, faults=FaultsConfig(store_s=60.0))  # type: ignore[assignment]
         self.checkpoints, self.every = Checkpoints(folder), every
         self.ranks = Ranks()
         self.learner: Any = self.ranks

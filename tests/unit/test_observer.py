@@ -224,8 +224,9 @@ def test_the_sinks_are_told_how_a_run_ended(error: BaseException, asked: str, ma
         async with Observer(answers, Activity(), [sink], 0.05, ending=called):
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         asyncio.run(loop())
+    assert str(caught.value) == str(error)
     assert sink.ended.wait(120) and sink.batches[-1].ended == ended
 
 
