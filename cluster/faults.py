@@ -24,7 +24,7 @@ class FaultsConfig:
     grace_s: float = 30.0  # seconds from SIGTERM to SIGKILL, in which a step is ended and a checkpoint written
 
     def outlived_s(self, seconds: float, start_s: float) -> float:
-        """Of work that takes `seconds`, where who does it is lost as often as may be, and its successor starts within
+        """Of work that takes `seconds`, where one engine is lost as often as it may be, and its successor starts within
         `start_s`."""
         return seconds + self.max_restarts * (self.silent_s + start_s + seconds)
 

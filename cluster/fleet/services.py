@@ -85,7 +85,8 @@ class RolloutService:
 
     async def pause_scoring(self) -> None:
         """Lets what is being scored finish, and nothing new start."""
-        await self._ask(self._recipe.rollout.deadline_s, "pausing the scoring", "pause_scoring")
+        seconds = self._recipe.faults.outlived_s(self._recipe.rollout.deadline_s, self._start_s)
+        await self._ask(seconds, "pausing the scoring", "pause_scoring")
 
     async def resume_scoring(self, teacher_version: int) -> None:
         """Scores by the teacher of `teacher_version`."""

@@ -104,7 +104,7 @@ def _bottleneck(seen: Seen) -> Iterator[Advice]:
         return
     act = f"{moves[first]} moves the whole step."
     parts = _summed(step.learner_parts for step in seen.steps[-RECENT:])
-    if first == "learn" and parts:
+    if first == "learn" and any(parts.values()):
         most = max(parts, key=parts.__getitem__)
         act += f" Most of it is {most}: {parts[most] / sum(parts.values()):.0%}."
     if not lag and shares[first] < 0.7 and len(seen.steps) > 1:

@@ -44,11 +44,10 @@ class RaySink:
 
     def _rounds(self, ended: threading.Event) -> None:
         """Where the folder cannot be read there is nothing to tell, which `write` says."""
-        with suppress(OSError, ValueError):
-            while not ended.is_set():
-                with self._lock:
-                    self._tell(self._known())
-                ended.wait(self._recipe.observe.every_s)
+        while not ended.is_set():
+            with suppress(OSError, ValueError), self._lock:
+                self._tell(self._known())
+            ended.wait(self._recipe.observe.every_s)
 
     def write(self, batch: Batch) -> None:
         with self._lock:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # which needs Ray, where `edge-opd export` does without
 
 COMPLETE, LATEST = "complete.json", "latest"
 GIB = 1 << 30
+PRUNE_S = 10.0  # for which the removal of an old one is tried again; the next save tries it too
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Checkpoints:
             raise
         self._saved = step
         try:
-            await retried_beside(self._patience_s, lambda: self.prune(step, keep))
+            await retried_beside(min(self._patience_s, PRUNE_S), lambda: self.prune(step, keep))
         except OSError as error:  # the next save tries again
             self._say(f"an older checkpoint could not be removed: {error}")
 

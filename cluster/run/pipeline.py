@@ -42,7 +42,7 @@ from cluster.run.record import (
     step_record,
     write_answers,
     write_gap,
-)  # fmt: skip
+)
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop

@@ -30,7 +30,7 @@ class Stop:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Within it `require_going_on` is called between two steps, and is waited for."""
+        """Within it `asked` is looked at between two steps, and is waited for."""
         self._patient = True
         try:
             yield

@@ -13,7 +13,8 @@ def row_notes(config: TaskConfig, task: Task) -> list[str]:
     files = {"task.prompts_file": config.prompts_file, "task.probe_file": config.probe_file}
     unread = {path: columns_of(path, key, config)[1] for key, path in files.items() if config.name == "context"}
     notes = [f"{path}: columns that nothing reads: {', '.join(names)}" for path, names in unread.items() if names]
-    repeated = trained_on(task.training_prompts(), task.probe_prompts())
+    asked = [probe for probe in task.probe_prompts() if not probe.context]  # with it nothing is asked of a memory
+    repeated = trained_on(task.training_prompts(), asked)
     questions = [repr(question[:60]) for question in dict.fromkeys(probe.question for probe in repeated)]
     if not questions:
         return notes

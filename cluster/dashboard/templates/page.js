@@ -5,6 +5,7 @@ const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, chec
   pause: 0, gather: 1, digest: 2, send: 3, load: 4 };
 const BANDS = 3;  // runs whose intervals are drawn over each other
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
+const RESTART_S = 900;  // in which services start again, or the run has died
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
 let came = performance.now(), isLive = false;  // when the data last changed, by this page's own clock, and whether it saw that
@@ -246,14 +247,15 @@ function drawPicker() {
 // The run's host may have another time than this computer: what counts is when the data last changed here.
 function state() {
   const box = document.getElementById("state"), patience = Math.max(3 * data.every, 15);
-  const watched = (performance.now() - came) / 1000, late = !data.ended && watched > patience;
+  const watched = (performance.now() - came) / 1000, restarts = data.ended === "restarting";
+  const late = restarts ? watched > RESTART_S : !data.ended && watched > patience;
   const age = Math.max(0, Math.round(isLive ? watched : Date.now() / 1000 - data.made));
   const fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
   box.classList.toggle("stale", late || Boolean(fault) || data.ended === "failed");
   const words = { finished: "The run has ended.", before: "Made before the run's end.",
     failed: "The run failed; a resume is shown here.", stopped: "The run was stopped; a resume is shown here.",
     restarting: "A service was lost; the services start again." };
-  if (data.ended) box.textContent = words[data.ended];
+  if (data.ended && !late) box.textContent = words[data.ended];
   else if (fault && !late) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
   else if (late) box.textContent = `Nothing for ${age} s: the run may have died.`;
   else box.textContent = age > patience ? `Figures of ${age} s ago; waiting for new ones.` : `Running; ${age} s ago.`;
