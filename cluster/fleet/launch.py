@@ -95,7 +95,7 @@ def engine_environment(plan: Plan) -> dict[str, str]:
     return dict(IPC_ENVIRONMENT) if plan.transport == "ipc" else {}
 
 
-SHAPES = 64  # that a learner on a CPU keeps: those of a pack and of the one before
+KEPT_SHAPES = 64  # by a learner on a CPU: those of a few packs
 
 
 def learner_environment(plan: Plan) -> dict[str, str]:
@@ -109,5 +109,5 @@ def learner_environment(plan: Plan) -> dict[str, str]:
     # step of the default recipe added 70 MB (findings/torch-cpu-keeps-every-length.sh).
     threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-    memory |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(SHAPES))
+    memory |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(KEPT_SHAPES))
     return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads, **memory}

@@ -16,15 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import Recipe, load_recipe
-from cluster.fleet.assembly import Services
 from cluster.observe.observer import Batch, Observer, Sink
 from cluster.observe.ray_sink import RaySink
-from cluster.observe.sinks import MetricsSink
-from cluster.run import start
+from cluster.run import start, watch
 from cluster.run.record import StepRecord, read_steps
 from cluster.run.rundir import RunDir
-from cluster.run.watch import sinks_of
-from evidence.telemetry import Activity
 from tests.bench.figures import Figure
 from tests.runs import RECIPE, SMALL
 
@@ -75,21 +71,14 @@ def main() -> None:
     steps = arguments.steps
     sinks: list[Timed] = []
 
-    def in_turns(
-        recipe: Recipe,
-        folder: RunDir,
-        services: Services,
-        sink: MetricsSink,
-        activity: Activity,
-        exporters: Sequence[RaySink],
-        *_: object,
-    ) -> Observer:
-        sinks.extend(map(Timed, sinks_of(recipe, folder, exporters)))
-        observer = InTurns(services.rollout.observe, activity, sinks, recipe.observe.every_s, sink.say)
-        sink.observer = observer
-        return observer
+    made_of = watch.sinks_of
 
-    setattr(start, "observer_of", in_turns)  # noqa: B010
+    def timed(recipe: Recipe, folder: RunDir, exporters: Sequence[RaySink]) -> list[Sink]:
+        sinks.extend(map(Timed, made_of(recipe, folder, exporters)))
+        return [*sinks]
+
+    setattr(watch, "sinks_of", timed)  # noqa: B010
+    setattr(watch, "Observer", InTurns)  # noqa: B010
     with tempfile.TemporaryDirectory() as temporary:
         recipe, settings = (LOCAL_SMOKE, WHOLE) if arguments.whole else (RECIPE, SMALL)
         made = load_recipe(recipe, [*settings, f"run.steps={steps}"])

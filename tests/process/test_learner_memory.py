@@ -46,4 +46,4 @@ def test_a_learner_keeps_what_it_made_for_a_few_lengths_only() -> None:
     others = {key: value for key, value in os.environ.items() if "CACHE_CAPACITY" not in key}
     own = learner_environment(Plan("cpu", "shm", {}, 1, threads=1))
     assert grown(others | own) < 10, "torch keeps memory for each length again: see findings/"
-    assert grown(others) > 80, "torch no longer keeps memory for each length: SHAPES can go"
+    assert grown(others) > 80, "torch no longer keeps memory for each length: KEPT_SHAPES can go"
