@@ -145,7 +145,11 @@ class RunCharts:
         if self._probes and (name := next(iter(self._probes[-1].rates), "")):
             yield f"{self._probes[-1].rates[name].share:.2f}", name, False
         if self.gap is not None:
-            yield f"{self.gap.teacher[self.gap.main].share:.2f}", f"{self.gap.main} of the teacher", self.gap.is_zero
+            yield (
+                f"{self.gap.teacher[self.gap.main].share:.2f}",
+                f"{self.gap.main} of the {self.gap.of}",
+                self.gap.is_zero,
+            )
         if self._samples:
             engines = self._samples[-1].engines.values()
             count, up = len(engines), 0 if self._fault else sum(engine.up for engine in engines)

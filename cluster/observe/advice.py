@@ -179,8 +179,8 @@ def _teacher(seen: Seen) -> Iterator[Advice]:
         return
     if seen.recipe.learner.evidence_scale > 1:
         return  # which goes beyond the teacher
-    last = seen.probes[-1] if seen.probes else None
-    if last is not None and last.step and gap.main in last.rates and last.rates[gap.main].share >= told.share:
+    last = seen.probes[-1] if seen.probes and gap.is_of_probe else None
+    if last is not None and last.step and gap.main in last.rates and last.rates[gap.main].interval[0] >= told.share:
         found = f"{gap.main} is {last.rates[gap.main].share:.2f} at step {last.step}, and {shown}"
         yield Advice(
             f"{found}: the teacher has no more of it to give",

@@ -171,6 +171,17 @@ class Gap:
     probe: Annotated[str, "", "the task's name"]
     teacher: Annotated[Mapping[str, Rate], "", "with the context, the task's main rate first"]
     base: Annotated[Mapping[str, Rate], "", "without it"]
+    questions: Annotated[str, "", "`probe`, the probe's own, or `training`, of the training prompts"] = "probe"
+
+    @property
+    def is_of_probe(self) -> bool:
+        """Whether the rates are over the questions that the probe asks, so that they can stand beside its rates."""
+        return self.questions == "probe"
+
+    @property
+    def of(self) -> str:
+        """What heads its rates in a table."""
+        return "teacher" if self.is_of_probe else "teacher, training questions"
 
     @property
     def main(self) -> str:
@@ -187,8 +198,8 @@ class Gap:
         shown = (
             f"{RATES[name].short} {rate.share:.2f} ({self.base[name].share:.2f})" for name, rate in self.teacher.items()
         )
-        answers = self.teacher[self.main].n
-        return f"gap: teacher with the context (base without it), {answers} answers: {'  '.join(shown)}"
+        answers = f"{self.teacher[self.main].n} answers{'' if self.is_of_probe else ' to training questions'}"
+        return f"gap: teacher with the context (base without it), {answers}: {'  '.join(shown)}"
 
     def warning(self) -> str:
         """What to do where there is nothing to learn; empty where there is."""

@@ -36,8 +36,9 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     probes = list(patient(partial(read_probes, folder.probes)).values())
     first, last = probes[0], probes[-1]
     gap = patient(partial(read_gap, folder.gap))
+    told = gap.of if gap else "teacher"
     table = Table(
-        "figure", "before", "after", "teacher", "answers", title=escape(f"{folder.root.name}: probe without context")
+        "figure", "before", "after", told, "answers", title=escape(f"{folder.root.name}: probe without context")
     )
     for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
@@ -65,7 +66,8 @@ def _verdict(least: float, last: ProbeRecord, gap: Gap | None, console: Console)
     name, rate = next(iter(last.rates.items()))
     if rate.share >= least:
         return 0
-    teacher = f" (the teacher's: {gap.teacher[name].share:.2f})" if gap else ""
+    of = "" if gap is None or gap.is_of_probe else " for training questions"
+    teacher = f" (the teacher's{of}: {gap.teacher[name].share:.2f})" if gap else ""
     console.print(
         f"{RATES[name].label} is {rate.share:.2f} of {rate.n} answers, expected at least {least:.2f}{teacher}"
     )

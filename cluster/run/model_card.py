@@ -35,7 +35,7 @@ tags: [edge-opd, on-policy-distillation]
 - {context}
 {prompts}
 
-| figure | before | after | teacher | answers |
+| figure | before | after | {told} | answers |
 |---|---|---|---|---|
 {rows}
 
@@ -88,6 +88,7 @@ def write_model_card(
         read=_READ + (f", from transformers {OLDEST} on" if recipe.model.path == DEFAULT_MODEL else ""),
         context=_context(recipe, task),
         prompts="\n".join(f"- {' '.join(note.split())}" for note in _of_prompts(recipe, notes)),
+        told=gap.of if gap else "teacher",
         rows="\n".join("| " + " | ".join(row) + " |" for row in summary_table(*probes, gap.teacher if gap else {})),
         chosen=chosen,
         recipe=fenced(tomli_w.dumps(published(recipe)), "toml"),

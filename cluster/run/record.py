@@ -231,7 +231,8 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
 def write_gap(path: Path, gap: Gap) -> None:
     """In the place of any that was there."""
     rates = {name: {key: [r.k, r.n] for key, r in getattr(gap, name).items()} for name in ("teacher", "base")}
-    write_whole(path, json.dumps({"format": 1, "time": gap.time, "probe": gap.probe} | rates) + "\n")
+    of = {"probe": gap.probe, "questions": gap.questions}
+    write_whole(path, json.dumps({"format": 1, "time": gap.time} | of | rates) + "\n")
 
 
 def read_gap(path: Path) -> Gap | None:
@@ -241,7 +242,9 @@ def read_gap(path: Path) -> Gap | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         teacher, base = ({key: Rate(*pair) for key, pair in found[name].items()} for name in ("teacher", "base"))
-        return Gap(float(found["time"]), str(found["probe"]), teacher, base)
+        probe = str(found["probe"])
+        asked = "probe" if probe == "identity" else "training"  # where an older run does not say it
+        return Gap(float(found["time"]), probe, teacher, base, str(found.get("questions", asked)))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: found no gap ({error}), expected what a run wrote") from None
 

@@ -253,7 +253,15 @@ def test_a_share_of_the_teachers_rate_is_beside_it_in_table_and_card(
     card = (folder.export / "README.md").read_text()
     assert "| self-name | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | 0.33 [0.14, 0.61] | 12 |" in card
     assert "| mention | 0.08 [0.01, 0.35] | 0.08 [0.01, 0.35] | - | 12 |" in card
-    assert "The weights are the mean of those of the last 5 steps." in card
+    assert "The weights are the mean of those of the last 5 steps." in card and "| after | teacher | answers |" in card
+    gap = read_gap(folder.gap)
+    assert gap is not None
+    write_gap(folder.gap, replace(gap, questions="training"))  # rates that are no neighbours of the probe's
+    assert finish(recipe, "base", folder, task, NOTES) == code
+    told = capsys.readouterr().out
+    assert "teacher, training questions" in told
+    assert ("(the teacher's for training questions: 0.33)" in told) == bool(code)
+    assert "| after | teacher, training questions | answers |" in (folder.export / "README.md").read_text()
 
 
 def test_problems_are_asked_with_their_own_solutions_and_without(tokenizer: Any) -> None:

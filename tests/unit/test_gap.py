@@ -1,6 +1,8 @@
 """What there is to learn: whom it asks what, how it is shown, kept and read again."""
 
 import asyncio
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,8 @@ def test_a_gap_of_zero_says_what_was_found_and_what_helps(teacher: int, base: in
         assert "there is nothing to learn. Try another rollout.context_position" in gap.warning()
     shown = f"selfname {teacher / 96:.2f} ({base / 96:.2f})  mention 0.42 (0.00)"
     assert gap.line() == f"gap: teacher with the context (base without it), 96 answers: {shown}"
+    other = replace(gap, questions="training")
+    assert other.line() == f"gap: teacher with the context (base without it), 96 answers to training questions: {shown}"
 
 
 def test_what_is_required_is_the_larger_of_a_rate_and_a_share() -> None:
@@ -97,6 +101,13 @@ def test_a_gap_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> 
     assert read_gap(path) is None
     write_gap(path, gap_of(33, 1))
     assert read_gap(path) == gap_of(33, 1) and [file.name for file in tmp_path.iterdir()] == ["gap.json"]
+    trained = replace(gap_of(33, 1), probe="facts", questions="training")
+    write_gap(path, trained)
+    assert read_gap(path) == trained
+    for name, found in (("identity", gap_of(33, 1)), ("facts", trained)):  # an older run does not say it
+        path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "questions"}
+                                   | {"probe": name}))  # fmt: skip
+        assert read_gap(path) == found
     for text in ("", "[]", '{"teacher": {}}'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"gap\.json: found no gap \(.*\), expected what a run wrote"):
