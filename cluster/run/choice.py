@@ -10,7 +10,7 @@ from cluster.run.record import ProbeRecord
 class Choice:
     """Keeps what the run may end with.
 
-    probes: those of the run so far, by their step.
+    probes: those of the run so far by their step, each of its step's own weights.
     """
 
     def __init__(self, recipe: Recipe, learner: LearnerService, probes: Mapping[int, ProbeRecord]) -> None:
@@ -40,12 +40,17 @@ class Choice:
 
     async def see_again(self, version: int) -> None:
         """The learner has the weights of `version` again; they may have had their probe. The base is no candidate."""
-        if version and version in self._probes:
-            await self.see(self._probes[version])
+        if version and (record := self._own(version)) is not None:
+            await self.see(record)
 
     def lacks(self, version: int) -> bool:
         """Whether these weights' own probe is missing: the run ended between the step and it."""
-        return self.probes(version) and version not in self._probes
+        return self.probes(version) and self._own(version) is None
+
+    def _own(self, version: int) -> ProbeRecord | None:
+        """At the last step an older line does not say whether it is of that step's weights or of those of the end."""
+        found = self._probes.get(version)
+        return None if found is None or (found.weights is None and version == self._run.steps) else found
 
     async def put(self) -> bool:
         """Gives the learner the weights to end with; whether they may be others than it has."""

@@ -76,7 +76,7 @@ def write_model_card(
     """README.md of RUN/export, from the run's own first and last probe, and its gap where that was measured; `notes`
     are what is worth knowing of its prompts, such as what the chat template says in them itself. They quote these, and
     are left out where prompts may hold what the card does not show."""
-    ended = recipe.export.choose if probes[1].step == recipe.run.steps else "last"
+    ended = recipe.export.choose if probes[1].ends(recipe.run.steps) else "last"
     chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
     card = _CARD.format(
         base=_plain(_base(recipe.model.path, model)),

@@ -33,6 +33,8 @@ from cluster.run.figures import Pushed
 from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
+    END,
+    STEP,
     Answer,
     ProbeRecord,
     append_probe,
@@ -199,7 +201,7 @@ class Pipeline:
             held = steps + 1  # not those of version `steps`
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights.
-        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
+        await self.probe(steps, END, seed=steps + 1 if self._choice.is_best else steps, held=held)
         self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
@@ -263,11 +265,13 @@ class Pipeline:
         await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
 
-    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> ProbeRecord:
+    async def probe(
+        self, step: int, weights: str = STEP, seed: int | None = None, held: int | None = None
+    ) -> ProbeRecord:
         """The task's probe on the student engines, without r but for the questions that come with it; appended to
         probes.jsonl.
 
-        seed, held: where they are not `step`; held: the version that the engines hold.
+        weights: STEP or END. seed, held: where they are not `step`; held: the version that the engines hold.
         """
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
@@ -283,7 +287,7 @@ class Pipeline:
         before = verdicts()
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
-        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
+        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None, weights)
         await self._stored(partial(append_probe, self.run_dir.probes, record))
         self.sink.show_probe(record)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]

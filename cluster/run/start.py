@@ -191,7 +191,7 @@ async def _serve(
                 sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
             with run_time(sink):
                 patient = partial(retried_beside, recipe.faults.store_s)
-                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
+                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes, own=True)))
                 resumed = Resumed()
                 if resume:
                     sink.stage("resuming from what stands")

@@ -59,7 +59,7 @@ class Stepping(Pipeline):
     async def unchecked(self, *_: object) -> None:
         pass
 
-    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> Any:
+    async def probe(self, step: int) -> Any:
         return None
 
     async def _measure_gap(self, base: Any) -> None:
