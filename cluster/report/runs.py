@@ -57,6 +57,8 @@ class Run:
     @property
     def status(self) -> str:
         """finished, or how far it came."""
+        if any(probe.is_early(self.planned) for probe in self.probes.values()):
+            return f"finished (level at step {self.learned} of {self.planned})"
         return "finished" if self.finished else f"unfinished (step {self.learned} of {self.planned})"
 
     def rate(self, name: str, step: int) -> tuple[int, int, Source] | None:

@@ -1,10 +1,12 @@
-"""Which weights a run ends with (`export.choose`): the last step's, the mean of several, or those of the best probe."""
+"""Which weights a run ends with (`export.choose`): the last step's, the mean of several, or those of the best probe.
+And whether it ends before its last step (`probe.patience`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cluster.config import Recipe
 from cluster.fleet.services import LearnerService
 from cluster.run.record import ProbeRecord
+from evidence.rates import RATES
 
 
 class Choice:
@@ -14,7 +16,8 @@ class Choice:
     """
 
     def __init__(self, recipe: Recipe, learner: LearnerService, probes: Mapping[int, ProbeRecord]) -> None:
-        self._run, self._choose, self._learner, self._probes = recipe.run, recipe.export.choose, learner, probes
+        self._run, self._choose, self._learner, self._probes = recipe.run, recipe.export.choose, learner, dict(probes)
+        self._config, self._schedule = recipe.probe, recipe.learner.lr_schedule
         self._best = -1.0  # the main rate of the probe whose weights are kept
 
     @property
@@ -28,6 +31,7 @@ class Choice:
 
     async def see(self, record: ProbeRecord) -> None:
         """A probe of the weights as they are; of two that are equally good the later one is better."""
+        self._probes[record.step] = record
         if self.is_best and main_share(record) >= self._best:
             self._best = main_share(record)
             await self._learner.keep()
@@ -52,12 +56,40 @@ class Choice:
         found = self._probes.get(version)
         return None if found is None or (found.weights is None and version == self._run.steps) else found
 
+    def is_level(self, version: int) -> bool:
+        """Whether the run ends with `version` for want of a rise, before its last step."""
+        return version < self._run.steps and 0 < self._config.patience <= self._level(version)[0]
+
+    def _level(self, version: int) -> tuple[int, float]:
+        shares = [main_share(record) for step, record in sorted(self._probes.items()) if 0 < step <= version]
+        return level_for(shares, self._config.min_delta)
+
+    def why(self, version: int) -> str:
+        """Why the run ends there, for a person."""
+        level, best = self._level(version)
+        name = RATES[next(iter(self._probes[version].rates))].label
+        more = f" by more than {self._config.min_delta:g}" if self._config.min_delta else ""
+        falls = f"; learner.lr was to fall until step {self._run.steps}" if self._schedule != "constant" else ""
+        return (
+            f"the run ends after step {version} of {self._run.steps}: in {level} probes {name} has not risen above "
+            f"{best:.2f}{more} (probe.patience){falls}"
+        )
+
     async def put(self) -> bool:
         """Gives the learner the weights to end with; whether they may be others than it has."""
         if self._choose == "last":
             return False
         await self._learner.put_kept()
         return True
+
+
+def level_for(shares: Sequence[float], min_delta: float) -> tuple[int, float]:
+    """How many of the last shares have not risen, and what above: the rule of early stopping with a patience. One has
+    risen that is higher than the best before by more than `min_delta`; only such a one is the best from then on."""
+    best, level = -1.0 - min_delta, 0
+    for share in shares:
+        best, level = (share, 0) if share > best + min_delta else (best, level + 1)
+    return level, best
 
 
 def main_share(record: ProbeRecord) -> float:

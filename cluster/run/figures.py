@@ -81,9 +81,7 @@ class StepRecord:
     policy_version_max: Annotated[int | None, "steps", "the newest version that a token was sampled from"]
     weights_digest: Annotated[str | None, "", "of the weights that were pushed after the step"]
     canary: Annotated[float | None, "nats", "largest mean |engine - learner| on a fixed text, a token"]
-    mismatch: Annotated[
-        Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
-    ]
+    mismatch: Annotated[Mismatch | None, "", "engine and learner on plain rows that ran; null if the teacher sampled"]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
     canary_bound: Annotated[float | None, "nats", "the canary beyond which the run stops"] = None
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
@@ -96,8 +94,7 @@ class StepRecord:
 
     @property
     def busy_fraction(self) -> float | None:
-        """The stages' own time over wall time. At lag 0 what is missing from 1 is hidden waiting; above it the
-        services work side by side."""
+        """The stages' own time over wall time. At lag 0 what is missing from 1 is hidden waiting."""
         return None if self.busy_s is None or not self.wall_s else self.busy_s / self.wall_s
 
     @property
@@ -144,8 +141,7 @@ class ProbeRecord:
     """One probe after `step` updates. The weights that a run ends with have theirs beside that of its last step's.
 
     Example:
-        ProbeRecord(step=24, time=1795834800.0, probe="identity", rates={"selfname": Rate(k=31, n=96)}, questions=12,
-                    samples=8, weights="step")
+        ProbeRecord(step=24, time=9.0, probe="identity", rates={"selfname": Rate(k=31, n=96)}, questions=12, samples=8)
     """
 
     step: Annotated[int, "steps", "learner steps before the probe"]
@@ -160,6 +156,10 @@ class ProbeRecord:
     def ends(self, planned: int) -> bool:
         """Whether it is the last probe of a run of `planned` steps. An older line is taken for it at the last step."""
         return self.weights == END or (self.weights is None and self.step == planned)
+
+    def is_early(self, planned: int) -> bool:
+        """Whether a run of `planned` steps ended with it before the last of them (`probe.patience`)."""
+        return self.weights == END and self.step < planned
 
 
 @dataclass(frozen=True)

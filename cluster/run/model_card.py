@@ -83,7 +83,7 @@ def write_model_card(
         title=_plain(folder.root.name),
         teaches=task.teaches,
         task=task.name,
-        steps=recipe.run.steps,
+        steps=f"{probes[1].step} of {recipe.run.steps}" if probes[1].is_early(recipe.run.steps) else recipe.run.steps,
         version=version("transformers"),
         read=_READ + (f", from transformers {OLDEST} on" if recipe.model.path == DEFAULT_MODEL else ""),
         context=_context(recipe, task),

@@ -11,7 +11,7 @@ Lines of older formats are migrated by `cluster.run.formats`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -178,13 +178,17 @@ def read_steps(path: Path) -> dict[int, StepRecord]:
 def read_probes(path: Path, own: bool = False) -> dict[int, ProbeRecord]:
     """The records of a probes.jsonl by step, ascending; empty where there is no file. ValueError as `read_steps`.
 
+    A probe of fewer steps than one before it is of a run that was resumed there: what stood beyond is void.
+
     own: of each step's own weights, without that of the weights that the run ends with, which counts otherwise.
     """
-    records = read_lines(path, _probe, "the record of a probe")
-    return _by_step(record for record in records if not own or record.weights != END)
+    standing: list[ProbeRecord] = []
+    for record in read_lines(path, _probe, "the record of a probe"):
+        standing = [*(one for one in standing if one.step <= record.step), record]
+    return _by_step(record for record in standing if not own or record.weights != END)
 
 
-def _by_step(records: Iterator[R]) -> dict[int, R]:
+def _by_step(records: Iterable[R]) -> dict[int, R]:
     return dict(sorted({record.step: record for record in records}.items()))
 
 
