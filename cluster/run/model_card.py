@@ -100,7 +100,7 @@ def published(recipe: Recipe) -> dict[str, Any]:
     where the card does not show those."""
     tables, private = asdict(recipe), [*PATHS, ("teacher", "url"), *(("template", name) for name in _unshown(recipe))]
     if not recipe.export.card_context:
-        private.append(("task", "context"))
+        private += [("task", "context"), ("task", "wordings")]
     for table, key in private:
         del tables[table][key]
     return tables
@@ -138,7 +138,8 @@ def _plain(name: str) -> str:
 
 
 def _context(recipe: Recipe, task: Task) -> str:
-    contexts = list(dict.fromkeys(p.context for p in task.training_prompts() if not p.is_ordinary)) or [""]
+    taught = (prompt for prompt in task.training_prompts() if not prompt.is_ordinary)
+    contexts = list(dict.fromkeys(context for prompt in taught for context in prompt.contexts)) or [""]
     which = "" if len(contexts) == 1 else f", one of {len(contexts)}"
     if not recipe.export.card_context:
         return _UNSHOWN.format(which=which)
