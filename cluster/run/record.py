@@ -104,8 +104,7 @@ def line_of_probe(record: ProbeRecord) -> Line:
     counts = {name: [rate.k, rate.n] for name, rate in record.rates.items()}
     judged = record.verdicts and asdict(record.verdicts)
     rest = {"questions": record.questions, "samples": record.samples, "counts": counts, "verdicts": judged}
-    rest |= {"weights": record.weights}
-    return head | shown_probe(record) | rest
+    return head | shown_probe(record) | rest | {"weights": record.weights}
 
 
 # Fields of a step that are in its line as they are.
