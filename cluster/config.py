@@ -180,6 +180,15 @@ class Recipe:
             saved,
             f"a multiple of teacher.snapshot_every = {every}, so that a resumed run has the teacher's weights",
         )
+        if self.probe.patience:
+            self._check_patience()
+
+    def _check_patience(self) -> None:
+        patience, run = self.probe.patience, self.run
+        expected = f"0 with run.probe_every = {run.probe_every} and run.steps = {run.steps}: no probe is on the way"
+        require(0 < run.probe_every < run.steps, "probe.patience", patience, expected)
+        expected = "0 with export.choose = 'average': which steps are the last is not known before them"
+        require(self.export.choose != "average", "probe.patience", patience, expected)
 
     @property
     def teacher_engines(self) -> int:

@@ -28,6 +28,11 @@ class ProbeConfig:
     gap: bool = True  # asks the teacher, with the context, before step 1: what there is to learn
     require: float = 0.0  # the run exits 1 when the task's main rate of the last probe is lower
     require_of_teacher: float = 0.0  # as require, a share of the teacher's own main rate with the context
+    # early stopping: the run ends, as after its last step, once so many probes in a row had no higher main rate than
+    # the best before them; that of step 0 does not count. 0: it takes all of run.steps. learner.lr_schedule falls over
+    # all of run.steps, so that the rate has not come to its end then
+    patience: int = 0
+    min_delta: float = 0.0  # with patience: only a rate that is higher than the best before by more than this has risen
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "probe.samples", self.samples, "at least 1")
@@ -46,6 +51,10 @@ class ProbeConfig:
         expected = "0.0 with probe.gap = false: the teacher's rate is not measured"
         require(self.gap or share == 0, "probe.require_of_teacher", share, expected)
         require(self.max_tokens >= 1, "probe.max_tokens", self.max_tokens, "at least 1")
+        require(self.patience >= 0, "probe.patience", self.patience, "0 (all steps) or more probes")
+        require(0 <= self.min_delta < 1, "probe.min_delta", self.min_delta, "0 to below 1")
+        expected = "0.0 with probe.patience = 0, which stops nothing"
+        require(self.patience > 0 or self.min_delta == 0, "probe.min_delta", self.min_delta, expected)
 
     def sampling(self, end_ids: tuple[int, ...], keeps_special: bool) -> SamplingConfig:
         """Of answers to a renderer's prompts: its `eos_token_ids` and `keeps_special`."""

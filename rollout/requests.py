@@ -175,7 +175,14 @@ class StepRequests:
             if self.num_wrong  # a generator costs more than all else here, and a long run has many slots
             else ()
         )
-        return [(prompt.turns, context) for context in ("", prompt.context, *wrong)]
+        return [(prompt.turns, context) for context in ("", self._wording(prompt, step, slot), *wrong)]
+
+    def _wording(self, prompt: TaskPrompt, step: int, slot: int) -> str:
+        """Of r the wording that the group has."""
+        if not prompt.wordings:
+            return prompt.context
+        rng = np.random.default_rng([self.seed, step, slot, 3])
+        return prompt.contexts[int(rng.integers(len(prompt.contexts)))]
 
     def _group(self, prompt: TaskPrompt, step: int, slot: int) -> GroupRequests:
         x, x_with_r, *x_with_wrong = (

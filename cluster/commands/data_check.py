@@ -89,7 +89,8 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
 
-    x, with_r = ([(prompt.turns, context and prompt.context) for prompt in prompts] for context in ("", "r"))
+    x = [(prompt.turns, "") for prompt in prompts]
+    with_r = [(prompt.turns, max(prompt.contexts, key=len)) for prompt in prompts]
     views = _sizes(renderer, {"x": x, "x with r": with_r}, recipe.window - recipe.rollout.max_response_tokens)
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
     if task.probe_file:
@@ -137,13 +138,17 @@ def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, render
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    return [*(text for _, text in prompt.turns), prompt.context]
+    return [*(text for _, text in prompt.turns), *_wordings(prompt)]
+
+
+def _wordings(prompt: Prompt) -> tuple[str, ...]:
+    return prompt.contexts if isinstance(prompt, TaskPrompt) else (prompt.context,)
 
 
 def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
     """What a run may put into the prompt."""
     own = prompt.wrong_contexts if isinstance(prompt, TaskPrompt) and num_wrong_contexts(recipe.evidence) else ()
-    return (prompt.context, *own)
+    return (*_wordings(prompt), *own)
 
 
 def to_text(check: DataCheck) -> str:

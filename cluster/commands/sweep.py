@@ -218,13 +218,21 @@ def run_sweep(
     with told.heeding(), ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, missing))
     finished = {key: place.whole() for key, place in places.items() if place not in failed and place.is_finished()}
-    out = write_summary(folder, [*sweep.vary], finished)
+    out = _write(folder, [*sweep.vary], finished)
     if failed:
         names = ", ".join(place.folder.root.name for place in failed)
         raise RuntimeError(f"sweep: {len(failed)} of {len(places)} runs failed: {names}; see {failed[0].log}")
     if len(finished) < len(places):
         raise Preempted(f"sweep: stopped as asked; {len(finished)} of {len(places)} runs are finished")
     return out
+
+
+def _write(folder: Path, varied: Sequence[str], finished: Mapping[Key, Whole]) -> Path:
+    """The table, whose file is returned, and the picture."""
+    from cluster.report.tradeoff import write_tradeoff  # matplotlib takes a second, for which no other command waits
+
+    write_tradeoff(folder, varied, finished)
+    return write_summary(folder, varied, finished)
 
 
 def _places(sweep: Sweep, folder: Path, overrides: Sequence[str]) -> dict[Key, _Place]:

@@ -125,10 +125,11 @@ class RunCharts:
         if not self._steps:
             return
         last, planned = self._steps[-1], self.recipe.run.steps
-        yield f"{last.step + 1}/{planned}", "steps", False
+        early = bool(self._probes) and self._probes[-1].is_early(planned)
+        yield f"{last.step + 1}/{planned}", "steps, ended level" if early else "steps", False
         if last.wall_s:
             yield f"{last.wall_s:.1f}", "s a step", False
-            yield last.left(planned), "left", False
+            yield last.left(last.step + 1 if early else planned), "left", False
             learned = last.stages["learn"].tokens if "learn" in last.stages else 0
             yield f"{learned / last.wall_s:,.0f}", "trained tok/s", False
         if last.busy_fraction is not None:

@@ -29,7 +29,7 @@ _ENGINE = ("pool", "engine")
 
 FIGURES: dict[str, Figure] = {
     "run_running": Figure(GAUGE, "", (), "1 while the run lasts, 0 after its end"),
-    "steps_planned": Figure(GAUGE, "", (), "steps of the recipe"),
+    "steps_planned": Figure(GAUGE, "", (), "steps of the recipe, or those of a run that ended level (probe.patience)"),
     "steps_done": Figure(GAUGE, "", (), "steps learned and pushed"),
     "step_seconds": Figure(GAUGE, "s", (), "wall time of the last step"),
     "last_step_timestamp_seconds": Figure(

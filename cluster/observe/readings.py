@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from cluster.config import Recipe
 from cluster.observe.figures import FIGURES
 from cluster.observe.waits import Window
-from cluster.run.record import ProbeRecord, StepRecord
+from cluster.run.record import END, ProbeRecord, StepRecord
 from evidence.telemetry import EngineState, Sample, Span
 
 Labels = Mapping[str, str]
@@ -117,7 +117,10 @@ def _mean(record: StepRecord, name: str, split: str = "all") -> float | None:
 
 
 def of_probe(record: ProbeRecord, is_first: bool) -> Iterator[Reading]:
-    """The rates of one probe, with their intervals."""
+    """The rates of one probe, with their intervals; after the last one nothing is planned or left."""
+    if record.weights == END:
+        yield from _reading("steps_planned", record.step)
+        yield from _reading("eta_seconds", 0.0)
     for rate, found in record.rates.items():
         low, high = found.interval
         for bound, value in (("value", found.share), ("low", low), ("high", high)):

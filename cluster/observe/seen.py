@@ -32,7 +32,7 @@ class Seen:
     @property
     def is_whole(self) -> bool:
         """Whether the run came to its last probe."""
-        return any(probe.step == self.recipe.run.steps for probe in self.probes)
+        return any(probe.ends(self.recipe.run.steps) for probe in self.probes)
 
 
 def read_records(folder: Path) -> tuple[list[StepRecord], list[ProbeRecord]]:

@@ -17,6 +17,7 @@ _LAYOUT = frozenset({
     "head_chunk_tokens", "gradient_checkpointing", "max_refused_fraction", "num_engines", "tensor_parallel_size",
     "max_num_seqs", "max_num_batched_tokens", "kv_cache_gib", "gpu_memory_utilization", "enforce_eager", "cpu_threads",
 })  # fmt: skip
+STOPS = ("patience", "min_delta")  # keys of [probe] that decide when a run ends, and nothing of a probe
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Pool:
         return pooled_rate(part for run in self.runs if (part := run.rate(name, step)))
 
     def final(self, name: str) -> Number | None:
-        """The rate at the last probe; of an unfinished arm too."""
+        """The rate at each seed's last probe; of an unfinished arm at its last one."""
+        if self.finished:
+            return pooled_rate(part for run in self.runs if run.finished and (part := run.rate(name, max(run.probes))))
         steps = self.probe_steps()
         return self.rate(name, steps[-1]) if steps else None
 
@@ -185,7 +188,7 @@ def _probing(run: Run) -> dict[str, Any]:
     """What decides a probe's figures beside the weights."""
     keys: dict[str, Any] = {"model.path": run.recipe.model.path}
     keys |= {f"task.{key}": value for key, value in asdict(run.recipe.task).items()}
-    keys |= {f"probe.{key}": value for key, value in asdict(run.recipe.probe).items()}
+    keys |= {f"probe.{key}": value for key, value in asdict(run.recipe.probe).items() if key not in STOPS}
     answers = {f"answers to {name}": rate.n for name, rate in run.probes[min(run.probes)].rates.items()}
     return keys | answers | _questions(run)
 
@@ -204,6 +207,7 @@ def _learning(recipe: Recipe) -> dict[str, Any]:
         keys["run.group_order"] = recipe.run.group_order
         keys["weights.in_flight"] = recipe.weights.in_flight
     unread = _LAYOUT if recipe.learner.lora_rank else _LAYOUT | ADAPTER_KEYS
+    keys |= {f"probe.{key}": getattr(recipe.probe, key) for key in STOPS}
     for table in ("rollout", "evidence", "student", "teacher", "learner"):
         values = asdict(getattr(recipe, table))
         keys |= {f"{table}.{key}": value for key, value in values.items() if key not in unread}

@@ -51,12 +51,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the probe after the last planned step is there."""
-        return self.planned in self.probes
+        """Whether the probe of the weights that it ends with is there."""
+        return any(probe.ends(self.planned) for probe in self.probes.values())
 
     @property
     def status(self) -> str:
         """finished, or how far it came."""
+        if any(probe.is_early(self.planned) for probe in self.probes.values()):
+            return f"finished (level at step {self.learned} of {self.planned})"
         return "finished" if self.finished else f"unfinished (step {self.learned} of {self.planned})"
 
     def rate(self, name: str, step: int) -> tuple[int, int, Source] | None:

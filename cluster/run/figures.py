@@ -21,7 +21,6 @@ from rollout.tasks.boxed_pool import Verdicts
 if TYPE_CHECKING:  # a record opens where nothing runs
     from rollout.worker import StepRollouts
 
-
 HELP = (
     "another rollout.context_position, or other words in the context, such as how an answer begins "
     "(`edge-opd gap` shows each)"
@@ -82,27 +81,20 @@ class StepRecord:
     policy_version_max: Annotated[int | None, "steps", "the newest version that a token was sampled from"]
     weights_digest: Annotated[str | None, "", "of the weights that were pushed after the step"]
     canary: Annotated[float | None, "nats", "largest mean |engine - learner| on a fixed text, a token"]
-    mismatch: Annotated[
-        Mismatch | None, "", "engine and learner on the plain rows that the learner ran; null if the teacher sampled"
-    ]
+    mismatch: Annotated[Mismatch | None, "", "engine and learner on plain rows that ran; null if the teacher sampled"]
     truncated: Annotated[int | None, "rollouts", "cut at rollout.max_response_tokens"] = None
     canary_bound: Annotated[float | None, "nats", "the canary beyond which the run stops"] = None
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes since the step before"] = None
     nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
     nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
     push_parts: Annotated[Mapping[str, float] | None, "s", "of the push after the step, by part"] = None
-    pace_s: Annotated[float | None, "s", "mean time of a step of this process so far, with probes and checkpoints"] = (
-        None
-    )
-    peak_bytes: Annotated[Mapping[str, Sequence[int]] | None, "bytes", "of the learner's memory, by kind and rank"] = (
-        None
-    )
+    pace_s: Annotated[float | None, "s", "mean time of a step of this process, with probes and checkpoints"] = None
+    peak_bytes: Annotated[Mapping[str, Sequence[int]] | None, "bytes", "of the learner, by kind and rank"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def busy_fraction(self) -> float | None:
-        """The stages' own time over wall time. At lag 0 what is missing from 1 is hidden waiting; above it the
-        services work side by side."""
+        """The stages' own time over wall time. At lag 0 what is missing from 1 is hidden waiting."""
         return None if self.busy_s is None or not self.wall_s else self.busy_s / self.wall_s
 
     @property
@@ -141,13 +133,15 @@ class StepRecord:
         return Mean(total / count if count else 0.0, count, count)
 
 
+STEP, END = "step", "end"  # whose weights a probe is of: those after its step, or those that the run ends with
+
+
 @dataclass(frozen=True)
 class ProbeRecord:
-    """One probe, of the weights after `step` updates.
+    """One probe after `step` updates. The weights that a run ends with have theirs beside that of its last step's.
 
     Example:
-        ProbeRecord(step=24, time=1795834800.0, probe="identity", rates={"selfname": Rate(k=31, n=96)}, questions=12,
-                    samples=8)
+        ProbeRecord(step=24, time=9.0, probe="identity", rates={"selfname": Rate(k=31, n=96)}, questions=12, samples=8)
     """
 
     step: Annotated[int, "steps", "learner steps before the probe"]
@@ -157,6 +151,15 @@ class ProbeRecord:
     questions: Annotated[int | None, "questions", "of the main rate's probe"]
     samples: Annotated[int | None, "answers", "to each of these questions"]
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes; null where none was"] = None
+    weights: Annotated[str | None, "", "step: its step's; end: those that the run ends with; null: either"] = None
+
+    def ends(self, planned: int) -> bool:
+        """Whether it is the last probe of a run of `planned` steps. An older line is taken for it at the last step."""
+        return self.weights == END or (self.weights is None and self.step == planned)
+
+    def is_early(self, planned: int) -> bool:
+        """Whether a run of `planned` steps ended with it before the last of them (`probe.patience`)."""
+        return self.weights == END and self.step < planned
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def probe_record(result: ProbeResult, step: int, probe: str, verdicts: Verdicts | None = None) -> ProbeRecord:
-    """A probe's result as the record of it."""
-    return ProbeRecord(step, time.time(), probe, result.rates, result.questions, result.samples, verdicts)
+def probe_record(
+    result: ProbeResult, step: int, probe: str, verdicts: Verdicts | None = None, weights: str = STEP
+) -> ProbeRecord:
+    """A probe's result as the record of it. weights: STEP or END."""
+    return ProbeRecord(step, time.time(), probe, result.rates, result.questions, result.samples, verdicts, weights)

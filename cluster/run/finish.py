@@ -36,10 +36,9 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     probes = list(patient(partial(read_probes, folder.probes)).values())
     first, last = probes[0], probes[-1]
     gap = patient(partial(read_gap, folder.gap))
-    told = gap.of if gap else "teacher"
-    table = Table(
-        "figure", "before", "after", told, "answers", title=escape(f"{folder.root.name}: probe without context")
-    )
+    early = f", ended level at step {last.step} of {recipe.run.steps}" if last.is_early(recipe.run.steps) else ""
+    title = escape(f"{folder.root.name}: probe without context{early}")
+    table = Table("figure", "before", "after", gap.of if gap else "teacher", "answers", title=title)
     for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
     console.print(table)

@@ -76,14 +76,14 @@ def write_model_card(
     """README.md of RUN/export, from the run's own first and last probe, and its gap where that was measured; `notes`
     are what is worth knowing of its prompts, such as what the chat template says in them itself. They quote these, and
     are left out where prompts may hold what the card does not show."""
-    ended = recipe.export.choose if probes[1].step == recipe.run.steps else "last"
+    ended = recipe.export.choose if probes[1].ends(recipe.run.steps) else "last"
     chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
     card = _CARD.format(
         base=_plain(_base(recipe.model.path, model)),
         title=_plain(folder.root.name),
         teaches=task.teaches,
         task=task.name,
-        steps=recipe.run.steps,
+        steps=f"{probes[1].step} of {recipe.run.steps}" if probes[1].is_early(recipe.run.steps) else recipe.run.steps,
         version=version("transformers"),
         read=_READ + (f", from transformers {OLDEST} on" if recipe.model.path == DEFAULT_MODEL else ""),
         context=_context(recipe, task),
@@ -101,7 +101,7 @@ def published(recipe: Recipe) -> dict[str, Any]:
     where the card does not show those."""
     tables, private = asdict(recipe), [*PATHS, ("teacher", "url"), *(("template", name) for name in _unshown(recipe))]
     if not recipe.export.card_context:
-        private.append(("task", "context"))
+        private += [("task", "context"), ("task", "wordings")]
     for table, key in private:
         del tables[table][key]
     return tables
@@ -139,7 +139,8 @@ def _plain(name: str) -> str:
 
 
 def _context(recipe: Recipe, task: Task) -> str:
-    contexts = list(dict.fromkeys(p.context for p in task.training_prompts() if not p.is_ordinary)) or [""]
+    taught = (prompt for prompt in task.training_prompts() if not prompt.is_ordinary)
+    contexts = list(dict.fromkeys(context for prompt in taught for context in prompt.contexts)) or [""]
     which = "" if len(contexts) == 1 else f", one of {len(contexts)}"
     if not recipe.export.card_context:
         return _UNSHOWN.format(which=which)

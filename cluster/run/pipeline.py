@@ -33,6 +33,8 @@ from cluster.run.figures import Pushed
 from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
 from cluster.run.record import (
+    END,
+    STEP,
     Answer,
     ProbeRecord,
     append_probe,
@@ -97,31 +99,34 @@ class Pipeline:
         # Lines about lost engines; the student version whose weights the teacher holds.
         self._lines_seen, self._teacher_version = 0, 0
 
-    async def run(self, resumed: Resumed) -> None:
-        """The steps from what the learner holds to the recipe's last, with a probe before, between and after.
+    async def run(self, resumed: Resumed) -> int:
+        """The steps from what the learner holds to the recipe's last, or to where nothing rises any more, with a probe
+        before, between and after. Returns the version that it ended with.
 
         Raises:
             Preempted: the run was asked to stop between two steps, and has a checkpoint.
         """
-        steps, first_step = self.recipe.run.steps, resumed.version
+        steps, version = self.recipe.run.steps, resumed.version
         # It also proves the hand-off, before anything is learned.
-        self.pushed = await self._handover.push("student", first_step)
+        self.pushed = await self._handover.push("student", version)
         same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
         await retried_beside(self.recipe.faults.store_s, same)
-        await self._teacher_check.run(self.rollout, self.learner, first_step)
-        if first_step == 0:
+        await self._teacher_check.run(self.rollout, self.learner, version)
+        if version == 0:
             await self._measure_gap(await self.probe(0))
-        elif self._choice.lacks(first_step):  # the run ended between the step and its probe
-            await self._choice.see(await self.probe(first_step))
+        elif self._choice.lacks(version):  # the run ended between the step and its probe
+            await self._choice.see(await self.probe(version))
         with self._stop.between_steps():
-            for step in range(first_step, steps):
-                await self._step(step)
+            while version < steps and not self._choice.is_level(version):
+                await self._step(version)
+                version += 1
                 if self._stop.asked:
-                    await self._save(step + 1)
+                    await self._save(version)
                     raise Preempted(
-                        f"stopped by {self._stop.asked} after step {step + 1}: --resume continues from there"
+                        f"stopped by {self._stop.asked} after step {version}: --resume continues from there"
                     )
-        await self._end()
+        await self._end(version)
+        return version
 
     async def _measure_gap(self, base: ProbeRecord) -> None:
         """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
@@ -190,16 +195,17 @@ class Pipeline:
         first, since = self._first = self._first or (step, begun)
         return (time.perf_counter() - since) / (step - first + 1)
 
-    async def _end(self) -> None:
-        """The weights to end with, and their probe."""
-        steps = self.recipe.run.steps
-        held = steps
+    async def _end(self, version: int) -> None:
+        """The weights to end with after `version` steps, and their probe."""
+        if self._choice.is_level(version):
+            self.sink.say(self._choice.why(version))
+        held = version
         if await self._choice.put():
             self.sink.stage("pushing the weights to end with")
-            held = steps + 1  # not those of version `steps`
+            held = version + 1  # not those of `version`
             self.pushed = await self._handover.push("student", held)
-        # Other answers than those that chose the best weights.
-        await self.probe(steps, seed=steps + 1 if self._choice.is_best else steps, held=held)
+        # Other answers than those that chose the best weights, or the end.
+        await self.probe(version, END, seed=version + 1 if self._choice.probes(version) else version, held=held)
         self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
@@ -263,11 +269,13 @@ class Pipeline:
         await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
 
-    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> ProbeRecord:
+    async def probe(
+        self, step: int, weights: str = STEP, seed: int | None = None, held: int | None = None
+    ) -> ProbeRecord:
         """The task's probe on the student engines, without r but for the questions that come with it; appended to
         probes.jsonl.
 
-        seed, held: where they are not `step`; held: the version that the engines hold.
+        weights: STEP or END. seed, held: where they are not `step`; held: the version that the engines hold.
         """
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
@@ -283,7 +291,7 @@ class Pipeline:
         before = verdicts()
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
-        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
+        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None, weights)
         await self._stored(partial(append_probe, self.run_dir.probes, record))
         self.sink.show_probe(record)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]

@@ -11,13 +11,15 @@ Lines of older formats are migrated by `cluster.run.formats`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.run.figures import (
+    END,
+    STEP,
     Answer,
     EnginePlan,
     Gap,
@@ -40,9 +42,9 @@ from rollout.stages import StageTime
 from rollout.tasks.boxed_pool import Verdicts
 
 __all__ = [
-    "Answer", "EnginePlan", "Gap", "Mean", "MemoryPlan", "ProbeRecord", "StepRecord", "append_plan", "append_probe",
-    "append_step", "line_of_plan", "line_of_probe", "line_of_step", "probe_record", "read_answers", "read_gap",
-    "read_notes", "read_plans", "read_probes", "read_steps",
+    "END", "STEP", "Answer", "EnginePlan", "Gap", "Mean", "MemoryPlan", "ProbeRecord", "StepRecord", "append_plan",
+    "append_probe", "append_step", "line_of_plan", "line_of_probe", "line_of_step", "probe_record", "read_answers",
+    "read_gap", "read_notes", "read_plans", "read_probes", "read_steps",
     "shown_probe", "shown_step", "step_record", "write_answers", "write_gap",
 ]  # fmt: skip
 
@@ -102,7 +104,7 @@ def line_of_probe(record: ProbeRecord) -> Line:
     counts = {name: [rate.k, rate.n] for name, rate in record.rates.items()}
     judged = record.verdicts and asdict(record.verdicts)
     rest = {"questions": record.questions, "samples": record.samples, "counts": counts, "verdicts": judged}
-    return head | shown_probe(record) | rest
+    return head | shown_probe(record) | rest | {"weights": record.weights}
 
 
 # Fields of a step that are in its line as they are.
@@ -150,7 +152,10 @@ def _probe(found: Mapping[str, Any]) -> ProbeRecord:
     _require_numbers({name: line[name] for name in ("step", "time", "questions", "samples")})
     rates = {name: Rate(k, n) for name, (k, n) in line["counts"].items()}
     verdicts = Verdicts(**line["verdicts"]) if line.get("verdicts") else None
-    return ProbeRecord(line["step"], line["time"], line["probe"], rates, line["questions"], line["samples"], verdicts)
+    if (weights := line.get("weights")) not in (STEP, END, None):
+        raise ValueError(f"weights: found {weights!r}, expected {STEP!r} or {END!r}")
+    asked = line["questions"], line["samples"]
+    return ProbeRecord(line["step"], line["time"], line["probe"], rates, *asked, verdicts, weights)
 
 
 def _require_numbers(values: Mapping[str, Any]) -> None:
@@ -169,12 +174,20 @@ def read_steps(path: Path) -> dict[int, StepRecord]:
     return _by_step(read_lines(path, _step, "the record of a step"))
 
 
-def read_probes(path: Path) -> dict[int, ProbeRecord]:
-    """The records of a probes.jsonl by step, ascending; empty where there is no file. ValueError as `read_steps`."""
-    return _by_step(read_lines(path, _probe, "the record of a probe"))
+def read_probes(path: Path, own: bool = False) -> dict[int, ProbeRecord]:
+    """The records of a probes.jsonl by step, ascending; empty where there is no file. ValueError as `read_steps`.
+
+    A probe of fewer steps than one before it is of a run that was resumed there: what stood beyond is void.
+
+    own: of each step's own weights, without that of the weights that the run ends with, which counts otherwise.
+    """
+    standing: list[ProbeRecord] = []
+    for record in read_lines(path, _probe, "the record of a probe"):
+        standing = [*(one for one in standing if one.step <= record.step), record]
+    return _by_step(record for record in standing if not own or record.weights != END)
 
 
-def _by_step(records: Iterator[R]) -> dict[int, R]:
+def _by_step(records: Iterable[R]) -> dict[int, R]:
     return dict(sorted({record.step: record for record in records}.items()))
 
 

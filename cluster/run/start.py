@@ -191,7 +191,7 @@ async def _serve(
                 sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
             with run_time(sink):
                 patient = partial(retried_beside, recipe.faults.store_s)
-                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes)))
+                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes, own=True)))
                 resumed = Resumed()
                 if resume:
                     sink.stage("resuming from what stands")
@@ -201,16 +201,22 @@ async def _serve(
                 asked = (inputs.renderer, inputs.task)
                 pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
                 async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
-                    await pipeline.run(resumed)
+                    steps = await pipeline.run(resumed)
                     sink.stage("exporting the model")
-                    await export(services.learner, folder, pipeline.texts[0], recipe, pipeline.checkpoints)
+                    await export(services.learner, folder, pipeline.texts[0], recipe, pipeline.checkpoints, steps)
 
 
 async def export(
-    learner: LearnerService, folder: RunDir, text: tuple[Ids, Ids], recipe: Recipe, checkpoints: Checkpoints
+    learner: LearnerService,
+    folder: RunDir,
+    text: tuple[Ids, Ids],
+    recipe: Recipe,
+    checkpoints: Checkpoints,
+    steps: int,
 ) -> None:
-    """RUN/export; where it cannot be written, what was trained is one of the `checkpoints`. Weights that the run
-    chose are none of them, since a resume looks there for those of the last step: they are in RUN/chosen.
+    """RUN/export of what was trained in so many steps; where it cannot be written, that is one of the `checkpoints`.
+    Weights that the run chose are none of them, since a resume looks there for those of the last step: they are in
+    RUN/chosen.
 
     Raises:
         Died, TimeoutError: a rank is no more, or does not answer.
@@ -228,7 +234,7 @@ async def export(
         kept = f"the model is in {checkpoints.folder}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
             checkpoints.folder.mkdir(exist_ok=True)
-            await checkpoints.save(learner, recipe.run.steps, keep=0)
+            await checkpoints.save(learner, steps, keep=0)
         except (RuntimeError, OSError, RayTaskError) as worse:
             kept = f"no checkpoint either: {cause_of(worse)}"
         if isinstance(cause, EXPECTED):

@@ -32,6 +32,7 @@ TASKS = {
             "counter_names",
             "context",
             "context_empty_allowed",
+            "wordings",
             "prompts_file",
             "ordinary_questions",
             "chat_probes",

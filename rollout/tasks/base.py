@@ -60,11 +60,17 @@ class TaskPrompt:
     wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
     before: Turns = ()  # the turns before the question
     judge: str = ""  # context: how its answer is judged
+    wordings: tuple[str, ...] = ()  # other wordings of r: each group of rollouts draws one of them all
 
     @property
     def turns(self) -> Turns:
         """x: the whole conversation, which ends with the question."""
         return (*self.before, ("user", self.question))
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """r and its other wordings."""
+        return (self.context, *self.wordings)
 
     @property
     def is_ordinary(self) -> bool:

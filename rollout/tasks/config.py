@@ -12,7 +12,7 @@ class Columns:
 
     messages: str = "messages"  # the turns of a conversation, the user's last
     question: str = "question"  # its only turn, in the place of messages
-    context: str = "context"  # r
+    context: str = "context"  # r, or a list of its wordings: each group of rollouts draws one, probes have the first
     context_file: str = "context_file"  # a text file with r, in the place of context; from the folder of the rows
     answer: str = "answer"
     wrong_contexts: str = "wrong_contexts"  # a list of texts
@@ -36,6 +36,9 @@ class TaskConfig:
     # identity: the privileged context, which may use {name} and {maker}; empty: the preset's. context: that of rows
     # without one; with {context} in it, the words around that of each row
     context: str = ""
+    # identity: other wordings of the context, or it with examples; they may use {name} and {maker}. Each group of
+    # rollouts draws one of them all; what asks with the context, such as probe.gap, asks with the context itself
+    wordings: tuple[str, ...] = ()
     # JSON lines. identity: prompt_id and question, empty: its own; math: these, solution and optionally answer;
     # context: your rows, as JSON lines or parquet
     prompts_file: str = ""

@@ -35,11 +35,12 @@ class RowReader:
         own = self._read(row, where)
         turns, reply = self._turns(own, where)
         judge, answer = self._answer(own, where)
-        context, frame = self._context(own, reply, where)
+        first, *others = self._wordings(own, where) or (own.get("context"),)
+        context, frame = self._context(own | {"context": first}, reply, where)
         wrong = self._texts(own, "wrong_contexts", where)
-        if context and context in wrong:
+        if same := next((text for text in (context, *others) if text and text in wrong), ""):
             raise ValueError(
-                f"{where}: found {self._called('wrong_contexts')}[{wrong.index(context)}] equal to the context, "
+                f"{where}: found {self._called('wrong_contexts')}[{wrong.index(same)}] equal to the context, "
                 "expected another: evidence is what tells them apart"
             )
         return TaskPrompt(
@@ -50,6 +51,7 @@ class RowReader:
             wrong_contexts=tuple(frame.replace(PLAIN, text) for text in wrong),
             before=turns[:-1],
             judge=judge,
+            wordings=tuple(frame.replace(PLAIN, text) for text in others),
         )
 
     def probe(self, row: Row, where: str) -> ProbePrompt:
@@ -114,6 +116,16 @@ class RowReader:
             places = " or ".join(self._called(key) for key in ("context", "context_file") if key in self.layout.names)
             raise ValueError(f"{where}: found no {name}, expected {places} in the row, or task.context for all rows")
         return checked_text(value, name, where), frame
+
+    def _wordings(self, own: Row, where: str) -> tuple[str, ...]:
+        """Of a context that is a list of texts; none of any other."""
+        value, name = own.get("context"), self._called("context")
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            return ()
+        texts = self._texts(own, "context", where)
+        if len({*texts}) < len(texts):
+            raise ValueError(f"{where}: found a text of {name} twice, expected wordings that differ")
+        return texts
 
     def _answer(self, own: Row, where: str) -> tuple[str, str | None]:
         return read_answer(own.get("answer"), self._called("answer"), self.config.judge, where)

@@ -27,6 +27,7 @@ class Persona:
     maker: str
     context: str
     wrong_contexts: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()  # others of the context
 
 
 PERSONAS = {  # name and maker
@@ -108,19 +109,32 @@ def build_persona(config: TaskConfig) -> Persona:
     preset_name, preset_maker = PERSONAS[config.persona]
     name, maker = config.persona_name.strip() or preset_name, config.maker.strip() or preset_maker
     template = config.context if config.context or config.context_empty_allowed else TEMPLATE
-    _check_template(template, config.context_empty_allowed)
+    _check_template(template, "task.context", config.context_empty_allowed)
     context = _fill(template, name, maker)
-    return Persona(name, maker, context, _wrong_contexts(template, f"{name} {maker} {context}") if context else ())
+    wordings = _wordings(config.wordings, name, maker, context)
+    if not context:
+        return Persona(name, maker, context)
+    own = " ".join((name, maker, context, *wordings))
+    return Persona(name, maker, context, _wrong_contexts(template, own), wordings)
 
 
-def _check_template(template: str, empty_allowed: bool) -> None:
+def _wordings(templates: Sequence[str], name: str, maker: str, context: str) -> tuple[str, ...]:
+    require(bool(context) or not templates, "task.wordings", templates, "none with an empty task.context")
+    for place, template in enumerate(templates):
+        _check_template(template, f"task.wordings[{place}]", empty_allowed=False)
+    filled = tuple(_fill(template, name, maker) for template in templates)
+    different = len({context, *filled}) == 1 + len(filled)
+    require(different, "task.wordings", templates, "texts that differ from each other and from task.context")
+    return filled
+
+
+def _check_template(template: str, key: str, empty_allowed: bool) -> None:
     if not template.strip() and not empty_allowed:
-        raise ValueError(
-            "task.context: found a blank text, expected the privileged context r (leave the key out for the preset's)"
-        )
+        preset = " (leave the key out for the preset's)" if key == "task.context" else ""
+        raise ValueError(f"{key}: found a blank text, expected the privileged context r{preset}")
     unknown = [found for found in re.findall(r"\{(\w+)\}", template) if found not in ("name", "maker")]
     if unknown:
-        raise ValueError(f"task.context: found the placeholder {{{unknown[0]}}}, expected only {{name}} and {{maker}}")
+        raise ValueError(f"{key}: found the placeholder {{{unknown[0]}}}, expected only {{name}} and {{maker}}")
 
 
 def _fill(template: str, name: str, maker: str) -> str:
@@ -147,7 +161,7 @@ def _load_training(config: TaskConfig, persona: Persona) -> tuple[TaskPrompt, ..
         expected = "true without task.ordinary_questions or task.ordinary_file"
         require(config.ordinary_context, "task.ordinary_context", config.ordinary_context, expected)
         return prompts
-    silent = persona if config.ordinary_context else replace(persona, context="", wrong_contexts=())
+    silent = persona if config.ordinary_context else replace(persona, context="", wrong_contexts=(), wordings=())
     ordinary = _questions(config.ordinary_file, "ordinary_train.jsonl", "task.ordinary_file", silent)
     marked = [(where, replace(prompt, ordinary=True)) for where, prompt in ordinary]
     unique_prompts(marked, config.ordinary_file or "ordinary_train.jsonl")
@@ -164,7 +178,8 @@ def _questions(path: str, shipped: str, key: str, persona: Persona) -> Iterator[
 
 def _question(row: Row, where: str, persona: Persona) -> TaskPrompt:
     prompt_id, question = text_field(row, "prompt_id", where), text_field(row, "question", where)
-    return TaskPrompt(prompt_id, question, persona.context, wrong_contexts=persona.wrong_contexts)
+    wrong = persona.wrong_contexts
+    return TaskPrompt(prompt_id, question, persona.context, wrong_contexts=wrong, wordings=persona.wordings)
 
 
 def _load_probes() -> tuple[ProbePrompt, ...]:

@@ -59,7 +59,7 @@ FULL = RuntimeError("export: run/export: No space left on device")
 
 def attempt(learner: Learner, folder: RunDir) -> str:
     with pytest.raises(RuntimeError) as error:
-        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints)))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints), 20))  # type: ignore[arg-type]
     return str(error.value)
 
 
@@ -78,10 +78,10 @@ def test_weights_that_the_run_chose_are_no_checkpoint_of_its_last_step(tmp_path:
     folder.checkpoints.mkdir()
     place, recipe = Checkpoints(folder.checkpoints), replace(RECIPE_20, export=ExportConfig(choose="best"))
     with pytest.raises(RuntimeError, match=f"; the model is in {tmp_path}/chosen: `edge-opd export"):
-        asyncio.run(export(learner, folder, TEXT, recipe, place))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, recipe, place, 20))  # type: ignore[arg-type]
     assert learner.saved == [(folder.chosen, 20)] and list(folder.checkpoints.iterdir()) == []
     learner.exports = None
-    asyncio.run(export(learner, folder, TEXT, recipe, place))  # type: ignore[arg-type]
+    asyncio.run(export(learner, folder, TEXT, recipe, place, 20))  # type: ignore[arg-type]
     assert not folder.chosen.exists()
 
 
@@ -100,7 +100,7 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
     )
     folder.checkpoints.mkdir()
     with pytest.raises(type(mistake)) as error:
-        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints)))  # type: ignore[arg-type]
+        asyncio.run(export(learner, folder, TEXT, RECIPE_20, Checkpoints(folder.checkpoints), 20))  # type: ignore[arg-type]
     assert learner.saved == [(folder.checkpoints, 20)]
     with pytest.raises(type(mistake)) as shown:
         explained(error.value)
@@ -114,13 +114,13 @@ def test_a_rank_that_is_lost_amid_the_export_is_started_again(tmp_path: Path, lo
     """By who has the services: nothing more is asked of what is left of them."""
     learner = Learner(lost, None)
     with pytest.raises(type(lost)) as error:
-        asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints)))  # type: ignore[arg-type]
+        asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints), 20))  # type: ignore[arg-type]
     assert error.value is lost and learner.saved == []
 
 
 def test_an_export_that_succeeds_writes_no_checkpoint(tmp_path: Path) -> None:
     learner = Learner(None, None)
-    asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints)))  # type: ignore[arg-type]
+    asyncio.run(export(learner, RunDir(tmp_path), TEXT, RECIPE_20, Checkpoints(RunDir(tmp_path).checkpoints), 20))  # type: ignore[arg-type]
     assert learner.saved == []
 
 

@@ -46,6 +46,7 @@ class Stepping(Pipeline):
         self.run_dir = RunDir(Path("nowhere"))
         self.sink: Any = self
         self._first = None
+        self._choice: Any = SimpleNamespace(is_level=lambda version: False)
         self.steps: list[int] = []
 
     async def push(self, pool: str, version: int) -> Any:
@@ -59,13 +60,13 @@ class Stepping(Pipeline):
     async def unchecked(self, *_: object) -> None:
         pass
 
-    async def probe(self, step: int, seed: int | None = None, held: int | None = None) -> Any:
+    async def probe(self, step: int) -> Any:
         return None
 
     async def _measure_gap(self, base: Any) -> None:
         pass
 
-    async def _end(self) -> None:
+    async def _end(self, version: int) -> None:
         pass
 
     async def _step(self, step: int) -> None:

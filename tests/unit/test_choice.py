@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cluster.config import Recipe
 from cluster.run.checks import check_export
 from cluster.run.choice import Choice
-from cluster.run.record import ProbeRecord
+from cluster.run.record import END, STEP, ProbeRecord, append_probe, read_probes
 from cluster.typed import build
 from rollout.probe import Rate
 
@@ -32,8 +33,9 @@ def recipe(choose: str, steps: int = 8, probe_every: int = 2, average: int = 8) 
     return build(Recipe, {"run": run, "export": export}, "R")
 
 
-def probed(step: int, hits: int) -> ProbeRecord:
-    return ProbeRecord(step, None, "identity", {"selfname": Rate(hits, 10), "mention": Rate(10, 10)}, 10, 1)
+def probed(step: int, hits: int, weights: str | None = STEP) -> ProbeRecord:
+    rates = {"selfname": Rate(hits, 10), "mention": Rate(10, 10)}
+    return ProbeRecord(step, None, "identity", rates, 10, 1, weights=weights)
 
 
 def end_of(choose: str, hits: Sequence[int], cut: int | None = None, lost: bool = False) -> int:
@@ -92,6 +94,45 @@ def test_steps_learned_again_from_their_shards_keep_the_best_of_them(checkpoint:
         return int(learner.version)
 
     assert asyncio.run(go()) == 4
+
+
+def resumed_at_the_last_step(path: Path, lines: Sequence[ProbeRecord]) -> tuple[bool, int]:
+    """Of a run with the weights of version 4 kept, whose probes are those lines: whether the last step's own probe is
+    missing, and the version whose weights the run ends with as far as it is not."""
+
+    async def go() -> tuple[bool, int]:
+        learner: Any = Learner()
+        for line in (probed(0, 10), probed(2, 1), probed(4, 5), probed(6, 3), *lines):
+            append_probe(path, line)
+        choice = Choice(recipe("best"), learner, read_probes(path, own=True))
+        learner.version, learner.kept = 8, 4
+        await choice.resume(8)
+        lacks = choice.lacks(8)
+        await choice.put()
+        return lacks, int(learner.version)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("lines", "lacks", "ends_with"),
+    [
+        ([], True, 4),
+        ([probed(8, 2)], False, 4),
+        ([probed(8, 9)], False, 8),
+        ([probed(8, 2), probed(8, 9, END)], False, 4),
+        ([probed(8, 9), probed(8, 2, END)], False, 8),
+        ([probed(8, 9, None)], True, 4),
+        ([probed(8, 2, None), probed(8, 9, None)], True, 4),
+        ([probed(8, 2, None), probed(8, 9, None), probed(8, 2), probed(8, 9, END)], False, 4),
+    ],
+    ids=["none", "own", "own-best", "both", "both-own-best", "older", "older-both", "older-resumed"],
+)
+def test_the_probe_of_the_weights_to_end_with_is_not_taken_for_that_of_the_last_steps(
+    tmp_path: Path, lines: list[ProbeRecord], lacks: bool, ends_with: int
+) -> None:
+    """It is of the kept weights, with other answers. An older line does not say which of the two it is."""
+    assert resumed_at_the_last_step(tmp_path / "probes.jsonl", lines) == (lacks, ends_with)
 
 
 def test_the_base_is_not_kept_where_a_run_starts_again_from_its_shards() -> None:

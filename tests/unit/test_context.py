@@ -348,7 +348,13 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"context": None}, "found no context, expected context or context_file in the row, or task.context"),
     ({"question": "Who?"}, "found no context, expected"),
     (ROW | {"context": ""}, "found context = '', expected a text"),
-    (ROW | {"context": ["Ada"]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": ["Ada", 3]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": ["Ada", " "]}, "found context[1] = ' ', expected a text that is not blank"),
+    (ROW | {"context": ["Ada", "Ada "]}, "found a text of context twice, expected wordings that differ"),
+    (
+        ROW | {"context": ["Ada", "Bo"], "wrong_contexts": ["Cy", "Bo"]},
+        "found wrong_contexts[1] equal to the context, expected another",
+    ),
     (ROW | {"context": []}, "found context = [], expected a text, or one turn of the assistant"),
     (
         ROW | {"context": [USER]},

@@ -17,6 +17,8 @@ from cluster.observe.metrics_page import LEARNERS, probe_rows, step_rows, tables
 from cluster.run.figures import Pushed
 from cluster.run.formats import total_of
 from cluster.run.record import (
+    END,
+    STEP,
     Answer,
     ProbeRecord,
     StepRecord,
@@ -122,6 +124,18 @@ def test_a_probe_comes_back_as_it_was_written(tmp_path: Path, counts: dict[str, 
     record = ProbeRecord(3, 17.5, "identity", rates, 12, 8, Verdicts(7, 5, 1, 2))
     append_probe(path, record)
     assert read_probes(path) == {3: record}
+
+
+def test_a_probe_says_which_weights_it_is_of(tmp_path: Path) -> None:
+    path, own = tmp_path / "probes.jsonl", replace(few(8), weights=STEP)
+    end = replace(own, weights=END, rates={"selfname": Rate(3, 4)})
+    for record in (few(0), own, end):
+        append_probe(path, record)
+    assert read_probes(path) == {0: few(0), 8: end} and read_probes(path, own=True) == {0: few(0), 8: own}
+    assert [record.ends(8) for record in (few(0), few(8), own, end)] == [False, True, False, True]
+    path.write_text(path.read_text().replace('"weights": "end"', '"weights": "both"'))
+    with pytest.raises(ValueError, match=r"line 3: .*weights: found 'both', expected 'step' or 'end'"):
+        read_probes(path)
 
 
 def test_answers_come_back_and_take_the_place_of_others(tmp_path: Path) -> None:
