@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 from evidence.diagnostics import TokenStats
 from evidence.records import Ids, TrainRow
 from learner.adapter import add_adapter
-from learner.batches import plan, row_length
 from learner.config import LearnerConfig
 from learner.deepspeed_quirks import checkpoint_state
 from learner.export import export_checkpoint
+from learner.plan import plan, row_length
 from tests import fakes
 from tests.families import tiny
 from tests.reference import logprobs_of, plain_model

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.run.figures import Pushed
 from cluster.run.record import line_of_step, step_record
 from evidence.records import ShardInfo, TrainRow
-from learner.batches import PackedTokens, plan
+from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
 from learner.parts import PartClock
+from learner.plan import plan
 from learner.report import LearnedStep, Metric, StepReport, over_ranks
 from learner.train import Trainer, _row_stats
 from rollout.worker import StepRollouts

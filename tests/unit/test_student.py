@@ -28,11 +28,12 @@ from transformers import (
 
 from evidence.records import TrainRow
 from learner import attention
-from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
+from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle
 from learner.head import LogprobHead
 from learner.load import load_causal_lm, mixes_rows
 from learner.model import Student, checkpoint_layers
 from learner.objectives import DENOMINATORS, OBJECTIVES
+from learner.plan import plan, row_length
 from tests import fakes
 from tests.reference import logprobs_of, plain_model
 
