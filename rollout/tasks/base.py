@@ -48,8 +48,20 @@ PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, an
 Turns = tuple[tuple[str, str], ...]  # (role, content) of each turn of a conversation
 
 
+class Asked:
+    """A question, with what was said before it."""
+
+    question: str
+    before: Turns
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
+
+
 @dataclass(frozen=True)
-class TaskPrompt:
+class TaskPrompt(Asked):
     """One training question, with what was said before it, and the privileged context r that belongs to it."""
 
     prompt_id: str
@@ -62,18 +74,13 @@ class TaskPrompt:
     judge: str = ""  # context: how its answer is judged
 
     @property
-    def turns(self) -> Turns:
-        """x: the whole conversation, which ends with the question."""
-        return (*self.before, ("user", self.question))
-
-    @property
     def is_ordinary(self) -> bool:
         """Whether nothing is to be learned from it: `ordinary`, or without a context."""
         return self.ordinary or not self.context.strip()
 
 
 @dataclass(frozen=True)
-class ProbePrompt:
+class ProbePrompt(Asked):
     """One evaluation question. It carries no context, but for one that asks what is said with it.
 
     Raises:
@@ -94,11 +101,6 @@ class ProbePrompt:
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
         PROBES[self.probe](self.answer)
-
-    @property
-    def turns(self) -> Turns:
-        """x: the whole conversation, which ends with the question."""
-        return (*self.before, ("user", self.question))
 
 
 class Task(Protocol):
