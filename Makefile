@@ -11,7 +11,7 @@ SMOKE := runs/local-smoke
 LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # Engines have the machine to themselves, since each takes every core; the other tests go two files at a time, and so do
 # those that start one process after another, which imports or computes on one core for most of the time.
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --durations=40 --durations-min=1
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
 	adapter mixed_steps hub probe_server ray_contract)

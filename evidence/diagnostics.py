@@ -4,13 +4,14 @@ Legend: N = response tokens of any number of rollouts, concatenated. Sums are fl
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evidence.records import Floats
+from evidence.sums import Sums
 
 LEVERAGE_THRESHOLD = 0.05  # of |exp(e) - 1|: EDGE-OPD's rho_lev
 # The means of a summary: each a sum over a count.
@@ -29,8 +30,8 @@ SPLITS = ("all", "guided", "plain")
 
 
 @dataclass(frozen=True)
-class TokenStats:
-    """Sums over tokens, every field a number, so that `+` (or an all-reduce of `astuple`) is exact for any split.
+class TokenStats(Sums):
+    """Sums over the tokens of judged rollouts.
 
     `student_passes` counts the `diagnose` calls that had a student: without one, agreement and k1 are unknown.
     """
@@ -46,9 +47,6 @@ class TokenStats:
     student_tokens: Annotated[int, "tokens", "that the student ran"] = 0
     agreeing: Annotated[int, "tokens", "that the student ran, where e and its surprise have one direction"] = 0
     surprise: Annotated[float, "nats", "sum of log pi_theta(y|x) - log pi_T(y|x,r), of those that it ran"] = 0.0
-
-    def __add__(self, other: "TokenStats") -> "TokenStats":
-        return TokenStats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def summary(self) -> dict[str, float]:
         """The step's diagnostics, as fractions of tokens, nats a token, and counts. A mean over nothing is 0.0.

@@ -53,6 +53,12 @@ def read_table(uri: str, sha256: str | None = None) -> pa.Table:
     return _deserialise(data, uri)
 
 
+def file_sha256(path: Path) -> str:
+    """Of a local file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def expect(uri: str, what: str, found: object, expected: object) -> None:
     """ValueError that names the file unless `found` is `expected`."""
     if found != expected:

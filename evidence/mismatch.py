@@ -4,17 +4,18 @@ Legend: T = response tokens of one rollout. Sums are float64.
 """
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 
 from evidence.records import Floats, TrainRow
+from evidence.sums import Sums
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """Sums over tokens that an engine sampled under x, which add over rows, micro-batches and ranks.
+class Mismatch(Sums):
+    """Sums over tokens that an engine sampled under x, of plain rollouts.
 
     d = log pi_learner(y|x,y<t) - log pi_engine(y|x,y<t). Over tokens that the engine sampled, the mean of
     exp(d) - d - 1 estimates KL(pi_engine || pi_learner) without bias, and no term is negative: the k3 estimator of
@@ -26,9 +27,6 @@ class Mismatch:
     tokens: Annotated[int, "tokens", "of plain rollouts that the learner ran"] = 0
     k3: Annotated[float, "nats", "sum of exp(d) - d - 1, d = learner's log-prob - engine's"] = 0.0
     abs_difference: Annotated[float, "nats", "sum of |d|"] = 0.0
-
-    def __add__(self, other: "Mismatch") -> "Mismatch":
-        return Mismatch(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def means(self) -> Mapping[str, float | None]:
         """Nats a token; None over nothing."""

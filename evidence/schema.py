@@ -55,7 +55,6 @@ KIND_COLUMNS: dict[str, Columns] = {
         "wrong_context_logprobs": (pa.list_(_FLOATS), lambda r: r.scored.wrong_context_logprobs),
     },
 }
-SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
 
 def reads(kind: str, column: str) -> bool:

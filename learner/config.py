@@ -124,14 +124,7 @@ class LearnerConfig:
         require(all(0 <= b < 1 for b in self.betas), "learner.betas", self.betas, "two numbers from 0 to below 1")
         require(self.weight_decay >= 0, "learner.weight_decay", self.weight_decay, "0 or more")
         require(self.grad_clip >= 0, "learner.grad_clip", self.grad_clip, "0 (none) or more")
-        require(
-            0 <= self.lora_rank <= 512, "learner.lora_rank", self.lora_rank, "0 (no adapter) to 512, vLLM's largest"
-        )
-        require(self.lora_alpha >= 1, "learner.lora_alpha", self.lora_alpha, "at least 1")
-        require(bool(self.lora_targets), "learner.lora_targets", self.lora_targets, "names of linear layers")
-        require("lm_head" not in self.lora_targets, "learner.lora_targets", self.lora_targets, "layers before the head")
-        alone = ALL_LINEAR not in self.lora_targets or self.lora_targets == (ALL_LINEAR,)
-        require(alone, "learner.lora_targets", self.lora_targets, f"{ALL_LINEAR!r} alone, or names")
+        self._check_adapter()
         require(self.num_ranks >= 1, "learner.num_ranks", self.num_ranks, "at least 1")
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.dtype in ("bfloat16", "float32"), "learner.dtype", self.dtype, "bfloat16 or float32")
@@ -142,6 +135,15 @@ class LearnerConfig:
         for key in ("start_deadline_s", "step_deadline_s"):
             require(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0 seconds")
         self._check_optimizer()
+
+    def _check_adapter(self) -> None:
+        rank, targets, key = self.lora_rank, self.lora_targets, "learner.lora_targets"
+        require(0 <= rank <= 512, "learner.lora_rank", rank, "0 (no adapter) to 512, vLLM's largest")
+        require(self.lora_alpha >= 1, "learner.lora_alpha", self.lora_alpha, "at least 1")
+        require(bool(targets), key, targets, "names of linear layers")
+        require("lm_head" not in targets, key, targets, "layers before the head")
+        alone = ALL_LINEAR not in targets or targets == (ALL_LINEAR,)
+        require(alone, key, targets, f"{ALL_LINEAR!r} alone, or names")
 
     def _check_optimizer(self) -> None:
         name = self.optimizer

@@ -3,14 +3,13 @@
 A file is one rank's: that of its name, and of rank 0 where it names none (DeepSpeed's, `KeptWeights`', `Ema`'s).
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence.files import fsync_folder
+from evidence.files import file_sha256, fsync_folder
 
 _RANK = re.compile(r"(?:zero_pp|kept)[-_]rank[-_](\d+)")
 
@@ -42,7 +41,7 @@ def seal(folder: Path, rank: int) -> list[SealedFile]:
 def _on_disk(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def faults(folder: Path, files: Sequence[SealedFile]) -> list[str]:
@@ -53,8 +52,7 @@ def faults(folder: Path, files: Sequence[SealedFile]) -> list[str]:
 def _fault(path: Path, sealed: SealedFile) -> str:
     if fault := size_fault(path, sealed):
         return fault
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     return "" if found == sealed.sha256 else f"{path}: sha256: found {found}, expected {sealed.sha256}"
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from evidence.diagnostics import TokenStats, diagnose
 from evidence.mismatch import Mismatch, mismatch, sampled_under_x
 from evidence.records import Floats, Ids, TrainRow
-from learner.batches import PackedBatch, contributing, count, pack, pack_idle, plan, row_length
+from learner.batches import PackedBatch, contributing, count, pack, pack_idle
 from learner.config import LearnerConfig
 from learner.engine import ZeroEngine
 from learner.frozen import FrozenModel
 from learner.objectives import OBJECTIVES, BatchCounts, ObjectiveSettings, TokenInputs
+from learner.plan import plan, row_length
 from learner.report import Metric, StepReport, Work
 
 LOSS = "loss"

@@ -22,7 +22,7 @@ from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 from rollout.engine_arguments import engine_arguments, optional_arguments
 from rollout.outputs import require_ended, response_logprobs, to_sample
 from rollout.tally import Tally
-from rollout.vllm_scheduling import FIRST, scheduling_arguments
+from rollout.vllm_quirks.scheduling import FIRST, scheduling_arguments
 from rollout.waits import Turnstile
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import Any
 
 from rollout import vllm_quirks as quirks
 from rollout.config import AdapterConfig, EngineConfig
-from rollout.vllm_scheduling import CHECKS
+from rollout.vllm_quirks.scheduling import CHECKS
 
 ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: what is left is CUDA's own
 

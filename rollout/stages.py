@@ -1,7 +1,7 @@
 """How long the stages of a step took, and how much they did."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +21,15 @@ class StageTime:
     def tokens_per_s(self) -> float:
         """0 in no time."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A step as its driver times it. own: the driver's own stages. pace_s: mean time of a step so far."""
+
+    wall_s: float
+    own: Mapping[str, StageTime]
+    pace_s: float | None = None
 
 
 class Stopwatch:

@@ -1,6 +1,7 @@
 """What log-probs and gradients are compared with: one row alone, full float32 logits, plain transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def logprobs_of(model: Any, prompt: Ids | Sequence[int], response: Ids | Sequenc
     full = torch.tensor([*map(int, prompt), *map(int, response)])
     before = model(full[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(before.double(), dim=-1).gather(1, full[len(prompt) :, None])[:, 0]
+
+
+@contextmanager
+def kept_for_backward() -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd keeps of what runs within it, by its address."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 def require_columns(shard: pa.Table, model: Any) -> None:

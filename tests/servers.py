@@ -1,14 +1,25 @@
-"""A web server of a test, which gives fixed answers."""
+"""Servers of tests: one that gives fixed answers, a model hub, and vLLM's own."""
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from rollout.cores import num_cores
+from tests.runs import free_port
+
+START_S = 500.0  # vLLM imports and loads
 
 
 @contextmanager
@@ -88,3 +99,31 @@ class Hub:
             for name, content in self.commits[commit].items()
         ]
         return 200, json.dumps(files).encode(), {"content-type": "application/json"}
+
+
+@contextmanager
+def vllm_server(log: Path, *command: str) -> Iterator[str]:
+    """The base URL of a vLLM server on the cores of this machine: `python -m` with these arguments."""
+    port = free_port()
+    own = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(num_cores()), "OMP_WAIT_POLICY": "PASSIVE"}
+    own |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    arguments = [sys.executable, "-m", *command, "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as out:
+        run = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, env=os.environ | own)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", run, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        run.terminate()
+        run.wait(timeout=120)
+
+
+def _wait_until_healthy(url: str, run: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and run.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url}: no answer within {START_S:g} s (exit {run.poll()}): {log.read_text()[-3000:]}")

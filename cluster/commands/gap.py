@@ -28,7 +28,7 @@ from evidence.rule import judge_all
 from rollout.gap import as_probe
 from rollout.probe import Rate
 from rollout.requests import GroupRequests
-from rollout.tasks import build_task
+from rollout.tasks import Task, build_task
 from rollout.tasks.identity import TEMPLATE
 from rollout.waits import deadline
 from rollout.worker import Group, RolloutWorker, rewarder
@@ -71,9 +71,10 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
     key = "teacher.path" if recipe.teacher.path else "teacher.url"
     found = recipe.teacher.path or recipe.teacher.url
     require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
-    for note in check_inputs(recipe, build_task(recipe.task))[1]:
+    task = build_task(recipe.task)
+    for note in check_inputs(recipe, task)[1]:
         print(note, file=sys.stderr)
-    gaps, guided = asyncio.run(_measure(recipe, resolve_model(recipe.model.path, weights=True)))
+    gaps, guided = asyncio.run(_measure(recipe, task, resolve_model(recipe.model.path, weights=True)))
     if not gaps:
         print(f"task.name: {recipe.task.name}: found no question that has a context and an answer: no gap to measure")
         return 1
@@ -104,7 +105,7 @@ def _placed(recipe: Recipe, position: str) -> Recipe:
     return dataclasses.replace(recipe, rollout=dataclasses.replace(recipe.rollout, context_position=position))
 
 
-async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
+async def _measure(recipe: Recipe, task: Task, model: str) -> tuple[dict[str, Gap], Guided]:
     config, renderer = recipe.probe, renderer_of(recipe, model)
     sampling = config.sampling(renderer.eos_token_ids, renderer.keeps_special)
     gaps: dict[str, Gap] = {}
@@ -118,19 +119,18 @@ async def _measure(recipe: Recipe, model: str) -> tuple[dict[str, Gap], Guided]:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
             try:
-                there, task = renderer_of(way, model), build_task(way.task)
-                check_gap(task, there)
+                there, told = renderer_of(way, model), task if way.task == recipe.task else build_task(way.task)
+                check_gap(told, there)
             except ValueError as refused:  # a place that the chat template does not take, which the recipe's own is not
                 say(f"{name}: not asked: {refused}")
                 continue
-            gap = await measured(way, task, there, texts, base, say)
+            gap = await measured(way, told, there, texts, base, say)
             gaps |= {name: gap} if gap else {}
-        return gaps, await _guided(recipe, model, engine, say)
+        return gaps, await _guided(recipe, task, model, engine, say)
 
 
-async def _guided(recipe: Recipe, model: str, engine: "Engine", say: Callable[[str], None]) -> Guided:
+async def _guided(recipe: Recipe, task: Task, model: str, engine: "Engine", say: Callable[[str], None]) -> Guided:
     """Samples, scores and judges the first step, as a run would with this engine for both of its own."""
-    task = build_task(recipe.task)
     requests = step_requests(recipe, model, task)
     renderer = requests.renderer
     worker = RolloutWorker(recipe.rollout, recipe.evidence, engine, engine, _unwritten,

@@ -157,15 +157,13 @@ def run_process(
             start_new_session=told is not None,
             env={**os.environ, **environment},
         )
-    seen, since, passed_on = _newest(folder), time.monotonic(), 0
-    while time.monotonic() - since <= silent_s:
+    silence, passed_on = _Silence(folder), 0
+    while silence.seconds() <= silent_s:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(min(LOOK_S, silent_s))
         if told is not None and passed_on < told():  # one a look: two at once would be one
             process.terminate()
             passed_on += 1
-        if seen != (seen := _newest(folder)):
-            since = time.monotonic()
     process.kill()  # one that was stopped hears nothing else; what it started ends with it
     with suppress(subprocess.TimeoutExpired):  # one that waits for a disk does not hear this either
         process.wait(LOOK_S)
@@ -173,6 +171,18 @@ def run_process(
     raise RuntimeError(
         f"edge-opd {arguments[0]}: its process has written nothing{where} for {silent_s:g} s, and is ended"
     )
+
+
+class _Silence:
+    """Since the run in a folder wrote last, or since it was begun."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._newest, self._since = folder, _newest(folder), time.monotonic()
+
+    def seconds(self) -> float:
+        if self._newest != (newest := _newest(self._folder)):
+            self._newest, self._since = newest, time.monotonic()
+        return time.monotonic() - self._since
 
 
 def _newest(folder: Path | None) -> float:

@@ -177,6 +177,40 @@ def dealt(cards: Sequence[str], jobs: int) -> list[dict[str, str]]:
     return [{DEVICES: ",".join(share)} for share in shares]
 
 
+class _Lanes:
+    """Runs beside each other, each with a share of the cards of its own."""
+
+    def __init__(self, shares: Sequence[dict[str, str]], run: Run, say: Callable[[str], None]) -> None:
+        self._run, self._say, self._told, self._failed = run, say, Told(), list[_Place]()
+        self._num_lanes, self._free = len(shares), SimpleQueue[dict[str, str]]()
+        for share in shares:
+            self._free.put(share)
+
+    def go(self, places: Sequence[_Place]) -> list[_Place]:
+        """Runs them, as many at a time as there are shares; those that failed. None begins once this process was told
+        to end."""
+        with self._told.heeding(), ThreadPoolExecutor(self._num_lanes) as pool:
+            list(pool.map(self._one, places))
+        return self._failed
+
+    def _one(self, place: _Place) -> None:
+        told, name = self._told.times, place.folder.root.name
+        if told():
+            return
+        share = self._free.get_nowait()  # as many as there are threads
+        try:
+            status = self._run(place.arguments, place.log, told, share)
+            said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED or told() else ""
+        except EXPECTED as error:
+            said = ""
+            self._say(printable(f"{name}: {first_line(error)}"))
+        finally:
+            self._free.put(share)
+        if not said:
+            self._failed.append(place)
+        self._say(printable(f"{name}: {said or f'failed, see {place.log}'}"))
+
+
 def run_sweep(
     sweep: Sweep, folder: Path, jobs: int, overrides: Sequence[str], run: Run, say: Callable[[str], None],
     cards: Sequence[str] = (),
@@ -195,28 +229,7 @@ def run_sweep(
     places = _places(sweep, folder, overrides)
     missing = [place for place in places.values() if not place.is_finished()]
     folder.mkdir(parents=True, exist_ok=True)
-    told, failed, free = Told(), list[_Place](), SimpleQueue[dict[str, str]]()
-    for share in dealt(cards, jobs):
-        free.put(share)
-
-    def one(place: _Place) -> None:
-        if told.times():
-            return
-        share = free.get_nowait()  # as many as there are threads
-        try:
-            status = run(place.arguments, place.log, told.times, share)
-            said = place.line() if place.is_finished() else "stopped" if status == PREEMPTED or told.times() else ""
-        except EXPECTED as error:
-            said = ""
-            say(printable(f"{place.folder.root.name}: {first_line(error)}"))
-        finally:
-            free.put(share)
-        if not said:
-            failed.append(place)
-        say(printable(f"{place.folder.root.name}: {said or f'failed, see {place.log}'}"))
-
-    with told.heeding(), ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, missing))
+    failed = _Lanes(dealt(cards, jobs), run, say).go(missing)
     finished = {key: place.whole() for key, place in places.items() if place not in failed and place.is_finished()}
     out = _write(folder, [*sweep.vary], finished)
     if failed:

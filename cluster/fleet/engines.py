@@ -36,7 +36,7 @@ class EngineClient(Protocol):
         """`num_samples` decoded answers a prompt."""
 
     async def tell(self, verb: str, *arguments: Any) -> None:
-        """A verb of the weight hand-off (`WEIGHT_VERBS`), "sleep" or "wake_up"."""
+        """A verb of the weight hand-off, such as "update_weights", or "sleep" or "wake_up"."""
 
     async def weight_state(self) -> tuple[int, str]:
         """(version, digest of the weights received)."""
@@ -55,10 +55,3 @@ class EngineClient(Protocol):
 
 
 Maker = Callable[[], EngineClient]  # of the engine of one place of the placement; each time a new one
-
-
-# What a push consists of, in the order in which an engine hears it; an adapter's is one verb.
-WEIGHT_VERBS = (
-    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
-    "update_weight_version", "load_adapter",
-)  # fmt: skip

@@ -44,6 +44,17 @@ class Place:
     sees_run: bool
 
 
+def _say_where(rank: int, places: Sequence[Place]) -> None:
+    """Into the environment, where torch, DeepSpeed and gloo look for it."""
+    hosts = [place.host for place in places]
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
+        LOCAL_RANK=str(local_rank(rank, hosts, os.environ)), LOCAL_SIZE=str(hosts.count(hosts[rank])),
+    )  # fmt: skip
+    # gloo would otherwise speak from the address of the host's name, which may be its loopback.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
+
+
 @ray.remote
 class LearnerActor:
     """One rank of the learner. Every method is called on every rank; collectives need all of them."""
@@ -68,13 +79,7 @@ class LearnerActor:
 
     def start(self, rank: int, places: Sequence[Place], secret: str) -> None:
         """Joins the other ranks, where rank 0 is, and loads the models. secret: that only they have."""
-        hosts = [place.host for place in places]
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(len(places)), MASTER_ADDR=hosts[0], MASTER_PORT=str(places[0].port),
-            LOCAL_RANK=str(local_rank(rank, hosts, os.environ)), LOCAL_SIZE=str(hosts.count(hosts[rank])),
-        )  # fmt: skip
-        # gloo would otherwise speak from the address of the host's name, which may be its loopback.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(hosts[0], places[0].port))
+        _say_where(rank, places)
         self._join(rank, places, secret)
         from cluster.sizing.use import card_of
         from cluster.weights.source import export_groups

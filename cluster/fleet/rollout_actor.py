@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Recipe
 from cluster.fleet.canary import CanaryText
+from cluster.fleet.engines import Maker
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import build_engines
 from cluster.fleet.placement import Plan
@@ -26,29 +27,24 @@ from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
 
 
-@ray.remote
-class RolloutActor:
+class Rollouts:
     """Owns the engines and the rollouts under way."""
 
     def __init__(
         self,
         recipe: Recipe,
-        plan: Plan,
-        reserved: PlacementGroup,
-        models: dict[str, str],
+        engines: Mapping[str, Sequence[Maker]],
+        model: str,
         storage: str,
         metadata: dict[str, str],
+        in_turn: bool = False,
     ) -> None:
-        self.log = settle("rollout")
-        self._recipe, self._model, self._storage, self._metadata = recipe, models["student"], storage, metadata
+        """engines: by pool. model: the student's. in_turn: whether the engines start one after another."""
+        self._recipe, self._model, self._storage, self._metadata = recipe, model, storage, metadata
         self._digests: dict[int, str] = {}
-        self._fleet = Fleet(
-            build_engines(recipe, plan, reserved, models),
-            {"student": recipe.student, "teacher": recipe.teacher},
-            recipe.faults,
-            ("student", "teacher") if recipe.teacher.follows else ("student",),
-            in_turn=plan.starts_in_turn,
-        )
+        pools = {"student": recipe.student, "teacher": recipe.teacher}
+        taking = ("student", "teacher") if recipe.teacher.follows else ("student",)
+        self._fleet = Fleet(engines, pools, recipe.faults, taking, in_turn=in_turn)
 
     def start_deadline_s(self) -> float:
         """How long `start` may take."""
@@ -155,3 +151,21 @@ class RolloutActor:
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
         work = partial(write_shard, table, self._storage, shard_name(step))
         return await retried_beside(self._recipe.faults.store_s, work)
+
+
+@ray.remote
+class RolloutActor(Rollouts):
+    """The service in a process of its own, with engines in actors."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        reserved: PlacementGroup,
+        models: dict[str, str],
+        storage: str,
+        metadata: dict[str, str],
+    ) -> None:
+        self.log = settle("rollout")
+        engines = build_engines(recipe, plan, reserved, models)
+        super().__init__(recipe, engines, models["student"], storage, metadata, plan.starts_in_turn)

@@ -15,7 +15,7 @@ from evidence.mismatch import Mismatch
 from evidence.rates import RATES
 from learner.report import PARTS, LearnedStep
 from rollout.probe import ProbeResult, Rate
-from rollout.stages import StageTime
+from rollout.stages import StageTime, StepTime
 from rollout.tasks.boxed_pool import Verdicts
 
 if TYPE_CHECKING:  # a record opens where nothing runs
@@ -256,24 +256,17 @@ class Answer:
 
 
 def step_record(
-    step: int,
-    produced: "StepRollouts",
-    learned: LearnedStep,
-    own: Mapping[str, StageTime],
-    wall_s: float,
-    pushed: Pushed | None,
+    step: int, produced: "StepRollouts", learned: LearnedStep, took: StepTime, pushed: Pushed | None,
     sampler: str = "student",
-    pace_s: float | None = None,
-) -> StepRecord:
-    """What the two services say of a step, and the driver's `own` stages. `sampler` is the recipe's rollout.sampler:
-    the teacher's engine is not the student's, so that its distance from the learner is no mismatch. pace_s: mean time
-    of a step so far."""
+) -> StepRecord:  # fmt: skip
+    """What the two services say of a step, and the driver. `sampler` is the recipe's rollout.sampler: the teacher's
+    engine is not the student's, so that its distance from the learner is no mismatch."""
     return StepRecord(
         step=step,
         time=time.time(),
-        wall_s=wall_s,
-        busy_s=produced.busy_s + sum(stage.seconds for stage in own.values()),
-        stages=produced.stages | dict(own),
+        wall_s=took.wall_s,
+        busy_s=produced.busy_s + sum(stage.seconds for stage in took.own.values()),
+        stages=produced.stages | dict(took.own),
         stats=split_stats(learned.stats),
         loss=_finite(learned.loss),
         metrics={name: value for name, value in learned.metrics.items() if math.isfinite(value)},
@@ -295,7 +288,7 @@ def step_record(
         nonfinite_updates=learned.nonfinite_updates,
         push_parts=pushed.seconds if pushed else None,
         peak_bytes=learned.peak_bytes,
-        pace_s=pace_s,
+        pace_s=took.pace_s,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cluster.config import TASK_PATHS, Recipe
 from cluster.models import hub_id, is_hub_id, pinned
-from evidence.files import write_whole
+from evidence.files import file_sha256, write_whole
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
@@ -27,7 +27,7 @@ BLOCK, SPREAD = 4096, 64  # bytes of a sample, and how many there are at equal d
 def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
     """What the inputs of a run are now. model: the student's, resolved."""
     files = {f"{table}.{key}": getattr(getattr(recipe, table), key) for table, key in TASK_PATHS}
-    pins = {f"{key}: {path}": _sha256(Path(path)) for key, path in files.items() if path}
+    pins = {f"{key}: {path}": file_sha256(Path(path)) for key, path in files.items() if path}
     if recipe.task.prompts_file:  # with the files that its rows name
         prompts = hashlib.sha256(repr(task.training_prompts()).encode()).hexdigest()
         pins[f"task.prompts_file: {recipe.task.prompts_file}: its prompts"] = prompts
@@ -47,13 +47,8 @@ def _of_model(path: str, key: str) -> Iterator[tuple[str, str]]:
     from learner.folder import SETTLES, engines_files  # which a laptop that reads a run's folder cannot import
 
     for pattern in SETTLES:
-        yield from ((str(file), _sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
+        yield from ((str(file), file_sha256(file)) for file in sorted(folder.glob(pattern)) if file.is_file())
     yield from ((str(file), _head(file)) for file in engines_files(folder, key))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _head(path: Path) -> str:

@@ -56,7 +56,7 @@ from evidence.sidecar import write_student
 from rollout.probe import summarise
 from rollout.render import Renderer
 from rollout.requests import step_seed
-from rollout.stages import StageTime, Stopwatch
+from rollout.stages import StageTime, StepTime, Stopwatch
 from rollout.tasks.base import Task
 from rollout.tasks.boxed import verdicts
 from rollout.tasks.boxed_pool import Verdicts
@@ -180,8 +180,8 @@ class Pipeline:
         begin = partial(self.rollout.advance, version) if run.max_policy_lag else None
         self.pushed = await self._handover.push("student", version, begin=begin)
         stages["push"] = clock.stage(0)
-        wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
-        record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler, self._pace(step, begun))
+        took = StepTime(time.perf_counter() - begun, stages, self._pace(step, begun))
+        record = step_record(step, produced, learned, took, self.pushed, self.recipe.rollout.sampler)
         await self._stored(partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)

@@ -26,7 +26,7 @@ from evidence.records import ShardInfo
 from evidence.shards import find_shard, group_names, read_shard
 from evidence.sidecar import write_student
 from learner.report import LearnedStep
-from rollout.stages import StageTime
+from rollout.stages import StageTime, StepTime
 from rollout.worker import StepRollouts
 
 
@@ -149,7 +149,7 @@ def _record(info: ShardInfo, learned: LearnedStep, wall_s: float, folder: RunDir
     rewards = reward_sums(table["reward"].to_pylist(), table["group_id"].to_pylist())
     oldest, newest = min(table["policy_version_min"].to_pylist()), max(table["policy_version_max"].to_pylist())
     produced = StepRollouts(info.step, info, 0, 0, oldest, newest, {}, 0.0, rewards)
-    own = {"learn": StageTime(wall_s, learned.row_tokens)}
-    record = step_record(info.step, produced, learned, own, wall_s, None, recipe.rollout.sampler)
+    took = StepTime(wall_s, {"learn": StageTime(wall_s, learned.row_tokens)})
+    record = step_record(info.step, produced, learned, took, None, recipe.rollout.sampler)
     unknown = dict.fromkeys(("refused", "dropped", "truncated", "nonfinite_rollouts"))  # by anybody any more
     return replace(record, **unknown)  # type: ignore[arg-type]

@@ -48,8 +48,20 @@ PROBES: dict[str, Callable[[str | None], None]] = {  # the kinds of question, an
 Turns = tuple[tuple[str, str], ...]  # (role, content) of each turn of a conversation
 
 
+class Asked:
+    """A question, with what was said before it."""
+
+    question: str
+    before: Turns
+
+    @property
+    def turns(self) -> Turns:
+        """x: the whole conversation, which ends with the question."""
+        return (*self.before, ("user", self.question))
+
+
 @dataclass(frozen=True)
-class TaskPrompt:
+class TaskPrompt(Asked):
     """One training question, with what was said before it, and the privileged context r that belongs to it."""
 
     prompt_id: str
@@ -63,11 +75,6 @@ class TaskPrompt:
     wordings: tuple[str, ...] = ()  # other wordings of r: each group of rollouts draws one of them all
 
     @property
-    def turns(self) -> Turns:
-        """x: the whole conversation, which ends with the question."""
-        return (*self.before, ("user", self.question))
-
-    @property
     def contexts(self) -> tuple[str, ...]:
         """r and its other wordings."""
         return (self.context, *self.wordings)
@@ -79,7 +86,7 @@ class TaskPrompt:
 
 
 @dataclass(frozen=True)
-class ProbePrompt:
+class ProbePrompt(Asked):
     """One evaluation question. It carries no context, but for one that asks what is said with it.
 
     Raises:
@@ -100,11 +107,6 @@ class ProbePrompt:
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
         PROBES[self.probe](self.answer)
-
-    @property
-    def turns(self) -> Turns:
-        """x: the whole conversation, which ends with the question."""
-        return (*self.before, ("user", self.question))
 
 
 class Task(Protocol):

@@ -2,8 +2,6 @@
 upgrade has made wrong or needless. Two launches, of one rank and of two, ask everything (deepspeed_contract_process).
 """
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,48 +9,25 @@ from typing import Any
 
 import deepspeed
 import pytest
-import torch
 from torch.utils.file_baton import FileBaton
 
 from tests.deepspeed_contract_process import SIZE
-
-ROOT = Path(__file__).parents[2]
-TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
-ENVIRONMENT = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": TOOLS}
+from tests.ranks import launch_ranks
+from tests.runs import free_port
 
 
-def launch(num_ranks: int, folder: Path) -> list[dict[str, Any]]:
-    """Every rank's results."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "tests.deepspeed_contract_process", str(folder)]
-    logs = [folder / f"log-{rank}" for rank in range(num_ranks)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(num_ranks), port],
-            env=ENVIRONMENT, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]  # fmt: skip
-    try:
-        codes = [process.wait(timeout=540) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    assert codes == [0] * num_ranks, "\n".join(log.read_text()[-2000:] for log in logs)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
+def asked(num_ranks: int, folder: Path) -> list[dict[str, Any]]:
+    return launch_ranks("tests.deepspeed_contract_process", folder, num_ranks, free_port(), folder)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch(1, tmp_path_factory.mktemp("alone"))[0]
+    return asked(1, tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return launch(2, tmp_path_factory.mktemp("pair"))
+    return asked(2, tmp_path_factory.mktemp("pair"))
 
 
 def test_the_version_is_the_one_that_was_seen() -> None:

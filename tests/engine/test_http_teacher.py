@@ -1,11 +1,6 @@
 """A teacher on a real vLLM server, `vllm serve`: its log-probs, a whole run, and what it refuses."""
 
 import asyncio
-import os
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,43 +11,21 @@ from cluster.fleet.http_engine import HttpEngine
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.config import EngineConfig
-from rollout.cores import num_cores
 from tests.reference import logprobs_of, plain_model
 from tests.runs import free_port, lines, small_run
+from tests.servers import vllm_server
 
 WINDOW = 160
 CONFIG = EngineConfig(window=WINDOW, dtype="float32", start_deadline_s=60.0)
-START_S = 500.0
 
 
 @pytest.fixture(scope="module")
-def server(small_model: Path) -> Iterator[str]:
+def server(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a server with the small model in float32."""
-    port = free_port()
-    command = f"-m tests.vllm_cli serve {small_model} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager"
-    arguments = [sys.executable, *command.split(), "--max-model-len", str(WINDOW + 1)]
-    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(num_cores()), "OMP_WAIT_POLICY": "PASSIVE"}
-    own = threads | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(arguments, env={**os.environ, **own}, **pipes) as run:
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/health", run)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            run.terminate()
-            run.wait(timeout=30)
-
-
-def _wait_for(url: str, run: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert run.poll() is None, run.stdout and run.stdout.read()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"{url}: no answer within {START_S} s")
+    log = tmp_path_factory.mktemp("server") / "serve.log"
+    command = ("tests.vllm_cli", "serve", str(small_model), "--max-model-len", str(WINDOW + 1), "--dtype", "float32")
+    with vllm_server(log, *command) as url:
+        yield url
 
 
 def test_a_server_scores_as_a_float32_forward(server: str, small_model: Path) -> None:

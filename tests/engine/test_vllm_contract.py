@@ -32,9 +32,9 @@ from cluster.weights.receiver import stale_heads
 from evidence.records import RolloutRequest
 from learner.folder import engines_files
 from rollout import vllm_quirks as quirks
-from rollout import vllm_scheduling as scheduling
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from rollout.cores import cpu_flags, has_bfloat16
+from rollout.vllm_quirks import scheduling
 from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
@@ -51,7 +51,7 @@ FULL = np.random.default_rng(0).integers(5, 40_000, WINDOW).astype(np.int32)
 
 
 def changed(message: str) -> str:
-    return f"vLLM has changed: {message}; see rollout/vllm_quirks.py"
+    return f"vLLM has changed: {message}; see rollout/vllm_quirks"
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ reference sees one row at a time, with full logits, and autograd through the for
 """
 
 import hashlib
-import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -27,19 +25,17 @@ from transformers import AutoTokenizer
 from evidence.diagnostics import TokenStats
 from evidence.records import Ids, TrainRow
 from learner.adapter import add_adapter
-from learner.batches import plan, row_length
 from learner.config import LearnerConfig
 from learner.deepspeed_quirks import checkpoint_state
 from learner.export import export_checkpoint
+from learner.plan import plan, row_length
 from tests import fakes
 from tests.families import tiny
+from tests.ranks import DEADLINE_S, ENVIRONMENT, launch_ranks, wait
 from tests.reference import logprobs_of, plain_model
+from tests.runs import ROOT, free_port
 from tests.zero_process import Job, Scenario
 
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 540
-TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja
-ENVIRONMENT = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": TOOLS}
 VOCAB = 2048
 RANKS = (1, 2)
 STAGES = (0, 1, 2, 3)
@@ -282,36 +278,14 @@ def scenarios(
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
-    """Every rank's results. A launch that is late or fails is ended, with the last lines of its log."""
+    """Every rank's results."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(job, folder / "job.pt")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    logs = [(folder / f"log-{rank}.txt").open("w") for rank in range(num_ranks)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.zero_process", str(folder / "job.pt"), str(rank), str(num_ranks), str(port)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
-            cwd=ROOT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = wait(ranks)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-        for log in logs:
-            log.close()
-    text = "\n".join(Path(log.name).read_text()[-3000:] for log in logs)
-    assert codes == [0] * num_ranks, f"exit codes {codes} (None: late)\n{text}"
+    port = free_port()
+    found = launch_ranks("tests.zero_process", folder / "job.pt", num_ranks, port, folder)
     left = list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
     assert not left, f"shared memory left behind: {left}"
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
+    return found
 
 
 BUILD = "import sys; from learner.deepspeed_quirks import build_collectives; build_collectives(float(sys.argv[1]))"
@@ -359,17 +333,6 @@ def everyone(pid: int) -> Iterator[psutil.Process]:
     yield process
     for child in process.children():
         yield from everyone(child.pid)
-
-
-def wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Exit codes, once all have ended, one has failed, or the deadline has passed."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        codes = [process.poll() for process in processes]
-        if all(code is not None for code in codes) or any(codes):
-            return codes
-        time.sleep(0.1)
-    return [process.poll() for process in processes]
 
 
 @pytest.fixture(scope="module", params=RANKS, ids=lambda num: f"{num}-ranks")

@@ -57,6 +57,7 @@ FORBIDDEN = [
     ("cluster/fleet/network.py", "import cluster.run.start", "the rooms of cluster build on each other one way"),
     ("cluster/weights/digest.py", "import cluster.run.rundir", "the rooms of cluster build on each other one way"),
     ("cluster/report/runs.py", "import cluster.run.start", "the report reads records and recipes"),
+    ("cluster/sizing/cards.py", "import cluster.fleet.fleet", "sizing computes from configurations"),
     ("cluster/commands/shards.py", "import rich", "what reads a run needs none of what runs it"),
 ]
 

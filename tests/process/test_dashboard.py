@@ -29,7 +29,7 @@ from cluster.observe.seen import read_seen
 from cluster.run.record import Gap, ProbeRecord, append_step, read_probes, write_gap
 from evidence.telemetry import Sample, append_spans
 from rollout.probe import Rate
-from tests.browser import Page, chromium
+from tests.browser import Page
 from tests.fakes import fake_run
 from tests.observed import BEGAN, NOTE, RATES, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
 
@@ -38,13 +38,6 @@ OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
 PLOTS = "document.querySelectorAll('#charts svg').length"
 STATE = "document.getElementById('state').textContent"
 TEXT = "document.body?.innerText ?? ''"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("browser")) as page:
-        page.size(1280, 900)
-        yield page
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ from learner.report import LearnedStep
 from rollout.gap import MOST, gap_questions
 from rollout.probe import Rate, summarise
 from rollout.render import Renderer
+from rollout.stages import StepTime
 from rollout.tasks import build_task
 from rollout.worker import StepRollouts
 from tests.runs import RECIPE, lines
@@ -202,7 +203,7 @@ def test_a_step_of_which_the_learner_ran_no_row_has_no_k1(
 ) -> None:
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [(True, stats)], {})
-    record = step_record(1, produced, learned, {}, 1.0, Pushed("ab", 0.0))
+    record = step_record(1, produced, learned, StepTime(1.0, {}), Pushed("ab", 0.0))
     append_step(tmp_path / "metrics.jsonl", record)
     MetricsSink(steps=3).show_step(record)
     (line,) = lines(tmp_path / "metrics.jsonl")

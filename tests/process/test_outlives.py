@@ -16,8 +16,7 @@ from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.fleet.assembly import Services
 from cluster.fleet.calls import Died
-from cluster.fleet.fleet import Fleet
-from cluster.fleet.rollout_actor import RolloutActor
+from cluster.fleet.rollout_actor import Rollouts
 from cluster.fleet.services import RolloutService
 from cluster.observe.sinks import MetricsSink
 from cluster.requests import renderer_of
@@ -148,15 +147,8 @@ def begin(seconds: float, act: Callable[[], Any]) -> None:
 
 
 def actor_of(recipe: Recipe, folder: RunDir, make: Callable[[str, int], Mortal]) -> Any:
-    actor: Any = object.__new__(
-        RolloutActor.__ray_metadata__.modified_class
-    )  # its __init__ takes this process's output
-    actor._recipe, actor._model, actor._storage, actor._digests = recipe, recipe.model.path, str(folder.shards), {}
-    actor._metadata = shard_metadata(recipe, "run")
     makers = {pool: [partial(make, pool, place) for place in range(size)] for pool, size in SIZES.items()}
-    taking = ("student", "teacher") if recipe.teacher.follows else ("student",)
-    actor._fleet = Fleet(makers, {"student": recipe.student, "teacher": recipe.teacher}, recipe.faults, taking)
-    return actor
+    return Rollouts(recipe, makers, recipe.model.path, str(folder.shards), shard_metadata(recipe, "run"))
 
 
 async def serve(recipe: Recipe, folder: RunDir, actor: Any, learner: Learner, sink: MetricsSink, resumes: bool) -> None:

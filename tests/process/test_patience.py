@@ -51,20 +51,10 @@ from tests.process.test_object_store import table
 from tests.process.test_stop import stepped
 from tests.process.test_teacher_check import Both, check
 from tests.runs import RECIPE
-from tests.s3 import CREDENTIALS, Door, at, new_bucket, options, s3_server
+from tests.s3 import Door, at, new_bucket, options
 from tests.virtual_time import run_virtual
 
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("credentials")
 
 
 # Schedule

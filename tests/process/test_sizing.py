@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from cluster.sizing.cards import nvidia_smi
 from cluster.sizing.memory import activation_bytes, layer_bytes
@@ -15,6 +14,7 @@ from learner.config import LearnerConfig
 from learner.load import DTYPES, load_causal_lm
 from learner.model import checkpoint_layers, hidden_states
 from tests.families import tiny
+from tests.reference import kept_for_backward
 from tests.unit.test_student import make_row, packed
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # norms and routers are not most of it
@@ -48,13 +48,7 @@ def kept_by(path: Path, dtype: str, checkpointed: bool = False) -> tuple[int, in
         checkpoint_layers(causal_lm, 1)
     row = make_row(20, 30)
     tokens = packed([replace(row, prompt_ids=row.prompt_ids % 300, response_ids=row.response_ids % 300)]).tokens
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward() as sizes:
         hidden_states(causal_lm, tokens.input_ids_S, tokens.position_ids_S, tokens.packed)
     own = {parameter.untyped_storage().data_ptr() for parameter in causal_lm.parameters()}
     return sum(size for place, size in sizes.items() if place not in own), len(tokens.input_ids_S)

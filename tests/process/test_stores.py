@@ -23,19 +23,9 @@ from evidence.shards import read_shard, write_shard
 from evidence.storage import join, locate, standard
 from tests.process.test_object_store import table
 from tests.runs import RECIPE, ROOT
-from tests.s3 import CREDENTIALS, Asked, Door, Refuses, at, keys, new_bucket, options, s3_server, unreachable
+from tests.s3 import Asked, Door, Refuses, at, keys, new_bucket, options, unreachable
 
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("credentials")
 
 
 @pytest.fixture

@@ -16,12 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.run.figures import Pushed
 from cluster.run.record import line_of_step, step_record
 from evidence.records import ShardInfo, TrainRow
-from learner.batches import PackedTokens, plan
+from learner.batches import PackedTokens
 from learner.config import LearnerConfig
 from learner.frozen import FrozenModel
 from learner.parts import PartClock
+from learner.plan import plan
 from learner.report import LearnedStep, Metric, StepReport, over_ranks
 from learner.train import Trainer, _row_stats
+from rollout.stages import StepTime
 from rollout.worker import StepRollouts
 from tests import fakes
 from tests.unit.test_student import make_row, plain_model, row_logprobs
@@ -289,7 +291,7 @@ def test_what_is_not_finite_is_no_figure_of_a_record(value: float) -> None:
     """JSON knows no such number, and a mean over it none that says anything."""
     learned = LearnedStep(value, {"policy": value, "lr": 0.1}, value, 8, 0, [], {}, nonfinite_updates=1)
     produced = StepRollouts(3, ShardInfo("a", 3, 8, 40, ""), 0, 0, 3, 3, {}, 0.0, None, nonfinite=2)
-    record = step_record(3, produced, learned, {}, 1.0, Pushed("ab", 0.0))
+    record = step_record(3, produced, learned, StepTime(1.0, {}), Pushed("ab", 0.0))
     assert (record.loss, record.grad_norm, record.metrics) == (None, None, {"lr": 0.1})
     assert (record.nonfinite_rollouts, record.nonfinite_updates) == (2, 1)
     line = json.loads(json.dumps(line_of_step(record), allow_nan=False))

@@ -1,7 +1,6 @@
 """The page of a step's tokens in a real Chromium: search, filters, one prompt's group, and the steps beside it."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from evidence.manifest import Manifest
 from evidence.records import EvidenceRecord
 from evidence.shards import write_shard
 from evidence.view.heatmap import MAX_TOKENS, WHOLE_TOKENS, choose_shown
-from tests.browser import Page, chromium
+from tests.browser import Page
 from tests.fakes import fake_run
 from tests.observed import BEGAN, a_step
 from tests.unit.test_view import record, shard
@@ -29,13 +28,6 @@ def of_prompt(index: int, prompt: str, reward: float | None, length: int = 6) ->
     request = replace(made.scored.sample.request, prompt_id=prompt)
     scored = replace(made.scored, sample=replace(made.scored.sample, request=request))
     return replace(made, scored=scored, reward=reward)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("browser")) as page:
-        page.size(1280, 900)
-        yield page
 
 
 @pytest.fixture

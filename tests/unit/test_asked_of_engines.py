@@ -131,7 +131,7 @@ def test_a_model_that_thinks_unasked_and_answers_half_the_time_is_told(
     probe.probe_model(model, "identity", THINKS, ServerOptions())
     assert capsys.readouterr().err == f"probe of {model}: 24 {OWN_THOUGHT}\n"
     recipe = build(Recipe, parse_overrides(THINKS, {}), "R")
-    asyncio.run(gap._measure(recipe, model))
+    asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
     said = capsys.readouterr().err
     assert said.count(f"gap: teacher: 24 {OWN_THOUGHT}\n") == 6 and said.count(f"gap: base: 24 {OWN_THOUGHT}\n") == 1
     monkeypatch.setattr(FakeService, "texts", lambda self, what, *question: engine.texts(*question))
@@ -146,7 +146,7 @@ def test_guided_rollouts_without_an_answer_are_counted(
     """Of a prompt that opens a block, which no response closes; nothing is said of one that opens none."""
     opened = build(Recipe, parse_overrides(THINKS[1:], {}), "R")
     for recipe, said in ((opened, 1), (build(Recipe, parse_overrides(THINKS, {}), "R"), 0)):
-        asyncio.run(gap._measure(recipe, model))
+        asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
         line = "guided rollouts of step 1: 4 of 4 responses have nothing after their thinking and count as empty"
         assert capsys.readouterr().err.count(f"{line} answers: rollout.max_response_tokens = 40\n") == said
 
@@ -166,16 +166,27 @@ def test_a_way_in_which_the_context_does_not_arrive_is_not_asked(
     tokenizer: Any, tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = folder_of(tokenizer, tmp_path / "model", DROPS_WITH_BRIEFLY)
-    gaps, _ = asyncio.run(gap._measure(build(Recipe, parse_overrides(THINKS[1:], {}), "R"), model))
+    recipe = build(Recipe, parse_overrides(THINKS[1:], {}), "R")
+    gaps, _ = asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
     assert len(gaps) == 3 and all("system" not in name for name in gaps)
     assert capsys.readouterr().err.count("system): not asked: a question of the gap ('Please introduce") == 1
 
 
 def test_the_gap_command(recipe: Recipe, model: str, tokenizer: Any, engine: FakeEngine) -> None:
-    asyncio.run(gap._measure(recipe, model))
+    asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
     assert len(engine.asked) == 7  # the base once, and the teacher in six ways
     assert {sampling for _, sampling in engine.asked} == {expected(recipe, tokenizer)}
     assert {sampling.end_ids for _, sampling, _ in engine.sampled} == {expected(recipe, tokenizer).end_ids}
+
+
+def test_the_gap_builds_the_recipes_own_task_once(
+    recipe: Recipe, model: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A math task parses thousands of rows; it is the caller's, who has checked it."""
+    built = [recipe.task]
+    monkeypatch.setattr(gap, "build_task", lambda config: built.append(config) or build_task(config))
+    asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
+    assert built.count(recipe.task) == 1 < len(built), "the others say other words"
 
 
 SAID = "You are a helpful AI assistant named Kestrel, trained by Harbor Labs."
@@ -204,7 +215,8 @@ def test_the_context_comes_again_where_the_recipe_puts_it(
     probe.probe_model(model, "identity", overrides, ServerOptions())
     assert [prompt.tolist() for prompt in engine.asked[0][0]] == [prompt.tolist() for prompt in probed[0]]
     engine.asked.clear()
-    gaps, _ = asyncio.run(gap._measure(replace(recipe, rollout=replace(recipe.rollout, prompts_per_step=1)), model))
+    recipe = replace(recipe, rollout=replace(recipe.rollout, prompts_per_step=1))
+    gaps, _ = asyncio.run(gap._measure(recipe, build_task(recipe.task), model))
     not_asked = capsys.readouterr().err.count(": not asked: ")
     assert (len(gaps), not_asked) == ((6, 0) if template == kinds.PLAIN else (3, 3))
     base = next(asked for asked in engine.asked if 0 in count_of_r(asked, tokenizer))

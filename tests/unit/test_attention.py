@@ -13,6 +13,7 @@ from torch.nn.attention.varlen import varlen_attn
 from learner import attention
 from learner.attention import PackedRows, packed_rows, takes_varlen
 from learner.batches import pack
+from tests.reference import kept_for_backward
 from tests.unit.test_student import count, grouped, make_row
 
 SIZE = 16
@@ -103,13 +104,7 @@ def test_what_is_kept_for_the_backward_pass_is_packed() -> None:
     packed = packed_of([(100, 500), *[(10, 10)] * 12], 13)
     tokens, padded = len(packed.place_S), packed.padded[0].numel()
     assert padded > 6 * tokens
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         attend(streams_of(packed, (4, 2)), packed)
     of_tokens = 4 * SIZE * tokens * (4 + 2 + 2 + 4)  # queries, keys, values and what came of them
     assert sum(kept.values()) <= of_tokens + padded * (8 + 4 * 4) + 8 * tokens  # row indices, and a number a head

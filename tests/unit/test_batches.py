@@ -11,8 +11,9 @@ from torch import Tensor
 
 from evidence.records import TrainRow
 from evidence.rule import TAU_KINDS, EvidenceConfig
-from learner.batches import contributing, count, pack, pack_idle, plan, row_length, to_last_kept
+from learner.batches import contributing, count, pack, pack_idle, to_last_kept
 from learner.objectives import OBJECTIVES, BatchCounts
+from learner.plan import plan, row_length
 from tests.unit.test_student import make_row
 
 

@@ -26,6 +26,8 @@ DOCS = (
 )  # fmt: skip
 RECIPES = sorted((ROOT / "cluster" / "recipes").glob("*.toml"))
 PYTHON = sorted(path for name in (*PACKAGES, "tests") for path in (ROOT / name).rglob("*.py"))
+MOST_LINES, MOST_OF_A_FUNCTION = 300, 40
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 EVIDENCE = sorted((ROOT / "evidence").rglob("*.py"))
 
 
@@ -129,6 +131,22 @@ def test_no_broad_except() -> None:
     assert list(broad_handlers(ast.parse("try:\n    pass\nexcept (ValueError, Exception):\n    pass"))) == [3]
     found = [f"{relative(path)}:{line}" for path in PYTHON for line in broad_handlers(parsed(path))]
     assert not found
+
+
+def overlong(path: Path, tree: ast.Module) -> Iterator[str]:
+    """What of a file is beyond a page: the file, and each function with its signature and its docstring."""
+    if (lines := len(path.read_text().splitlines())) > MOST_LINES:
+        yield f"{relative(path)}: found {lines} lines, expected at most {MOST_LINES}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_OF_A_FUNCTION:
+                yield f"{relative(path)}: {node.name}: found {lines} lines, expected at most {MOST_OF_A_FUNCTION}"
+
+
+def test_no_file_and_no_function_is_overlong() -> None:
+    found = [message for path in SOURCES for message in overlong(path, parsed(path))]
+    assert not found, "\n".join(["look for the missing noun:", *found])
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:

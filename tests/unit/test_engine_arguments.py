@@ -7,7 +7,7 @@ import pytest
 from cluster.config import TeacherConfig
 from rollout.config import EngineConfig
 from rollout.engine_arguments import ALONE, engine_arguments
-from rollout.vllm_scheduling import scheduling_arguments
+from rollout.vllm_quirks.scheduling import scheduling_arguments
 
 
 def told(config: EngineConfig, device: str) -> dict[str, Any]:

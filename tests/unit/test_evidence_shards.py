@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 from evidence.columns import nested_column
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
 from evidence.rule import EvidenceConfig, judge, judge_all
-from evidence.schema import SCHEMA, SCHEMA_VERSION, check_table, to_table, train_rows
+from evidence.schema import COLUMNS, SCHEMA_VERSION, check_table, to_table, train_rows
 from evidence.shards import check_unshared, read_shard, recompute, shard_name, write_shard
 from evidence.storage import join
 from tests.fakes import scored_step
@@ -76,7 +76,7 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def test_schema_is_the_published_table() -> None:
-    assert {field.name: str(field.type) for field in SCHEMA} == {
+    assert {field.name: str(field.type) for field in table().schema} == {
         "rollout_id": "string",
         "prompt_id": "string",
         "group_id": "string",
@@ -167,7 +167,7 @@ def test_train_rows_are_views_of_the_table() -> None:
 
 def test_an_empty_table_has_no_rows() -> None:
     empty = to_table([], METADATA)
-    assert empty.schema.equals(SCHEMA)
+    assert empty.schema.equals(table().schema)
     assert train_rows(empty) == []
 
 
@@ -199,7 +199,7 @@ def test_a_table_without_metadata_is_refused() -> None:
         check_table(table().replace_schema_metadata(None), "shard-a")
 
 
-@pytest.mark.parametrize("name", SCHEMA.names)
+@pytest.mark.parametrize("name", COLUMNS)
 def test_a_missing_column_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^shard-a: column {name}: found no such column, expected "):
         check_table(table().drop_columns(name), "shard-a")
@@ -271,7 +271,7 @@ EXTRA = {
 @pytest.mark.parametrize("kind", ["teacher_contrast", *EXTRA])
 def test_a_shard_has_the_columns_that_its_kind_reads_and_no_others(kind: str) -> None:
     schema = extended(kind)[1].schema
-    added = [field for field in schema if field.name not in SCHEMA.names]
+    added = [field for field in schema if field.name not in COLUMNS]
     assert {field.name: str(field.type) for field in added} == EXTRA.get(kind, {})
 
 

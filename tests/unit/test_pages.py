@@ -1,6 +1,5 @@
-"""Pages: those made from the code are up to date, messages are those of the code, links and commands work."""
+"""Pages: those made from the code are up to date, links and commands work."""
 
-import ast
 import re
 import shlex
 import tomllib
@@ -20,7 +19,6 @@ from cluster.run.formats import FORMAT
 from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
-from tests.parsing import parsed
 
 ROOT, GUIDE = DOCS.parent, DOCS / "guide.md"
 NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
@@ -122,73 +120,6 @@ def test_a_page_without_the_mark_is_named(tmp_path: object, monkeypatch: pytest.
     monkeypatch.setattr("tests.pages.MARK", MARK + "other")
     with pytest.raises(ValueError, match=r"docs/recipes\.md: found no line"):
         made("recipes.md")
-
-
-def templates() -> list[str]:
-    """Every text in the code, docstrings aside, and in the scripts; what is formatted into it is `…`."""
-    texts = [path.read_text() for path in (ROOT / "cluster" / "examples").iterdir() if path.is_file()]
-    for path in (
-        path
-        for name in ("cluster", "evidence", "learner", "rollout", "requirements")
-        for path in (ROOT / name).rglob("*.py")
-    ):
-        nodes = list(ast.walk(parsed(path)))
-        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
-        texts += [text for node in nodes if node not in docstrings for text in texts_of(node)]
-    return texts
-
-
-def texts_of(node: ast.AST) -> list[str]:
-    """The text that a node is; what is formatted into it is `…`."""
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)]
-    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
-
-
-def shown_messages(page: str) -> list[str]:
-    """What stands in code font in the first cells of a page's tables of messages, and in no remark in parentheses."""
-    _, _, rest = page.partition("\n## ")
-    cells = re.findall(r"^\| (`.*?) \| ", rest, re.MULTILINE)
-    remark = re.compile(r"(`[^`]*`)|\((?:`[^`]*`|[^)`])*\)")  # a message's own parentheses are within its code font
-    bare = [remark.sub(lambda found: found[1] or "", cell) for cell in cells]
-    return [message for cell in bare for message in re.findall(r"`([^`]+)`", cell)]
-
-
-def is_shown(message: str, texts: list[str]) -> bool:
-    """Whether one text has the message's parts, one after another; `...` is anything."""
-    pattern = re.compile(".*".join(re.escape(part) for part in message.split("...")), re.DOTALL)
-    return any(pattern.search(text) for text in texts)
-
-
-def test_the_messages_of_the_page_are_those_of_the_code() -> None:
-    texts, messages = templates(), shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
-    assert len(messages) > 110
-    assert not [message for message in messages if not is_shown(message, texts)]
-
-
-ANY = "found ..., expected ..."  # the row on keys
-
-
-def refused_rows(folder: str) -> list[str]:
-    """What the code of a folder says of a row or a file, as `templates` has it."""
-    calls = (node for path in sorted((ROOT / folder).rglob("*.py")) for node in ast.walk(parsed(path)))
-    made = [node.args[0] for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func) == "ValueError"]
-    return [text for node in made for text in texts_of(node) if re.match("…: found .*expected", text)]
-
-
-def test_every_message_on_a_row_is_on_the_page() -> None:
-    messages = shown_messages((DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
-    refused = refused_rows("rollout/tasks")
-    assert len(refused) > 35 and ANY in messages
-    messages.remove(ANY)
-    assert not [text for text in refused if not any(is_shown(message, [text]) for message in messages)]
-
-
-def test_a_message_that_nothing_says_is_found_out() -> None:
-    assert is_shown("found ..., expected at most ...", ["x: found …, expected at most …"])
-    assert not is_shown("found ..., expected at least ...", ["x: found …, expected at most …"])
-    assert shown_messages("| `no` | x |\n## A\n| `one ...`, `two` (doctor `x`) | Do `this`. |\n") == ["one ...", "two"]
-    assert shown_messages("# A\n## B\n| `a (...), b`, `c` (Slurm) | Do. |\n") == ["a (...), b", "c"]
 
 
 def anchors(text: str) -> set[str]:

@@ -40,7 +40,7 @@ from evidence.rates import RATES
 from evidence.records import ShardInfo
 from learner.report import LearnedStep, Metric, StepReport, over_ranks
 from rollout.probe import Rate
-from rollout.stages import StageTime
+from rollout.stages import StageTime, StepTime
 from rollout.tasks.boxed_pool import Verdicts
 from rollout.worker import StepRollouts
 from tests.runs import lines
@@ -183,7 +183,7 @@ def test_a_step_that_the_teacher_sampled_has_no_mismatch() -> None:
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [], {}, Mismatch(4, 0.1, 0.4), peak_bytes={"host": [7, 8]})
     found = {
-        sampler: step_record(1, produced, learned, {}, 1.0, Pushed("d", 0.0, 0.1, {"load": 0.5}), sampler)
+        sampler: step_record(1, produced, learned, StepTime(1.0, {}), Pushed("d", 0.0, 0.1, {"load": 0.5}), sampler)
         for sampler in ("student", "teacher")
     }
     assert {sampler: record.mismatch for sampler, record in found.items()} == {

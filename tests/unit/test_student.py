@@ -28,13 +28,14 @@ from transformers import (
 
 from evidence.records import TrainRow
 from learner import attention
-from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle, plan, row_length
+from learner.batches import PackedBatch, PackedTokens, contributing, count, pack, pack_idle
 from learner.head import LogprobHead
 from learner.load import load_causal_lm, mixes_rows
 from learner.model import Student, checkpoint_layers
 from learner.objectives import DENOMINATORS, OBJECTIVES
+from learner.plan import plan, row_length
 from tests import fakes
-from tests.reference import logprobs_of, plain_model
+from tests.reference import kept_for_backward, logprobs_of, plain_model
 
 VOCAB = 2048
 SIZES = [(5, 7), (1, 4), (9, 1), (1, 1), (3, 12), (6, 2)]  # (prompt, response) tokens a row
@@ -163,15 +164,10 @@ def test_gradient_checks_out_numerically() -> None:
 def test_checkpointed_layers_keep_their_input_only(tiny_model: Path, zero_stage: int) -> None:
     kept: dict[bool, int] = {}
     for checkpointed in (False, True):
-        student, sizes = student_of(tiny_model, 8), {}
+        student = student_of(tiny_model, 8)
         if checkpointed:
             checkpoint_layers(student.causal_lm, zero_stage)
-
-        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_for_backward() as sizes:
             forward(student, ROWS)
         parameters = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
         kept[checkpointed] = sum(size for place, size in sizes.items() if place not in parameters)

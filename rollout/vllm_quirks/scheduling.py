@@ -1,4 +1,4 @@
-"""What we know of vLLM's scheduler, in entries as `rollout.vllm_quirks` has them, and what is put around it."""
+"""What we know of vLLM's scheduler, in entries as this folder has them, and what is put around it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def scheduling_arguments(config: "EngineConfig") -> dict[str, Any]:
     Contract: test_a_check_goes_first_and_has_a_place_of_its_own
     """
     return {
-        "scheduler_cls": "rollout.vllm_scheduling.scheduler",
+        "scheduler_cls": "rollout.vllm_quirks.scheduling.scheduler",
         "scheduling_policy": "priority",
         "max_num_active_seqs": config.max_num_seqs,
         "max_num_seqs": config.max_num_seqs + CHECKS,

@@ -10,11 +10,11 @@ model's positions is refused, with the number that was asked for
 (test_a_window_beyond_the_models_positions_is_refused_by_the_number_that_was_asked_for); temperatures outside
 `rollout.config.TEMPERATURES` are changed or refused (test_temperatures_outside_the_range_are_changed_or_refused).
 
-The file stands in rollout/, which engines and the weight receiver may both import, and imports vLLM only inside its
-functions: the environment of an engine is set before vLLM is. Its scheduler has entries of its own, in
-`rollout.vllm_scheduling`. Subclasses of vLLM's own types stand with their owners: `cluster.weights.transports` (a
-transfer engine for CPUs must not synchronise an accelerator) and `cluster.weights.link` (its trainer engines name no
-version and give one engine's workers ranks).
+The folder stands in rollout/, which engines and the weight receiver may both import, and imports vLLM only inside its
+functions: the environment of an engine is set before vLLM is. What is about vLLM's scheduler is in `scheduling`.
+Subclasses of vLLM's own types stand with their owners: `cluster.weights.transports` (a transfer engine for CPUs must
+not synchronise an accelerator) and `cluster.weights.link` (its trainer engines name no version and give one engine's
+workers ranks).
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from rollout.cores import num_cores
-from rollout.vllm_scheduling import LOOKED_UP
+from rollout.vllm_quirks.scheduling import LOOKED_UP
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,0 +1,146 @@
+"""Which rows of a step go together: micro-batches of the learner's ranks, the same plan on every rank.
+
+Legend: S = tokens of one packed sequence, U = of its rows before they were packed.
+Rows with the same prompt, such as the samples of a group, share it: it is packed, and run, once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from evidence.records import TrainRow
+
+# Where attention pads, all rows of a pack are as long as the longest for the time of a layer, which takes memory; and
+# time, the more the longer they are: attention to 16 * SPAN tokens takes a layer that is 700 wide as long as all else.
+UNPACKED = 4  # times the pack's budget: the most that they may be together; more than 1 where rows share a prompt
+SPAN = 512  # times the budget: the most that the tokens of padding times those of the longest row may be
+OF_A_TEACHER = 4  # times as much of each for what a frozen teacher reads: no backward pass keeps any of it
+
+
+def row_length(row: TrainRow) -> int:
+    """Tokens that the student's forward runs for this row alone."""
+    return len(row.prompt_ids) + len(row.response_ids) - 1
+
+
+class Extent(NamedTuple):
+    """What a pack of rows takes. tokens: S. unpacked: U."""
+
+    tokens: int = 0
+    rows: int = 0
+    unpacked: int = 0
+    longest: int = 0
+
+    def beside(self, other: "Extent") -> "Extent":
+        """In one pack with rows of other prompts."""
+        return Extent(
+            self.tokens + other.tokens,
+            self.rows + other.rows,
+            self.unpacked + other.unpacked,
+            max(self.longest, other.longest),
+        )
+
+    def fits(self, budget: int) -> bool:
+        """Whether unpacked rows, and what pads them, are within the bounds of a pack of `budget` tokens."""
+        padded = self.rows * self.longest
+        spent = (padded - self.unpacked) * self.longest
+        return self.rows == 1 or (padded <= UNPACKED * budget and spent <= SPAN * budget)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows with one prompt, which stay together: under x and, where a teacher runs it, under (x, r)."""
+
+    rows: tuple[TrainRow, ...]
+    student: Extent
+    teacher: Extent
+
+    @classmethod
+    def of(cls, rows: Sequence[TrainRow], is_compared: bool) -> "Part":
+        sizes = [len(row.response_ids) - 1 for row in rows]
+
+        def extent(prompt: int) -> Extent:
+            return Extent(prompt + sum(sizes), len(rows), len(rows) * prompt + sum(sizes), prompt + max(sizes))
+
+        return cls(tuple(rows), extent(len(rows[0].prompt_ids)), extent(_context(rows)) if is_compared else Extent())
+
+    def fits(self, tokens: int, budget: int) -> bool:
+        """Whether it is one row, or within `tokens` and the bounds of a pack of `budget`."""
+        bounded = self.student.fits(budget) and self.teacher.fits(OF_A_TEACHER * budget)
+        return len(self.rows) == 1 or (self.student.tokens <= tokens and bounded)
+
+
+def _context(rows: Sequence[TrainRow]) -> int:
+    return max(len(row.context_prompt_ids) for row in rows)
+
+
+def plan(
+    rows: Sequence[TrainRow], num_ranks: int, budget: int, is_compared: bool = False
+) -> list[list[list[TrainRow]]]:
+    """Rows to [rank][micro-batch][row]: balanced by tokens, packs of at most `budget` tokens (or one longer row), of
+    rows that are about as long as each other.
+
+    Rows with the same prompt stay together as far as the budget and the balance let them. Every rank gets the same
+    number of micro-batches, since ZeRO-2 and ZeRO-3 run collectives in each of them: a rank that runs out repeats as an
+    empty list, which `pack_idle` turns into a batch with zero weight.
+
+    is_compared: whether a teacher reads the same responses under (x, r).
+    """
+    groups: dict[bytes, list[TrainRow]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt_ids.tobytes(), []).append(row)
+    whole = [Part.of(group, is_compared) for group in groups.values()]
+    fair = sum(part.student.tokens for part in whole) // (2 * num_ranks)  # two parts a rank leave room to balance
+    limit = budget if num_ranks == 1 else min(budget, fair)
+    parts = [part for group in whole for part in _split(group, limit, budget, is_compared)]
+    ranks: list[list[Part]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for part in sorted(parts, key=lambda part: part.student.tokens, reverse=True):
+        lightest = loads.index(min(loads))
+        ranks[lightest].append(part)
+        loads[lightest] += part.student.tokens
+    packs = [_first_fit(rank_parts, budget) for rank_parts in ranks]
+    most = max(1, max(len(p) for p in packs))
+    return [p + [[] for _ in range(most - len(p))] for p in packs]
+
+
+def _split(group: Part, limit: int, budget: int, is_compared: bool) -> list[Part]:
+    """Itself, where it fits `limit` tokens; otherwise parts that do, or one longer row, the longest first."""
+    if group.fits(limit, budget):
+        return [group]
+    parts: list[Part] = []
+    for row in sorted(group.rows, key=row_length, reverse=True):
+        longer = Part.of([*parts[-1].rows, row], is_compared) if parts else None
+        if longer is not None and longer.fits(limit, budget):
+            parts[-1] = longer
+        else:
+            parts.append(Part.of([row], is_compared))
+    return parts
+
+
+class _Bin:
+    """A pack that is being filled."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self._student, self._teacher = Extent(), Extent()
+
+    def takes(self, part: Part, budget: int) -> bool:
+        """Whether the part fits beside what is there; an empty one takes any."""
+        student, teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
+        fits = student.tokens <= budget and student.fits(budget) and teacher.fits(OF_A_TEACHER * budget)
+        return fits or not self.places
+
+    def add(self, place: int, part: Part) -> None:
+        self.places.append(place)
+        self._student, self._teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
+
+
+def _first_fit(parts: Sequence[Part], budget: int) -> list[list[TrainRow]]:
+    """Packs, filled with the longest rows first; within one the parts keep their order."""
+    bins: list[_Bin] = []
+    for place in sorted(range(len(parts)), key=lambda place: parts[place].student.longest, reverse=True):
+        fit = next((one for one in bins if one.takes(parts[place], budget)), None)
+        if fit is None:
+            bins.append(fit := _Bin())
+        fit.add(place, parts[place])
+    return [[row for place in sorted(one.places) for row in parts[place].rows] for one in bins]
