@@ -122,13 +122,12 @@ def _by_padding(
     rows_RL, place_S = packed.padded
     if not query_SAD.is_cuda and query_SAD.shape[-1] == value_SAD.shape[-1]:
         return _OnCpu.apply(query_SAD, key_SAD, value_SAD, rows_RL, place_S, scaling)
-    rows_RALD = nn.functional.scaled_dot_product_attention(
-        *(_unpacked(packed_SAD, rows_RL) for packed_SAD in (query_SAD, key_SAD, value_SAD)),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query_SAD.shape[1] != key_SAD.shape[1],
-    )
-    return _repacked(rows_RALD, place_S)
+    query_RALD, *others = (_unpacked(packed_SAD, rows_RL) for packed_SAD in (query_SAD, key_SAD, value_SAD))
+    # Told of grouped heads, torch would take its plain products here, with a matrix of scores for each head: of its
+    # kernels for GPUs only flash attention knows such heads, and it has no float32.
+    key_RALD, value_RALD = (one.repeat_interleave(query_RALD.shape[1] // one.shape[1], 1) for one in others)
+    attend = nn.functional.scaled_dot_product_attention
+    return _repacked(attend(query_RALD, key_RALD, value_RALD, is_causal=True, scale=scaling), place_S)
 
 
 def _unpacked(packed_SAD: Tensor, rows_RL: Tensor) -> Tensor:

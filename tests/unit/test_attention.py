@@ -98,6 +98,30 @@ def test_on_a_cpu_it_is_torchs_own_attention_to_the_last_bit(
             assert (one.grad - other.grad).norm() < 0.01 * other.grad.norm()
 
 
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_padded_rows_are_given_to_a_kernel_for_heads_of_one_number(
+    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU in float32, or with values of another size than queries: torch's kernel for them knows no groups of
+    heads (its page of `scaled_dot_product_attention`), and its plain products keep a matrix of scores for each."""
+    packed, asked = packed_of(*PACKS["unequal"]), list[tuple[set[int], bool]]()
+    attend_padded = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(*rows: Tensor, enable_gqa: bool = False, **named: object) -> Tensor:
+        asked.append(({row.shape[1] for row in rows}, enable_gqa))
+        return attend_padded(*rows, enable_gqa=enable_gqa, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    wide = [torch.cat([stream, stream], -1) for stream in streams_of(packed, heads)]
+    query, key, value = (part[0].transpose(0, 1) for part in (*wide[:2], wide[2][..., :SIZE]))
+    found = attention._by_padding(query, key, value, packed, None)
+    assert asked == [({heads[0]}, False)]
+    rows_RL, place_S = packed.padded
+    rows = (part[rows_RL].transpose(1, 2) for part in (query, key, value))
+    expected = attend_padded(*rows, is_causal=True, enable_gqa=heads[0] != heads[1])
+    assert torch.equal(found, expected.transpose(1, 2).flatten(0, 1)[place_S])
+
+
 def test_what_is_kept_for_the_backward_pass_is_packed() -> None:
     """A long row and short ones: padded they are 6 times as many tokens."""
     packed = packed_of([(100, 500), *[(10, 10)] * 12], 13)
