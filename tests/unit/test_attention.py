@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +192,31 @@ def test_rows_laid_out_for_the_kernel_give_what_padded_ones_do(
     (expected * factors).sum().backward()
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PACKS)
+def test_rows_that_share_nothing_are_given_to_the_kernel_as_they_are(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, given = packed_of(*PACKS[kind]), list[Tensor]()
+    shares = kind == "shared"
+    assert packed.share_nothing is not shares
+    if not shares:
+        assert torch.equal(packed.rows_U, torch.arange(len(packed.place_S)))
+        assert torch.equal(packed.place_S, packed.rows_U)
+
+    def kernel(*arguments: Any, **named: Any) -> Tensor:
+        given.extend(arguments[:3])
+        return stand_in(*arguments, **named)
+
+    monkeypatch.setattr(attention, "takes_varlen", lambda *streams: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    streams = [stream.transpose(1, 2).contiguous().transpose(1, 2) for stream in streams_of(packed, (4, 2))]
+    out = attend(streams, packed)  # laid out as a model's projections are, token by token
+    places = [stream.untyped_storage().data_ptr() for stream in streams]
+    assert ([one.untyped_storage().data_ptr() for one in given] == places) is not shares
+    sums = {type(step[0]).__name__ for step in out.grad_fn.next_functions}
+    assert not any("Index" in name for name in sums)  # whose backward pass sorts, and adds up
 
 
 def test_torchs_kernel_takes_packed_rows_and_gives_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
