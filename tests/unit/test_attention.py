@@ -205,9 +205,9 @@ def test_rows_that_share_nothing_are_given_to_the_kernel_as_they_are(
         assert torch.equal(packed.rows_U, torch.arange(len(packed.place_S)))
         assert torch.equal(packed.place_S, packed.rows_U)
 
-    def kernel(*arguments: Any, **named: Any) -> Tensor:
+    def kernel(*arguments: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
         given.extend(arguments[:3])
-        return stand_in(*arguments, **named)
+        return stand_in(*arguments, enable_gqa=enable_gqa, **named)
 
     monkeypatch.setattr(attention, "takes_varlen", lambda *streams: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
