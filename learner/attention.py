@@ -33,8 +33,9 @@ class UnsupportedModel(ValueError):
 class PackedRows:
     """Which packed tokens rows consist of.
 
-    rows_U: row after row. starts_R1: int32, where each begins there, and where the last ends. place_S: where a packed
-    token stands in `rows_U`, in any of the rows that share it. longest: tokens of the longest row.
+    rows_U: row after row; where rows share nothing, every token in its order. starts_R1: int32, where each begins
+    there, and where the last ends. place_S: where a packed token stands in `rows_U`, in any of the rows that share it.
+    longest: tokens of the longest row.
     """
 
     rows_U: Tensor
@@ -45,6 +46,11 @@ class PackedRows:
     def to(self, device: torch.device | str) -> "PackedRows":
         """The same on a device."""
         return PackedRows(self.rows_U.to(device), self.starts_R1.to(device), self.place_S.to(device), self.longest)
+
+    @property
+    def share_nothing(self) -> bool:
+        """Whether packed tokens are the rows' already. No device is asked."""
+        return len(self.rows_U) == len(self.place_S)
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -96,12 +102,32 @@ def takes_varlen(query_SAD: Tensor, key_SAD: Tensor, value_SAD: Tensor) -> bool:
 def _by_kernel(
     query_SAD: Tensor, key_SAD: Tensor, value_SAD: Tensor, packed: PackedRows, scaling: float | None
 ) -> Tensor:
-    """[S, A, D]; nothing is padded."""
-    rows = [packed_SAD[packed.rows_U] for packed_SAD in (query_SAD, key_SAD, value_SAD)]
+    """[S, A, D]; nothing is padded, and only rows that share a prompt are copied: the backward pass of a copy sorts its
+    indices, for each of the three in each layer."""
+    streams = (query_SAD, key_SAD, value_SAD)
+    if packed.share_nothing:
+        rows = [packed_SAD.contiguous() for packed_SAD in streams]
+    else:
+        rows = [packed_SAD[packed.rows_U] for packed_SAD in streams]
     starts, longest = packed.starts_R1, packed.longest
     named = {"scale": scaling, "window_size": (-1, 0), **grouped_heads(varlen_attn)}
     attended_UAD: Tensor = varlen_attn(*rows, starts, starts, longest, longest, **named)
-    return attended_UAD[packed.place_S]
+    return attended_UAD if packed.share_nothing else _Picked.apply(attended_UAD, packed.place_S)
+
+
+class _Picked(torch.autograd.Function):
+    """Places of which none is picked twice: the backward pass writes to each what it got, and need not add up."""
+
+    @staticmethod
+    def forward(ctx: Any, from_UAD: Tensor, place_S: Tensor) -> Tensor:
+        ctx.save_for_backward(place_S)
+        ctx.places = len(from_UAD)
+        return from_UAD[place_S]
+
+    @staticmethod
+    def backward(ctx: Any, grad_SAD: Tensor) -> tuple[Tensor, None]:
+        (place_S,) = ctx.saved_tensors
+        return grad_SAD.new_zeros(ctx.places, *grad_SAD.shape[1:]).index_copy_(0, place_S, grad_SAD), None
 
 
 @cache
@@ -122,13 +148,12 @@ def _by_padding(
     rows_RL, place_S = packed.padded
     if not query_SAD.is_cuda and query_SAD.shape[-1] == value_SAD.shape[-1]:
         return _OnCpu.apply(query_SAD, key_SAD, value_SAD, rows_RL, place_S, scaling)
-    rows_RALD = nn.functional.scaled_dot_product_attention(
-        *(_unpacked(packed_SAD, rows_RL) for packed_SAD in (query_SAD, key_SAD, value_SAD)),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query_SAD.shape[1] != key_SAD.shape[1],
-    )
-    return _repacked(rows_RALD, place_S)
+    query_RALD, *others = (_unpacked(packed_SAD, rows_RL) for packed_SAD in (query_SAD, key_SAD, value_SAD))
+    # Told of grouped heads, torch would take its plain products here, with a matrix of scores for each head: of its
+    # kernels for GPUs only flash attention knows such heads, and it has no float32.
+    key_RALD, value_RALD = (one.repeat_interleave(query_RALD.shape[1] // one.shape[1], 1) for one in others)
+    attend = nn.functional.scaled_dot_product_attention
+    return _repacked(attend(query_RALD, key_RALD, value_RALD, is_causal=True, scale=scaling), place_S)
 
 
 def _unpacked(packed_SAD: Tensor, rows_RL: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ OPTIMIZERS = {
 ANCHORED = ("all", "kept")
 LARGEST_SCALE = 10.0  # of the evidence
 CPU_CHUNK, LOGIT_BYTES = 256, 1 << 30  # of the head: positions on a CPU, bytes on a GPU
+UNPACKED = 4  # times a pack's budget: the most tokens of its padded rows; more than 1 where rows share a prompt
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from evidence.records import TrainRow
+from learner.config import UNPACKED
 
-# Where attention pads, all rows of a pack are as long as the longest for the time of a layer, which takes memory; and
-# time, the more the longer they are: attention to 16 * SPAN tokens takes a layer that is 700 wide as long as all else.
-UNPACKED = 4  # times the pack's budget: the most that they may be together; more than 1 where rows share a prompt
+# Where attention pads, all rows of a pack are as long as the longest for the time of a layer, which takes memory
+# (`UNPACKED`); and time, the more the longer they are: attention to 16 * SPAN tokens takes a layer that is 700 wide as
+# long as all else.
 SPAN = 512  # times the budget: the most that the tokens of padding times those of the longest row may be
 OF_A_TEACHER = 4  # times as much of each for what a frozen teacher reads: no backward pass keeps any of it
 

@@ -1,19 +1,15 @@
 """One engine in a command's own process, without a cluster."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import end_processes, own_processes
-from cluster.sizing.cards import Card, own_cards
+from cluster.sizing.cards import beside_others, own_cards
 from rollout.config import EngineConfig
-from rollout.engine_arguments import ALONE
-
-FREE_SHARE = 0.95  # of the free memory of a card: what is left is CUDA's own, and what others take meanwhile
 
 if TYPE_CHECKING:
     from rollout.engine import Engine
@@ -45,15 +41,6 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
         yield engine
     finally:
         engine.shutdown()
-
-
-def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
-    """With a share of its cards that nothing else has, where the recipe names none: an engine refuses to start where
-    less is free than its share."""
-    if config.gpu_memory_utilization or not cards:
-        return config
-    free = min(card.free / card.total for card in cards[: config.tensor_parallel_size])
-    return replace(config, gpu_memory_utilization=round(min(ALONE, FREE_SHARE * free), 3))
 
 
 @contextmanager

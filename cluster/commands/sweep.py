@@ -21,7 +21,7 @@ from cluster.report.sweep import Key, Whole, write_summary
 from cluster.run.gap import required
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
-from cluster.sizing.cards import DEVICES, find_cards
+from cluster.sizing.cards import DEVICES, SHARED_BY, find_cards
 from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
@@ -169,12 +169,13 @@ def cards_of(environment: Mapping[str, str]) -> list[str]:
 
 def dealt(cards: Sequence[str], jobs: int) -> list[dict[str, str]]:
     """What the environment of each of so many runs beside each other has besides: its share of the cards, or one of
-    them in turn where there are fewer. A run that is alone has them all, and one card is everybody's."""
-    if jobs == 1 or len(cards) < 2:
+    them in turn where there are fewer, and how many runs that one has. A run that is alone has them all."""
+    if jobs == 1 or not cards:
         return [{}] * jobs
-    each = max(1, len(cards) // jobs)
+    each, runs = max(1, len(cards) // jobs), -(-jobs // len(cards))
     shares = ([cards[(job * each + place) % len(cards)] for place in range(each)] for job in range(jobs))
-    return [{DEVICES: ",".join(share)} for share in shares]
+    beside = {SHARED_BY: str(runs)} if runs > 1 else {}
+    return [{DEVICES: ",".join(share)} | beside for share in shares]
 
 
 class _Lanes:

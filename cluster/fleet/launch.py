@@ -101,13 +101,14 @@ KEPT_SHAPES = 64  # by a learner on a CPU: those of a few packs
 def learner_environment(plan: Plan) -> dict[str, str]:
     """Environment of a learner process, set before it imports torch."""
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja, for DeepSpeed
+    # Beside a GPU too, where a model is loaded and compared with its own forward, and checkpoints are written. Engines
+    # and learner share the cores: a thread that waits spins for the gap between two short regions, and then sleeps.
+    threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     if plan.device != "cpu":
-        return {"PATH": tools}
-    # Engines and learner share the cores: a thread that waits spins for the gap between two short regions, and then
-    # sleeps. What a step frees is kept for the next one, since a new page costs more than what is written to it. oneDNN
+        return {"PATH": tools, **threads}
+    # What a step frees is kept for the next one, since a new page costs more than what is written to it. oneDNN
     # and torch's layer over it each keep what they made for the last 1024 shapes, and no two packs have one length: a
     # step of the default recipe added 70 MB (findings/torch-cpu-keeps-every-length.sh).
-    threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
     memory |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(KEPT_SHAPES))
     return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads, **memory}

@@ -34,7 +34,7 @@ class Plan:
     transport: str
     shares: dict[str, list[Share]]  # by pool: of each engine or learner rank
     num_nodes: int | None  # over which they are dealt out in turn; None: each where it fits, on few nodes
-    threads: int = 0  # OpenMP threads of a learner rank on CPUs
+    threads: int = 0  # OpenMP threads of a learner rank
     # Whether engines may sleep while the learner works, which takes the GPU memory that they give back; where the card
     # tells its memory, `cluster.run.memory` says whether they do, and who starts in turn.
     engines_sleep: bool = False
@@ -81,6 +81,7 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
     if learner.lora_rank:
         expected = "bfloat16 or float16: with learner.lora_rank vLLM's kernels for GPUs take 16 bits only"
         require(student.dtype != "float32", "student.dtype", student.dtype, expected)
+    threads = max(1, int(min(node.cpus / node.gpus for node in nodes if node.gpus)))
     num_teachers = recipe.teacher_engines
     workers = student.num_engines * student.tensor_parallel_size + num_teachers * teacher.tensor_parallel_size
     asked = workers + learner.num_ranks
@@ -91,7 +92,7 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
             "teacher": [Share(1, teacher.tensor_parallel_size)] * num_teachers,
             "learner": [Share(1, 1)] * learner.num_ranks,
         }
-        plan = Plan("cuda", transport, shares, num_nodes=None)
+        plan = Plan("cuda", transport, shares, num_nodes=None, threads=threads)
         _require_room(plan, nodes)
         return plan
     if asked == (3 if num_teachers else 2):
@@ -101,7 +102,7 @@ def make_plan(recipe: Recipe, nodes: Sequence[Share]) -> Plan:
         shares = {"student": third, "teacher": third * num_teachers, "learner": third}
         # Beyond a bound of 0 engines work on while the learner does.
         sleeps = recipe.run.max_policy_lag == 0
-        return Plan("cuda", transport, shares, num_nodes=1, engines_sleep=sleeps, starts_in_turn=True)
+        return Plan("cuda", transport, shares, 1, threads, engines_sleep=sleeps, starts_in_turn=True)
     raise ValueError(
         f"placement: asked {asked} GPUs ({workers} engine workers and {learner.num_ranks} learner ranks), found "
         f"{gpus:g}; expected that many, or one of each pool on a single GPU"

@@ -6,8 +6,17 @@ from typing import Any
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
-from cluster.sizing.cards import Card
-from cluster.sizing.memory import GIB, SPARE, EngineMemory, LearnerMemory, engine_memory, learner_memory
+from cluster.sizing.cards import Card, beside_others
+from cluster.sizing.memory import (
+    GIB,
+    SPARE,
+    EngineMemory,
+    LearnerMemory,
+    engine_memory,
+    learner_memory,
+    push_bytes,
+    received_bytes,
+)
 from cluster.sizing.shape import ModelShape
 from evidence.require import require
 from learner.config import needed_models
@@ -20,8 +29,10 @@ KEYS: Mapping[str, str] = {
     "gradients": "learner.zero_stage = 2 with more learner.num_ranks, or learner.lora_rank",
     "frozen models": "an objective that compares no distributions",
     "activations": "learner.gradient_checkpointing = true, or fewer learner.micro_batch_tokens",
+    "padding": "learner.dtype = 'bfloat16', for which attention pads no rows",
     "logits": "fewer learner.head_chunk_tokens",
     "buffers": "learner.zero_stage = 1",
+    "push": "learner.lora_rank, whose pushes are small",
     "work": "fewer max_num_batched_tokens, or a smaller window",
     "graphs": "enforce_eager = true",
     "cache": "a smaller window or kv_cache_gib",
@@ -37,17 +48,19 @@ MICRO_BATCHES = (8192, 4096, 2048, 1024)
 @dataclass(frozen=True)
 class Budget:
     """Bytes of one card. engines: by pool, the bytes and the sequences that its cache holds. engines_sleep: while the
-    learner works, since not all fits at once."""
+    learner works, since not all fits at once. largest: bytes of the largest card that may be the one."""
 
     card: Card
     learner: LearnerMemory | None
     engines: Mapping[str, tuple[EngineMemory, int]]
     engines_sleep: bool
+    largest: int
 
     def share(self, pool: str) -> float:
-        """Of an engine, as vLLM takes it: a share of the whole card."""
+        """Of an engine, as vLLM takes it: a share of the whole card, which has to be free when it starts. Beside a
+        cache of a planned size it decides nothing else."""
         memory, sequences = self.engines[pool]
-        return round(memory.bytes(sequences) / self.card.total, 4)
+        return round(memory.bytes(sequences) / self.largest, 4)
 
     def cache_gib(self, pool: str) -> float:
         """Of an engine."""
@@ -60,7 +73,9 @@ class Budget:
         if self.learner is not None:
             states = sum(self.learner.resident.values()) / GIB
             peak, tokens = self.learner.peak / GIB, self.learner.micro_batch
-            parts.append(f"learner {states:.1f} GiB, {peak:.1f} in a step of {tokens} tokens a batch")
+            padded = " that attention pads" if self.learner.working["padding"] else ""
+            push = f", {(self.learner.idle + self.learner.push) / GIB:.1f} in a push" if self.learner.push else ""
+            parts.append(f"learner {states:.1f} GiB, {peak:.1f} in a step of {tokens} tokens a batch{padded}{push}")
         for pool, (memory, sequences) in self.engines.items():
             sizes = f"for {sequences} of {memory.sequences} sequences"
             held = f"a cache {f'of {memory.cache / GIB:.1f} GiB' if memory.cache else sizes}"
@@ -73,7 +88,8 @@ class Budget:
 def plan_memory(
     recipe: Recipe, plan: Plan, shapes: Mapping[str, ModelShape], trained: int, cards: Sequence[Card]
 ) -> list[Budget]:
-    """One budget for the card that all share, or one for each pool on cards of their own; the smallest card counts.
+    """One budget for the card that all share, or one for each pool on cards of their own; the card with the least room
+    counts, since any may be the one.
     Engines stay awake where all that is planned fits at once: to sleep and to wake takes time, and while others on the
     card take memory, vLLM's sleep fails. Then the learner's micro-batches are as large as fit.
 
@@ -82,27 +98,40 @@ def plan_memory(
     Raises:
         ValueError: a card is too small, or others hold it; names what was asked, what was found and what to change.
     """
-    card = min(cards, key=lambda card: card.free)
+    card, largest = min(cards, key=room_of), max(card.total for card in cards)
     pools = [pool for pool in ("student", "teacher") if plan.shares[pool]]
-    engines = {pool: _engine(recipe, pool, shapes[pool], card) for pool in pools}
-    frozen = sum(needed_models(recipe.learner.compares_distributions, recipe.learner.beta_kl, recipe.teacher.is_base))
-    sizes = (recipe.learner.micro_batch_tokens,) if recipe.learner.micro_batch_tokens else MICRO_BATCHES
-    configs = [replace(recipe.learner, micro_batch_tokens=tokens) for tokens in sizes]
-    learners = [learner_memory(shapes["student"], config, trained, recipe.window, frozen) for config in configs]
+    engines = {pool: _engine(recipe, plan, pool, shapes[pool], card) for pool in pools}
+    learners = _learners(recipe, plan, shapes["student"], trained)
     if plan.colocated:
-        return [_planned(card, learners, engines, plan.engines_sleep)]
-    apart = [_planned(card, [None], {pool: memory}) for pool, memory in engines.items()]
-    return [_planned(card, learners, {}), *apart]
+        return [_planned(card, largest, learners, engines, plan.engines_sleep)]
+    apart = [_planned(card, largest, [None], {pool: memory}) for pool, memory in engines.items()]
+    return [_planned(card, largest, learners, {}), *apart]
 
 
-def _engine(recipe: Recipe, pool: str, shape: ModelShape, card: Card) -> EngineMemory:
+def room_of(card: Card) -> float:
+    """Bytes to plan with."""
+    return min(card.total, card.free) - SPARE * card.total
+
+
+def _learners(recipe: Recipe, plan: Plan, shape: ModelShape, trained: int) -> list[LearnerMemory]:
+    """A rank with each size of a micro-batch that may be, the largest first."""
+    config, teacher = recipe.learner, recipe.teacher
+    frozen = sum(needed_models(config.compares_distributions, config.beta_kl, teacher.is_base))
+    average = teacher.follows and teacher.kind == "ema"
+    sizes = (config.micro_batch_tokens,) if config.micro_batch_tokens else MICRO_BATCHES
+    push = max(push_bytes(shape, config, plan.transport, kind) for kind in {False, average})
+    made = [replace(config, micro_batch_tokens=tokens) for tokens in sizes]
+    return [learner_memory(shape, one, trained, recipe.window, frozen, push) for one in made]
+
+
+def _engine(recipe: Recipe, plan: Plan, pool: str, shape: ModelShape, card: Card) -> EngineMemory:
     """An engine of `pool`; one that measures its cache takes the whole share that it was given.
 
     Raises:
         ValueError: the cache that the recipe gives it has no room for a sequence.
     """
     config: EngineConfig = getattr(recipe, pool)
-    memory = engine_memory(shape, config)
+    memory = engine_memory(shape, config, _received(recipe, plan, pool, shape))
     least = replace(memory, cache=0.0).cache_bytes(1)
     if config.kv_cache_gib:
         expected = f"at least {least * config.tensor_parallel_size / GIB:.3g}, for the {config.window} tokens of "
@@ -113,13 +142,24 @@ def _engine(recipe: Recipe, pool: str, shape: ModelShape, card: Card) -> EngineM
     return memory
 
 
+def _received(recipe: Recipe, plan: Plan, pool: str, shape: ModelShape) -> float:
+    """Bytes of a push to an engine of `pool`."""
+    if pool == "teacher" and not recipe.teacher.follows:
+        return 0.0
+    dtype = "float32" if pool == "teacher" and recipe.teacher.kind == "ema" else recipe.learner.dtype
+    return received_bytes(shape, dtype, plan.transport, getattr(recipe, pool).tensor_parallel_size)
+
+
 def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
-    """The recipe with what is planned for its engines, where it does not say otherwise itself."""
+    """The recipe with what is planned for its engines, where it does not say otherwise itself. An engine with cards of
+    its own has vLLM's share of them, or as much as others leave."""
     changed: dict[str, Any] = {}
     for budget in budgets:
         for pool in budget.engines:
             config: EngineConfig = getattr(recipe, pool)
-            if not config.gpu_memory_utilization and budget.learner is not None:
+            if budget.learner is None:
+                changed[pool] = beside_others(config, [budget.card])
+            elif not config.gpu_memory_utilization:
                 share, cache = budget.share(pool), budget.cache_gib(pool)
                 changed[pool] = replace(config, gpu_memory_utilization=share, kv_cache_gib=cache)
         if budget.learner is not None:
@@ -129,6 +169,7 @@ def with_shares(recipe: Recipe, budgets: Iterable[Budget]) -> Recipe:
 
 def _planned(
     card: Card,
+    largest: int,
     learners: Sequence[LearnerMemory | None],
     engines: Mapping[str, EngineMemory],
     may_sleep: bool = False,
@@ -138,9 +179,9 @@ def _planned(
 
     def budget_of(learner: LearnerMemory | None, sequences: int, sleep: bool) -> Budget:
         held = {pool: (memory, min(sequences, memory.sequences)) for pool, memory in engines.items()}
-        return Budget(card, learner, held, sleep)
+        return Budget(card, learner, held, sleep, largest)
 
-    room = min(card.total, card.free) - SPARE * card.total
+    room = room_of(card)
     most = max((memory.sequences for memory in engines.values()), default=1)
     ways = (budget_of(learner, most, sleep) for sleep in dict.fromkeys((False, may_sleep)) for learner in learners)
     if found := next((budget for budget in ways if asked(budget) <= room), None):
@@ -156,13 +197,14 @@ def _planned(
 
 
 def asked(budget: Budget) -> float:
-    """Bytes at the worst moment: engines at work beside a learner that is not, or the other way round where they sleep,
-    and all at once where they do not."""
+    """Bytes at the worst moment: engines at work beside a learner that holds what a push took, or the other way round
+    where they sleep, and all at once where they do not."""
     awake = sum(memory.bytes(sequences) for memory, sequences in budget.engines.values())
     stays = sum(memory.fixed["CUDA"] + memory.fixed["graphs"] for memory, _ in budget.engines.values())
     asleep = stays if budget.engines_sleep else awake
     learner = budget.learner
-    return max(awake + (learner.idle if learner else 0.0), asleep + (learner.peak if learner else 0.0))
+    beside = learner.idle + learner.push if learner else 0.0
+    return max(awake + beside, asleep + (learner.peak if learner else 0.0))
 
 
 def _require(least: Budget, room: float) -> None:
@@ -172,7 +214,7 @@ def _require(least: Budget, room: float) -> None:
             f"placement: asked {needs / GIB:.1f} GiB of a GPU ({_parts(least)}), found {room / GIB:.1f} GiB to plan "
             f"with on {card.name}; expected a larger card, or {KEYS[_largest(least)]}"
         )
-    if needs > card.free - SPARE * card.total:
+    if needs > room_of(card):
         held = f", held by process {', '.join(map(str, card.holders))}" if card.holders else ""
         raise ValueError(
             f"placement: asked {needs / GIB:.1f} GiB of GPU {card.index}, found {card.free / GIB:.1f} of "
@@ -184,7 +226,8 @@ def _require(least: Budget, room: float) -> None:
 def _all_parts(budget: Budget) -> list[tuple[str, str, float]]:
     """(whose, what, bytes)."""
     learner = budget.learner
-    found = [("learner", *part) for part in [*learner.resident.items(), *learner.working.items()]] if learner else []
+    of_learner = [*learner.resident.items(), *learner.working.items(), ("push", learner.push)] if learner else []
+    found = [("learner", *part) for part in of_learner]
     for pool, (memory, sequences) in budget.engines.items():
         cache = ("cache", memory.cache_bytes(sequences))
         found += [(f"{pool} engine", *part) for part in [*memory.fixed.items(), cache]]

@@ -3,10 +3,15 @@
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from rollout.config import EngineConfig
+from rollout.engine_arguments import ALONE
 
 MIB = 1 << 20
 DEVICES = "CUDA_VISIBLE_DEVICES"
+SHARED_BY = "EDGE_OPD_RUNS_A_CARD"  # how many runs of a sweep share each card: none sees yet what the others will take
+FREE_SHARE = 0.95  # of the free memory of a card: what is left is CUDA's own, and what others take meanwhile
 ASK_S = 20.0  # a driver that is in trouble may never answer
 FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap")
 # The oldest driver of each of CUDA's major versions (NVIDIA's table of minor version compatibility).
@@ -63,8 +68,19 @@ def visible(cards: Sequence[Card], devices: str) -> list[Card]:
 
 
 def own_cards() -> list[Card]:
-    """Those of this machine that this process may use."""
-    return visible(find_cards(), os.environ.get(DEVICES, ""))
+    """Those of this machine that this process may use, with no more of each than its part is."""
+    runs = int(os.environ.get(SHARED_BY, "1"))
+    mine = visible(find_cards(), os.environ.get(DEVICES, ""))
+    return [replace(card, free=min(card.free, card.total // runs)) for card in mine]
+
+
+def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
+    """With a share of its cards that nothing else has, where the recipe names none: an engine refuses to start where
+    less is free than its share."""
+    if config.gpu_memory_utilization or not cards:
+        return config
+    free = min(card.free / card.total for card in cards[: config.tensor_parallel_size])
+    return replace(config, gpu_memory_utilization=round(min(ALONE, FREE_SHARE * free), 3))
 
 
 def _card(fields: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.sizing.shape import BYTES, ModelShape
-from learner.config import OPTIMIZERS, LearnerConfig, head_chunk
+from cluster.weights.transports import BUFFER
+from learner.config import OPTIMIZERS, UNPACKED, LearnerConfig, head_chunk
 from rollout.config import EngineConfig
 
 GIB = 1 << 30
 BUCKET = 500_000_000  # numbers in a bucket of gradients, and
 GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered: DeepSpeed 0.19.8's defaults
+BETWEEN_GPUS = ("ipc", "nccl")  # transports
 CONTEXT = 0.6 * GIB  # what CUDA, its libraries and a process's kernels take, before the first tensor
 WORKSPACES = 0.2 * GIB  # of a learner's step: what cuBLAS keeps, and what no other part names
 GRAPHS = 1.0 * GIB  # of an engine: graphs of up to 512 sequences, as vLLM 0.32 records them, and what compiling keeps
@@ -26,11 +28,13 @@ Parts = Mapping[str, float]  # bytes by what they are
 
 @dataclass(frozen=True)
 class LearnerMemory:
-    """Bytes of one rank. resident: between two steps. working: beside it, in a step. micro_batch: tokens of one."""
+    """Bytes of one rank. resident: between two steps. working: beside it, in a step. micro_batch: tokens of one. push:
+    beside what is resident, while weights are sent, and until it is given back."""
 
     resident: Parts
     working: Parts
     micro_batch: int
+    push: float = 0.0
 
     @property
     def idle(self) -> float:
@@ -39,12 +43,12 @@ class LearnerMemory:
 
     @property
     def peak(self) -> float:
-        """In a step."""
-        return self.idle + sum(self.working.values())
+        """In a step, or a push that comes after it."""
+        return self.idle + max(sum(self.working.values()), self.push)
 
 
 def learner_memory(
-    shape: ModelShape, config: LearnerConfig, trained: int, longest: int, frozen_models: int = 0
+    shape: ModelShape, config: LearnerConfig, trained: int, longest: int, frozen_models: int = 0, push: float = 0.0
 ) -> LearnerMemory:
     """On a GPU.
 
@@ -55,7 +59,7 @@ def learner_memory(
     kept = OPTIMIZERS[config.optimizer]
     sharded = ranks if stage == 3 else 1
     tokens = max(config.micro_batch, longest)
-    buffers = BUCKET * b if stage >= 2 else 0
+    kept_bucket, bucket = bucket_bytes(config, trained)
     gathered = b * min(shape.parameters, GATHERED) if stage == 3 else 0
     return LearnerMemory(
         resident={
@@ -63,16 +67,71 @@ def learner_memory(
             "masters and moments": (kept.master + kept.moments) * trained / (ranks if stage else 1),
             "gradients": kept.gradient * trained / (ranks if stage >= 2 else 1),  # added up
             "frozen models": b * shape.parameters * frozen_models / sharded,
+            "buffers": kept_bucket,
             "CUDA": CONTEXT,
         },
         working={
             "activations": activation_bytes(shape, config, tokens),
+            "padding": padding_bytes(shape, config, tokens),
             "logits": logit_bytes(shape, config),
-            "buffers": buffers + gathered,
+            "buffers": bucket + gathered,
             "workspaces": WORKSPACES,
         },
         micro_batch=config.micro_batch,
+        push=push,
     )
+
+
+def bucket_bytes(config: LearnerConfig, trained: int) -> tuple[float, float]:
+    """Of the buckets that DeepSpeed 0.19.8 reduces gradients in: (from the start on, and in a step beside that).
+
+    ZeRO-3 keeps one in float32, as long as it may be, and copies what is in it. ZeRO 1 and 2 make one of the gradients'
+    type in each backward pass, copy what is in it, and once more into float32; bfloat16 gradients that add up in
+    float32 at stage 1 have no bucket. Without ZeRO there is the copy alone.
+    """
+    b, stage, filled = BYTES[config.dtype], config.zero_stage, min(BUCKET, trained)
+    if stage == 3:
+        return 4 * BUCKET, 4 * filled
+    if stage == 1 and b == 2 and config.optimizer == "adamw":
+        return 0, 0
+    return 0, b * filled if stage == 0 else b * BUCKET + (b + 4 * (b == 2)) * filled
+
+
+def push_bytes(shape: ModelShape, config: LearnerConfig, transport: str, average: bool = False) -> float:
+    """Of the learner's first rank in a push between GPUs: the buffer that tensors are packed into, which over ipc is
+    made whole, and under ZeRO-3 the largest layer, gathered. What is gathered or copied for the push is held until it
+    is packed: over nccl all of a buffer. average: whether what is sent is an average of the weights, in float32.
+    """
+    if transport not in BETWEEN_GPUS:
+        return 0.0
+    b = BYTES["float32" if average else config.dtype]
+    largest = b * shape.largest_tensor
+    gathered = max(largest, b * shape.parameters / shape.layers) if config.zero_stage == 3 or average else 0.0
+    if transport == "ipc":
+        return max(BUFFER, largest) + gathered
+    packed = min(b * shape.parameters, BUFFER + largest)
+    return packed + (packed + gathered if gathered else 0.0)
+
+
+def received_bytes(shape: ModelShape, dtype: str, transport: str, workers: int) -> float:
+    """Of a worker of an engine in a push between GPUs, whose tensors have that dtype: what was packed, over nccl twice
+    where it comes in parts, since a layer whose other half is in the next part keeps all of its own; and one layer as
+    it was before it is copied into the engine's."""
+    if transport not in BETWEEN_GPUS:
+        return 0.0
+    largest, whole = BYTES[dtype] * shape.largest_tensor, BYTES[dtype] * shape.parameters
+    part = max(BUFFER, largest) if transport == "ipc" else BUFFER + largest
+    return min(whole, part * (2 if transport == "nccl" else 1)) + largest / workers
+
+
+def padding_bytes(shape: ModelShape, config: LearnerConfig, tokens: int) -> float:
+    """What attention keeps of padded rows, beside `activation_bytes`. Flash attention pads none, and has no float32:
+    there the kernel keeps queries, keys, values and what it gives, keys and values of as many heads as queries have,
+    and rows are at most `UNPACKED` times as many tokens as are packed."""
+    if config.dtype != "float32":
+        return 0.0
+    layers = 1 if config.gradient_checkpointing else shape.layers
+    return layers * 4 * (4 * shape.queries) * UNPACKED * tokens
 
 
 def activation_bytes(shape: ModelShape, config: LearnerConfig, tokens: int) -> float:
@@ -128,14 +187,16 @@ class EngineMemory:
         return self.cache or self.token * BLOCK * blocks
 
 
-def engine_memory(shape: ModelShape, config: EngineConfig) -> EngineMemory:
-    """On a GPU."""
+def engine_memory(shape: ModelShape, config: EngineConfig, received: float = 0.0) -> EngineMemory:
+    """On a GPU. received: of a push, see `received_bytes`; no batch is computed meanwhile."""
     dtype, workers = config.dtype_on("cuda"), config.tensor_parallel_size
     b = BYTES[dtype]
+    work = work_bytes(shape, config, b)
     return EngineMemory(
         fixed={
             "weights": b * shape.parameters / workers,
-            "work": work_bytes(shape, config, b),
+            "work": work,
+            "push": max(0.0, received - work),
             "graphs": 0.0 if config.is_eager("cuda") else GRAPHS,
             "CUDA": CONTEXT,
         },

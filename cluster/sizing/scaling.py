@@ -5,7 +5,7 @@ Every number is a formula of `cluster.sizing` over the assumptions below. None w
 
 from dataclasses import dataclass
 
-from cluster.sizing.memory import GIB, SPARE, engine_memory, learner_memory
+from cluster.sizing.memory import GIB, SPARE, engine_memory, learner_memory, push_bytes, received_bytes
 from cluster.sizing.shape import ModelShape
 from cluster.sizing.speed import (
     DEVICES,
@@ -98,11 +98,12 @@ def shard_bytes(rollouts: int, prompt: float, context: float, response: float) -
 
 
 def rank_bytes(name: str, gpus: int, stage: int) -> float:
-    """The peak of a learner rank on half of the GPUs, with gradient checkpointing."""
+    """The peak of the first learner rank on half of the GPUs, with gradient checkpointing, and weights over NCCL."""
     config = LearnerConfig(
         zero_stage=stage, num_ranks=gpus // 2, micro_batch_tokens=LONGEST, gradient_checkpointing=True
     )
-    return learner_memory(MODELS[name], config, MODELS[name].parameters, LONGEST).peak
+    shape = MODELS[name]
+    return learner_memory(shape, config, shape.parameters, LONGEST, push=push_bytes(shape, config, "nccl")).peak
 
 
 def worker_sequences(name: str, device: Device = DEVICE) -> int:
@@ -110,7 +111,8 @@ def worker_sequences(name: str, device: Device = DEVICE) -> int:
     config = EngineConfig(
         window=LONGEST, max_num_seqs=SEQUENCES, max_num_batched_tokens=LONGEST, tensor_parallel_size=WORKERS[name]
     )
-    memory = engine_memory(MODELS[name], config)
+    shape, workers = MODELS[name], WORKERS[name]
+    memory = engine_memory(shape, config, received_bytes(shape, "bfloat16", "nccl", workers))
     return max(0, int(((1 - SPARE) * device.memory - memory.bytes(0)) // (memory.token * LONGEST)))
 
 
@@ -141,7 +143,7 @@ def _memory() -> str:
         "GiB at the peak of a step. (no): more than the card has. Formula: `learner_memory` in\n"
         "[cluster/sizing/memory.py](../cluster/sizing/memory.py): 2 bytes a parameter for the weights, 12 for masters\n"
         "and moments, 4 for gradients, each divided by the ranks where the stage shares it out; activations of 8,192\n"
-        "tokens with gradient checkpointing, logits, buffers."
+        "tokens with gradient checkpointing, logits, buffers; or a push, where that takes more."
     )
     return _table("Memory of a learner rank", words, ["model", "GPUs", "ranks", "ZeRO 1", "ZeRO 2", "ZeRO 3"], rows)
 

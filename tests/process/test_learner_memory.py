@@ -38,7 +38,8 @@ def grown(environment: dict[str, str]) -> int:
 def test_a_learner_s_caches_are_bounded_on_a_cpu_alone() -> None:
     bounds = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
     assert bounds.items() <= learner_environment(Plan("cpu", "shm", {}, 1, threads=1)).items()
-    assert not bounds.keys() & learner_environment(Plan("cuda", "ipc", {}, 1)).keys()
+    on_gpu = learner_environment(Plan("cuda", "ipc", {}, 1, threads=16))
+    assert not bounds.keys() & on_gpu.keys() and on_gpu["OMP_NUM_THREADS"] == "16"
 
 
 @pytest.mark.skipif("avx512_bf16" not in cpu_flags(), reason="needs a processor with products in bfloat16")

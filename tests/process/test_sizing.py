@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.sizing.cards import nvidia_smi
-from cluster.sizing.memory import activation_bytes, layer_bytes
+from cluster.sizing.memory import BUCKET, GATHERED, activation_bytes, layer_bytes
 from cluster.sizing.shape import ModelShape, shape_of
 from learner.config import LearnerConfig
 from learner.load import DTYPES, load_causal_lm
@@ -36,6 +36,16 @@ def test_a_shapes_formula_counts_a_models_parameters(family: str, tmp_path: Path
     assert formula.active == pytest.approx(found.active, rel=0.03)
     told = ("layers", "hidden", "queries", "values", "inner", "vocabulary", "experts_used")
     assert [getattr(formula, name) for name in told] == [getattr(found, name) for name in told]
+
+
+def test_what_the_plan_says_of_buckets_is_what_deepspeed_does_untold() -> None:
+    """`zero_settings` leaves them to it."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for stage, doubles in ((1, False), (2, False), (3, True)):
+        made = DeepSpeedZeroConfig(stage=stage)
+        assert (made.reduce_bucket_size, made.max_live_parameters) == (BUCKET, GATHERED)
+        assert made.contiguous_gradients and made.overlap_comm is doubles  # stage 3 has one bucket all the same
 
 
 # What layers keep, measured

@@ -21,7 +21,7 @@ from cluster.report.sweep import Whole, write_summary
 from cluster.run.figures import Gap
 from cluster.run.record import ProbeRecord, append_probe, write_gap
 from cluster.run.rundir import RunDir
-from cluster.sizing.cards import Card
+from cluster.sizing.cards import Card, own_cards
 from rollout.probe import Rate
 from tests.runs import RECIPE, ROOT
 
@@ -135,14 +135,31 @@ def test_so_many_run_at_a_time(sweep: Sweep, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cards", "jobs", "shares"),
+    ("cards", "jobs", "shares", "runs"),
     [
-        ("", 2, ["", ""]), ("3", 2, ["", ""]), ("01", 1, [""]),
-        ("0123", 2, ["0,1", "2,3"]), ("012", 2, ["0", "1"]), ("57", 3, ["5", "7", "5"]),
+        ("", 2, ["", ""], ""), ("3", 2, ["3", "3"], "2"), ("01", 1, [""], ""), ("3", 1, [""], ""),
+        ("0123", 2, ["0,1", "2,3"], ""), ("012", 2, ["0", "1"], ""), ("57", 3, ["5", "7", "5"], "2"),
     ],
 )  # fmt: skip
-def test_runs_beside_each_other_share_the_cards(cards: str, jobs: int, shares: list[str]) -> None:
+def test_runs_beside_each_other_share_the_cards(cards: str, jobs: int, shares: list[str], runs: str) -> None:
+    """runs: how many a card has, where it has several."""
     assert [share.get("CUDA_VISIBLE_DEVICES", "") for share in dealt(cards, jobs)] == shares
+    assert {share.get("EDGE_OPD_RUNS_A_CARD", "") for share in dealt(cards, jobs)} == {runs}
+
+
+def test_runs_that_share_a_card_plan_with_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start at the same time: none holds yet what it will take."""
+    free = [Card(index, "H200", 100, left, "580.65.06", (9, 0)) for index, left in ((0, 99), (1, 10))]
+    monkeypatch.setattr("cluster.sizing.cards.find_cards", lambda: free)
+    (share, _) = dealt("0", 2)
+    for name, value in share.items():
+        monkeypatch.setenv(name, value)
+    assert [(card.index, card.free, card.total) for card in own_cards()] == [(0, 50, 100)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [card.free for card in own_cards()] == [10]
+    monkeypatch.delenv("EDGE_OPD_RUNS_A_CARD")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert [card.free for card in own_cards()] == [99]
 
 
 def test_the_cards_are_those_that_the_environment_leaves_whatever_it_calls_them(

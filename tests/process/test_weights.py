@@ -27,6 +27,29 @@ def test_the_largest_tensor_fits_the_buffer_of_cuda_ipc(largest: int, buffer: in
     assert info.packed and info.packed_buffer_size_bytes == buffer
 
 
+def test_weights_go_over_nccl_on_one_stream_after_all_that_touched_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's streams wait for no other; both ends have as many."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
+
+    from cluster.weights.transports import BUFFER, nccl
+
+    done = list[str]()
+    monkeypatch.setattr("torch.accelerator.synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 0)
+    monkeypatch.setattr(nccl, "NCCLLibrary", lambda: SimpleNamespace(ncclGetUniqueId=lambda: bytes(128)))
+    monkeypatch.setattr(nccl, "uid_init_process_group", lambda *_: None)
+    monkeypatch.setattr(NCCLTrainerWeightTransferEngine, "send_weights", lambda _: done.append("send"))
+    monkeypatch.setattr(NCCLWeightTransferEngine, "receive_weights", lambda *_: done.append("receive"))
+    told = dict[str, Any]()
+    client: Any = SimpleNamespace(init_weight_transfer_engine=told.update)
+    sender = nccl.NcclTrainerEngine.trainer_init(nccl.NcclTrainerInitInfo(3, rank=0), client=client, source=object())  # type: ignore[arg-type]
+    assert (sender.packed, sender.packed_num_buffers, sender.packed_buffer_size_bytes) == (True, 1, BUFFER)
+    assert (told["packed"], told["packed_num_buffers"], told["packed_buffer_size_bytes"]) == (True, 1, BUFFER)
+    sender.send_weights()
+    nccl.Receiver.receive_weights(object.__new__(nccl.Receiver), None)
+    assert done == ["wait", "send", "wait", "receive"]
+
+
 def test_a_receiver_that_never_comes_is_given_up() -> None:
     from cluster.weights.transports.gloo import broadcast, open_group
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,30 @@ def test_on_a_cpu_it_is_torchs_own_attention_to_the_last_bit(
             assert (one.grad - other.grad).norm() < 0.01 * other.grad.norm()
 
 
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_padded_rows_are_given_to_a_kernel_for_heads_of_one_number(
+    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU in float32, or with values of another size than queries: torch's kernel for them knows no groups of
+    heads (its page of `scaled_dot_product_attention`), and its plain products keep a matrix of scores for each."""
+    packed, asked = packed_of(*PACKS["unequal"]), list[tuple[set[int], bool]]()
+    attend_padded = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(*rows: Tensor, enable_gqa: bool = False, **named: object) -> Tensor:
+        asked.append(({row.shape[1] for row in rows}, enable_gqa))
+        return attend_padded(*rows, enable_gqa=enable_gqa, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    wide = [torch.cat([stream, stream], -1) for stream in streams_of(packed, heads)]
+    query, key, value = (part[0].transpose(0, 1) for part in (*wide[:2], wide[2][..., :SIZE]))
+    found = attention._by_padding(query, key, value, packed, None)
+    assert asked == [({heads[0]}, False)]
+    rows_RL, place_S = packed.padded
+    rows = (part[rows_RL].transpose(1, 2) for part in (query, key, value))
+    expected = attend_padded(*rows, is_causal=True, enable_gqa=heads[0] != heads[1])
+    assert torch.equal(found, expected.transpose(1, 2).flatten(0, 1)[place_S])
+
+
 def test_what_is_kept_for_the_backward_pass_is_packed() -> None:
     """A long row and short ones: padded they are 6 times as many tokens."""
     packed = packed_of([(100, 500), *[(10, 10)] * 12], 13)
@@ -162,6 +187,31 @@ def test_rows_laid_out_for_the_kernel_give_what_padded_ones_do(
     (expected * factors).sum().backward()
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PACKS)
+def test_rows_that_share_nothing_are_given_to_the_kernel_as_they_are(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, given = packed_of(*PACKS[kind]), list[Tensor]()
+    shares = kind == "shared"
+    assert packed.share_nothing is not shares
+    if not shares:
+        assert torch.equal(packed.rows_U, torch.arange(len(packed.place_S)))
+        assert torch.equal(packed.place_S, packed.rows_U)
+
+    def kernel(*arguments: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
+        given.extend(arguments[:3])
+        return stand_in(*arguments, enable_gqa=enable_gqa, **named)
+
+    monkeypatch.setattr(attention, "takes_varlen", lambda *streams: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    streams = [stream.transpose(1, 2).contiguous().transpose(1, 2) for stream in streams_of(packed, (4, 2))]
+    out = attend(streams, packed)  # laid out as a model's projections are, token by token
+    places = [stream.untyped_storage().data_ptr() for stream in streams]
+    assert ([one.untyped_storage().data_ptr() for one in given] == places) is not shares
+    sums = {type(step[0]).__name__ for step in out.grad_fn.next_functions}
+    assert not any("Index" in name for name in sums)  # whose backward pass sorts, and adds up
 
 
 def test_torchs_kernel_takes_packed_rows_and_gives_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -585,6 +585,13 @@ def test_one_gpu_is_shared_by_one_of_each() -> None:
     assert placed(Share(2, 1)).bundles == [Share(1.5, 1)]
 
 
+def test_a_rank_on_a_gpu_has_its_share_of_its_hosts_cores() -> None:
+    """Ray gives an actor with one CPU one thread; on a GPU's host the model is loaded and compared on CPUs too."""
+    assert placed(Share(16, 1)).threads == 16
+    assert placed(Share(64, 8), Share(32, 8), Share(8, 0), ranks=2).threads == 4
+    assert placed(Share(3, 4)).threads == 1
+
+
 def test_engines_sleep_where_they_share_a_gpu_with_a_learner_whose_turn_it_is() -> None:
     assert placed(Share(8, 1)).engines_sleep
     assert not placed(Share(8, 1), lag=1).engines_sleep

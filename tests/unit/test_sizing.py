@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from cluster.commands.one_engine import beside_others
 from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.observe.seen import read_seen
@@ -23,13 +22,17 @@ from cluster.run.memory import with_planned_memory
 from cluster.run.record import EnginePlan, read_plans
 from cluster.run.rundir import RunDir
 from cluster.sizing.budget import KEYS, asked, plan_memory, with_shares
-from cluster.sizing.cards import MIB, Card, driver_problem, find_cards, visible
+from cluster.sizing.cards import MIB, Card, beside_others, driver_problem, find_cards, visible
 from cluster.sizing.memory import (
+    BUCKET,
     CONTEXT,
     GIB,
+    bucket_bytes,
     engine_memory,
     learner_memory,
     logit_bytes,
+    push_bytes,
+    received_bytes,
 )
 from cluster.sizing.shape import ModelShape, shape_of
 from learner.adapter import add_adapter, trained_parameters
@@ -81,7 +84,74 @@ def test_weights_masters_moments_and_gradients_of_the_default_model(default_mode
 def test_zero_stages_share_out_what_they_say(stage: int, ranks: int, expected: float) -> None:
     """Bytes a parameter (arXiv 1910.02054, with float32 sums of the gradient)."""
     memory = learner_memory(EIGHT_B, LearnerConfig(zero_stage=stage, num_ranks=ranks), EIGHT_B.parameters, 512)
-    assert memory.idle - CONTEXT == pytest.approx(expected * EIGHT_B.parameters)
+    assert memory.idle - CONTEXT - memory.resident["buffers"] == pytest.approx(expected * EIGHT_B.parameters)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "in_a_step"),
+    [
+        ({"zero_stage": 0}, 0, 2),
+        ({"zero_stage": 1}, 0, 0),
+        ({"zero_stage": 1, "dtype": "float32"}, 0, 4 + 4),
+        ({"zero_stage": 1, "optimizer": "adamw_16bit"}, 0, 2 + 2 + 4),
+        ({"zero_stage": 2}, 0, 2 + 2 + 4),
+        ({"zero_stage": 3}, 4, 4),
+    ],
+    ids=str,
+)
+def test_what_gradients_are_reduced_in_counts(settings: dict[str, Any], kept: int, in_a_step: int) -> None:
+    """Bytes of each of a bucket's 500 million numbers; a small model fills less of one that is made whole."""
+    config = LearnerConfig(**settings)
+    assert bucket_bytes(config, EIGHT_B.parameters) == (kept * BUCKET, in_a_step * BUCKET)
+    of_few, made = bucket_bytes(config, 1000), kept or in_a_step * (config.zero_stage > 0)
+    assert of_few[0] == kept * BUCKET and of_few[1] < max(made * BUCKET, 3000)
+    memory = learner_memory(EIGHT_B, config, EIGHT_B.parameters, 512)
+    gathered = 2 * 10**9 if config.zero_stage == 3 else 0
+    assert memory.resident["buffers"] == kept * BUCKET
+    assert memory.working["buffers"] == in_a_step * BUCKET + gathered
+
+
+def test_float32_rows_are_padded_on_a_gpu_and_count_so() -> None:
+    """Queries, keys, values and what comes of them, for four times the tokens at most (`learner.config.UNPACKED`)."""
+    wide = LearnerConfig(dtype=FP32, micro_batch_tokens=1000)
+    padding = learner_memory(EIGHT_B, wide, 1, 512).working["padding"]
+    assert padding == 36 * 4 * (4 * 4096) * 4000
+    again = learner_memory(EIGHT_B, replace(wide, gradient_checkpointing=True), 1, 512).working["padding"]
+    assert again * 36 == padding and learner_memory(EIGHT_B, LearnerConfig(), 1, 512).working["padding"] == 0
+
+
+EMBEDDING = 151_936 * 4096  # numbers of the largest tensor: 1.16 GiB in 16 bits
+
+
+@pytest.mark.parametrize(
+    ("transport", "stage", "average", "expected"),
+    [
+        ("shm", 3, False, 0),
+        ("ray", 1, False, 0),
+        ("ipc", 1, False, 2 * EMBEDDING),
+        ("ipc", 3, False, 4 * EMBEDDING),
+        ("ipc", 1, True, 8 * EMBEDDING),
+        ("nccl", 1, False, GIB + 2 * EMBEDDING),
+        ("nccl", 3, False, 2 * (GIB + 2 * EMBEDDING) + 2 * EMBEDDING),
+    ],
+)
+def test_what_a_push_takes_of_the_learners_card(transport: str, stage: int, average: bool, expected: int) -> None:
+    """The buffer that tensors are packed into, as large as the largest; and what is gathered for it, or copied."""
+    assert push_bytes(EIGHT_B, LearnerConfig(zero_stage=stage), transport, average) == expected
+    small = replace(EIGHT_B, parameters=10**8, vocabulary=1000)
+    assert push_bytes(small, LearnerConfig(), "ipc") == GIB and push_bytes(small, LearnerConfig(), "nccl") == 2 * 10**8
+
+
+@pytest.mark.parametrize(
+    ("transport", "parts"), [("shm", 0), ("ipc", 2 * EMBEDDING), ("nccl", 2 * (GIB + 2 * EMBEDDING))]
+)
+def test_what_a_push_takes_of_an_engines_card(transport: str, parts: int) -> None:
+    layer = 2 * EMBEDDING if parts else 0
+    assert received_bytes(EIGHT_B, BF16, transport, 1) == parts + layer
+    assert received_bytes(EIGHT_B, BF16, transport, 2) == parts + layer / 2
+    received, alone = received_bytes(EIGHT_B, BF16, transport, 1), engine_memory(EIGHT_B, EngineConfig())
+    memory = engine_memory(EIGHT_B, EngineConfig(), received)
+    assert memory.fixed["work"] + memory.fixed["push"] == max(alone.fixed["work"], received)  # not at the same time
 
 
 def test_what_an_h200_was_seen_to_hold_is_within_the_plan_and_near_it(default_model: Path) -> None:
@@ -235,7 +305,48 @@ def test_a_cache_is_as_small_as_it_must_be() -> None:
     assert 1 < sequences < 512
     assert memory.bytes(sequences) <= 0.96 * 180 * GIB < memory.bytes(sequences + 1)
     assert learner.learner is not None and not learner.engines and teacher.learner is None
-    assert with_shares(recipe, [learner, student, teacher]).student.gpu_memory_utilization == 0.0  # vLLM's own share
+    assert with_shares(recipe, [learner, student, teacher]).student.gpu_memory_utilization == 0.9
+    assert student.engines["student"][0].fixed["push"] > 0 == teacher.engines["teacher"][0].fixed["push"]  # frozen
+
+
+def test_an_engine_with_a_card_of_its_own_takes_what_others_leave() -> None:
+    """vLLM refuses to start where less is free than the share that it is given."""
+    shape = replace(EIGHT_B, parameters=10**9)
+    told = with_shares(recipe_of(), planned(recipe_of(), FOUR, shape, card(80, 60)))
+    assert told.student.gpu_memory_utilization == told.teacher.gpu_memory_utilization == 0.712
+    own = recipe_of(student=EngineConfig(gpu_memory_utilization=0.4))
+    assert with_shares(own, planned(own, FOUR, shape, card(80, 60))).student.gpu_memory_utilization == 0.4
+
+
+def test_of_cards_that_differ_the_one_with_the_least_room_counts_and_no_share_is_more_than_was_planned() -> None:
+    """A share of a card's memory is left for what is not planned: of 40 free GiB the card of 141 has less room than the
+    one of 40. An engine's share of the largest has to be free there."""
+    shape, cards = replace(EIGHT_B, parameters=10**8), [card(40, 39.5), card(141, 40, name="NVIDIA H200")]
+    for both in (cards, cards[::-1]):
+        (budget,) = planned(recipe_of(), ONE_GPU, shape, *both)
+        assert budget.card.name == "NVIDIA H200" and asked(budget) <= (40 - 0.04 * 141) * GIB
+    (budget,) = planned(recipe_of(), ONE_GPU, shape, card(40, 39.5), card(141, name="NVIDIA H200"))
+    assert budget.card.total == 40 * GIB
+    memory, sequences = budget.engines["student"]
+    share = with_shares(recipe_of(), [budget]).student.gpu_memory_utilization
+    assert share == pytest.approx(memory.bytes(sequences) / (141 * GIB), abs=1e-4)
+
+
+def test_a_push_is_planned_and_told_before_anything_starts() -> None:
+    shape = replace(EIGHT_B, parameters=10**8, vocabulary=1000)
+    (budget,) = planned(recipe_of(), ONE_GPU, shape, card(24))
+    learner = budget.learner
+    assert budget.engines_sleep and learner is not None and learner.push == GIB
+    states = (learner.idle + GIB) / GIB
+    assert f" tokens a batch, {states:.1f} in a push; student engine" in budget.line()
+    awake = sum(memory.bytes(sequences) for memory, sequences in budget.engines.values())
+    assert asked(budget) >= awake + learner.idle + GIB  # engines are awake while they receive
+    lora = recipe_of(learner=LearnerConfig(lora_rank=8))
+    (small,) = planned(lora, ONE_GPU, shape, card(24))
+    assert small.learner is not None and small.learner.push == 0 and "push" not in small.line()
+    wide = recipe_of(learner=LearnerConfig(dtype=FP32))
+    (padded,) = planned(wide, ONE_GPU, shape, card(80))
+    assert re.search(r"in a step of \d+ tokens a batch that attention pads, \d+\.\d in a push", padded.line())
 
 
 def recipe_of_four(recipe: Recipe) -> Recipe:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 TRANSPORTS = ("shm", "gloo", "ipc", "nccl")
+BUFFER = 1 << 30  # bytes that tensors are packed into between GPUs: a plan of the memory counts them
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ they are told by way of Ray, which asks for a token.
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
@@ -21,10 +21,18 @@ from vllm.distributed.weight_transfer.nccl_common import (
 )
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
 
-from cluster.weights.transports import Meeting
+from cluster.weights.transports import BUFFER, Meeting
 
 SENDER = 0
-Receiver = NCCLWeightTransferEngine
+STREAMS = 1  # vLLM has one for each buffer
+
+
+class Receiver(NCCLWeightTransferEngine):
+    """vLLM's."""
+
+    def receive_weights(self, update_info: Any) -> None:
+        torch.accelerator.synchronize()
+        super().receive_weights(update_info)
 
 
 @dataclass
@@ -46,10 +54,20 @@ class NcclTrainerEngine(NCCLTrainerWeightTransferEngine):
         cls, init_info: NcclTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
     ) -> Self:
         assert source is not None
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
+        engine = cls(
+            client=client,
+            source=source,
+            is_sender=init_info.is_sender,
+            packed_buffer_size_bytes=BUFFER,
+            packed_num_buffers=STREAMS,
+        )
         if engine.is_sender:
             engine._meet(init_info.world_size)
         return engine
+
+    def send_weights(self) -> None:
+        torch.accelerator.synchronize()
+        super().send_weights()
 
     def _meet(self, world_size: int) -> None:
         unique_id = bytes(NCCLLibrary().ncclGetUniqueId())
