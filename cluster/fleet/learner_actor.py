@@ -18,7 +18,7 @@ from cluster.fleet.processes import collect_seldom
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
-from evidence.patience import retried
+from evidence.patience import retried, retried_within
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
@@ -150,7 +150,8 @@ class LearnerActor:
         forget_peak()
         try:
             read = partial(read_shard, shard.uri, expected=shard)
-            report = self._trainer.step(train_rows(retried(self._recipe.faults.store_s, read, (FileNotFoundError,))))
+            table = retried_within(self._recipe.faults.store_s, shard.uri, read, (FileNotFoundError,))
+            report = self._trainer.step(train_rows(table))
         except (RuntimeError, ValueError, OSError) as error:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:

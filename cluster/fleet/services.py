@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import ray
 
 from cluster.config import Recipe
-from cluster.fleet.arriving import arrive, keep
+from cluster.fleet.arriving import arrive, keep, room_beside
 from cluster.fleet.calls import all_within, ask, each_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import STOP_DEADLINE_S
@@ -26,7 +25,6 @@ from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
 from cluster.weights.parts import Sent
 from evidence.files import TRANSFER_S
-from evidence.patience import retried_beside
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, StepReport, over_ranks, rank_name, rank_spans
@@ -265,10 +263,10 @@ class LearnerService:
         parts = first.export_parts.options(num_returns="streaming").remote(*text)
         beside = [handle.export.remote(str(folder), *text) for handle in others]
         patience_s = self._recipe.faults.store_s
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as arrived:
-            await arrive(each_within(seconds, self._names()[0], what, parts), Path(arrived), patience_s)
+        async with room_beside(folder, patience_s) as arrived:
+            await arrive(each_within(seconds, self._names()[0], what, parts), arrived, patience_s)
             await within(seconds, what, asyncio.gather(*beside))
-            await retried_beside(patience_s, partial(keep, Path(arrived), folder))
+            await keep(arrived, folder, patience_s)
 
     @property
     def _writing_s(self) -> float:

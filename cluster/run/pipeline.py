@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.config import Recipe
@@ -38,7 +39,6 @@ from cluster.run.record import (
     append_probe,
     append_step,
     probe_record,
-    read_steps,
     step_record,
     write_answers,
     write_gap,
@@ -48,7 +48,7 @@ from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
-from evidence.patience import retried, retried_beside
+from evidence.patience import retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
 from rollout.probe import summarise
@@ -88,9 +88,7 @@ class Pipeline:
         self.manifest = Manifest(run_dir.manifest)
         self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
-        steps = retried(recipe.faults.store_s, partial(read_steps, run_dir.metrics))
-        bounds = [record.canary_bound for record in steps.values() if record.canary_bound]
-        self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
+        self._handover = Handover(services, self.texts, recipe.weights)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
         self._first: tuple[int, float] | None = None  # step of this process, and when it began
@@ -104,10 +102,11 @@ class Pipeline:
             Preempted: the run was asked to stop between two steps, and has a checkpoint.
         """
         steps, first_step = self.recipe.run.steps, resumed.version
+        self._handover.go_on(resumed.bound)
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", first_step)
         same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
-        await retried_beside(self.recipe.faults.store_s, same)
+        await self._stored(self.run_dir.metrics, same)
         await self._teacher_check.run(self.rollout, self.learner, first_step)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))
@@ -139,7 +138,7 @@ class Pipeline:
         required(self.recipe, gap)  # can be reached
         if gap is None:
             return
-        await self._stored(partial(write_gap, self.run_dir.gap, gap))
+        await self._stored(self.run_dir.gap, partial(write_gap, self.run_dir.gap, gap))
         self.sink.say(gap.line())
         if gap.is_zero and (config.require or config.require_of_teacher):
             raise RuntimeError(gap.warning())
@@ -155,15 +154,17 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
         produced = await self._attended(step, self.rollout.take(step))
-        await self._stored(partial(self.manifest.append_written, produced.shard))
+        await self._stored(self.run_dir.manifest, partial(self.manifest.append_written, produced.shard))
         clock = Stopwatch()
         if self._engines_sleep:
             await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
-        await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
-        await self._stored(partial(self.manifest.ensure_trained, produced.shard.uri, step))
+        student = self.run_dir.student
+        await self._stored(student, partial(write_student, learned.logprobs, str(student), step))
+        trained = partial(self.manifest.ensure_trained, produced.shard.uri, step)
+        await self._stored(self.run_dir.manifest, trained)
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()
@@ -177,7 +178,7 @@ class Pipeline:
         stages["push"] = clock.stage(0)
         wall_s, sampler = time.perf_counter() - begun, self.recipe.rollout.sampler
         record = step_record(step, produced, learned, stages, wall_s, self.pushed, sampler, self._pace(step, begun))
-        await self._stored(partial(append_step, self.run_dir.metrics, record))
+        await self._stored(self.run_dir.metrics, partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
@@ -206,10 +207,10 @@ class Pipeline:
         self.sink.stage(f"step {version}: saving a checkpoint")
         await self.checkpoints.save(self.learner, version, self.recipe.run.keep_checkpoints)
 
-    async def _stored(self, write: Callable[[], object]) -> None:
-        """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs
-        time."""
-        await retried_beside(self.recipe.faults.store_s, write)
+    async def _stored(self, path: Path, work: Callable[[], object]) -> None:
+        """A write to the run's folder, which is whole or nothing, or a look there: a disk that is full or read-only for
+        a while costs time."""
+        await retried_beside(self.recipe.faults.store_s, path, work)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T], scores: bool = True) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
@@ -284,8 +285,9 @@ class Pipeline:
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
         record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
-        await self._stored(partial(append_probe, self.run_dir.probes, record))
+        await self._stored(self.run_dir.probes, partial(append_probe, self.run_dir.probes, record))
         self.sink.show_probe(record)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]
-        await self._stored(partial(write_answers, self.run_dir.answers_of(step), told))
+        answers = self.run_dir.answers_of(step)
+        await self._stored(answers, partial(write_answers, answers, told))
         return record

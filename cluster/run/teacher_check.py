@@ -41,7 +41,7 @@ class TeacherCheck:
         if self._recipe.teacher.follows:
             return
         if self._reference is None:
-            kept = await retried_beside(self._recipe.faults.store_s, self._kept)
+            kept = await retried_beside(self._recipe.faults.store_s, self._path, self._kept)
             self._reference = kept or await self._first(rollout, learner, version)
         await rollout.prove_teacher(self._reference, TOLERANCE)
 
@@ -68,5 +68,5 @@ class TeacherCheck:
             expected.require(what, "its engine", "the learner", found, BESIDE_LEARNER)
         kept = {"text_ids": self._text[1].tolist(), "logprobs": [float(score) for score in found]}
         write = partial(write_whole, self._path, json.dumps(kept) + "\n")
-        await retried_beside(self._recipe.faults.store_s, write)
+        await retried_beside(self._recipe.faults.store_s, self._path, write)
         return CanaryText(*self._text, found)

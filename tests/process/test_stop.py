@@ -48,6 +48,9 @@ class Stepping(Pipeline):
         self._first = None
         self.steps: list[int] = []
 
+    def go_on(self, bound: float | None) -> None:
+        pass
+
     async def push(self, pool: str, version: int) -> Any:
         return Pushed("", 0.0)
 
