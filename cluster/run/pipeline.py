@@ -285,9 +285,10 @@ class Pipeline:
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
         record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None)
-        await self._stored(self.run_dir.probes, partial(append_probe, self.run_dir.probes, record))
-        self.sink.show_probe(record)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]
         answers = self.run_dir.answers_of(step)
+        # First, since a probe that has its line is not asked again.
         await self._stored(answers, partial(write_answers, answers, told))
+        await self._stored(self.run_dir.probes, partial(append_probe, self.run_dir.probes, record))
+        self.sink.show_probe(record)
         return record
