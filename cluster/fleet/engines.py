@@ -57,8 +57,9 @@ class EngineClient(Protocol):
 Maker = Callable[[], EngineClient]  # of the engine of one place of the placement; each time a new one
 
 
+OPENING = "init_weight_transfer_engine"  # of a weight transport
 # What a push consists of, in the order in which an engine hears it; an adapter's is one verb.
 WEIGHT_VERBS = (
-    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
+    OPENING, "start_weight_update", "update_weights", "finish_weight_update",
     "update_weight_version", "load_adapter",
 )  # fmt: skip

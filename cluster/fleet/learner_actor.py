@@ -130,7 +130,7 @@ class LearnerActor:
     def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str) -> None:
         """Connects this rank to the `workers` of the engines of `pool`, "student" or "teacher", through the rollout
         service, whose handle this is. address: of rank 0."""
-        from cluster.weights.link import AdapterLink, FleetClient, WeightLink
+        from cluster.weights.link import GRACE_S, AdapterLink, FleetClient, WeightLink
         from cluster.weights.source import TrainerSource
         from cluster.weights.transports import Meeting
 
@@ -141,7 +141,7 @@ class LearnerActor:
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
         deadline_s = self._recipe.weights.deadline_s
         meeting = Meeting(self._rank, address, workers, deadline_s, source.largest_bytes())
-        with client.until(deadline_s):
+        with client.until(deadline_s + GRACE_S):  # so that only who is late to the rendezvous is late here
             self._links[pool] = WeightLink(transport, client, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:

@@ -107,7 +107,8 @@ class Pipeline:
         self.pushed = await self._handover.push("student", first_step)
         same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
         await self._stored(self.run_dir.metrics, same)
-        await self._teacher_check.run(self.rollout, self.learner, first_step)
+        attend = partial(self._attended, first_step)
+        await self._teacher_check.run(self.rollout, self.learner, first_step, attend)
         if first_step == 0:
             await self._measure_gap(await self.probe(0))
         elif self._choice.lacks(first_step):  # the run ended between the step and its probe

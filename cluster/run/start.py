@@ -109,7 +109,7 @@ async def _survive(
     def may_restart() -> bool:
         return can_begin() and restarts.are_left(time.monotonic())
 
-    called_end = partial(ending, stop=stop, may_restart=may_restart)
+    called_end, before = partial(ending, stop=stop, may_restart=may_restart), ""
     while True:
         try:
             return await _serve(recipe, folder, sink, resume, inputs, stop, plan, stood, called_end)
@@ -119,7 +119,11 @@ async def _survive(
             if not (can_begin() and restarts.allow(time.monotonic())):
                 raise
             sink.say(f"{death}; the services start again")
-            resume = await has_shards()
+            resume, before = await has_shards(), str(death)
+        except TimeoutError as error:  # of the placement: what died may have taken its node along
+            if not before:
+                raise
+            raise RuntimeError(f"{error}; before that, {before}") from None
 
 
 async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: RunInputs) -> tuple[Recipe, Plan]:
@@ -216,7 +220,7 @@ async def export(
     chose are none of them, since a resume looks there for those of the last step: they are in RUN/chosen.
 
     Raises:
-        Died, TimeoutError: a rank is no more, or does not answer.
+        Died, Late: a rank is no more, or does not answer.
         RuntimeError: names what is wrong, and how to export later; so does a note on a mistake of our own.
     """
     try:
