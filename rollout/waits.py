@@ -5,9 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
+class Late(TimeoutError):
+    """Somebody who was asked has not answered, and may be no more. A disk says TimeoutError too (ETIMEDOUT)."""
+
+
 @asynccontextmanager
 async def deadline(seconds: float, late: str) -> AsyncIterator[asyncio.Timeout]:
-    """TimeoutError "`late` within ... s" for what is inside, after `seconds`. One that comes from inside names its own
+    """Late "`late` within ... s" for what is inside, after `seconds`. One that comes from inside names its own
     cause, and passes."""
     limit = asyncio.timeout(seconds)
     try:
@@ -16,7 +20,7 @@ async def deadline(seconds: float, late: str) -> AsyncIterator[asyncio.Timeout]:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise TimeoutError(f"{late} within {seconds:g} s") from None
+        raise Late(f"{late} within {seconds:g} s") from None
 
 
 class Deadlines:

@@ -7,8 +7,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from rollout.ending import end_with_parent
 from tests.runs import ROOT
 
 POLL_S = 0.1
+WORKER = "VLLM::Worker"  # as vLLM calls it, with its rank
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_S = 30.0  # they speak for a minute to a head that was killed with its driver (findings/)
 
@@ -27,15 +29,29 @@ def core() -> None:
     time.sleep(120)
 
 
+@dataclass(frozen=True)
+class Through:
+    """How a run is started on a cluster. command: the words with which its driver is. family: every process of the
+    cluster."""
+
+    command: Callable[[Sequence[str]], list[str]]
+    env: dict[str, str]
+    family: Callable[[], list[psutil.Process]]
+
+
 class UnderWay:
-    """`edge-opd` with these arguments, as a process.
+    """`edge-opd` with these arguments, as a process; on this host, unless `through` says otherwise.
 
     lines: of its output, each with the moment at which it came (`time.monotonic`).
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], through: Through | None = None) -> None:
+        self._through = through
         command = [sys.executable, "-m", "cluster", *arguments]
-        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONUNBUFFERED": "1"}
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        if through is not None:
+            command, env = through.command(command), through.env
+        env = env | {"PYTHONUNBUFFERED": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, text=True, cwd=ROOT, env=env, **pipes)  # type: ignore[call-overload]
         self.seen: set[psutil.Process] = set()
@@ -56,18 +72,26 @@ class UnderWay:
         return "".join(line for _, line in self.lines)
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Its actors that are alive by the names of their logs, and the core of each engine as "NAME core"."""
-        folder, found = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}", {}
-        everyone = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        self.seen.update(everyone)
+        """Its actors that are alive by the names of their logs, the core of each engine as "NAME core", and one of the
+        workers that a core has with tensor parallelism as "NAME worker"."""
+        folder, found = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}", dict[str, psutil.Process]()
+        everyone = self._everyone() if self.process.poll() is None else []
         for process in everyone:
             for log in folder.glob(f"*-{process.pid}.log"):
                 name = log.stem.rpartition("-")[0]
                 found[name] = process
                 with suppress(psutil.NoSuchProcess):
                     if children := process.children():  # the other is Python's tracker of resources
-                        found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
+                        core = found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
+                        workers = [child for child in core.children() if name_of(child).startswith(WORKER)]
+                        found |= {f"{name} worker": worker for worker in workers[-1:]}
+        self.seen.update(everyone if self._through is None else found.values())  # a cluster's Ray outlives a run
         return found
+
+    def _everyone(self) -> list[psutil.Process]:
+        if self._through is not None:
+            return self._through.family()
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 400.0) -> None:
         """AssertionError with what it said when it ends before, or within `seconds`."""
@@ -105,9 +129,9 @@ def name_of(process: psutil.Process) -> str:
 
 
 @contextmanager
-def under_way(arguments: list[str]) -> Iterator[UnderWay]:
+def under_way(arguments: list[str], through: Through | None = None) -> Iterator[UnderWay]:
     """Within it the run goes on; nothing of it is left afterwards."""
-    run = UnderWay(arguments)
+    run = UnderWay(arguments, through)
     try:
         yield run
     finally:

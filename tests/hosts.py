@@ -1,18 +1,23 @@
-"""Hosts of their own on one machine: network namespaces on a bridge, each with an address and processes of its own."""
+"""Hosts of their own on one machine: network namespaces on a bridge, each with an address and processes of its own;
+and Ray on them."""
 
 import fcntl
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.listeners import family
+
+BIN = Path(sys.executable).parent
 NETWORKS = [f"10.213.{number}" for number in range(256)]  # a bridge takes one that no other has; nothing leaves it
 
 
@@ -95,3 +100,29 @@ def _ip(arguments: str) -> str:
     if done.returncode != 0:
         raise PermissionError(f"ip {arguments}: {done.stderr.strip()}")
     return done.stdout
+
+
+def processes_of(session: str) -> list[psutil.Process]:
+    """Of a Ray session on every host, and what they started."""
+    roots = [process for process in psutil.process_iter() if session in " ".join(_command(process))]
+    return list({process.pid: process for root in roots for process in family(root.pid)}.values())
+
+
+def end_session(folder: str) -> None:
+    """Ends the processes of this Ray session only: `ray stop` would end every Ray on the machine."""
+    mine = [process for process in psutil.process_iter() if folder in " ".join(_command(process))]
+    for process in mine:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=30)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        return list(process.cmdline())
+    return []
+
+
+def start_ray(host: Host, env: dict[str, str], *options: str) -> None:
+    done = host.run([str(BIN / "ray"), "start", f"--node-ip-address={host.address}", *options], env, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

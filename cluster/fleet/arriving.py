@@ -1,20 +1,35 @@
 """Files of another host, which arrive part by part, for a folder here."""
 
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from evidence.patience import retried_beside
+from evidence.patience import remove_beside, retried_beside
+
+
+@asynccontextmanager
+async def room_beside(folder: Path, patience_s: float) -> AsyncIterator[Path]:
+    """A folder beside `folder` for what arrives, which is gone afterwards."""
+    make = partial(tempfile.mkdtemp, dir=folder.parent, prefix=".export-")
+    room = Path(await retried_beside(patience_s, folder.parent, make))
+    try:
+        yield room
+    finally:
+        await remove_beside(room)
 
 
 async def arrive(parts: AsyncIterator[tuple[str, bytes]], folder: Path, patience_s: float) -> None:
     """Writes what arrives into `folder`: (file name, the next part of its bytes). A disk that refuses is tried again
     for `patience_s`."""
+    sizes = Counter[str]()
     async for name, content in parts:
         path = folder / name
-        at = path.stat().st_size if path.exists() else 0
-        await retried_beside(patience_s, partial(_put, path, at, content))
+        await retried_beside(patience_s, path, partial(_put, path, sizes[name], content))
+        sizes[name] += len(content)
 
 
 def _put(path: Path, at: int, content: bytes) -> None:
@@ -25,9 +40,9 @@ def _put(path: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
-def keep(arrived: Path, folder: Path) -> None:
-    """Copies the files. Content alone, so that whom the umask says may read them: the folder that they arrived in is
-    nobody else's."""
-    folder.mkdir(exist_ok=True)
-    for path in arrived.iterdir():
-        shutil.copyfile(path, folder / path.name)
+async def keep(arrived: Path, folder: Path, patience_s: float) -> None:
+    """Copies the files, each as patiently. Content alone, so that whom the umask says may read them: the folder that
+    they arrived in is nobody else's."""
+    await retried_beside(patience_s, folder, partial(folder.mkdir, exist_ok=True))
+    for path in await retried_beside(patience_s, arrived, lambda: list(arrived.iterdir())):
+        await retried_beside(patience_s, folder / path.name, partial(shutil.copyfile, path, folder / path.name))

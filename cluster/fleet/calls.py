@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 from cluster.fleet.ray_quirks import LOST, Died, lost
 
 __all__ = ["Died", "all_within", "ask", "each_within", "within"]
-from rollout.waits import deadline
+from rollout.waits import Late, deadline
 
 T = TypeVar("T")
 DEATH_S = 10.0  # in which Ray tells of a process that is gone, after those that met it in a collective have failed
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
-    """`work`, or TimeoutError naming who was late."""
+    """`work`, or Late naming who was."""
     async with deadline(seconds, f"{what}: no answer"):
         return await work
 
@@ -24,7 +24,7 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
 
     Raises:
         Died: one of them is no more, which others may have noticed before: for them a collective has failed.
-        TimeoutError: names those without an answer. A rank that is late holds up all that meet it in a collective.
+        Late: names those without an answer. A rank that is late holds up all that meet it in a collective.
     """
     tasks = {name: asyncio.create_task(answer) for name, answer in answers.items()}
     if not tasks:  # a pool without engines, as the teacher's beside an adapter
@@ -35,7 +35,7 @@ async def all_within(seconds: float, what: str, answers: Mapping[str, Coroutine[
             raise next((error for error in failed if isinstance(error, Died)), None) or await _death(tasks, failed[0])
         late = [name for name, task in tasks.items() if not task.done()]
         if late:
-            raise TimeoutError(f"{what}: no answer from {', '.join(late)} (of {len(tasks)}) within {seconds:g} s")
+            raise Late(f"{what}: no answer from {', '.join(late)} (of {len(tasks)}) within {seconds:g} s")
         return [task.result() for task in tasks.values()]
     finally:
         for task in tasks.values():

@@ -55,3 +55,5 @@ class EngineClient(Protocol):
 
 
 Maker = Callable[[], EngineClient]  # of the engine of one place of the placement; each time a new one
+
+OPENING = "init_weight_transfer_engine"  # of a weight transport

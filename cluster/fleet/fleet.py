@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.faults import FaultsConfig
 from cluster.fleet.canary import CanaryText
-from cluster.fleet.engines import Maker
+from cluster.fleet.engines import OPENING, Maker
 from cluster.fleet.roster import Roster
 from cluster.fleet.scheduler import EnginePool
 from evidence.records import Floats, Ids
@@ -77,7 +77,7 @@ class Fleet:
             seat: seat.engine.tell(verb, *(_own(argument, place * size) for argument in arguments))
             for place, seat in enumerate(self.roster.enlisted(pool))
         }
-        await self.roster.each(verb, told, seconds)
+        await self.roster.each(verb, told, seconds, spares=verb == OPENING)
 
     async def sleep(self, seconds: float) -> None:
         """Every engine gives back its GPU's memory, also one that was amid its start."""

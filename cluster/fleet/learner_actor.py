@@ -18,7 +18,7 @@ from cluster.fleet.processes import collect_seldom
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.ray_quirks import local_rank
 from cluster.models import resolve_model
-from evidence.patience import retried
+from evidence.patience import retried, retried_within
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.schema import train_rows
 from evidence.shards import read_shard
@@ -135,7 +135,7 @@ class LearnerActor:
     def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str) -> None:
         """Connects this rank to the `workers` of the engines of `pool`, "student" or "teacher", through the rollout
         service, whose handle this is. address: of rank 0."""
-        from cluster.weights.link import AdapterLink, FleetClient, WeightLink
+        from cluster.weights.link import GRACE_S, AdapterLink, FleetClient, WeightLink
         from cluster.weights.source import TrainerSource
         from cluster.weights.transports import Meeting
 
@@ -146,7 +146,7 @@ class LearnerActor:
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
         deadline_s = self._recipe.weights.deadline_s
         meeting = Meeting(self._rank, address, workers, deadline_s, source.largest_bytes())
-        with client.until(deadline_s):
+        with client.until(deadline_s + GRACE_S):  # so that only who is late to the rendezvous is late here
             self._links[pool] = WeightLink(transport, client, source, meeting)
 
     def step(self, shard: ShardInfo) -> Any:
@@ -155,7 +155,8 @@ class LearnerActor:
         forget_peak()
         try:
             read = partial(read_shard, shard.uri, expected=shard)
-            report = self._trainer.step(train_rows(retried(self._recipe.faults.store_s, read, (FileNotFoundError,))))
+            table = retried_within(self._recipe.faults.store_s, shard.uri, read, (FileNotFoundError,))
+            report = self._trainer.step(train_rows(table))
         except (RuntimeError, ValueError, OSError) as error:
             raise RuntimeError(f"learner at step {shard.step}: {error}") from error
         if self._ema is not None:

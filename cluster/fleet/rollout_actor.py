@@ -22,6 +22,7 @@ from evidence.patience import retried_beside
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table
 from evidence.shards import shard_name, write_shard
+from evidence.storage import join
 from evidence.telemetry import Sample, Span
 from rollout.config import SamplingConfig
 from rollout.worker import StepRollouts
@@ -149,8 +150,9 @@ class Rollouts:
     async def _write(self, records: Sequence[EvidenceRecord], step: int) -> ShardInfo:
         newest = max(record.scored.sample.policy_version_max for record in records)
         table = to_table(records, self._metadata | {"step": str(step), "weights_digest": self._digests[newest]})
-        work = partial(write_shard, table, self._storage, shard_name(step))
-        return await retried_beside(self._recipe.faults.store_s, work)
+        name = shard_name(step)
+        work = partial(write_shard, table, self._storage, name)
+        return await retried_beside(self._recipe.faults.store_s, join(self._storage, name), work)
 
 
 @ray.remote

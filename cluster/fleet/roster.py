@@ -56,11 +56,10 @@ class Roster:
         self.schedulers = {pool: Scheduler([], configs[pool].max_num_seqs, activity, self._on_death) for pool in makers}
         self.reference: tuple[CanaryText, float] | None = None  # of a frozen teacher, and the tolerance
         self._opened: dict[str, list[EngineClient]] = {}  # by pool: those that the learner's transport is open to
-        self._lines: list[str] = []
         self._failure: Exception | None = None
         self._changed, self._awake = asyncio.Event(), asyncio.Event()
         self._awake.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lines, self._tasks = list[str](), set[asyncio.Task[None]]()
         self._starting: set[Seat] = set()  # whose successor does
         self._turns = asyncio.Semaphore(1 if in_turn else len(self.everyone()))
 
@@ -274,9 +273,11 @@ class Roster:
     def wake_up(self) -> None:
         self._awake.set()
 
-    async def each(self, what: str, asked: Mapping[Seat, Coroutine[Any, Any, T]], seconds: float) -> dict[Seat, T]:
+    async def each(
+        self, what: str, asked: Mapping[Seat, Coroutine[Any, Any, T]], seconds: float, spares: bool = False
+    ) -> dict[Seat, T]:
         """The answers of those that are not lost: who dies or is late is, and beside one that is also who fails, since
-        what connected them is broken. Who fails alone raises."""
+        what connected them is broken; not with `spares`, where nothing did yet. Who fails alone raises."""
         engines = {seat: seat.engine for seat in asked}
         tasks = {seat: seat.call(work) for seat, work in asked.items()}
         if tasks:
@@ -288,7 +289,7 @@ class Roster:
         if others and len(others) == sum(error is not None for error in failures.values()):
             raise others[0]
         for seat, error in failures.items():
-            if error is not None:
+            if error is not None and not (spares and error in others):
                 self.lose(seat, engines[seat], error)
         self.require_hope()
         return {seat: task.result() for seat, task in tasks.items() if failures[seat] is None}

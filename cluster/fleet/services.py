@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import ray
 
 from cluster.config import Recipe
-from cluster.fleet.arriving import arrive, keep
+from cluster.fleet.arriving import arrive, keep, room_beside
 from cluster.fleet.calls import all_within, ask, each_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import STOP_DEADLINE_S
@@ -26,7 +25,6 @@ from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
 from cluster.weights.parts import Sent
 from evidence.files import TRANSFER_S
-from evidence.patience import retried_beside
 from evidence.records import Floats, Ids, ShardInfo
 from evidence.telemetry import Sample, Span
 from learner.report import LearnedStep, StepReport, over_ranks, rank_name, rank_spans
@@ -98,7 +96,7 @@ class RolloutService:
 
     async def wake_up(self) -> None:
         """Every engine takes its memory again."""
-        await self._engines("engines that wake up", "wake_up")
+        await self._engines("engines that wake up", "wake_up", rounds=2)  # then a frozen teacher is checked
 
     async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
         """See `Roster.news`."""
@@ -126,19 +124,19 @@ class RolloutService:
 
     async def teacher_scores(self, prompt_ids: Ids, response_ids: Ids) -> Floats:
         """What the frozen teacher says of a text, float32 [T]."""
+        seconds = self._recipe.faults.outlived_s(self._recipe.rollout.deadline_s, self._start_s)
         what = "first score of the frozen teacher"
-        return np.asarray(
-            await self._ask(self._recipe.rollout.deadline_s, what, "teacher_scores", prompt_ids, response_ids)
-        )
+        return np.asarray(await self._ask(seconds, what, "teacher_scores", prompt_ids, response_ids))
 
     async def prove_teacher(self, text: CanaryText, tolerance: float) -> None:
         """Every engine of the frozen teacher scores `text` as expected, or is replaced by one that does."""
         await self._engines("check of the frozen teacher", "prove_teacher", text, tolerance)
 
-    async def _engines(self, what: str, method: str, *arguments: Any) -> Any:
-        """What is asked of engines: the fleet has the deadline, and names the one that is late."""
+    async def _engines(self, what: str, method: str, *arguments: Any, rounds: int = 1) -> Any:
+        """What is asked of engines: the fleet has the deadline, and names the one that is late. rounds: of questions,
+        each of which has it."""
         seconds = self._recipe.weights.deadline_s
-        return await self._ask(seconds + GRACE_S, what, method, *arguments, seconds)
+        return await self._ask(rounds * seconds + GRACE_S, what, method, *arguments, seconds)
 
     async def _ask(self, seconds: float, what: str, method: str, *arguments: Any) -> Any:
         with self.watch(method):
@@ -189,7 +187,7 @@ class LearnerService:
         """Connects the ranks to the `workers` of the engines of `pool`, through the rollout service's handle."""
         seconds, what = self._recipe.weights.deadline_s, f"opening the weight transport to the {pool} engines"
         arguments = (pool, transport, rollout, workers, (await self.places())[0].host)
-        await self._ask(2 * seconds + GRACE_S, what, "open_transport", *arguments)
+        await self._ask(2 * (seconds + GRACE_S), what, "open_transport", *arguments)
 
     async def learn(self, shard: ShardInfo) -> LearnedStep:
         """One step of all ranks over a shard."""
@@ -265,10 +263,10 @@ class LearnerService:
         parts = first.export_parts.options(num_returns="streaming").remote(*text)
         beside = [handle.export.remote(str(folder), *text) for handle in others]
         patience_s = self._recipe.faults.store_s
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as arrived:
-            await arrive(each_within(seconds, self._names()[0], what, parts), Path(arrived), patience_s)
+        async with room_beside(folder, patience_s) as arrived:
+            await arrive(each_within(seconds, self._names()[0], what, parts), arrived, patience_s)
             await within(seconds, what, asyncio.gather(*beside))
-            await retried_beside(patience_s, partial(keep, Path(arrived), folder))
+            await keep(arrived, folder, patience_s)
 
     @property
     def _writing_s(self) -> float:

@@ -24,6 +24,7 @@ from cluster.observe.observer import FAILED, RESTARTING, STOPPED
 from cluster.observe.sinks import MetricsSink
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
+from rollout.waits import Late
 
 READERS = (pa.ArrowException, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError)
 OUTSIDE = (*READERS, RayError)  # of libraries, which are no ValueError or RuntimeError
@@ -91,4 +92,4 @@ def _named(leaf: BaseException) -> Exception:
 def is_lost(error: BaseException) -> bool:
     """Whether it says that a service or a rank is no more, or does not answer; of what hangs behind them they say so
     themselves."""
-    return isinstance(error, Died) or (isinstance(error, TimeoutError) and not isinstance(error, RayTaskError))
+    return isinstance(error, Died) or (isinstance(error, Late) and not isinstance(error, RayTaskError))

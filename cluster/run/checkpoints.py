@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evidence.files import write_whole
-from evidence.patience import retried_beside
+from evidence.patience import remove_beside, retried_beside
 from learner.sealed import SealedFile, faults, size_fault
 
 if TYPE_CHECKING:  # which needs Ray, where `edge-opd export` does without
@@ -94,17 +94,18 @@ class Checkpoints:
         if step == self._saved:
             return
         needed = await learner.checkpoint_bytes()
-        await retried_beside(self._patience_s, lambda: self.require_room(needed))
-        await retried_beside(self._patience_s, lambda: self._make_way(step))
+        place = self.place(step)
+        await retried_beside(self._patience_s, self.folder, lambda: self.require_room(needed))
+        await retried_beside(self._patience_s, place, lambda: self._make_way(step))
         try:
             files = await learner.save(self.folder, step)
-            await retried_beside(self._patience_s, lambda: self.commit(step, files))
+            await retried_beside(self._patience_s, place / COMPLETE, lambda: self.commit(step, files))
         except (RuntimeError, OSError):
-            shutil.rmtree(self.place(step), ignore_errors=True)
+            await remove_beside(place)
             raise
         self._saved = step
         try:
-            await retried_beside(min(self._patience_s, PRUNE_S), lambda: self.prune(step, keep))
+            await retried_beside(min(self._patience_s, PRUNE_S), self.folder, lambda: self.prune(step, keep))
         except OSError as error:  # the next save tries again
             self._say(f"an older checkpoint could not be removed: {error}")
 
@@ -113,7 +114,7 @@ class Checkpoints:
 
         say: is told of each that is passed over, and why.
         """
-        for found in await retried_beside(self._patience_s, self.complete):
+        for found in await retried_beside(self._patience_s, self.folder, self.complete):
             wrong = [found.fault] if found.fault else await learner.verify(found.folder, found.files or ())
             if not wrong:
                 await learner.load(self.folder, found.step)

@@ -15,7 +15,7 @@ from cluster.run.gap import required
 from cluster.run.model_card import write_model_card
 from cluster.run.record import Gap, ProbeRecord, read_gap, read_probes, read_steps
 from cluster.run.rundir import RunDir
-from evidence.patience import retried
+from evidence.patience import bounded, retried_within
 from evidence.rates import RATES
 from rollout.tasks.base import Task
 
@@ -32,21 +32,22 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
     console = Console(highlight=False)
     if not console.is_terminal:  # a log, for which rich takes 80 columns and breaks each interval
         console.width = max(console.width, LOG_COLUMNS)
-    patient = partial(retried, recipe.faults.store_s)
-    probes = list(patient(partial(read_probes, folder.probes)).values())
+    patient = partial(retried_within, recipe.faults.store_s)
+    probes = list(patient(folder.probes, partial(read_probes, folder.probes)).values())
     first, last = probes[0], probes[-1]
-    gap = patient(partial(read_gap, folder.gap))
+    gap = patient(folder.gap, partial(read_gap, folder.gap))
     early = f", ended level at step {last.step} of {recipe.run.steps}" if last.is_early(recipe.run.steps) else ""
     title = escape(f"{folder.root.name}: probe without context{early}")
     table = Table("figure", "before", "after", gap.of if gap else "teacher", "answers", title=title)
     for row in summary_table(first, last, gap.teacher if gap else {}):
         table.add_row(*row)
     console.print(table)
-    steps = patient(partial(read_steps, folder.metrics)).values()
+    steps = patient(folder.metrics, partial(read_steps, folder.metrics)).values()
     busy = [step.busy_fraction for step in steps if step.busy_fraction is not None][1:]
     if busy:
         console.print(f"stages' own time over wall time, steps 2 on: {sum(busy) / len(busy):.1%}")
-    patient(partial(write_model_card, recipe, model, folder, task, notes, (first, last), gap))
+    card = partial(write_model_card, recipe, model, folder, task, notes, (first, last), gap)
+    patient(folder.export, card)
     for line in _advice(folder):
         console.print(f"advice: {line}", markup=False, soft_wrap=True)
     console.print(f"model: {folder.export}", markup=False, soft_wrap=True)
@@ -56,7 +57,7 @@ def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequen
 def _advice(folder: RunDir) -> list[str]:
     """What watched the run is no part of it: without its files there is no advice."""
     try:
-        return [str(one) for one in advice(read_seen(folder.root))]
+        return [str(one) for one in advice(bounded(folder.root, partial(read_seen, folder.root)))]
     except (OSError, ValueError) as error:
         return [f"none: {error}"]
 

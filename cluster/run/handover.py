@@ -35,8 +35,7 @@ def canary_texts(prompts: Sequence[TaskPrompt], renderer: Renderer) -> list[tupl
 class Handover:
     """
     texts: (prompt, response) of each canary: learner and engines score the first and compare, and the next where they
-        differ too much on the one before. bound: what the student's engines may differ by, in a run that goes on; in a
-        new one it comes from the first push, whose weights nothing has changed yet.
+        differ too much on the one before.
     """
 
     def __init__(
@@ -44,11 +43,16 @@ class Handover:
         services: Services,
         texts: Sequence[tuple[Ids, Ids]],
         config: WeightsConfig,
-        bound: float | None = None,
     ) -> None:
         self._rollout, self._learner, self._texts = services.rollout, services.learner, texts
         self._connect, self._tolerance = services.connect, config.canary_tolerance
-        self._bounds = {} if bound is None else {"student": min(bound, self._tolerance)}
+        self._bounds: dict[str, float] = {}
+
+    def go_on(self, bound: float | None) -> None:
+        """bound: what the student's engines may differ by, in a run that goes on; in a new one it comes from the first
+        push, whose weights nothing has changed yet."""
+        if bound is not None:
+            self._bounds["student"] = min(bound, self._tolerance)
 
     async def push(
         self, pool: str, version: int, canary: bool = True, begin: Callable[[str], Awaitable[None]] | None = None

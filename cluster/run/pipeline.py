@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.config import Recipe
@@ -40,7 +41,6 @@ from cluster.run.record import (
     append_probe,
     append_step,
     probe_record,
-    read_steps,
     step_record,
     write_answers,
     write_gap,
@@ -50,7 +50,7 @@ from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
-from evidence.patience import retried, retried_beside
+from evidence.patience import retried_beside
 from evidence.records import Ids
 from evidence.sidecar import write_student
 from rollout.probe import summarise
@@ -90,9 +90,7 @@ class Pipeline:
         self.manifest = Manifest(run_dir.manifest)
         self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
-        steps = retried(recipe.faults.store_s, partial(read_steps, run_dir.metrics))
-        bounds = [record.canary_bound for record in steps.values() if record.canary_bound]
-        self._handover = Handover(services, self.texts, recipe.weights, next(reversed(bounds), None))
+        self._handover = Handover(services, self.texts, recipe.weights)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
         self._first: tuple[int, float] | None = None  # step of this process, and when it began
@@ -107,11 +105,12 @@ class Pipeline:
             Preempted: the run was asked to stop between two steps, and has a checkpoint.
         """
         steps, version = self.recipe.run.steps, resumed.version
+        self._handover.go_on(resumed.bound)
         # It also proves the hand-off, before anything is learned.
         self.pushed = await self._handover.push("student", version)
         same = partial(require_same_weights, resumed, self.pushed.digest, self.run_dir, self.sink.say)
-        await retried_beside(self.recipe.faults.store_s, same)
-        await self._teacher_check.run(self.rollout, self.learner, version)
+        await self._stored(self.run_dir.metrics, same)
+        await self._teacher_check.run(self.rollout, self.learner, version, partial(self._attended, version))
         if version == 0:
             await self._measure_gap(await self.probe(0))
         elif self._choice.lacks(version):  # the run ended between the step and its probe
@@ -122,9 +121,8 @@ class Pipeline:
                 version += 1
                 if self._stop.asked:
                     await self._save(version)
-                    raise Preempted(
-                        f"stopped by {self._stop.asked} after step {version}: --resume continues from there"
-                    )
+                    why = f"stopped by {self._stop.asked} after step {version}"
+                    raise Preempted(f"{why}: --resume continues from there")
         await self._end(version)
         return version
 
@@ -144,7 +142,7 @@ class Pipeline:
         required(self.recipe, gap)  # can be reached
         if gap is None:
             return
-        await self._stored(partial(write_gap, self.run_dir.gap, gap))
+        await self._stored(self.run_dir.gap, partial(write_gap, self.run_dir.gap, gap))
         self.sink.say(gap.line())
         if gap.is_zero and (config.require or config.require_of_teacher):
             raise RuntimeError(gap.warning())
@@ -160,15 +158,17 @@ class Pipeline:
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
         produced = await self._attended(step, self.rollout.take(step))
-        await self._stored(partial(self.manifest.append_written, produced.shard))
+        await self._stored(self.run_dir.manifest, partial(self.manifest.append_written, produced.shard))
         clock = Stopwatch()
         if self._engines_sleep:
             await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
         self.sink.stage(f"step {step + 1}: learning")
         learned = await self.learner.learn(produced.shard)
-        await self._stored(partial(write_student, learned.logprobs, str(self.run_dir.student), step))
-        await self._stored(partial(self.manifest.ensure_trained, produced.shard.uri, step))
+        student = self.run_dir.student
+        await self._stored(student, partial(write_student, learned.logprobs, str(student), step))
+        trained = partial(self.manifest.ensure_trained, produced.shard.uri, step)
+        await self._stored(self.run_dir.manifest, trained)
         stages["learn"] = clock.stage(learned.row_tokens)
         if self._engines_sleep:
             await self.learner.release_cache()
@@ -182,7 +182,7 @@ class Pipeline:
         stages["push"] = clock.stage(0)
         took = StepTime(time.perf_counter() - begun, stages, self._pace(step, begun))
         record = step_record(step, produced, learned, took, self.pushed, self.recipe.rollout.sampler)
-        await self._stored(partial(append_step, self.run_dir.metrics, record))
+        await self._stored(self.run_dir.metrics, partial(append_step, self.run_dir.metrics, record))
         self.sink.show_step(record)
         self._skipped.add(produced.nonfinite + learned.nonfinite_updates)
         if run.checkpoint_every and version % run.checkpoint_every == 0:
@@ -212,10 +212,10 @@ class Pipeline:
         self.sink.stage(f"step {version}: saving a checkpoint")
         await self.checkpoints.save(self.learner, version, self.recipe.run.keep_checkpoints)
 
-    async def _stored(self, write: Callable[[], object]) -> None:
-        """A write to the run's folder, which is whole or nothing: a disk that is full or read-only for a while costs
-        time."""
-        await retried_beside(self.recipe.faults.store_s, write)
+    async def _stored(self, path: Path, work: Callable[[], object]) -> None:
+        """A write to the run's folder, which is whole or nothing, or a look there: a disk that is full or read-only for
+        a while costs time."""
+        await retried_beside(self.recipe.faults.store_s, path, work)
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, T], scores: bool = True) -> T:
         """`work` of the rollout service, while the learner holds `version`, which engines are given that were replaced
@@ -280,10 +280,8 @@ class Pipeline:
         self.sink.stage(f"probe at step {step}")
         config, prompts = self.recipe.probe, self.task.probe_prompts()
         questions = [self.renderer.context_prompt_ids(prompt.turns, prompt.context) for prompt in prompts]
-        seed, sampling = (
-            step_seed(self.recipe.run.seed, step if seed is None else seed),
-            config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special),
-        )
+        seed = step_seed(self.recipe.run.seed, step if seed is None else seed)
+        sampling = config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special)
         asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
         responses = list(paired(prompts, await self._attended(step if held is None else held, asked, scores=False)))
         limit = f"probe.max_tokens = {config.max_tokens}"
@@ -292,8 +290,10 @@ class Pipeline:
         result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
         judged = verdicts() - before
         record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None, weights)
-        await self._stored(partial(append_probe, self.run_dir.probes, record))
-        self.sink.show_probe(record)
         told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]
-        await self._stored(partial(write_answers, self.run_dir.answers_of(step), told))
+        answers = self.run_dir.answers_of(step)
+        # First, since a probe that has its line is not asked again.
+        await self._stored(answers, partial(write_answers, answers, told))
+        await self._stored(self.run_dir.probes, partial(append_probe, self.run_dir.probes, record))
+        self.sink.show_probe(record)
         return record

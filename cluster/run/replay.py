@@ -32,10 +32,12 @@ from rollout.worker import StepRollouts
 
 @dataclass(frozen=True)
 class Resumed:
-    """What the learner holds. loaded: of it, the version of the checkpoint, before what was learned again."""
+    """What the learner holds. loaded: of it, the version of the checkpoint, before what was learned again. bound: what
+    the student's engines were to differ by from the learner, nats a token."""
 
     version: int = 0
     loaded: int = 0
+    bound: float | None = None
 
 
 def outlook(folder: RunDir) -> str:
@@ -56,29 +58,32 @@ async def catch_up(
     Raises:
         OSError: the store of the shards does not answer.
     """
+    sink.stage("resuming from what stands")
     patient, manifest = partial(retried_beside, recipe.faults.store_s), Manifest(folder.manifest)
-    recorded = await patient(partial(read_steps, folder.metrics))
+    recorded = await patient(folder.metrics, partial(read_steps, folder.metrics))
     version = loaded = await Checkpoints(folder.checkpoints, recipe.faults.store_s).load(learner, sink.say)
     await choice.resume(version)
-    trained = await patient(manifest.trained)
+    trained = await patient(folder.manifest, manifest.trained)
     for info in await standing(folder, version, recipe, sink.say):
         sink.stage(f"step {info.step + 1}: learning again from its shard")
         begun = time.perf_counter()
-        learned = await learner.learn(replace(info, uri=find_shard(folder.root, info)))
+        shard = await patient(info.uri, partial(find_shard, folder.root, info))
+        learned = await learner.learn(replace(info, uri=shard))
         if info.uri not in trained:
-            await patient(partial(write_student, learned.logprobs, str(folder.student), info.step))
-            await patient(partial(manifest.ensure_trained, info.uri, info.step))
+            await patient(folder.student, partial(write_student, learned.logprobs, str(folder.student), info.step))
+            await patient(folder.manifest, partial(manifest.ensure_trained, info.uri, info.step))
         if info.step not in recorded:
             wall_s = time.perf_counter() - begun
-            record = await patient(partial(_record, info, learned, wall_s, folder, recipe))
-            await patient(partial(append_step, folder.metrics, record))
+            record = await patient(info.uri, partial(_record, info, learned, wall_s, folder, recipe))
+            await patient(folder.metrics, partial(append_step, folder.metrics, record))
             sink.show_step(record)
         version = info.step + 1
         await choice.see_again(version)
     if version:
         sink.say(f"resumed at step {version}")
-    await patient(partial(supersede_after, folder, version))
-    return Resumed(version, loaded)
+    await patient(folder.manifest, partial(supersede_after, folder, version))
+    bounds = [record.canary_bound for record in recorded.values() if record.canary_bound]
+    return Resumed(version, loaded, next(reversed(bounds), None))
 
 
 def require_same_weights(resumed: Resumed, digest: str, folder: RunDir, say: Callable[[str], None]) -> None:
@@ -101,11 +106,11 @@ async def standing(folder: RunDir, version: int, recipe: Recipe, say: Callable[[
     """The shards to learn from, from step `version` on, without a gap. One that is damaged or gone ends them, and is
     named."""
     patient = partial(retried_beside, recipe.faults.store_s)
-    written = {info.step: info for info in (await patient(Manifest(folder.manifest).written)).values()}
+    written = {info.step: info for info in (await patient(folder.manifest, Manifest(folder.manifest).written)).values()}
     found: list[ShardInfo] = []
     while (info := written.get(version + len(found))) is not None:
         try:
-            await patient(partial(_whole, folder, info), (FileNotFoundError,))
+            await patient(info.uri, partial(_whole, folder, info), (FileNotFoundError,))
         except (ValueError, FileNotFoundError) as error:
             say(f"step {info.step + 1} is sampled again: {error}")
             break

@@ -1,6 +1,7 @@
 """RUN/: one folder a run, which belongs to one resolved recipe."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -11,6 +12,7 @@ from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.inputs import Pins, read_pins
 from cluster.run.lock import LOCK, OWNER, FolderLock
 from evidence.files import write_whole
+from evidence.patience import REMOVAL_S, Hung, bounded
 
 
 class RunDir:
@@ -79,8 +81,9 @@ class RunDir:
         self._lock.take()
 
     def release(self) -> None:
-        """Another process may hold it."""
-        self._lock.release()
+        """Another process may hold it; where its disk hangs, once this process has ended."""
+        with suppress(Hung):
+            bounded(self.root, self._lock.release, REMOVAL_S)
 
     def _check(self, recipe: Recipe, resume: bool) -> bool:
         """Whether it is this recipe's run already."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.metadata
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,7 @@ from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import exporting, observer_of, watch
-from evidence.patience import retried, retried_beside
+from evidence.patience import bounded, remove_beside, retried_beside, retried_within
 from evidence.records import Ids
 from evidence.shards import check_unshared
 from rollout.cores import cpu_flags, has_bfloat16
@@ -58,28 +57,31 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     task = build_task(recipe.task)
     require_packages(recipe.observe.trackers)
     folder = RunDir(run_folder(recipe, run_dir).resolve())
-    recipe, resume = settled(recipe, folder), folder.has_begun if resume is None else resume
+    here = partial(bounded, folder.root)
+    recipe, begun = here(lambda: (settled(recipe, folder), folder.has_begun))
+    resume = begun if resume is None else resume
     inputs, notes = check_recipe(recipe, task)
     if recipe.run.storage and not resume:
         check_unshared(recipe.run.storage, folder.root.name, "run.storage")
-    folder.claim(recipe, resume)
+    here(partial(folder.claim, recipe, resume))
     sink, ended = MetricsSink(recipe.run.steps), False
     try:
-        pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes)
+        here(partial(pin, folder.inputs, pins_of(recipe, inputs.model, task), resume, notes))
         for note in notes:
             sink.say(note)
         if resume:
             sink.stage("reading what stands in the run's folder")
             with run_time(sink):
-                ended = folder.has_ended()
-                sink.say(ENDED if ended else retried(recipe.faults.store_s, partial(outlook, folder)))
+                ended = here(folder.has_ended)
+                look = partial(retried_within, recipe.faults.store_s, folder.root, partial(outlook, folder))
+                sink.say(ENDED if ended else look())
         if not ended:
             asyncio.run(_run(recipe, folder, sink, resume, inputs))
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):
             code = finish(recipe, inputs.model, folder, task, notes)
-            retried(recipe.faults.store_s, folder.note_end)
+            retried_within(recipe.faults.store_s, folder.ended, folder.note_end)
             return code
     finally:
         sink.close()
@@ -98,14 +100,16 @@ async def _survive(
     """The services, started again with what stands where one of them or a rank dies."""
     recipe, plan = await _planned(recipe, folder, sink, inputs)
     restarts, stood = Restarts(recipe.faults), asyncio.Event()
+    has_shards = partial(retried_beside, recipe.faults.store_s, folder.manifest, folder.manifest.exists)
+    had_shards = await has_shards()
 
     def can_begin() -> bool:  # without any shard the run begins again, once its services could start
-        return folder.manifest.exists() or stood.is_set()
+        return had_shards or stood.is_set()
 
     def may_restart() -> bool:
         return can_begin() and restarts.are_left(time.monotonic())
 
-    called_end = partial(ending, stop=stop, may_restart=may_restart)
+    called_end, before = partial(ending, stop=stop, may_restart=may_restart), ""
     while True:
         try:
             return await _serve(recipe, folder, sink, resume, inputs, stop, plan, stood, called_end)
@@ -115,7 +119,11 @@ async def _survive(
             if not (can_begin() and restarts.allow(time.monotonic())):
                 raise
             sink.say(f"{death}; the services start again")
-            resume = folder.manifest.exists()
+            resume, before = await has_shards(), str(death)
+        except TimeoutError as error:  # of the placement: what died may have taken its node along
+            if not before:
+                raise
+            raise RuntimeError(f"{error}; before that, {before}") from None
 
 
 async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: RunInputs) -> tuple[Recipe, Plan]:
@@ -143,7 +151,7 @@ async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: Ru
     sink.stage("starting engines and learner")
     with run_time(sink):
         used = plan_in_use(recipe, plan, said)
-        await retried_beside(recipe.faults.store_s, partial(append_plan, folder.memory, used))
+        await retried_beside(recipe.faults.store_s, folder.memory, partial(append_plan, folder.memory, used))
     return recipe, plan
 
 
@@ -191,13 +199,15 @@ async def _serve(
                 sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))
             with run_time(sink):
                 patient = partial(retried_beside, recipe.faults.store_s)
-                choice = Choice(recipe, services.learner, await patient(partial(read_probes, folder.probes, own=True)))
+                probes = await patient(folder.probes, partial(read_probes, folder.probes, own=True))
+                choice = Choice(recipe, services.learner, probes)
                 resumed = Resumed()
                 if resume:
                     sink.stage("resuming from what stands")
                     resumed = await catch_up(services.learner, folder, sink, recipe, choice)
                 if resumed.version and recipe.run.max_policy_lag:
-                    await services.rollout.resume(await patient(partial(learned_groups, folder, sink.say)))
+                    learned = await patient(folder.manifest, partial(learned_groups, folder, sink.say))
+                    await services.rollout.resume(learned)
                 asked = (inputs.renderer, inputs.task)
                 pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
                 async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
@@ -219,12 +229,12 @@ async def export(
     RUN/chosen.
 
     Raises:
-        Died, TimeoutError: a rank is no more, or does not answer.
+        Died, Late: a rank is no more, or does not answer.
         RuntimeError: names what is wrong, and how to export later; so does a note on a mistake of our own.
     """
     try:
         await learner.export(folder.export, text)
-        shutil.rmtree(folder.chosen, ignore_errors=True)  # of an end before, whose export failed
+        await remove_beside(folder.chosen)  # of an end before, whose export failed
     except (RuntimeError, OSError, RayTaskError) as error:  # the last is whatever the learner's process raised
         if is_lost(error):  # the services start again, and learn from what stands
             raise
@@ -233,7 +243,8 @@ async def export(
             checkpoints = Checkpoints(folder.chosen, recipe.faults.store_s)
         kept = f"the model is in {checkpoints.folder}: `edge-opd export {folder.root}` writes it once that is mended"
         try:
-            checkpoints.folder.mkdir(exist_ok=True)
+            kept_in = checkpoints.folder
+            await retried_beside(recipe.faults.store_s, kept_in, partial(kept_in.mkdir, exist_ok=True))
             await checkpoints.save(learner, steps, keep=0)
         except (RuntimeError, OSError, RayTaskError) as worse:
             kept = f"no checkpoint either: {cause_of(worse)}"

@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from pyarrow import fs as pafs
 from safetensors.torch import load_file
 
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
-from tests.hosts import Host, hosts
-from tests.listeners import OF_A_WORKER, WORKER, Kinds, family, unexpected, watched
+from tests.hosts import BIN, Host, end_session, hosts, processes_of, start_ray
+from tests.listeners import OF_A_WORKER, WORKER, Kinds, unexpected, watched
 from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
 from tests.strangers import METRICS, SILENCE, TOKEN, UNREACHED, asks_for
 
-BIN = Path(sys.executable).parent
 DASHBOARD, STORE = 8265, 5000
 OWN = "its host's address"
 ONE = (1, 1)
@@ -68,27 +66,6 @@ class Cluster:
     env: dict[str, str]
 
 
-def processes_of(session: str) -> list[psutil.Process]:
-    """Of a Ray session on every host, and what they started."""
-    roots = [process for process in psutil.process_iter() if session in " ".join(_command(process))]
-    return list({process.pid: process for root in roots for process in family(root.pid)}.values())
-
-
-def end_session(folder: str) -> None:
-    """Ends the processes of this Ray session only: `ray stop` would end every Ray on the machine."""
-    mine = [process for process in psutil.process_iter() if folder in " ".join(_command(process))]
-    for process in mine:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(mine, timeout=30)
-
-
-def _command(process: psutil.Process) -> list[str]:
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-        return list(process.cmdline())
-    return []
-
-
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     if os.geteuid() != 0 or not shutil.which("ip"):
@@ -124,11 +101,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             store.wait(timeout=30)
             end_session(str(session))
             shutil.rmtree(session, ignore_errors=True)
-
-
-def start_ray(host: Host, env: dict[str, str], *options: str) -> None:
-    done = host.run([str(BIN / "ray"), "start", f"--node-ip-address={host.address}", *options], env, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def make_bucket(uri: str) -> None:

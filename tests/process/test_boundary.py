@@ -14,6 +14,8 @@ from cluster.errors import explained
 from cluster.fleet.calls import Died
 from cluster.observe.sinks import MetricsSink
 from cluster.run.boundary import run_time
+from evidence.patience import Hung
+from rollout.waits import Late
 
 
 def ended(error: BaseException, takes_input: bool = False) -> tuple[list[str], int, BaseException]:
@@ -35,7 +37,9 @@ DAMAGED = ValueError("step-000002.arrow: sha256: found 1, expected 2")
 FAILURES = {
     "a damaged shard": DAMAGED,
     "in an actor": in_an_actor(DAMAGED),
-    "a late prompt": TimeoutError("rollouts of group 2: not done within 25 s"),
+    "a late prompt": Late("rollouts of group 2: not done within 25 s"),
+    "a late disk": TimeoutError(110, "Connection timed out", "metrics.jsonl"),
+    "a hung disk": Hung("metrics.jsonl: found no answer"),
     "a full disk": OSError(28, "No space left on device"),
     "a reader's": SafetensorError("header too large"),
     "a reader's in an actor": in_an_actor(SafetensorError("header too large")),

@@ -24,6 +24,7 @@ from cluster.run.start import export
 from cluster.typed import build
 from evidence.records import Ids
 from learner.sealed import SealedFile, seal
+from rollout.waits import Late
 from tests import fakes
 from tests.runs import RECIPE, edge_opd
 
@@ -108,7 +109,7 @@ def test_a_mistake_of_our_own_leaves_a_checkpoint_too(tmp_path: Path, mistake: E
 
 
 @pytest.mark.parametrize(
-    "lost", [Died("learner rank 1 died: its worker process has died"), TimeoutError("learner rank 0: no answer")]
+    "lost", [Died("learner rank 1 died: its worker process has died"), Late("learner rank 0: no answer")]
 )
 def test_a_rank_that_is_lost_amid_the_export_is_started_again(tmp_path: Path, lost: Exception) -> None:
     """By who has the services: nothing more is asked of what is left of them."""

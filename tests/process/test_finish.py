@@ -26,7 +26,9 @@ from cluster.run.record import (
     append_probe,
     append_step,
     probe_record,
+    read_answers,
     read_gap,
+    read_probes,
     read_steps,
     step_record,
     write_gap,
@@ -286,6 +288,36 @@ class Silent:
 
     async def news(self, *_: object) -> None:
         await asyncio.Event().wait()
+
+
+class Killed(BaseException):
+    """The driver is."""
+
+
+def test_a_probe_that_has_its_line_has_its_answers(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is killed between the two: who resumes asks again what has no line."""
+    recipe, folder, written = load_recipe(RECIPE, ["rollout.context_position=user"]), RunDir(tmp_path), list[str]()
+
+    def amid(name: str, own: Any) -> Any:
+        def write(*given: Any) -> None:
+            written.append(name)
+            if len(written) == 2:
+                raise Killed
+            own(*given)
+
+        return write
+
+    for name in ("append_probe", "write_answers"):
+        monkeypatch.setattr(loop, name, amid(name, getattr(loop, name)))
+    nobody: Any = None
+    asked = MetricsSink(steps=1), Renderer(tokenizer, "user"), build_task(recipe.task), nobody, nobody
+    run = Pipeline(recipe, Services(Silent(), nobody), folder, *asked)  # type: ignore[arg-type]
+    with pytest.raises(Killed):
+        asyncio.run(run.probe(0))
+    assert read_answers(folder.answers_of(0)) and not read_probes(folder.probes)
+    assert asyncio.run(run.probe(0)).step == 0 and list(read_probes(folder.probes)) == [0]
 
 
 @pytest.mark.parametrize("key", ["probe.require", "probe.require_of_teacher", "probe.temperature"])

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.config import Recipe, load_recipe
 from cluster.default_model import prepare_default_model
 from cluster.fleet.assembly import Services
 from cluster.fleet.calls import Died
+from cluster.fleet.canary import CanaryText
+from cluster.fleet.fleet import Fleet
 from cluster.fleet.rollout_actor import Rollouts
 from cluster.fleet.services import RolloutService
 from cluster.observe.sinks import MetricsSink
@@ -289,6 +292,79 @@ def test_engines_that_are_lost_in_one_push_after_another_are_replaced(
     groups, learner, said = run(tmp_path, {})
     assert not left and sorted(groups) == GROUPS and said.count("; it is replaced") == 3
     assert learner.opened[0] == 2 == learner.opened[-1]
+
+
+def test_who_says_the_adapters_base_for_the_first_time_has_weights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student's engines are the teacher: all of them are lost while they score the text of the first start."""
+    own, left = Fleet.teacher_scores, list(EVERYONE[:2])
+
+    async def scores(fleet: Fleet, *text: Ids) -> Floats:
+        for seat in fleet.roster.seats["student"] if left else ():
+            seat.engine.suffer("died")  # type: ignore[attr-defined]
+            left.remove(seat.name)
+        return await own(fleet, *text)
+
+    monkeypatch.setattr(Fleet, "teacher_scores", scores)
+    monkeypatch.setitem(SIZES, "teacher", 0)
+    groups, _, said = run(tmp_path, {}, "learner.lora_rank=8", "student.dtype=float32")
+    assert not left and sorted(groups) == GROUPS and said.count("serves again") == 2
+    assert "the services start again" not in said
+
+
+def test_engines_that_hang_as_they_wake_and_as_they_are_checked_are_replaced(tmp_path: Path) -> None:
+    """One after the other, each for as long as it may."""
+    recipe = load_recipe(RECIPE, [*SMALL, "student.num_engines=2", "weights.deadline_s=20.0"])
+    made: dict[str, Mortal] = {}
+
+    def make(pool: str, place: int) -> Mortal:
+        return made.setdefault(f"{pool} {place} {len(made)}", Mortal(pool, place, "base"))
+
+    async def drive() -> tuple[float, str]:
+        actor = actor_of(recipe, RunDir(tmp_path), make)
+        await actor._fleet.roster.start()
+        ids = np.arange(3, dtype=np.int32)
+        actor._fleet.roster.reference = CanaryText(ids, ids, fake_logprobs(ids, ids, "base")), 0.1
+        service, loop = RolloutService(Local(actor), recipe), asyncio.get_running_loop()
+        begun, (student, _, teacher) = loop.time(), list(made.values())
+        student.suffer("hung")
+        loop.call_later(1.5, teacher.suffer, "hung")
+        await service.wake_up()
+        lines = (await service.news(0.0, 0, {})).lines
+        took = loop.time() - begun
+        await actor._fleet.stop()
+        return took, "\n".join(lines)
+
+    took, said = run_virtual(drive())
+    assert 40.0 <= took < 50.0 and all(f"from {name} (of" in said for name in (EVERYONE[0], EVERYONE[2]))
+
+
+def test_who_waits_for_an_engine_that_hangs_while_the_transport_opens_is_not_lost_with_it(tmp_path: Path) -> None:
+    """As over gloo, where all meet: the others' rendezvous fails. They stay, and one that fails alone is told."""
+
+    class Meeting(Mortal):
+        async def tell(self, verb: str, *arguments: Any) -> None:
+            await self._work(20.0)
+            raise RuntimeError("not everybody came")
+
+    async def drive() -> tuple[list[bool], list[str]]:
+        actor = actor_of(load_recipe(RECIPE, list(SMALL)), RunDir(tmp_path), lambda *place: Meeting(*place, "base"))
+        roster = actor._fleet.roster
+        await roster.start()
+        await roster.enlist("student")
+        first, second = [seat.engine for seat in roster.seats["student"]]
+        first.suffer("hung")
+        await actor.tell("student", "init_weight_transfer_engine", ({},), 30.0)
+        kept = [seat.has(engine) for seat, engine in zip(roster.seats["student"], (first, second), strict=True)]
+        assert await roster.enlist("student")  # the transport is to be opened to it alone
+        with pytest.raises(RuntimeError, match="not everybody came"):
+            await actor.tell("student", "init_weight_transfer_engine", ({},), 30.0)
+        await actor.stop()
+        return kept, roster._lines
+
+    kept, lines = run_virtual(drive())
+    assert kept == [False, True] and len(lines) == 1 and "from student engine 0 (of 2)" in lines[0]
 
 
 def test_a_transport_that_does_not_open_to_engines_that_stand_ends_the_run(

@@ -249,7 +249,9 @@ TEXT = np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32)
 
 
 def handed(both: Any, bound: float | None = None) -> Handover:
-    return Handover(Services(both, both), [TEXT, TEXT], WeightsConfig(), bound)
+    made = Handover(Services(both, both), [TEXT, TEXT], WeightsConfig())
+    made.go_on(bound)
+    return made
 
 
 def test_a_push_is_proved_by_version_digest_and_canary() -> None:

@@ -49,6 +49,9 @@ class Stepping(Pipeline):
         self._choice: Any = SimpleNamespace(is_level=lambda version: False)
         self.steps: list[int] = []
 
+    def go_on(self, bound: float | None) -> None:
+        pass
+
     async def push(self, pool: str, version: int) -> Any:
         return Pushed("", 0.0)
 
@@ -245,6 +248,21 @@ def test_a_death_before_the_first_shard_starts_services_again_that_have_stood(
     else:
         survive()
         assert resumes == [False, bool(shards)]
+
+
+def test_a_cluster_without_room_for_what_died_says_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a node is gone with what was on it."""
+    outcomes = [Died("the Ray node of learner rank 1 died"), TimeoutError("placement: the cluster did not give 1 CPU")]
+
+    async def serve(*_: Any) -> None:
+        raise outcomes.pop(0)
+
+    folder = RunDir(tmp_path)
+    folder.manifest.write_text("")
+    said = "^placement: the cluster did not give 1 CPU; before that, the Ray node of learner rank 1 died$"
+    with pytest.raises(RuntimeError, match=said):
+        survived(folder, serve, SimpleNamespace(asked=""), monkeypatch)
+    assert outcomes == []
 
 
 def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
