@@ -14,6 +14,7 @@ from rollout.placement import POSITIONS
 
 SAMPLERS = ("student", "teacher")
 TEMPERATURES = (0.01, 2.0)  # vLLM takes the first for all between it and 0, and refuses what is above the second
+ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: what is left is CUDA's own
 ENGINE_DTYPES = ("bfloat16", "float32", "float16")
 
 

@@ -3,10 +3,8 @@
 from typing import Any
 
 from rollout import vllm_quirks as quirks
-from rollout.config import AdapterConfig, EngineConfig
+from rollout.config import ALONE, AdapterConfig, EngineConfig
 from rollout.vllm_quirks.scheduling import CHECKS
-
-ALONE = 0.9  # the share of a GPU that an engine takes which nobody planned: what is left is CUDA's own
 
 
 def engine_arguments(model: str, config: EngineConfig, device: str) -> dict[str, Any]:

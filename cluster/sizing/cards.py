@@ -5,8 +5,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rollout.config import EngineConfig
-from rollout.engine_arguments import ALONE
+from rollout.config import ALONE, EngineConfig
 
 MIB = 1 << 20
 DEVICES = "CUDA_VISIBLE_DEVICES"

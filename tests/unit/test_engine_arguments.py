@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from cluster.config import TeacherConfig
-from rollout.config import EngineConfig
-from rollout.engine_arguments import ALONE, engine_arguments
+from rollout.config import ALONE, EngineConfig
+from rollout.engine_arguments import engine_arguments
 from rollout.vllm_quirks.scheduling import scheduling_arguments
 
 
