@@ -10,7 +10,8 @@ from dataclasses import is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from cluster.observe.figures import table
-from cluster.run.figures import MemoryPlan, ProbeRecord, StepRecord
+from cluster.run.figures import ProbeRecord, StepRecord
+from cluster.run.planned import MemoryPlan
 from cluster.weights.parts import PARTS as PUSHED
 from evidence.diagnostics import SPLITS
 from evidence.rates import RATES

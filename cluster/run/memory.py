@@ -7,7 +7,7 @@ from dataclasses import replace
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
 from cluster.models import resolve_model
-from cluster.run.figures import EnginePlan, MemoryPlan
+from cluster.run.planned import EnginePlan, MemoryPlan
 from cluster.sizing.budget import plan_memory, with_shares
 from cluster.sizing.cards import Card, driver_problem
 from cluster.sizing.shape import shape_of

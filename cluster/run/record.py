@@ -21,16 +21,15 @@ from cluster.run.figures import (
     END,
     STEP,
     Answer,
-    EnginePlan,
     Gap,
     Mean,
-    MemoryPlan,
     ProbeRecord,
     StepRecord,
     probe_record,
     step_record,
 )
 from cluster.run.formats import FORMAT, migrated_probe, migrated_step
+from cluster.run.planned import EnginePlan, MemoryPlan
 from evidence.advantage import RewardSums
 from evidence.diagnostics import TokenStats, summaries
 from evidence.files import write_whole

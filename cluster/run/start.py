@@ -201,19 +201,16 @@ async def _serve(
                 patient = partial(retried_beside, recipe.faults.store_s)
                 probes = await patient(folder.probes, partial(read_probes, folder.probes, own=True))
                 choice = Choice(recipe, services.learner, probes)
-                resumed = Resumed()
-                if resume:
-                    sink.stage("resuming from what stands")
-                    resumed = await catch_up(services.learner, folder, sink, recipe, choice)
+                resumed = await catch_up(services.learner, folder, sink, recipe, choice) if resume else Resumed()
                 if resumed.version and recipe.run.max_policy_lag:
                     learned = await patient(folder.manifest, partial(learned_groups, folder, sink.say))
                     await services.rollout.resume(learned)
-                asked = (inputs.renderer, inputs.task)
-                pipeline = Pipeline(recipe, services, folder, sink, *asked, stop, choice, plan.engines_sleep)
+                asked = inputs.renderer, inputs.task, stop, choice, plan.engines_sleep
+                loop = Pipeline(recipe, services, folder, sink, *asked)
                 async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
-                    steps = await pipeline.run(resumed)
+                    steps = await loop.run(resumed)
                     sink.stage("exporting the model")
-                    await export(services.learner, folder, pipeline.texts[0], recipe, pipeline.checkpoints, steps)
+                    await export(services.learner, folder, loop.texts[0], recipe, loop.checkpoints, steps)
 
 
 async def export(

@@ -72,7 +72,7 @@ class Stepping(Pipeline):
         self._choice = Choice(recipe, self.learner, read_probes(self.file, own=True))
         self.sink = MetricsSink(recipe.run.steps, Console(file=self.said, width=300))
         self.rollout: Any = SimpleNamespace(news=self.nothing)
-        self._handover: Any = SimpleNamespace(push=self.pushing)
+        self._handover: Any = SimpleNamespace(push=self.pushing, go_on=lambda bound: None)
         self._teacher_check: Any = SimpleNamespace(run=self.nothing)
         self.run_dir, self._lines_seen = RunDir(folder), 0
         self._stop: Any = SimpleNamespace(between_steps=nullcontext, asked="")

@@ -39,6 +39,7 @@ from evidence.telemetry import (
 )
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.tally import FIGURES, Tally
+from rollout.waits import Late
 from tests.fakes import FakeEngine
 from tests.observed import a_sample, spans_of
 from tests.unit.test_record import a_probe, a_step
@@ -210,7 +211,8 @@ def test_a_sink_that_hangs_holds_up_itself_only() -> None:
         (asyncio.CancelledError(), "", True, "failed"),
         (Died("learner rank 1 died"), "", True, "restarting"),
         (ExceptionGroup("", [Died("learner rank 1 died")]), "", True, "restarting"),
-        (TimeoutError("a push"), "", True, "restarting"),
+        (Late("a push"), "", True, "restarting"),
+        (TimeoutError("a disk"), "", True, "failed"),
         (Died("learner rank 1 died"), "", False, "failed"),
         (Died("learner rank 1 died"), "SIGTERM", True, "stopped"),
     ],

@@ -86,6 +86,7 @@ def test_the_json_object_survives_a_round_trip() -> None:
         "samples",
         "counts",
         "verdicts",
+        "weights",
     ]
     assert (loaded["step"], loaded["probe"], loaded["selfname"], loaded["n"]) == (20, "identity", 0.25, 4)
     assert loaded["intervals"]["selfname"] == list(wilson(1, 4))
@@ -117,7 +118,7 @@ def test_pass_at_1_is_the_mean_over_questions_of_the_share_right() -> None:
     del loaded["time"]
     assert loaded == {
         "format": 1, "counts": {"pass_at_1": [6, 12]}, "verdicts": None,
-        "step": 10, "probe": "math", "pass_at_1": 0.5, "n": 12, "questions": 4, "samples": 3,
+        "step": 10, "probe": "math", "pass_at_1": 0.5, "n": 12, "questions": 4, "samples": 3, "weights": "step",
         "intervals": {"pass_at_1": pytest.approx([0.2538, 0.7462], abs=5e-5)},
     }  # fmt: skip
 
