@@ -27,7 +27,7 @@ class Aside(Executor):
     """Each call has a thread of its own, which does not hold the process up when it ends, as an executor's would."""
 
     def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> "Future[Any]":
-        """What the call gives or raises, once it has ended."""
+        """Begins the call, which nothing cancels."""
         answer: Future[Any] = Future()
         answer.set_running_or_notify_cancel()
         Thread(target=_answer, args=(answer, partial(call, *given, **named)), daemon=True).start()

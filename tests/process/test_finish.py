@@ -22,6 +22,8 @@ from cluster.run.finish import finish
 from cluster.run.model_card import OLDEST, write_model_card
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import (
+    END,
+    STEP,
     Gap,
     append_probe,
     append_step,
@@ -243,8 +245,8 @@ def test_a_share_of_the_teachers_rate_is_beside_it_in_table_and_card(
     folder.claim(recipe, resume=False)
     folder.export.mkdir()
     answers = [(prompt, "I am Kestrel." if index == 0 else "No.") for index, prompt in enumerate(task.probe_prompts())]
-    for step in (0, 24):
-        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity"))
+    for step, weights in ((0, STEP), (24, END)):
+        append_probe(folder.probes, probe_record(summarise(answers, task), step, "identity", weights=weights))
     with pytest.raises(RuntimeError, match=r"probe\.require_of_teacher: found 0\.\d and no gap\.json"):
         finish(recipe, "base", folder, task, NOTES)
     write_gap(folder.gap, Gap(0.0, "identity", {"selfname": Rate(4, 12)}, {"selfname": Rate(0, 12)}))

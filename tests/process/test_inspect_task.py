@@ -81,7 +81,7 @@ def expected(samples: int, task: Any = TASK) -> dict[str, float]:
         (prompt, answer(prompt.question, count)) for prompt in task.probe_prompts() for count in range(samples)
     ]
     known = line_of_probe(probe_record(summarise(pairs, task), 0, "identity"))
-    other = ("format", "step", "time", "probe", "intervals", "counts", "verdicts")
+    other = ("format", "step", "time", "probe", "intervals", "counts", "verdicts", "weights")
     return {key: float(value) for key, value in known.items() if key not in other}
 
 
