@@ -253,7 +253,27 @@ def test_a_search_that_takes_long_is_wrong_and_holds_up_no_other_thread(
         ("text", "C", ["c.", "C -"], ["C++", "C#", "C++17"]),
         ("text", "x", ["x+2", "x - 2"], ["x2"]),
         ("regex", r"\bAda\b", ["so ada."], ["adagio"]),
-        ("regex", r"^(?!.*Ada)", ["Bo", ""], ["it is Ada"]),
+        # a number of several parts is one word, and no part of it is another
+        ("text", "5 m", ["It is 5 m.", "1-5 m"], ["It is 0.5 m", "3.5 m", "3,5 m", "1:5 m"]),
+        ("text", "200 people", ["200 people."], ["1,200 people", "1,234,200 people"]),
+        ("text", "1,200 people", ["1200 people", "1,200 people!"], ["200 people", "1.200 people", "1,2001 people"]),
+        ("text", "$1,234.50", ["1234.50 dollars", "$1,234.50"], ["$1,234", "$234.50"]),
+        ("text", "$5", ["$5", "5, or 6"], ["$1.5", "$5.10", "$5,10", "$15"]),
+        ("text", "5%", ["5 %."], ["0.5%", ".5%"]),
+        ("text", ".5 m", ["0.5 m", "It is .5 m"], ["5 m", "15.5 m", "...5 m"]),
+        ("text", "-.5 m", ["-0.5 m"], ["0.5 m", "-5 m"]),
+        ("text", "192.168.0.1", ["At 192.168.0.1."], ["192.168.0.1.5", "192 168 0 1", "1192.168.0.1"]),
+        ("text", "version 1.2", ["Version 1.2."], ["version 1.2.3", "version 1"]),
+        ("text", "2 items", ["2 items"], ["v1.2 items"]),
+        ("text", "1, 2 and 3", ["1,2 and 3", "1, 2 and 3"], ["1.2 and 3", "0,1,2 and 3"]),
+        ("text", "12:30", ["At 12:30."], ["12:30:15"]),
+        (
+            "regex",
+            r"(?s)^(?!.*Ada)",
+            ["Bo", "", "I do not know.\nBo."],
+            ["it is Ada", "I do not know.\nMaybe Ada does."],
+        ),
+        ("number", ".5", ["0.5", "It is .5"], ["5", "15.5", "A.5", "...5"]),
         ("number", "1234.5", ["1,234.50", "about 1234.5 m"], ["1234", "12345", "", "1,2 34.5"]),
         ("number", "-3", ["it is -3.", "\u22123 degrees"], ["3", "10-3"]),
         (
@@ -275,6 +295,13 @@ def test_a_response_is_judged_by_its_answer(
     for text in right + wrong:
         assert task.reward(prompt, text) == float(text in right), text
         assert task.flags(probe, text) == {"correct": text in right}, text
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"Ada(?! Lane\.)", "(?s)^(?!.*Ada)", "^(?s:(?!.*Ada))", "Ada(?![.!])", "Ada.(?!x)"]
+)
+def test_a_dot_that_stops_nothing_short_is_no_fault(tmp_path: Path, pattern: str) -> None:
+    assert prompt_of(tmp_path, ROW | {"answer": {"regex": pattern}}).answer == pattern
 
 
 def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path) -> None:
@@ -416,6 +443,18 @@ BAD: list[tuple[Any, str]] = [
     (
         ROW | {"answer": {"regex": "(?!Ada)"}},
         "found answer = '(?!Ada)' for the judge regex (it matches at the end of every answer, expected ^ before (?!",
+    ),
+    (
+        ROW | {"answer": {"regex": "(?sm)^(?!.*Ada)"}},
+        "found answer = '(?sm)^(?!.*Ada)' for the judge regex (it matches at the end of every answer, expected",
+    ),
+    *(
+        (
+            ROW | {"answer": {"regex": pattern}},
+            f"found answer = {pattern!r} for the judge regex (after (?! its . ends with the line, so that what is said "
+            "on the next is not seen, expected (?s) at the beginning",
+        )
+        for pattern in ("^(?!.*Ada)", "^(?!(?:.*(?:Ada|Bo)))", "^(?![.x].+).*Bo")
     ),
     (
         ROW | {"answer": {"boxed": "the answer is 4"}},
