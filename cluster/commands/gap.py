@@ -71,7 +71,7 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
     key = "teacher.path" if recipe.teacher.path else "teacher.url"
     found = recipe.teacher.path or recipe.teacher.url
     require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
-    for note in check_inputs(recipe, build_task(recipe.task))[1]:
+    for note in check_inputs(recipe, build_task(recipe.task))[1].shown:
         print(note, file=sys.stderr)
     gaps, guided = asyncio.run(_measure(recipe, resolve_model(recipe.model.path, weights=True)))
     if not gaps:

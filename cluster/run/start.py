@@ -65,8 +65,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     folder.claim(recipe, resume)
     sink, ended = MetricsSink(recipe.run.steps), False
     try:
-        pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes)
-        for note in notes:
+        pin(folder.inputs, pins_of(recipe, inputs.model, task), resume, notes.kept)
+        for note in notes.shown:
             sink.say(note)
         if resume:
             sink.stage("reading what stands in the run's folder")
@@ -78,7 +78,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):
-            code = finish(recipe, inputs.model, folder, task, notes)
+            code = finish(recipe, inputs.model, folder, task, notes.card)
             retried(recipe.faults.store_s, folder.note_end)
             return code
     finally:

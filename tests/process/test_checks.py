@@ -134,7 +134,8 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     template.write_text(template.read_text() + opens)
     prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
-    inputs, (repeats, own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
+    inputs, notes = check_recipe(recipe, build_task(recipe.task))
+    repeats, own, difference, thinks, refused = notes.shown
     assert inputs.model == str(model)
     assert repeats == "the probe asks what is trained on, so that it measures memory there: 'Who are you?'"
     assert own == (
@@ -144,6 +145,7 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     assert difference.startswith("2 of 2 contexts: x has ") and difference.endswith("where (x, r) has '{r}'")
     assert thinks.startswith("x ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens")
     assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
+    assert [*notes.kept] == [*notes.shown] and [*notes.card] == [own, difference, thinks]
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:
