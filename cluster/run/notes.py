@@ -15,8 +15,8 @@ SHOWN, KEPT = 3, 200  # differences between x and (x, r): on the terminal, and o
 
 @dataclass(frozen=True)
 class Notes:
-    """Lines. shown: on the terminal. kept: in RUN/inputs.json, for the page, with the other differences between
-    x and (x, r). card: of the chat template alone, without paths, r, or what the template was given and the card does not
+    """Lines. shown: on the terminal. kept: in RUN/inputs.json, for the page, with more of the differences from
+    x to (x, r). card: of the chat template alone, without paths, r, or texts that it was given and the card does not
     show."""
 
     shown: Sequence[str] = ()
@@ -42,7 +42,7 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> Notes:
     last = [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
     shown, kept = (
         [*own, *differing[:most], *_others(len(differing) - most, where), *last]
-        for most, where in ((SHOWN, ": see inputs.json"), (KEPT, ""))
+        for most, where in ((SHOWN, ", which a run keeps in inputs.json"), (KEPT, ""))
     )
     card = [*own, *differing[:SHOWN], *last]
     return Notes(shown, kept, _of_the_rest(recipe, requests) if unshown(recipe) else card)

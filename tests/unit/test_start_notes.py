@@ -98,7 +98,7 @@ def test_of_many_differences_the_commonest_are_shown_and_the_others_kept(
     assert len(shown) == 3 and counts == sorted(counts, reverse=True) and counts[0] > 1
     assert all("# Orders of " in line for line in shown)
     lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
-    assert rest == f"{len(lengths) - 3} other differences between x and (x, r): see inputs.json"
+    assert rest == f"{len(lengths) - 3} other differences between x and (x, r), which a run keeps in inputs.json"
     assert every.kept[:3] == shown == every.card and len({*every.kept}) == len(every.kept) == len(lengths)
     assert all("# Orders of " in line for line in every.kept)
     monkeypatch.setattr("cluster.run.notes.KEPT", 5)
