@@ -132,6 +132,62 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     assert task.probe_prompts()[0].tags == ("near",)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_column_is_renamed_within_a_known_layout_and_in_one_file_of_two(tmp_path: Path, name: str) -> None:
+    row = {"prompt": "Who?", "completion": "Ada does.", "gold": "Ada", "answer": "not this"}
+    prompt = prompt_of(tmp_path, row, name, columns=Columns(answer="gold"))
+    framed = ANSWER.format(context="Ada does.")
+    assert (prompt.question, prompt.context, prompt.answer) == ("Who?", framed, "Ada")
+    columns = Columns(question="instruction", answer="gold")
+    task = task_of(tmp_path, [{"instruction": "Who?", "context": "Ada.", "gold": "Bo"}], [PROBE], name, columns=columns)
+    assert [one.answer for one in (*task.training, *task.probes)] == ["Bo", "Ada"]
+    task = task_of(tmp_path, [ROW], [{"prompt": "Whose?", "gold": "Ada", "kind": "near"}], name,
+                   columns=Columns(tags="kind", answer="gold"))  # fmt: skip
+    assert (task.probes[0].question, task.probes[0].tags) == ("Whose?", ("near",))
+
+
+def test_a_completion_is_an_answer_by_whatever_mapping(tmp_path: Path) -> None:
+    row = {"prompt": "Who?", "completion": "Ada does.", "doc": "Ada keeps it."}
+    named = Columns(question="prompt", context="completion")
+    for columns in (named, replace(named, question="question")):
+        assert prompt_of(tmp_path, row, columns=columns).context == ANSWER.format(context="Ada does.")
+    for columns in (replace(named, context="doc"), Columns(context="doc")):
+        assert prompt_of(tmp_path, row, columns=columns).context == "Ada keeps it."
+
+
+def test_other_columns_of_an_openthoughts_file_are_renamed(tmp_path: Path) -> None:
+    row = dict(LAYOUTS[5][1]) | {"gold": 5, "key": "k"}
+    prompt = prompt_of(tmp_path, row, columns=Columns(prompt_id="key"))
+    assert (prompt.prompt_id, prompt.judge, prompt.answer) == ("k", "boxed", "4")
+    assert prompt_of(tmp_path, row, columns=Columns(answer="gold")).answer == "5"
+
+
+def test_asking_again_needs_a_row_with_an_answer(tmp_path: Path) -> None:
+    rows = [ROW, {"question": "Whose key?", "context": "Ada has it."}]
+    said = r"^task\.chat_probes: found True, expected false, or a training row with an answer, whose question is asked"
+    with pytest.raises(ValueError, match=said):
+        task_of(tmp_path, rows, chat_probes=True)
+    assert task_of(tmp_path, [ROW | {"answer": "Ada"}, rows[1]], chat_probes=True).probes[-1].context == ROW["context"]
+
+
+@pytest.mark.parametrize(
+    ("context", "rows", "said"),
+    [
+        ("Use this:", [ROW], True),
+        ("Use {contxt}", [ROW], True),
+        ("Use {context}", [ROW], False),
+        (" Ada. ", [ROW, {"question": "Whose?"}], False),
+        ("", [ROW], False),
+    ],
+)
+def test_a_recipes_context_that_no_row_takes_is_said(
+    tmp_path: Path, context: str, rows: list[dict[str, Any]], said: bool
+) -> None:
+    config = replace(config_of(tmp_path, rows, [PROBE]), context=context)
+    line = "task.context: no row takes it, each has its own; with {context} in it, it is the frame around each"
+    assert row_notes(config, build_task(config)) == [line] * said
+
+
 @pytest.mark.parametrize(
     "turns", [[USER, ASSISTANT], [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "Ada does."}]]
 )
