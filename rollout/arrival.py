@@ -21,6 +21,7 @@ _NEEDS: dict[str, list[Any]] = {
     "tools": [[], [{"type": "function", "function": _ABOUT, **_ABOUT}]],
     "documents": [[], [{"title": MARK, "text": MARK, "content": MARK}]],
 }
+R = "{r}"  # in a difference: others read it, and may not be shown r
 _SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
 
 
@@ -29,7 +30,7 @@ class Difference:
     """What (x, r) has beside r in the place of what x has there; both empty where r is all that differs."""
 
     x: str
-    context: str  # with {r} where r stands
+    context: str  # with {r} wherever r stands
 
     def __str__(self) -> str:
         return f"x has {shortened(self.x)!r} where (x, r) has {shortened(self.context)!r}"
@@ -184,9 +185,8 @@ def _around(x: str, context: str, r: str, place: int) -> Difference:
     before, after = context[:place], context[place + len(r) :]
     head = _common(x, before)
     tail = _common(x[head:][::-1], after[::-1])
-    there = f"{before[head:]}{{r}}{after[: len(after) - tail]}"
-    mine = x[head : len(x) - tail]
-    return Difference(mine, there)
+    there = f"{before[head:].replace(r, R)}{R}{after[: len(after) - tail].replace(r, R)}"
+    return Difference(x[head : len(x) - tail].replace(r, R), there)
 
 
 def _common(one: str, other: str) -> int:

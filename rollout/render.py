@@ -65,7 +65,7 @@ class Renderer:
         if context_position not in POSITIONS:
             raise ValueError(f"context_position: found {context_position!r}, expected one of {', '.join(POSITIONS)}")
         self.context_position = context_position
-        self._tokenizer = tokenizer
+        self._tokenizer, self._day, self._own_ends = tokenizer, day, ends
         self.template = ChatTemplate(tokenizer, model or str(tokenizer.name_or_path), variables, day)
         self._ids = lru_cache(REMEMBERED)(self._tokenize)
         require_rendered(self.template)
@@ -80,6 +80,11 @@ class Renderer:
         self.keeps_special = any(
             token in tag for token in tokenizer.all_special_tokens for tags in TAGS for tag in tags
         )
+
+    def given(self, variables: Mapping[str, Any]) -> "Renderer":
+        """The same with other variables; ValueError as for a new one."""
+        where = self.context_position, self.template.model
+        return Renderer(self._tokenizer, *where, variables, self._day, self._own_ends)
 
     def prompt_ids(self, question: Question) -> Ids:
         """x: [P] ids of a conversation, ready for the assistant's answer. Read-only, as all prompts are."""

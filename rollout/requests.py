@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -78,6 +79,12 @@ class StepRequests:
                 groups.append(group)
         self._judge(step, refusals)
         return groups, len(refusals)
+
+    def rendered_by(self, renderer: Renderer) -> "StepRequests":
+        """The same by another renderer."""
+        other = copy(self)
+        other.renderer = renderer
+        return other
 
     def check(self, steps: int, lengths_of: Callable[[Collection[Pair]], Mapping[Pair, int]]) -> dict[str, str]:
         """Why a prompt that the run draws is refused, by its prompt_id; lengths_of: each prompt's tokens.

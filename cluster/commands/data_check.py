@@ -18,7 +18,7 @@ from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
-from rollout.tasks.context import probe_rows, training_rows
+from rollout.tasks.context import CARD, ContextTask, asking_again, probe_rows, training_rows
 from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
@@ -56,12 +56,13 @@ class DataCheck:
     """A file of training rows, and one of probe rows where there is one, each with its sizes."""
 
     files: Sequence[tuple[FileCheck, Sequence[Sizes]]]
+    too_long: Sequence[str] = ()  # questions that a probe asks, a line each: a run refuses one, not only what is drawn
 
     @property
     def faults(self) -> list[str]:
-        """Of all rows, a line each; and of a file of which no row fits."""
+        """Of all rows, a line each; and of a file of training rows of which none fits."""
         rows = [fault for file, _ in self.files for fault in file.faults]
-        return [*rows, *(fault for file, sizes in self.files for fault in _fits_nowhere(file, sizes))]
+        return [*rows, *self.too_long, *_fits_nowhere(*self.files[0])]
 
 
 def print_check(rows: str, probe: str, recipe: str | None, overrides: Sequence[str]) -> int:
@@ -89,15 +90,40 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
 
-    x = [(prompt.turns, "") for prompt in prompts]
-    with_r = [(prompt.turns, max(prompt.contexts, key=len)) for prompt in prompts]
-    views = _sizes(renderer, {"x": x, "x with r": with_r}, recipe.window - recipe.rollout.max_response_tokens)
+    views = _sizes(renderer, _views(prompts, recipe), recipe.window - recipe.rollout.max_response_tokens)
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
+    questions: list[tuple[str, ProbePrompt]] = []
     if task.probe_file:
         probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
+        questions += zip(probes.places, (one for one in probes.prompts if isinstance(one, ProbePrompt)), strict=True)
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
-    return DataCheck(files)
+    if task.chat_probes and prompts and task.probe_file:
+        again = asking_again(ContextTask(task.name, CARD, tuple(prompts), tuple(one for _, one in questions)))
+        questions += ((f"{task.prompts_file}, again with its context", one) for one in again.probes if one.context)
+    return DataCheck(files, _too_long_to_ask(questions, recipe, renderer))
+
+
+def _views(prompts: Sequence[TaskPrompt], recipe: Recipe) -> dict[str, list[Pair]]:
+    """What a group of each prompt is scored under; of its wordings and of its wrong contexts the longest."""
+    views: dict[str, list[Pair]] = {"x": [(prompt.turns, "") for prompt in prompts]}
+    views["x with r"] = [(prompt.turns, max(prompt.contexts, key=len)) for prompt in prompts]
+    if num_wrong_contexts(recipe.evidence):
+        contrasted = with_wrong_contexts(prompts, recipe.task.seed)
+        views["x, wrong r"] = [(one.turns, max(one.wrong_contexts, key=len, default="")) for one in contrasted]
+    return views
+
+
+def _too_long_to_ask(asked: Sequence[tuple[str, ProbePrompt]], recipe: Recipe, renderer: Renderer) -> list[str]:
+    window = recipe.student.window
+    lengths = lengths_near(renderer, {(prompt.turns, prompt.context) for _, prompt in asked}, window - 1)
+    found = ((where, prompt.question, lengths[prompt.turns, prompt.context]) for where, prompt in asked)
+    return [
+        f"{where}: found a question of {tokens} tokens ({question[:60]!r}), expected less than "
+        f"student.window = {window}"
+        for where, question, tokens in found
+        if tokens >= window
+    ]
 
 
 def _fits_nowhere(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:

@@ -7,8 +7,8 @@ from cluster.models import resolve_model
 from cluster.requests import step_requests
 from cluster.resolved import read_resolved
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.checks import prompt_notes
 from cluster.run.model_card import write_model_card
+from cluster.run.notes import prompt_notes
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
 from rollout.tasks import build_task
@@ -41,6 +41,6 @@ def export_run(run: Path) -> Path:
     probes = list(read_probes(folder.probes).values())
     if probes:
         task = build_task(recipe.task)
-        notes = prompt_notes(recipe, step_requests(recipe, model, task))
+        notes = prompt_notes(recipe, step_requests(recipe, model, task)).card
         write_model_card(recipe, model, folder, task, notes, (probes[0], probes[-1]), read_gap(folder.gap))
     return folder.export

@@ -72,7 +72,7 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
     found = recipe.teacher.path or recipe.teacher.url
     require(teaches_itself(recipe), key, found, "none: the gap is of a teacher with the student's initial weights")
     task = build_task(recipe.task)
-    for note in check_inputs(recipe, task)[1]:
+    for note in check_inputs(recipe, task)[1].shown:
         print(note, file=sys.stderr)
     gaps, guided = asyncio.run(_measure(recipe, task, resolve_model(recipe.model.path, weights=True)))
     if not gaps:

@@ -53,8 +53,9 @@ def probe_model(model_or_run: str, task: str, overrides: list[str], server: Serv
     position = recipe.rollout.context_position
     chats = [placed(prompt.turns, prompt.context, position) for prompt in prompts]
     if on_server:
-        variables = sent_variables(recipe.template, partial(print, file=sys.stderr))
-        texts = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, variables))
+        say = partial(print, file=sys.stderr)
+        variables = sent_variables(recipe.template, say)
+        texts = asyncio.run(server_answers(model, chats, config, recipe.run.seed, server, variables, say))
         answers = list(paired(prompts, texts))
     else:
         answers = asyncio.run(_engine_answers(recipe, model, prompts, chats))

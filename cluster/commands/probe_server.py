@@ -76,6 +76,7 @@ async def server_answers(
     seed: int,
     options: ServerOptions,
     variables: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> list[list[str]]:
     """`config.samples` answers to each chat, what follows their thinking.
 
@@ -83,10 +84,12 @@ async def server_answers(
         url: the server's base, such as "http://localhost:8000/v1". OPENAI_API_KEY is sent as `key_for` says.
         seed: of the first answer; the others count on from it.
         variables: what the server is to give the chat template, as chat_template_kwargs: `sent_variables`.
+        say: is told how many answers were lost, and count as empty.
 
     Raises:
         ValueError: no such model, or several and none named.
-        RuntimeError: nothing answers at `url`, or too late, with an HTTP error, outside the protocol or without text.
+        RuntimeError: nothing answers at `url`, or too late, with an HTTP error, outside the protocol, or never with
+            a text.
     """
     import openai
 
@@ -97,7 +100,7 @@ async def server_answers(
             async with asyncio.timeout(timeout_s):
                 name = options.model or await _only_model(client, url)
             asked = [_request(name, chat, variables) for chat in chats]
-            return _texts(await _ask_all(client, asked, config, seed, options))
+            return _texts(await _ask_all(client, asked, config, seed, options), say)
         except (openai.OpenAIError, TimeoutError, RuntimeError) as error:
             _explain(error, url, timeout_s)
         except ExceptionGroup as group:
@@ -180,21 +183,24 @@ def checked_answer(content: str, ended: str, elsewhere: Sequence[str]) -> Answer
     return Answer(text, ", ".join([ended, *places]) if lost else "")
 
 
-def _texts(answers: Sequence[Sequence[Answer]]) -> list[list[str]]:
-    """
+def _texts(answers: Sequence[Sequence[Answer]], say: Callable[[str], None]) -> list[list[str]]:
+    """The texts; a lost one is an empty answer, as a response of a folder's model that is a thought alone.
+
     Raises:
-        RuntimeError: a lost text, which is no answer to rate; or none with anything in it.
+        RuntimeError: none has anything in it.
     """
     every = [answer for to_one in answers for answer in to_one]
     lost = Counter(answer.lost for answer in every if answer.lost)
-    if not lost and not any(answer.text.strip() for answer in every):
-        lost = Counter({"finish_reason stop": len(every)})
+    is_any = any(answer.text.strip() for answer in every)
+    if not is_any:
+        lost += Counter({"finish_reason stop": len(every) - lost.total()})
     if lost:
         why = "; ".join(f"{count} with {reason}" for reason, count in lost.most_common())
-        raise RuntimeError(
-            f"found {lost.total()} of {len(every)} answers empty ({why}), expected text in message.content; "
-            "a larger probe.max_tokens leaves room for reasoning, and most servers can turn it off"
-        )
+        found = f"found {lost.total()} of {len(every)} answers empty ({why}), expected text in message.content"
+        remedy = "a larger probe.max_tokens leaves room for reasoning, and most servers can turn it off"
+        if not is_any:
+            raise RuntimeError(f"{found}; {remedy}")
+        say(f"{found}; they count as empty answers: {remedy}")
     return [[answer.text for answer in to_one] for to_one in answers]
 
 

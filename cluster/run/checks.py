@@ -18,6 +18,7 @@ from cluster.proxies import check_proxies
 from cluster.requests import step_requests
 from cluster.run.gap import check_gap, teaches_itself
 from cluster.run.lengths import lengths_near
+from cluster.run.notes import Notes, prompt_notes
 from cluster.sizing.shape import BYTES
 from evidence.files import check_writable
 from evidence.require import require
@@ -30,9 +31,6 @@ from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
 from rollout.tasks.notes import row_notes
-from rollout.thinking import SWITCHES
-
-SHOWN = 3  # differences between x and (x, r) that the start of a run shows
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,23 @@ class RunInputs:
     renderer: Renderer
 
 
-def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
+def check_recipe(recipe: Recipe, task: Task) -> tuple[RunInputs, Notes]:
     """Everything that can be known without an engine: `check_inputs`, and a store that can be written."""
     inputs, notes = check_inputs(recipe, task)
     check_storage(recipe)
     return inputs, notes
 
 
-def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, list[str]]:
+def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, Notes]:
     """What is asked of engines, the cheapest first.
 
-    Returns what was read for it, and what is worth knowing of the prompts, a line each.
+    Returns what was read for it, and what is worth knowing of the prompts.
     """
     check_task(recipe, task)
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = [*row_notes(recipe.task, task), *prompt_notes(recipe, requests), *([refused] if refused else [])]
+    notes = prompt_notes(recipe, requests).among(row_notes(recipe.task, task), [refused] if refused else [])
     if recipe.probe.gap and teaches_itself(recipe):
         check_gap(task, requests.renderer)
     return RunInputs(model, task, requests.renderer), notes
@@ -241,35 +239,6 @@ def check_prompts(recipe: Recipe, requests: StepRequests, task: Task) -> str:
         f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens} and are refused when they are drawn, as "
         f"rollout.max_refused_fraction = {recipe.rollout.max_refused_fraction} allows ({next(iter(refused.values()))})"
     )
-
-
-def prompt_notes(recipe: Recipe, requests: StepRequests) -> list[str]:
-    """What the chat template says itself, what tells (x, r) from x, and what a model that thinks spends its tokens on.
-
-    Raises:
-        ValueError: names a prompt in which r does not arrive, or changes more than it may.
-    """
-    renderer, found = requests.renderer, requests.differences(recipe.run.steps)
-    bare = any("system" not in dict(prompt.before) for prompt in requests.prompts)  # as `own_text` is rendered
-    own = [str(renderer.own_text)] if bare and renderer.own_text.text else []
-    differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common(SHOWN)]
-    rest = [f"{len(found) - SHOWN} more differences between x and (x, r)"] if len(found) > SHOWN else []
-    doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
-    return [*own, *differing, *rest, *([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
-
-
-def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:
-    """A line where the prompt opens a thinking block."""
-    opened = renderer.opened
-    if not opened.ends:
-        return []
-    switches = [name for name in SWITCHES if name in renderer.template.own_variables]
-    turned = f"; the template takes {', '.join(f'template.{name}' for name in switches)}" if switches else ""
-    return [
-        f"x ends inside a thinking block ({opened.begins}): the {recipe.rollout.max_response_tokens} tokens of "
-        f"rollout.max_response_tokens and the {recipe.probe.max_tokens} of probe.max_tokens are spent on the thought "
-        f"first, and rates are over what follows {opened.ends}{turned}"
-    ]
 
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:

@@ -23,8 +23,8 @@ LOG_COLUMNS = 110  # that the table fits
 
 
 def finish(recipe: Recipe, model: str, folder: RunDir, task: Task, notes: Sequence[str]) -> int:
-    """The table, the model card, and the exit code: 1 when the required figure was not reached. `notes` are what the
-    start of the run said of its prompts.
+    """The table, the model card, and the exit code: 1 when the required figure was not reached. `notes` are
+    those of `Notes.card`.
 
     Raises:
         ValueError: a line of the run's records that is none; names the file and the line.

@@ -13,6 +13,7 @@ from cluster.hub import name_of
 from cluster.models import is_hub_id
 from cluster.observe.sinks import summary_table
 from cluster.run.figures import Gap
+from cluster.run.notes import unshown
 from cluster.run.record import ProbeRecord
 from cluster.run.rundir import RunDir
 from evidence.rates import RATES
@@ -54,7 +55,10 @@ _SHOWN = """Context that the teacher saw, and the student no longer needs{which}
 {fenced}
 """
 _UNSHOWN = "The teacher saw a context that the student no longer needs{which} (`export.card_context` shows it)"
-_UNSAID = "the chat template was given a text ({names}), and says more for it (`export.card_context` shows both)"
+_UNSAID = (
+    "the chat template was given a text ({names}), and says more for it than what stands here, which is without it "
+    "(`export.card_context` shows both)"
+)
 
 _CHOSEN = {
     "last": "",
@@ -74,8 +78,7 @@ def write_model_card(
     gap: Gap | None,
 ) -> None:
     """README.md of RUN/export, from the run's own first and last probe, and its gap where that was measured; `notes`
-    are what is worth knowing of its prompts, such as what the chat template says in them itself. They quote these, and
-    are left out where prompts may hold what the card does not show."""
+    are those of `Notes.card`."""
     ended = recipe.export.choose if probes[1].ends(recipe.run.steps) else "last"
     chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
     card = _CARD.format(
@@ -99,7 +102,7 @@ def write_model_card(
 def published(recipe: Recipe) -> dict[str, Any]:
     """The recipe's tables without what names a place, and without r and the texts that the chat template was given
     where the card does not show those."""
-    tables, private = asdict(recipe), [*PATHS, ("teacher", "url"), *(("template", name) for name in _unshown(recipe))]
+    tables, private = asdict(recipe), [*PATHS, ("teacher", "url"), *(("template", name) for name in unshown(recipe))]
     if not recipe.export.card_context:
         private += [("task", "context"), ("task", "wordings")]
     for table, key in private:
@@ -113,19 +116,11 @@ def fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _unshown(recipe: Recipe) -> list[str]:
-    """The template's variables that may hold a text, such as one on who the model is. A number, true and false may not;
-    of a word nobody can tell."""
-    if recipe.export.card_context:
-        return []
-    return [name for name, value in recipe.template.items() if not isinstance(value, (bool, int, float))]
-
-
 def _of_prompts(recipe: Recipe, notes: Sequence[str]) -> list[str]:
-    if hidden := _unshown(recipe):
-        notes = [_UNSAID.format(names=", ".join(map(_plain, hidden)))]
+    hidden = unshown(recipe)
     shown = {name: value for name, value in recipe.template.items() if name not in hidden}
-    return [*notes, *(f"the chat template was given {name} = {value!r}" for name, value in shown.items())]
+    unsaid = [_UNSAID.format(names=", ".join(map(_plain, hidden)))] if hidden else []
+    return [*unsaid, *notes, *(f"the chat template was given {name} = {value!r}" for name, value in shown.items())]
 
 
 def _base(path: str, model: str) -> str:

@@ -66,8 +66,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     here(partial(folder.claim, recipe, resume))
     sink, ended = MetricsSink(recipe.run.steps), False
     try:
-        here(partial(pin, folder.inputs, pins_of(recipe, inputs.model, task), resume, notes))
-        for note in notes:
+        here(partial(pin, folder.inputs, pins_of(recipe, inputs.model, task), resume, notes.kept))
+        for note in notes.shown:
             sink.say(note)
         if resume:
             sink.stage("reading what stands in the run's folder")
@@ -80,7 +80,7 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
         sink.close()
         sink.stage("the run's summary")
         with run_time(sink):
-            code = finish(recipe, inputs.model, folder, task, notes)
+            code = finish(recipe, inputs.model, folder, task, notes.card)
             retried_within(recipe.faults.store_s, folder.ended, folder.note_end)
             return code
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from evidence.require import require
 from rollout.gap import gap_questions
 from rollout.tasks.base import ProbePrompt, TaskPrompt, Turns
 from rollout.tasks.config import TaskConfig
@@ -77,12 +78,14 @@ def build_context_task(config: TaskConfig, name: str, card: str) -> ContextTask:
     probes = all_of(probe_rows(config, asked), config.probe_file, "row to evaluate on")
     check_columns(config)
     task = ContextTask(name, card, with_wrong_contexts(training, config.seed), probes)
-    return _asking_again(task) if config.chat_probes and training else task
+    return asking_again(task) if config.chat_probes and training else task
 
 
-def _asking_again(task: ContextTask) -> ContextTask:
-    """Does what was learned hold where the context comes again (arXiv 2606.11627)?"""
-    again = (replace(probe, probe="context_again", context=context) for probe, context in gap_questions(task))
+def asking_again(task: ContextTask) -> ContextTask:
+    """Does what was learned hold where the context comes again (arXiv 2606.11627)? ValueError where none is."""
+    again = [replace(probe, probe="context_again", context=context) for probe, context in gap_questions(task)]
+    expected = "false, or a training row with an answer, whose question is asked again"
+    require(bool(again), "task.chat_probes", True, expected)
     return replace(task, probes=(*task.probes, *again))
 
 

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 # A sign counts where nothing is written before it: 2020-2024 is two years. Commas only between groups of three digits.
 _NUMBER = re.compile(
-    rf"(?:{BEFORE_SIGN}[-\u2212]|{BEFORE_NUMBER})(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    rf"(?:{BEFORE_SIGN}[-\u2212]|{BEFORE_NUMBER})"
+    r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 )
-# Vowel signs and tones are characters of their own. A minus before and a plus after count: -5 is not 5, nor C++ C.
+# Vowel signs and tones are characters of their own. A minus before and a plus after count: -5 is not 5, nor C++ C. So
+# does what joins a number's parts: 0.5 and 1:5 are not 5.
 _WORD = (
-    r"(?:(?<![\w.])-(?=\d))?[\p{L}\p{N}][\p{L}\p{N}\p{Mn}\p{Mc}]*+"
+    r"(?:(?<![\w.])-(?=\.?\d))?(?:(?<![\w.])\.(?=\p{N}))?"
+    r"[\p{L}\p{N}](?:[\p{L}\p{N}\p{Mn}\p{Mc}]|(?<=\p{N})[.,:](?=\p{N}))*+"
     r"(?:(?<=\p{L})(?:\+\+|[+#](?![\p{L}\p{N}])))?"
 )
+_THOUSANDS = r"(?<![\p{N}.,:])\p{N}{1,3}(?:,\p{N}{3})+(?![\p{N},:])"
+_JOINT = "\u2009"  # a space between two parts of a number, at which no other begins or ends
+_BODY = r"\(\?!((?:[^()]|\((?1)\))*)\)"  # of a pattern without escapes and classes, where it says what must not follow
 _VARIANTS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of how a letter is drawn
 PATTERN_S = 2.0  # of a search
 
@@ -37,11 +43,14 @@ class Judge:
 
 
 def normalised(text: str) -> str:
-    """Words with one space between them, in one form of each letter and without case and punctuation."""
+    """Words with one space between them, in one form of each letter and without case and punctuation, but for the point
+    in a number."""
     import regex  # no part of a reader's installation
 
     plain = _VARIANTS.sub("", unicodedata.normalize("NFKC", text)).casefold().replace("\u2212", "-")
-    return " ".join(regex.findall(_WORD, plain))
+    words = " ".join(regex.findall(_WORD, plain))
+    whole = regex.sub(_THOUSANDS, lambda number: number[0].replace(",", ""), words)
+    return regex.sub("[,:]", _JOINT, regex.sub(r"(?<!\S)(-?)\.", r"\g<1>0.", whole))
 
 
 def numbers_in(text: str) -> list[Decimal]:
@@ -60,7 +69,9 @@ def is_number(text: str) -> bool:
 def _words(answer: str) -> "regex.Pattern[str]":
     import regex
 
-    return regex.compile(rf"(?<!-){name_pattern(normalised(answer).split())}(?![+#\p{{M}}])", regex.IGNORECASE)
+    return regex.compile(
+        rf"(?<![-.{_JOINT}]){name_pattern(normalised(answer).split())}(?![+#.{_JOINT}\p{{M}}])", regex.IGNORECASE
+    )
 
 
 def _says(answer: str, response: str) -> bool:
@@ -104,12 +115,26 @@ def _fault_of_pattern(answer: str) -> str:
         pattern = regex.compile(answer)
     except regex.error as error:
         return f"{error}, expected a regular expression"
+    if not pattern.flags & regex.DOTALL and _stops_at_a_line(answer):
+        return (
+            "after (?! its . ends with the line, so that what is said on the next is not seen, expected (?s) at the "
+            "beginning"
+        )
     if pattern.search("") is None:
         return ""
     if "(?!" not in answer:
         return "it matches an empty answer, expected a pattern of something"
     # Of what must not be said, which an empty answer does not say. Looked for anywhere it is not said somewhere.
-    return "it matches at the end of every answer, expected ^ before (?!" if pattern.search(" ", 1) else ""
+    return "it matches at the end of every answer, expected ^ before (?!" if pattern.search("\n", 1) else ""
+
+
+def _stops_at_a_line(answer: str) -> bool:
+    """Whether the pattern looks for what must not follow through any characters but a line's end, as in (?!.*Ada)."""
+    import regex
+
+    plain = regex.sub(r"\[\^?\]?[^\]]*\]", "", regex.sub(r"\\.", "", answer))
+    bodies = regex.findall(_BODY, plain) if not regex.search(r"\(\?\w*s", plain) else []
+    return any(regex.search(r"\.(?:[*+]|\{\d*,)", body) for body in bodies)
 
 
 def _fault_of_number(answer: str) -> str:

@@ -1,7 +1,7 @@
 """What a file's rows are called: from the layouts that people have to the keys of `Columns`, without conversion."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rollout.tasks.boxed import fault_of_gold
@@ -100,16 +100,21 @@ LAYOUTS = (
 
 
 def layout_of(row: Row, columns: Columns, source: str) -> Layout:
-    """The layout of a file, by its first row: that of `columns` where they rename anything, else one of `LAYOUTS`.
+    """The layout of a file, by its first row: that of `columns` where they rename anything, else one of `LAYOUTS`, with
+    what is renamed beside the columns that make it. One mapping is for two files, which may be of two layouts.
 
     Raises:
         ValueError: none has these columns; names the file.
     """
-    own = [_columns("task.columns", (name,), columns) for name in (columns.messages, columns.question)]
-    known = LAYOUTS if columns == Columns() else own
-    fitting = [layout for layout in known if layout.fits(row)]
+    renamed = {ours: name for ours, name in asdict(columns).items() if name != getattr(Columns(), ours)}
+    frame = ANSWER if columns.context == "completion" else PLAIN
+    makes = [renamed[ours] for ours in ("messages", "question") if ours in renamed]
+    own = [_columns("task.columns", (name,), columns, frame) for name in makes]
+    known = [*own, *(_renamed(layout, renamed) for layout in LAYOUTS)] if renamed else LAYOUTS
+    fitting = [layout for layout in known if layout.fits(row) and not _overruled(layout, renamed, row)]
     if not fitting:
-        needed = (" and ".join(layout.needs) + (f" with {layout.mark}" if layout.mark else "") for layout in known)
+        marks = (" and ".join(layout.needs) + (f" with {layout.mark}" if layout.mark else "") for layout in known)
+        needed = dict.fromkeys(marks)
         chat = next((name for name, value in row.items() if last_role(value)), None)
         keys = ("messages", "context") if chat and last_role(row[chat]) == "assistant" else ("messages",)
         raise ValueError(
@@ -117,6 +122,21 @@ def layout_of(row: Row, columns: Columns, source: str) -> Layout:
             f"[task.columns] maps other names{': ' + mapping(dict.fromkeys(keys, chat)) if chat else ''}"
         )
     return fitting[0]
+
+
+def _renamed(layout: Layout, renamed: Mapping[str, str]) -> Layout:
+    """With other names for what does not make it; in a row without such a column the layout's own name counts."""
+    laid = {ours: name for ours, name in renamed.items() if layout.names.get(ours) not in layout.needs}
+
+    def read(row: Row) -> Row:
+        return layout.read(row) | {ours: row[name] for ours, name in laid.items() if name in row}
+
+    return replace(layout, read=read, names={**layout.names, **laid}, reads=layout.reads | {*laid.values()})
+
+
+def _overruled(layout: Layout, renamed: Mapping[str, str], row: Row) -> bool:
+    """Whether the row has a column that is renamed to what another one is in the layout."""
+    return any(layout.names.get(ours) in {*layout.needs} - {name} and name in row for ours, name in renamed.items())
 
 
 def mapping(names: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from cluster.__main__ import main
 from cluster.config import Recipe, load_recipe
 from cluster.models import resolve_model
 from cluster.requests import step_requests
+from cluster.run import lengths as lengths_module
 from cluster.run.checks import (
     check_caches,
     check_family,
@@ -30,10 +31,10 @@ from cluster.run.checks import (
     check_prompts,
     check_recipe,
 )
-from cluster.run.lengths import MANY, lengths_near, remembered_lengths
+from cluster.run.lengths import MANY, SAMPLE, SLACK, lengths_near, remembered_lengths
 from rollout.config import EngineConfig
 from rollout.positions import most_positions
-from rollout.render import Renderer
+from rollout.render import Pair, Renderer
 from rollout.tasks import build_task
 from tests import fakes
 from tests.process.test_folder import pointer, quantised
@@ -134,7 +135,8 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     template.write_text(template.read_text() + opens)
     prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
-    inputs, (repeats, own, difference, thinks, refused) = check_recipe(recipe, build_task(recipe.task))
+    inputs, notes = check_recipe(recipe, build_task(recipe.task))
+    repeats, own, difference, thinks, refused = notes.shown
     assert inputs.model == str(model)
     assert repeats == "the probe asks what is trained on, so that it measures memory there: 'Who are you?'"
     assert own == (
@@ -144,6 +146,7 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     assert difference.startswith("2 of 2 contexts: x has ") and difference.endswith("where (x, r) has '{r}'")
     assert thinks.startswith("x ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens")
     assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
+    assert [*notes.kept] == [*notes.shown] and [*notes.card] == [own, difference, thinks]
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:
@@ -192,6 +195,8 @@ TEXTS = [
     "word " * 120,
     "née Zürich\u00a0naïve",
     "9" * 90,
+    "\n".join(f"{'Ada Lane':<30}{'keeper':<20}{place:>10}" for place in range(9)),  # columns
+    " " * 99 + "a\u3000\u3000b \n \n c",
 ]
 
 
@@ -208,6 +213,41 @@ def test_a_length_is_estimated_only_where_it_is_far_below_the_limit(tokenizer: A
             assert (found[pair] > limit) == (length > limit), (pair, limit, found[pair], length)
             assert length <= limit or found[pair] == length
     assert lengths_near(renderer, [], 10) == {}
+
+
+def near_a_limit(tokenizer: Any, limit: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of 900 questions of up to 95 tokens are measured for the limit; what is found of each is right."""
+    renderer, measured, lengths = Renderer(tokenizer, "system"), list[Pair](), Renderer.lengths
+    pairs: list[Pair] = [(f"Who keeps key {place}?" + " Tell me." * (place % 15), "") for place in range(900)]
+    exact = dict(zip(pairs, renderer.lengths(pairs), strict=True))
+
+    def counted(self: Renderer, asked: Sequence[Pair]) -> list[int]:
+        measured.extend(pair for pair in asked if pair in exact)
+        return lengths(self, asked)
+
+    monkeypatch.setattr(Renderer, "lengths", counted)
+    found = lengths_near(renderer, pairs, limit)
+    monkeypatch.undo()
+    assert all((found[pair] > limit) == (length > limit) for pair, length in exact.items())
+    assert all(found[pair] == length for pair, length in exact.items() if length > limit)
+    return len({*measured})
+
+
+def test_prompts_that_all_but_fill_the_window_are_not_all_measured(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = Renderer(tokenizer, "system")
+    longest = max(renderer.lengths([(f"Who keeps key {place}?" + " Tell me." * 14, "") for place in range(900)]))
+    assert near_a_limit(tokenizer, longest + SLACK, monkeypatch) <= 2 * SAMPLE
+    assert near_a_limit(tokenizer, longest - 1, monkeypatch) > 50
+    # of a tokenizer whose estimates are too small all are
+    estimated = lengths_module.estimated_lengths
+    monkeypatch.setattr(
+        lengths_module,
+        "estimated_lengths",
+        lambda *given: {pair: length - SLACK - 1 for pair, length in estimated(*given).items()},
+    )
+    assert near_a_limit(tokenizer, longest - 1, monkeypatch) > 60
 
 
 # Models

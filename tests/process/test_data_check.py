@@ -123,6 +123,34 @@ def test_probes_and_wrong_contexts_have_to_arrive_too(
     ]
 
 
+def test_what_a_run_does_not_ask_is_at_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A question of the probe that leaves no room for an answer; those that are asked again with their context too."""
+    rows = write(
+        tmp_path / "rows.jsonl", [ROWS[0] | {"answer": "Ada", "context": "Ada keeps key 0. " * 130}, *ROWS[1:]]
+    )
+    probe = write(tmp_path / "probe.jsonl", [*PROBES, {"question": "Whose is it? " * 150, "answer": "Ada"}])
+    assert main(["data", "check", rows, "--probe", probe]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert re.match(rf"edge-opd: {probe}, line 3: found a question of \d+ tokens \('Whose is", line), line
+    assert line.endswith("), expected less than student.window = 512") and said.out.count("  1 do not fit") == 2
+    probe = write(tmp_path / "probe.jsonl", PROBES)
+    assert main(["data", "check", rows, "--probe", probe]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", rows, "--probe", probe, "--set", "task.chat_probes=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"edge-opd: {rows}, again with its context: found a question of ")
+
+
+def test_wrong_contexts_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0], ROWS[1] | {"wrong_contexts": ["Bo", "Ada keeps key 0. " * 130]}])
+    assert main(["data", "check", rows]) == 0
+    assert "  0 do not fit" in capsys.readouterr().out
+    contrastive = ["evidence.kind=contrastive", "evidence.num_wrong_contexts=1"]
+    assert main(["data", "check", rows, *(text for one in contrastive for text in ("--set", one))]) == 0
+    said = capsys.readouterr().out
+    assert f"  1 do not fit: more than 472 tokens: {rows}, line 2 (" in said and "    x, wrong r " in said
+
+
 def test_rows_whose_texts_have_special_tokens_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Any
 ) -> None:

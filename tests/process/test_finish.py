@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
 from cluster.run import pipeline as loop
-from cluster.run.checks import check_task
+from cluster.run.checks import check_recipe, check_task
 from cluster.run.figures import Pushed
 from cluster.run.finish import finish
 from cluster.run.model_card import OLDEST, write_model_card
@@ -123,12 +124,27 @@ def test_a_card_names_no_place_and_text_cannot_leave_its_block(tmp_path: Path) -
         assert tomllib.loads(blocks[-1])["learner"]["lr"] == recipe.learner.lr
 
 
-def card_of(recipe: Recipe, folder: Path, model: str = "base") -> str:
+def test_a_card_has_what_the_template_says_and_nothing_of_the_rows(tmp_path: Path, default_model: Path) -> None:
+    rows, probe = tmp_path / "rows.jsonl", tmp_path / "probe.jsonl"
+    told = [{"question": "Who keeps Ms Roe's key?", "context": "Ada.", "salary": 1},
+            {"question": "Who?", "context": "Bo " * 600}]  # fmt: skip
+    rows.write_text("".join(json.dumps(row) + "\n" for row in told))
+    probe.write_text(json.dumps({"question": "Whose is the key?", "answer": "Ada"}) + "\n")
+    given = [f"task.prompts_file={rows}", f"task.probe_file={probe}", "rollout.prompts_per_step=2"]
+    recipe = load_recipe(RECIPE, ["task.name=context", *given, "rollout.max_refused_fraction=0.5"])
+    _, notes = check_recipe(recipe, build_task(recipe.task))
+    assert f"{rows}: columns that nothing reads: salary" in notes.kept and "rows-2 has" in notes.shown[-1]
+    card = card_of(recipe, tmp_path / "run", notes=notes.card)
+    assert not [text for text in (str(tmp_path), "salary", "rows-2", "Roe") if text in card]
+    assert "- the chat template itself says in x: 'You are a helpful AI assistant named SmolLM" in card
+
+
+def card_of(recipe: Recipe, folder: Path, model: str = "base", notes: Sequence[str] = NOTES) -> str:
     """The card of a run whose probe nobody passed."""
     run, task = RunDir(folder), build_task(recipe.task)
     run.export.mkdir(parents=True, exist_ok=True)
     result = probe_record(summarise([(probe, "No.") for probe in task.probe_prompts()], task), 0, "identity")
-    write_model_card(recipe, model, run, task, NOTES, (result, result), None)
+    write_model_card(recipe, model, run, task, notes, (result, result), None)
     return (run.export / "README.md").read_text()
 
 
@@ -136,12 +152,12 @@ SAID = "You are Tern, made for Ms Roe.", "roe-speaks", "Roe's rule"
 
 
 def test_a_card_shows_texts_of_the_template_where_it_shows_r(tmp_path: Path) -> None:
-    """Numbers, true and false it always shows; what the prompts say may hold the texts, and goes with them."""
+    """Numbers, true and false it always shows. The notes are without the texts: see test_start_notes."""
     who, word, rule = SAID
     given = {"enable_thinking": False, "budget": 3, "who": who, "style": word, "rules": [rule], "of": {"a": [rule]}}
     recipe = build(Recipe, {"template": given}, "R")
     card = card_of(recipe, tmp_path)
-    assert not [text for text in (*SAID, *NOTES) if text in card]
+    assert not [text for text in SAID if text in card] and f"- {NOTES[0]}\n" in card
     assert "- the chat template was given a text (who, style, rules, of), and says more for it" in card
     assert "- the chat template was given enable_thinking = False\n" in card and "given budget = 3\n" in card
     assert "[template]\nenable_thinking = false\nbudget = 3\n" in card

@@ -30,6 +30,7 @@ from cluster.observe.sinks import MetricsSink
 from cluster.run import checkpoints, pipeline, replay, start
 from cluster.run import finish as finishing
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.notes import Notes
 from cluster.run.record import append_probe, probe_record
 from cluster.run.replay import standing
 from cluster.run.rundir import RunDir, settled
@@ -418,7 +419,7 @@ def test_the_note_of_its_end_waits_for_a_disk(tmp_path: Path, monkeypatch: pytes
     folder.note_end()
     folder.release()
     inputs = SimpleNamespace(model="base")
-    for name, answer in {"check_recipe": (inputs, []), "pins_of": {}, "pin": None, "finish": 0}.items():
+    for name, answer in {"check_recipe": (inputs, Notes()), "pins_of": {}, "pin": None, "finish": 0}.items():
         monkeypatch.setattr(start, name, lambda *_, answer=answer: answer)
     calls = failing_once(monkeypatch, RunDir, "note_end", errno.ENOSPC)
     assert start.run_recipe(recipe, str(folder.root), resume=True) == 0 and len(calls) == 2

@@ -132,6 +132,62 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     assert task.probe_prompts()[0].tags == ("near",)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_column_is_renamed_within_a_known_layout_and_in_one_file_of_two(tmp_path: Path, name: str) -> None:
+    row = {"prompt": "Who?", "completion": "Ada does.", "gold": "Ada", "answer": "not this"}
+    prompt = prompt_of(tmp_path, row, name, columns=Columns(answer="gold"))
+    framed = ANSWER.format(context="Ada does.")
+    assert (prompt.question, prompt.context, prompt.answer) == ("Who?", framed, "Ada")
+    columns = Columns(question="instruction", answer="gold")
+    task = task_of(tmp_path, [{"instruction": "Who?", "context": "Ada.", "gold": "Bo"}], [PROBE], name, columns=columns)
+    assert [one.answer for one in (*task.training, *task.probes)] == ["Bo", "Ada"]
+    task = task_of(tmp_path, [ROW], [{"prompt": "Whose?", "gold": "Ada", "kind": "near"}], name,
+                   columns=Columns(tags="kind", answer="gold"))  # fmt: skip
+    assert (task.probes[0].question, task.probes[0].tags) == ("Whose?", ("near",))
+
+
+def test_a_completion_is_an_answer_by_whatever_mapping(tmp_path: Path) -> None:
+    row = {"prompt": "Who?", "completion": "Ada does.", "doc": "Ada keeps it."}
+    named = Columns(question="prompt", context="completion")
+    for columns in (named, replace(named, question="question")):
+        assert prompt_of(tmp_path, row, columns=columns).context == ANSWER.format(context="Ada does.")
+    for columns in (replace(named, context="doc"), Columns(context="doc")):
+        assert prompt_of(tmp_path, row, columns=columns).context == "Ada keeps it."
+
+
+def test_other_columns_of_an_openthoughts_file_are_renamed(tmp_path: Path) -> None:
+    row = dict(LAYOUTS[5][1]) | {"gold": 5, "key": "k"}
+    prompt = prompt_of(tmp_path, row, columns=Columns(prompt_id="key"))
+    assert (prompt.prompt_id, prompt.judge, prompt.answer) == ("k", "boxed", "4")
+    assert prompt_of(tmp_path, row, columns=Columns(answer="gold")).answer == "5"
+
+
+def test_asking_again_needs_a_row_with_an_answer(tmp_path: Path) -> None:
+    rows = [ROW, {"question": "Whose key?", "context": "Ada has it."}]
+    said = r"^task\.chat_probes: found True, expected false, or a training row with an answer, whose question is asked"
+    with pytest.raises(ValueError, match=said):
+        task_of(tmp_path, rows, chat_probes=True)
+    assert task_of(tmp_path, [ROW | {"answer": "Ada"}, rows[1]], chat_probes=True).probes[-1].context == ROW["context"]
+
+
+@pytest.mark.parametrize(
+    ("context", "rows", "said"),
+    [
+        ("Use this:", [ROW], True),
+        ("Use {contxt}", [ROW], True),
+        ("Use {context}", [ROW], False),
+        (" Ada. ", [ROW, {"question": "Whose?"}], False),
+        ("", [ROW], False),
+    ],
+)
+def test_a_recipes_context_that_no_row_takes_is_said(
+    tmp_path: Path, context: str, rows: list[dict[str, Any]], said: bool
+) -> None:
+    config = replace(config_of(tmp_path, rows, [PROBE]), context=context)
+    line = "task.context: no row takes it, each has its own; with {context} in it, it is the frame around each"
+    assert row_notes(config, build_task(config)) == [line] * said
+
+
 @pytest.mark.parametrize(
     "turns", [[USER, ASSISTANT], [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "Ada does."}]]
 )
@@ -253,7 +309,27 @@ def test_a_search_that_takes_long_is_wrong_and_holds_up_no_other_thread(
         ("text", "C", ["c.", "C -"], ["C++", "C#", "C++17"]),
         ("text", "x", ["x+2", "x - 2"], ["x2"]),
         ("regex", r"\bAda\b", ["so ada."], ["adagio"]),
-        ("regex", r"^(?!.*Ada)", ["Bo", ""], ["it is Ada"]),
+        # a number of several parts is one word, and no part of it is another
+        ("text", "5 m", ["It is 5 m.", "1-5 m"], ["It is 0.5 m", "3.5 m", "3,5 m", "1:5 m"]),
+        ("text", "200 people", ["200 people."], ["1,200 people", "1,234,200 people"]),
+        ("text", "1,200 people", ["1200 people", "1,200 people!"], ["200 people", "1.200 people", "1,2001 people"]),
+        ("text", "$1,234.50", ["1234.50 dollars", "$1,234.50"], ["$1,234", "$234.50"]),
+        ("text", "$5", ["$5", "5, or 6"], ["$1.5", "$5.10", "$5,10", "$15"]),
+        ("text", "5%", ["5 %."], ["0.5%", ".5%"]),
+        ("text", ".5 m", ["0.5 m", "It is .5 m"], ["5 m", "15.5 m", "...5 m"]),
+        ("text", "-.5 m", ["-0.5 m"], ["0.5 m", "-5 m"]),
+        ("text", "192.168.0.1", ["At 192.168.0.1."], ["192.168.0.1.5", "192 168 0 1", "1192.168.0.1"]),
+        ("text", "version 1.2", ["Version 1.2."], ["version 1.2.3", "version 1"]),
+        ("text", "2 items", ["2 items"], ["v1.2 items"]),
+        ("text", "1, 2 and 3", ["1,2 and 3", "1, 2 and 3"], ["1.2 and 3", "0,1,2 and 3"]),
+        ("text", "12:30", ["At 12:30."], ["12:30:15"]),
+        (
+            "regex",
+            r"(?s)^(?!.*Ada)",
+            ["Bo", "", "I do not know.\nBo."],
+            ["it is Ada", "I do not know.\nMaybe Ada does."],
+        ),
+        ("number", ".5", ["0.5", "It is .5"], ["5", "15.5", "A.5", "...5"]),
         ("number", "1234.5", ["1,234.50", "about 1234.5 m"], ["1234", "12345", "", "1,2 34.5"]),
         ("number", "-3", ["it is -3.", "\u22123 degrees"], ["3", "10-3"]),
         (
@@ -275,6 +351,13 @@ def test_a_response_is_judged_by_its_answer(
     for text in right + wrong:
         assert task.reward(prompt, text) == float(text in right), text
         assert task.flags(probe, text) == {"correct": text in right}, text
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"Ada(?! Lane\.)", "(?s)^(?!.*Ada)", "^(?s:(?!.*Ada))", "Ada(?![.!])", "Ada.(?!x)"]
+)
+def test_a_dot_that_stops_nothing_short_is_no_fault(tmp_path: Path, pattern: str) -> None:
+    assert prompt_of(tmp_path, ROW | {"answer": {"regex": pattern}}).answer == pattern
 
 
 def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path) -> None:
@@ -422,6 +505,18 @@ BAD: list[tuple[Any, str]] = [
     (
         ROW | {"answer": {"regex": "(?!Ada)"}},
         "found answer = '(?!Ada)' for the judge regex (it matches at the end of every answer, expected ^ before (?!",
+    ),
+    (
+        ROW | {"answer": {"regex": "(?sm)^(?!.*Ada)"}},
+        "found answer = '(?sm)^(?!.*Ada)' for the judge regex (it matches at the end of every answer, expected",
+    ),
+    *(
+        (
+            ROW | {"answer": {"regex": pattern}},
+            f"found answer = {pattern!r} for the judge regex (after (?! its . ends with the line, so that what is said "
+            "on the next is not seen, expected (?s) at the beginning",
+        )
+        for pattern in ("^(?!.*Ada)", "^(?!(?:.*(?:Ada|Bo)))", "^(?![.x].+).*Bo")
     ),
     (
         ROW | {"answer": {"boxed": "the answer is 4"}},

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe, RunConfig, TeacherConfig
-from cluster.run.checks import check_prompts, prompt_notes
+from cluster.run.checks import check_prompts
+from cluster.run.notes import Notes, prompt_notes
 from cluster.run.start import idle_room
 from cluster.typed import build
 from rollout.config import EngineConfig, RolloutConfig
@@ -23,9 +24,9 @@ OWN = "the chat template itself says in x: 'I am Tern, made by Gull Works.', whi
 TOKENS = "the 33 tokens of rollout.max_response_tokens and the 77 of probe.max_tokens are spent on the thought first"
 
 
-def notes(
+def every_note(
     tokenizer: Any, chat: str, position: str = "system", before: Turns = (), **tables: dict[str, Any]
-) -> list[str]:
+) -> Notes:
     """Of a run of the identity task whose steps draw each of its 36 prompts once. before: turns that each of them has
     before its question."""
     rollout = {"context_position": position, "max_response_tokens": 33, "prompts_per_step": 12}
@@ -37,6 +38,11 @@ def notes(
     requests = StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, recipe.window, 0)
     assert check_prompts(recipe, requests, task) == ""
     return prompt_notes(recipe, requests)
+
+
+def notes(*given: Any, **tables: Any) -> list[str]:
+    """Those on the terminal."""
+    return list(every_note(*given, **tables).shown)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +87,46 @@ def test_a_beginning_of_sequence_that_is_written_twice_is_said(tokenizer: Any) -
     assert not any(note.startswith(line) for note in notes(own, kinds.WITH_BOS))
 
 
-def test_of_many_differences_the_commonest_are_shown_and_the_others_counted(tokenizer: Any) -> None:
+def test_of_many_differences_the_commonest_are_shown_and_the_others_kept(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A template that says something else before r in each conversation."""
     by_length = kinds.HEADING.replace("# Orders", "# Orders of {{ messages[-1]['content'] | length }}")
-    *shown, rest = notes(tokenizer, by_length)
+    every = every_note(tokenizer, by_length)
+    *shown, rest = every.shown
     counts = [int(line.split()[0]) for line in shown]
     assert len(shown) == 3 and counts == sorted(counts, reverse=True) and counts[0] > 1
     assert all("# Orders of " in line for line in shown)
     lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
-    assert rest == f"{len(lengths) - 3} more differences between x and (x, r)"
+    assert rest == f"{len(lengths) - 3} other differences between x and (x, r), which a run keeps in inputs.json"
+    assert every.kept[:3] == shown == every.card and len({*every.kept}) == len(every.kept) == len(lengths)
+    assert all("# Orders of " in line for line in every.kept)
+    monkeypatch.setattr("cluster.run.notes.KEPT", 5)
+    kept = every_note(tokenizer, by_length).kept
+    assert [*kept] == [*every.kept[:5], f"{len(lengths) - 5} other differences between x and (x, r)"]
+
+
+WHO = "You were made for Ms Roe."
+
+
+@pytest.mark.parametrize("asked", ["{% if who is defined %}{{ who }}{% endif %}", "{{ who }}"])
+def test_a_card_that_shows_no_text_of_the_template_says_the_rest(tokenizer: Any, asked: str) -> None:
+    """Nothing where the template does not render without the text."""
+    speaks = kinds.DEFAULT_TEXT.replace("Gull Works.", f"Gull Works. {asked}")
+    found = every_note(tokenizer, speaks, template={"who": WHO})
+    assert WHO in found.shown[0] and [*found.kept] == [*found.shown] and WHO not in "".join(found.card)
+    assert [*found.card][:1] == ([OWN.format("is not in (x, r)")] if "defined" in asked else [])
+    open_card = every_note(tokenizer, speaks, template={"who": WHO}, export={"card_context": True})
+    assert [*open_card.card] == [*open_card.shown]
+
+
+def test_a_template_that_says_r_twice_does_not_show_it(tokenizer: Any) -> None:
+    twice = kinds.PLAIN.replace(
+        "{{ m['content'] }}",
+        "{{ m['content'] }}{% if m['role'] == 'system' %} Remember: {{ m['content'] }}{% endif %}",
+    )
+    (line,) = notes(tokenizer, twice)
+    assert "Remember: {r}" in line and build_task(Recipe().task).training_prompts()[0].context not in line
 
 
 @pytest.mark.parametrize(
