@@ -24,6 +24,7 @@ from cluster.errors import printable
 from cluster.observe.figures import FIGURES
 from cluster.observe.observer import FAILED, FINISHED, Batch
 from cluster.observe.readings import of_step
+from cluster.observe.values import TIMES
 from cluster.run.record import StepRecord, shown_probe, shown_step
 from evidence.files import write_whole
 
@@ -36,7 +37,7 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 Figures = Mapping[str, float]
 STEPS_DONE = "steps_done"  # a figure of each step, and of no probe
 # Of the table: a tracker has times of its own, and a stage's gauges say what the step adds to its counters.
-NOT_TOLD = {"last_step_timestamp_seconds", "stage_worked_tokens_total", "stage_busy_seconds_total"}
+NOT_TOLD = {*TIMES, "stage_worked_tokens_total", "stage_busy_seconds_total"}
 
 
 def require_packages(trackers: Sequence[str]) -> None:
