@@ -1,6 +1,6 @@
 """The alert rules, from a literal table. A run that is resumed has series of two processes for some minutes, so what is
 compared is one value a run. No alert rests on a run's last word, which Ray may not export any more:
-RunVanished compares the steps done with those planned.
+RunVanished compares the steps done with those planned, but for a run that was heard to be stopped as asked.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ from cluster.observe.grafana import promql
 # name: (expression, for, severity, what it says); e_ is a figure of the table
 ALERTS: dict[str, tuple[str, str, str, str]] = {
     "RunStalled": (
-        # How long a first step takes is not known: it has an hour.
-        "time() - max by (run) (e_last_step_timestamp_seconds) > clamp_min("
+        # How long a first step takes is not known: it has an hour. A probe, a save or an export may take longer.
+        "time() - max by (run) (e_last_progress_timestamp_seconds) > clamp_min("
         "4 * max by (run) (e_step_seconds) or 3600 * max by (run) (e_run_running), 900) "
         "and max by (run) (e_run_running) == 1",
-        "1m", "page", "{{ $labels.run }} has had no step for {{ $value | humanizeDuration }}",
+        "1m", "page", "{{ $labels.run }} has got no further for {{ $value | humanizeDuration }}",
     ),
     "RunVanished": (
         "max by (run) (last_over_time(e_steps_done[10m])) < max by (run) (last_over_time(e_steps_planned[10m])) "
-        "unless on (run) e_steps_done",
+        "unless on (run) e_steps_done unless on (run) max by (run) (last_over_time(e_run_stopped[10m])) == 1",
         "1m", "page", "{{ $labels.run }} is gone after {{ $value }} steps",
     ),
     "ServiceSilent": (

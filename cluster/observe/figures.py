@@ -29,11 +29,15 @@ _ENGINE = ("pool", "engine")
 
 FIGURES: dict[str, Figure] = {
     "run_running": Figure(GAUGE, "", (), "1 while the run lasts, 0 after its end"),
+    "run_stopped": Figure(GAUGE, "", (), "1 once the run was stopped as asked, before its last step; else 0"),
     "steps_planned": Figure(GAUGE, "", (), "steps of the recipe, or those of a run that ended level (probe.patience)"),
     "steps_done": Figure(GAUGE, "", (), "steps learned and pushed"),
     "step_seconds": Figure(GAUGE, "s", (), "wall time of the last step"),
     "last_step_timestamp_seconds": Figure(
         GAUGE, "s", (), "when the last step ended, or this process began after it, Unix time"
+    ),
+    "last_progress_timestamp_seconds": Figure(
+        GAUGE, "s", (), "the same, or later: when a probe, a save or an export was last under way, Unix time"
     ),
     "eta_seconds": Figure(GAUGE, "s", (), "time left, at the mean pace of this process"),
     "stage_tokens": Figure(GAUGE, "", ("stage",), "tokens that a stage worked on in the last step"),

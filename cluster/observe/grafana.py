@@ -20,13 +20,13 @@ Row = tuple[str, tuple[tuple[str, str, tuple[Target, ...]], ...]]
 # e_NAME is a figure of the table; {R} and {R,label="x"} the run; [I] the interval.
 ROWS: tuple[Row, ...] = (
     ("Is it well?", (
-        ("State", "", ("max by (run) (e_run_running{R})",)),
+        ("Running", "bool_yes_no", ("max by (run) (e_run_running{R})",)),
         ("Step", "", ("max by (run) (e_steps_done{R})", "max by (run) (e_steps_planned{R})")),
         ("Since the last step", "s", ("time() - max by (run) (e_last_step_timestamp_seconds{R})",)),
         ("Left", "s", ("max by (run) (e_eta_seconds{R})",)),
         ("Trained tokens a second", "short",
          ('max by (run) (e_stage_tokens{R,stage="learn"}) / max by (run) (e_step_seconds{R})',)),
-        ("The rollout service answers", "", ("max by (run) (e_service_up{R})",)),
+        ("The rollout service answers", "bool_yes_no", ("max by (run) (e_service_up{R})",)),
         ("Engines that answer", "", ("sum by (run) (e_engine_up{R})", "count by (run) (e_engine_up{R})")),
         ("Canary of its tolerance", "percentunit",
          ("max by (run) (e_canary_nats{R}) / max by (run) (e_canary_tolerance_nats{R})",)),
@@ -118,6 +118,14 @@ ROWS: tuple[Row, ...] = (
         ("Host memory", "percentunit", ("ray_node_mem_used / ray_node_mem_total",)),
     )),
 )  # fmt: skip
+# What tells the queries of a panel apart whose series have the same labels
+NAMES: dict[str, tuple[str, ...]] = {
+    "Step": ("done", "planned"),
+    "Engines that answer": ("answer", "all"),
+    "Work that waits": ("for an engine", "in an engine"),
+    "Policy version of the engines": ("engines", "learner"),
+    "Canary": ("canary", "tolerance"),
+}
 SMALL_ROW = 0  # its panels are single figures
 WIDTH, HEIGHT = 8, 7  # of a panel, of Grafana's 24 columns
 
@@ -128,6 +136,13 @@ def promql(target: Target, run: str = "$run", interval: str = "$__rate_interval"
         assert name in FIGURES, name
     text = re.sub(r"\be_(\w+)", rf"{RAY_PREFIX}\1", target)
     return text.replace("{R", f'{{run=~"{run}"').replace("[I]", f"[{interval}]")
+
+
+def legend(target: Target, name: str = "") -> str:
+    """What Grafana calls a series: by the labels that the query keeps, after `name`."""
+    kept = re.search(r"by \(([^)]*)\)", target)
+    labels = kept[1].split(", ") if kept else ["instance"]  # a node's
+    return " ".join([*([name] if name else []), *(f"{{{{{label}}}}}" for label in labels)])
 
 
 def dashboard() -> dict[str, Any]:
@@ -163,6 +178,11 @@ def _panels() -> Iterator[dict[str, Any]]:
             kind = "stat" if place == SMALL_ROW else "timeseries"
             yield {"id": number, "type": kind, "title": name, "gridPos": at, "datasource": _SOURCE,
                    "fieldConfig": {"defaults": {"unit": unit or "none"}, "overrides": []},
-                   "targets": [{"refId": chr(ord("A") + i), "datasource": _SOURCE, "expr": promql(target)}
-                               for i, target in enumerate(targets)]}  # fmt: skip
+                   "targets": list(_targets(targets, NAMES.get(name, ("",))))}  # fmt: skip
         y += -(-len(panels) // (24 // wide)) * high
+
+
+def _targets(targets: tuple[Target, ...], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for place, (target, name) in enumerate(zip(targets, names, strict=True)):
+        yield {"refId": chr(ord("A") + place), "datasource": _SOURCE, "expr": promql(target),
+               "legendFormat": legend(target, name)}  # fmt: skip

@@ -56,7 +56,7 @@ class Feeder:
     """A sink's thread. It is a daemon: a sink that hangs cannot keep the process."""
 
     def __init__(self, sink: Sink, say: Callable[[str], None]) -> None:
-        self._sink, self._say = sink, say
+        self._sink, self._say, self.name = sink, say, sink.name
         self._waiting: queue.Queue[Batch | None] = queue.Queue(BACKLOG)
         self._thread = threading.Thread(target=self._run, name=f"observe-{sink.name}", daemon=True)
         self._thread.start()
@@ -66,9 +66,10 @@ class Feeder:
         with suppress(queue.Full):
             self._waiting.put_nowait(batch)
 
-    def join(self, seconds: float) -> None:
-        """Waits for the end of what was put, for at most so long."""
+    def join(self, seconds: float) -> bool:
+        """Waits for the end of what was put, for at most so long; whether it came."""
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         with ExitStack() as ending:
@@ -140,7 +141,11 @@ class Observer:
             feeder.put(None)
         end = time.monotonic() + CLOSE_S
         for feeder in self._feeders:
-            feeder.join(max(0.0, end - time.monotonic()))
+            if not feeder.join(max(0.0, end - time.monotonic())):
+                self._say(
+                    f"observe: {feeder.name}: not done {CLOSE_S:g} s after the run's end; what it had still to write "
+                    "may be missing"
+                )
 
     async def _rounds(self) -> None:
         while True:

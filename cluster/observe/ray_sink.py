@@ -16,7 +16,7 @@ from cluster.observe.figures import COUNTER, FIGURES, PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.readings import Reading
 from cluster.observe.seen import read_records
-from cluster.observe.values import LAST_STEP, Key, Values
+from cluster.observe.values import TIMES, Key, Values
 
 
 class RaySink:
@@ -53,7 +53,7 @@ class RaySink:
         with self._lock:
             if not self._has_begun:  # the loop has: what was learned again stands too, and a step is awaited
                 self._has_begun, self._values = True, None
-                self._known().read([Reading(LAST_STEP, batch.time, {})])
+                self._known().read(Reading(name, batch.time, {}) for name in TIMES)
             values = self._known()
             values.add(batch)
             self._tell(values)

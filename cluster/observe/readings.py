@@ -20,6 +20,8 @@ _GAUGES = {
     "waiting_requests": "engine_waiting_requests",
     "kv_cache_usage": "engine_kv_cache_usage_ratio",
 }
+# What is no step and may take longer than several: each call of it has a deadline, so that it is not waited for in vain
+PROGRESS = {("driver", "probe"), ("learner", "save"), ("learner", "export")}
 SUMS = {
     "prompt_tokens": "engine_prompt_tokens_total",
     "cached_tokens": "engine_cached_tokens_total",
@@ -57,6 +59,7 @@ def of_step(record: StepRecord, planned: int) -> Iterator[Reading]:
     yield from _reading("steps_done", record.step + 1)
     yield from _reading("step_seconds", record.wall_s)
     yield from _reading("last_step_timestamp_seconds", record.time)
+    yield from _reading("last_progress_timestamp_seconds", record.time)
     yield from _reading("eta_seconds", record.left_s(planned))
     for name, stage in record.stages.items():
         yield from _reading("stage_tokens", stage.tokens, stage=name)
@@ -161,3 +164,5 @@ def of_wait(window: Window) -> Iterator[Reading]:
 def of_span(span: Span) -> Iterator[Reading]:
     """A stretch of the timeline."""
     yield from _reading("lane_busy_seconds_total", span.end - span.begin, lane=span.lane, what=span.name)
+    if (span.lane, span.name) in PROGRESS:
+        yield from _reading("last_progress_timestamp_seconds", span.end)

@@ -1,10 +1,11 @@
 """Experiment trackers as sinks: off unless the recipe names them, each imported when it is named. Only TensorBoard's
 package is in the lock.
 
-Each gets a step's figures and a probe's once, with names such as `stages/learn/tokens_per_s` and `probe/selfname`, and
-the resolved recipe as its configuration. What it keeps stays in the run's folder, and nothing goes over a network, of
-the packages' own reports either, unless the tracker's own environment says so (`QUIET`, and WANDB_MODE,
-MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
+Each gets a step's figures and a probe's once, and the resolved recipe as its configuration. A figure of the table of
+figures has its name and its labels, such as `learner_grad_norm` and `rollouts/dropped`; what the lines of a run show
+besides has the names of docs/metrics.md, such as `stages/learn/tokens_per_s` and `probe/selfname`. What it keeps stays
+in the run's folder, and nothing goes over a network, of the packages' own reports either, unless the tracker's own
+environment says so (`QUIET`, and WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
 
 A resumed run goes on with the run that a tracker had, by the id that is kept in RUN/trackers: seen with mlflow 3.17,
 trackio 0.43 and wandb 0.31, and with TensorBoard, where a folder is a run. Steps that are repeated after a checkpoint
@@ -20,8 +21,11 @@ from typing import Any, Protocol
 
 from cluster.config import Recipe
 from cluster.errors import printable
+from cluster.observe.figures import FIGURES
 from cluster.observe.observer import FAILED, FINISHED, Batch
-from cluster.run.record import shown_probe, shown_step
+from cluster.observe.readings import of_step
+from cluster.observe.values import TIMES
+from cluster.run.record import StepRecord, shown_probe, shown_step
 from evidence.files import write_whole
 
 PROJECT = "edge-opd"
@@ -31,7 +35,9 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio
 # first call (mlflow 3.17, wandb 0.31).
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 Figures = Mapping[str, float]
-STEP_TIME = "wall_s"  # a figure of each step, and of no probe
+STEPS_DONE = "steps_done"  # a figure of each step, and of no probe
+# Of the table: a tracker has times of its own, and a stage's gauges say what the step adds to its counters.
+NOT_TOLD = {*TIMES, "stage_worked_tokens_total", "stage_busy_seconds_total"}
 
 
 def require_packages(trackers: Sequence[str]) -> None:
@@ -70,7 +76,7 @@ class TensorBoard:
         if self._writer is None:
             goes_on = any(self._folder.glob("events*"))
             # Of an earlier process's figures those from here on are hidden. A probe is of the step before: it stands.
-            first = step if STEP_TIME in figures else step + 1
+            first = step if STEPS_DONE in figures else step + 1
             self._writer = self._make(str(self._folder), purge_step=first if goes_on else None)
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
@@ -193,10 +199,10 @@ class TrackerSink:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)
             self._tracker = self._made()
-        for step in batch.steps:
-            self._tracker.log(dict(flat(shown_step(step) | {STEP_TIME: step.wall_s, "loss": step.loss})), step.step + 1)
-        for probe in batch.probes:
-            self._tracker.log(dict(flat({"probe": shown_probe(probe)})), probe.step)
+        told = [(step.step + 1, figures_of(step, self._recipe.run.steps)) for step in batch.steps]
+        told += [(probe.step, dict(flat({"probe": shown_probe(probe)}))) for probe in batch.probes]
+        for at, figures in sorted(told, key=lambda pair: pair[0]):
+            self._tracker.log(figures, at)
         if batch.ended:
             self._tracker.close(batch.ended)
 
@@ -209,6 +215,16 @@ class TrackerSink:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, f"{tracker.id}\n")
         return tracker
+
+
+def figures_of(step: StepRecord, planned: int) -> dict[str, float]:
+    """All that a tracker is told of a step of `planned`; of a counter what the step adds to it."""
+    found = dict(flat(shown_step(step)))
+    for reading in of_step(step, planned):
+        if reading.name not in NOT_TOLD:
+            labels = (reading.labels[label] for label in FIGURES[reading.name].labels)
+            found["/".join((reading.name.removesuffix("_total"), *labels))] = reading.value
+    return found
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

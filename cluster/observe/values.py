@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cluster.config import Recipe
 from cluster.observe.figures import COUNTER, FIGURES
-from cluster.observe.observer import Batch
+from cluster.observe.observer import STOPPED, Batch
 from cluster.observe.readings import SUMS, Reading, of_probe, of_recipe, of_sample, of_span, of_step, of_wait
 from cluster.observe.waits import Waits
 from cluster.run.record import ProbeRecord, StepRecord
 
+LAST_STEP, LAST_PROGRESS = "last_step_timestamp_seconds", "last_progress_timestamp_seconds"
+TIMES = (LAST_STEP, LAST_PROGRESS)  # none is awaited until the loop begins
 Key = tuple[str, tuple[tuple[str, str], ...]]  # a figure's name and its labels, sorted
 _ENGINES_OWN = frozenset(SUMS.values())
-LAST_STEP = "last_step_timestamp_seconds"
 
 
 class Values:
@@ -29,9 +30,9 @@ class Values:
         self._sums: dict[Key, float] = {}  # as an engine last told them
         self._said: dict[str, set[Key]] = {}  # the gauges of the last record, by its kind
         self.read(of_recipe(recipe))
-        self.read([Reading("run_running", 1.0, {})])
+        self.read([Reading("run_running", 1.0, {}), Reading("run_stopped", 0.0, {})])
         stands = [reading for step in steps[-1:] for reading in of_step(step, self._planned)]
-        self._renew("step", [one for one in stands if FIGURES[one.name].kind != COUNTER and one.name != LAST_STEP])
+        self._renew("step", [one for one in stands if FIGURES[one.name].kind != COUNTER and one.name not in TIMES])
         self._add_probes(probes)
 
     def add(self, batch: Batch) -> None:
@@ -46,7 +47,7 @@ class Values:
             self._renew("step", list(of_step(step, self._planned)))
         self._add_probes(batch.probes)
         if batch.ended:
-            self.read([Reading("run_running", 0.0, {})])
+            self.read([Reading("run_running", 0.0, {}), Reading("run_stopped", float(batch.ended == STOPPED), {})])
             self._renew("sample", [])  # nobody asks any more
 
     def _silent(self) -> Iterator[Reading]:
@@ -74,6 +75,8 @@ class Values:
                 self.now[key] = self.now.get(key, 0.0) + self._growth(key, reading.value)
             elif FIGURES[reading.name].kind == COUNTER:
                 self.now[key] = self.now.get(key, 0.0) + reading.value
+            elif reading.name == LAST_PROGRESS:  # steps and spans come each in their own order
+                self.now[key] = max(self.now.get(key, 0.0), reading.value)
             else:
                 self.now[key] = reading.value
 

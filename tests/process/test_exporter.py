@@ -17,7 +17,7 @@ from cluster.observe.figures import COUNTER, FIGURES, PREFIX
 from cluster.observe.observer import Batch
 from cluster.observe.ray_sink import RaySink
 from cluster.observe.sinks import MetricsSink
-from cluster.observe.values import Values
+from cluster.observe.values import TIMES, Values
 from cluster.run.record import ProbeRecord, append_probe, append_step
 from cluster.run.rundir import RunDir
 from cluster.run.start import _serve
@@ -86,7 +86,7 @@ def test_what_stands_of_a_run_is_told_again_and_again_before_its_loop_begins(tmp
     assert told["probe_first_ratio", "r", "capability", "value"] == 40 / 96
     assert told["probe_ratio", "r", "capability", "value"] == 20 / 96
     assert not [name for name, *_ in told if FIGURES[name].kind == COUNTER]
-    assert ("last_step_timestamp_seconds", "r") not in told, "no step is awaited while services start"
+    assert not [name for name, *_ in told if name in TIMES], "no step is awaited while services start"
 
 
 def test_from_its_loops_begin_on_a_step_of_a_run_is_awaited(tmp_path: Path, told: Told) -> None:
@@ -96,10 +96,10 @@ def test_from_its_loops_begin_on_a_step_of_a_run_is_awaited(tmp_path: Path, told
         wait_until(lambda: ("probe_first_ratio", "r", "capability", "high") in told)
     append_step(run / "metrics.jsonl", a_step(4))  # learned again from its shard
     sink.write(Batch(BEGAN + 900.0, samples=(a_sample(900.0),)))
-    assert told["last_step_timestamp_seconds", "r"] == BEGAN + 900.0 and told["steps_done", "r"] == 5
+    assert {told[name, "r"] for name in TIMES} == {BEGAN + 900.0} and told["steps_done", "r"] == 5
     new = ProbeRecord(5, BEGAN, "identity", {"capability": Rate(10, 96)}, 12, 8)
     sink.write(Batch(BEGAN + 960.0, steps=(replace(a_step(5), time=BEGAN + 950.0),), probes=(new,)))
-    assert told["last_step_timestamp_seconds", "r"] == BEGAN + 950.0 and told["steps_done", "r"] == 6
+    assert [told[name, "r"] for name in TIMES] == [BEGAN + 950.0] * 2 and told["steps_done", "r"] == 6
     assert told["rollouts_total", "r", "trained"] == 31, "of this process"
     assert told["probe_first_ratio", "r", "capability", "value"] == 40 / 96
 

@@ -20,16 +20,19 @@ from cluster.dashboard.panels import charts
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.observe.alerts import ALERTS
 from cluster.observe.figures import FIGURES, RAY_PREFIX
-from cluster.observe.grafana import ROWS, dashboard, promql
+from cluster.observe.grafana import ROWS, dashboard, legend, promql
 from cluster.observe.monitoring import files
 from cluster.observe.observer import Batch
 from cluster.observe.openmetrics import lines
 from cluster.observe.ray_sink import RaySink
+from cluster.observe.readings import PROGRESS
 from cluster.observe.seen import read_seen
+from cluster.observe.timeline import CALLS
 from cluster.observe.values import Values
 from cluster.observe.waits import waited
 from cluster.run.record import read_steps
-from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run
+from evidence.telemetry import Span
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
 from tests.pages import MONITORING
 from tests.prometheus import promtool, serving
 from tests.unit.test_observer import Kept, answers, observed
@@ -51,6 +54,22 @@ def test_the_dashboard_has_every_panel_once_and_none_over_another() -> None:
         assert at["x"] + at["w"] <= 24 and not own & cells
         cells |= own
     assert len({panel["id"] for panel in dashboard()["panels"]}) == len(titles)
+
+
+def test_no_two_series_of_a_panel_have_one_legend() -> None:
+    """A legend has each label that the query keeps, and a name of its own where several queries keep the same."""
+    for panel in (panel for panel in dashboard()["panels"] if panel["type"] != "row"):
+        legends = [target["legendFormat"] for target in panel["targets"]]
+        assert len(set(legends)) == len(legends), panel["title"]
+        for target in panel["targets"]:
+            kept = next((labels for labels, _ in aggregated(target["expr"])), {"instance"})
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == kept, panel["title"]
+    assert legend("sum by (run, what) (rate(e_x{R}[I]))", "a") == "a {{run}} {{what}}"
+
+
+def test_a_figure_that_is_yes_or_no_is_shown_in_words() -> None:
+    found = [title for _, row in ROWS for title, unit, _ in row if unit == "bool_yes_no"]
+    assert found == ["Running", "The rollout service answers"]
 
 
 def test_rules_and_panels_name_figures_of_the_table_with_their_labels() -> None:
@@ -100,11 +119,11 @@ def test_promtool_accepts_the_rules_and_the_configuration() -> None:
 # name: series as promtool writes them, minute by minute; at which times which alerts fire
 CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "stalled": (
-        {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "30x60",
+        {"run_running": "1x60", "last_progress_timestamp_seconds": "60x60", "step_seconds": "30x60",
          "steps_done": "3x60", "steps_planned": "9x60"}, "40m", {"RunStalled"},
     ),
     "slow but not stalled": (
-        {"run_running": "1x60", "last_step_timestamp_seconds": "60x60", "step_seconds": "900x60",
+        {"run_running": "1x60", "last_progress_timestamp_seconds": "60x60", "step_seconds": "900x60",
          "steps_done": "3x60", "steps_planned": "9x60"}, "40m", set(),
     ),
     "vanished": (
@@ -122,8 +141,8 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
          'steps_planned{WorkerId="a"}': "9x9 stale", 'run_running{WorkerId="b"}': "_x9 1x50",
          'steps_done{WorkerId="b"}': "_x9 3x20 4x30", 'steps_planned{WorkerId="b"}': "_x9 9x50",
          'step_seconds{WorkerId="a"}': "600x9 stale", 'step_seconds{WorkerId="b"}': "_x9 600x50",
-         'last_step_timestamp_seconds{WorkerId="a"}': "60x9 stale",
-         'last_step_timestamp_seconds{WorkerId="b"}': "_x20 1200x9 1800x50",
+         'last_progress_timestamp_seconds{WorkerId="a"}': "60x9 stale",
+         'last_progress_timestamp_seconds{WorkerId="b"}': "_x20 1200x9 1800x50",
          'probe_ratio{WorkerId="a",rate="capability",bound="high"}': "0.5x9 stale",
          'probe_first_ratio{WorkerId="a",rate="capability",bound="low"}': "0.4x9 stale",
          'probe_ratio{WorkerId="b",rate="capability",bound="high"}': "_x9 0.5x50",
@@ -131,19 +150,44 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     ),
     "the first step after a resume hangs": (
         {"run_running": "_x9 1x90", "steps_done": "_x9 3x90", "steps_planned": "_x9 9x90", "step_seconds": "_x9 60x90",
-         "last_step_timestamp_seconds": "_x20 1200x90"}, "40m", {"RunStalled"},
+         "last_progress_timestamp_seconds": "_x20 1200x90"}, "40m", {"RunStalled"},
     ),
     "the first step of all hangs": (
         {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
-         "last_step_timestamp_seconds": "_x9 600x90"}, "75m", {"RunStalled"},
+         "last_progress_timestamp_seconds": "_x9 600x90"}, "75m", {"RunStalled"},
     ),
     "a long first step, after a long start": (
         {"run_running": "1x99", "steps_done": "0x99", "steps_planned": "9x99",
-         "last_step_timestamp_seconds": "_x29 1800x60"}, "25m 80m", set(),
+         "last_progress_timestamp_seconds": "_x29 1800x60"}, "25m 80m", set(),
     ),
     "vanished in its start": (
         {"run_running": "1x10 stale", "steps_done": "0x10 stale", "steps_planned": "9x10 stale"}, "15m",
         {"RunVanished"},
+    ),
+    "a probe that is longer than steps are": (  # 20 minutes from minute 1 on; the next step has 10
+        {"run_running": "1x99", "last_step_timestamp_seconds": "60x30 1860x60", "step_seconds": "30x99",
+         "last_progress_timestamp_seconds": "60 60+60x20 1260x10 1860x60", "steps_done": "3x99",
+         "steps_planned": "9x99"}, "10m 20m 30m 33m", set(),
+    ),
+    "a step hangs after a long probe": (
+        {"run_running": "1x99", "last_step_timestamp_seconds": "60x99", "step_seconds": "30x99",
+         "last_progress_timestamp_seconds": "60 60+60x20 1260x70", "steps_done": "3x99", "steps_planned": "9x99"},
+        "50m", {"RunStalled"},
+    ),
+    "stopped as asked": (
+        {"run_running": "1x8 0 0 stale", "steps_done": "3x10 stale", "steps_planned": "9x10 stale",
+         "run_stopped": "_x8 1 1 stale"}, "12m 15m 19m", set(),
+    ),
+    "stopped as asked, and vanished after another process resumed it": (
+        {'run_running{WorkerId="a"}': "1x3 0 0 stale", 'steps_done{WorkerId="a"}': "3x5 stale",
+         'steps_planned{WorkerId="a"}': "9x5 stale", 'run_stopped{WorkerId="a"}': "_x3 1 1 stale",
+         'run_running{WorkerId="b"}': "_x6 1x7 stale", 'steps_done{WorkerId="b"}': "_x6 4x7 stale",
+         'steps_planned{WorkerId="b"}': "_x6 9x7 stale", 'run_stopped{WorkerId="b"}': "_x6 0x7 stale"}, "20m",
+        {"RunVanished"},
+    ),
+    "failed": (
+        {"run_running": "1x8 0 0 stale", "steps_done": "3x10 stale", "steps_planned": "9x10 stale",
+         "run_stopped": "0x10 stale"}, "15m", {"RunVanished"},
     ),
     "finished": (
         {"run_running": "1x8 0 0 stale", "steps_done": "9x10 stale", "steps_planned": "9x10 stale"}, "15m", set(),
@@ -424,3 +468,17 @@ def test_counters_add_up_and_survive_an_engine_that_begins_again() -> None:
     assert now["rollouts_total", "dropped"] == 1 + 2 and now["steps_done",] == 3 and now["run_running",] == 1
     values.add(Batch(0.0, ended="failed"))
     assert values.now["run_running", ()] == 0
+
+
+def test_a_probe_and_an_export_are_progress_and_a_stop_is_told() -> None:
+    assert set(CALLS.values()) >= PROGRESS
+    values = Values(Recipe())
+    values.add(Batch(0.0, steps=(a_step(0),), spans=(Span("driver", "probe", BEGAN, BEGAN + 90.0),)))
+    assert values.now["last_progress_timestamp_seconds", ()] == BEGAN + 90.0
+    assert values.now["last_step_timestamp_seconds", ()] == BEGAN + STEP_S
+    values.add(Batch(0.0, spans=(Span("learner", "export", BEGAN + 90.0, BEGAN + 99.0), spans_of(50)[0])))
+    assert values.now["last_progress_timestamp_seconds", ()] == BEGAN + 99.0
+    for ended, stopped in (("failed", 0.0), ("restarting", 0.0), ("stopped", 1.0)):
+        assert values.now["run_stopped", ()] == 0.0
+        values.add(Batch(0.0, ended=ended))
+        assert values.now["run_stopped", ()] == stopped

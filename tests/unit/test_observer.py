@@ -45,6 +45,7 @@ from tests.observed import a_sample, spans_of
 from tests.unit.test_record import a_probe, a_step
 from tests.unit.test_stream import Engines, settle, stream_of
 
+SLOWED_S = 0.5  # of a loop: far below what hangs, and above what else the machine does meanwhile
 SAMPLE = Sample(
     time=100.0,
     version=3,
@@ -102,6 +103,47 @@ async def raises(seconds: float) -> Answer:
 
 async def cancelled(seconds: float) -> Answer:
     raise asyncio.CancelledError
+
+
+def blocked(ask: Any, sinks: Sequence[Sink], steps: int = 20) -> float:
+    """The longest that anything kept the loop of a run from its next line, s: what the loop itself waits for is over at
+    once, so that the rest is the observer's."""
+    longest = 0.0
+
+    async def loop() -> None:
+        nonlocal longest
+        async with Observer(ask, Activity(), sinks, 0.05, lambda _: None) as observer:
+            end = time.perf_counter() + 0.3  # several rounds
+            step = 0
+            while (begun := time.perf_counter()) < end or step < steps:
+                if step < steps:
+                    observer.step(a_step(step))
+                await asyncio.sleep(0)
+                longest, step = max(longest, time.perf_counter() - begun), step + 1
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cluster.observe.observer.CLOSE_S", 0.1)
+        asyncio.run(loop())
+    return longest
+
+
+def test_a_question_and_a_sink_that_hang_slow_the_loop_by_nothing() -> None:
+    """Each would hold a loop that waits for it for as long as it hangs, and the first question is late after 0.05 s."""
+    never = threading.Event()
+    slow = Failing(lambda: never.wait(120))
+    try:
+        found = blocked(hangs, [slow, Kept()])
+    finally:
+        never.set()
+    assert found < SLOWED_S and slow.batches
+
+
+def test_a_loop_that_waits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(self: Observer, record: Any) -> None:
+        time.sleep(2 * SLOWED_S)
+
+    monkeypatch.setattr(Observer, "step", waits)
+    assert blocked(answers, [Kept()], steps=1) > SLOWED_S
 
 
 def observed(ask: Any, sinks: Sequence[Sink], steps: int = 5, close_s: float = 300.0) -> list[str]:
@@ -195,7 +237,8 @@ def test_what_is_said_as_the_run_ends_does_not_keep_it_from_ending() -> None:
 def test_a_sink_that_hangs_holds_up_itself_only() -> None:
     never, good, returned = threading.Event(), Kept(), list[bool]()
     bad = Failing(lambda: returned.append(never.wait(120)))
-    observed(answers, [bad, good], close_s=0.1)
+    said = observed(answers, [bad, good], close_s=0.1)
+    assert said == ["observe: failing: not done 0.1 s after the run's end; what it had still to write may be missing"]
     assert good.ended.wait(120) and returned == []
     never.set()
     assert len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"

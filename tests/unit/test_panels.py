@@ -26,7 +26,8 @@ from tests.pages import made
 
 # Figures that no chart is of: tiles, lanes and sentences show them, a chart shows the same otherwise, or Grafana alone.
 NO_CHART = {
-    "run_running", "steps_planned", "steps_done", "last_step_timestamp_seconds", "eta_seconds",
+    "run_running", "run_stopped", "steps_planned", "steps_done", "last_step_timestamp_seconds",
+    "last_progress_timestamp_seconds", "eta_seconds",
     "stage_worked_tokens_total", "stage_busy_seconds_total", "oldest_group_seconds", "verdicts_total", "service_up",
     "engine_up", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
     "probe_first_ratio",

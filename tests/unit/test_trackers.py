@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,17 @@ import pytest
 from cluster.config import Recipe, RunConfig, load_recipe
 from cluster.observe.config import TRACKERS, ObserveConfig
 from cluster.observe.observer import Batch
-from cluster.observe.trackers import MAKERS, PACKAGES, QUIET, TrackerSink, flat, require_packages
+from cluster.observe.readings import of_step
+from cluster.observe.trackers import (
+    MAKERS,
+    NOT_TOLD,
+    PACKAGES,
+    QUIET,
+    TrackerSink,
+    figures_of,
+    flat,
+    require_packages,
+)
 from cluster.resolved import difference
 from tests.observed import a_step
 from tests.unit.test_observer import Kept, answers, observed
@@ -76,6 +87,10 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
     told = [json.loads(line) for line in (tmp_path / f"{tracker}.told").read_text().splitlines()]
     logged = [(arguments[0], named["step"]) for name, arguments, named in told if name == log]
     assert [step for _, step in logged] == [1, 2, 2] and told[-1][0] == end
+    figures = {reading.name for reading in of_step(a_step(0), 8)}
+    assert {name.removesuffix("_total") for name in figures - NOT_TOLD} <= {
+        name.partition("/")[0] for name in logged[0][0]
+    }
     assert logged[0][0]["stages/learn/tokens"] == 2100 and logged[2][0]["probe/selfname"] == 0.25
     environment = json.loads((tmp_path / f"{tracker}.environment").read_text())
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true" and environment["WANDB_ERROR_REPORTING"] == "false"
@@ -87,6 +102,30 @@ def test_a_tracker_is_told_the_recipe_each_step_and_each_probe_once(
         assert environment["TRACKIO_DIR"] == str(tmp_path / "run" / "trackio")
     if tracker == "mlflow":
         assert told[0] == ["set_tracking_uri", [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"], {}]
+
+
+def test_a_tracker_has_each_figure_of_a_step_with_its_labels() -> None:
+    """What the step added of a counter."""
+    told = figures_of(a_step(2), 8)
+    expected = {
+        "learner_grad_norm": a_step(2).grad_norm, "canary_nats": a_step(2).canary, "learner_loss": -0.28,
+        "rollouts/trained": 31, "rollouts/skipped": 1, "rollouts/dropped": 2, "rollouts/nonfinite": 0,
+        "prompts_refused": 0, "responses/length": 4, "policy_lag_steps/max": 1, "policy_lag_steps/min": 0,
+        "learner_nonfinite_updates": 0, "learner_memory_bytes/1/device": 6 << 30, "step_seconds": 10.0,
+        "eta_seconds": 50.0, "verdicts/repeated": 2, "kept_ratio/plain": told["diagnostics/plain/kept"],
+    }  # fmt: skip
+    assert {name: told[name] for name in expected} == pytest.approx(expected)
+    assert told["stages/learn/tokens_per_s"] > 0 and "last_step_timestamp_seconds" not in told
+
+
+def test_a_later_step_is_told_after_a_probe_that_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B takes no figures of a step before its last."""
+    told: list[int] = []
+    taken = SimpleNamespace(id="", log=lambda figures, step: told.append(step))
+    monkeypatch.setattr("cluster.observe.trackers.MAKERS", {"wandb": lambda *_: taken})
+    sink = TrackerSink("wandb", Path("/nowhere"), Recipe())
+    sink.write(Batch(0.0, steps=(a_step(7), a_step(8)), probes=(a_probe(8), a_probe(9))))
+    assert told == [8, 8, 9, 9]
 
 
 @pytest.mark.parametrize(
