@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunCharts:
 
     def __init__(self, name: str, recipe: Recipe, gap: Gap | None = None, notes: Sequence[str] = ()) -> None:
         self.name, self.recipe, self.gap, self.notes = name, recipe, gap, notes
+        self.colocated = False
         self._columns = [Columns() for _ in PANELS]
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
@@ -105,7 +107,8 @@ class RunCharts:
     def shown(self, views: Mapping[int, str]) -> str:
         """The run as the page reads it, as JSON. views: where the token view of a step is, by its number from 1."""
         samples, waits = list(self._samples), list(self._recent)
-        seen = Seen(self.name, self.recipe, self._steps, self._probes, samples, gap=self.gap, waits=waits)
+        known = Seen(self.name, self.recipe, self._steps, self._probes, samples, gap=self.gap, waits=waits)
+        seen = replace(known, colocated=self.colocated)
         shown = {
             "name": self.name,
             "planned": self.recipe.run.steps,
@@ -182,6 +185,7 @@ def _times(batch: Batch) -> Iterator[float]:
 def charts_of(seen: Seen) -> RunCharts:
     """A run from its folder."""
     charts = RunCharts(seen.name, seen.recipe, seen.gap, seen.notes)
+    charts.colocated = seen.colocated
     last = max([step.time or 0.0 for step in seen.steps] + [span.end for span in seen.spans], default=0.0)
     charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes)))
     return charts

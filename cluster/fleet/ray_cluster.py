@@ -75,6 +75,13 @@ def plan_for(recipe: Recipe) -> Plan:
     return make_plan(recipe, [Share(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in found])
 
 
+def metrics_address() -> str:
+    """Where the figures of this process are for a Prometheus: of its Ray node, at a port that Ray chose or was told."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == here]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
 def cluster_cards() -> list[Card]:
     """The GPUs of the connected cluster's nodes as their drivers know them; of this machine those that it may use."""
     here = ray.get_runtime_context().get_node_id()

@@ -20,6 +20,8 @@ CANARY = 0.8  # of its bound
 MOSTLY = 0.9  # of the samples
 IDLE = 0.3  # share of the time that one service waits for the other, from which it is said
 WEAK = 0.5  # share of the teacher's answers, below which it is said
+BESIDE = 0.1  # share of the run's time in probes and checkpoints, from which it is said
+MUCH_BESIDE = 1 / 3  # from which there is advice on it
 FEW = 20  # samples, or windows between them, below which nothing is said of them
 
 
@@ -55,6 +57,14 @@ def _summed(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def beside(steps: Sequence[StepRecord]) -> float:
+    """The share of the run's time between steps, which probes and checkpoints take; 0 where older lines do not say it.
+    The pace is of this process; of a run that was resumed the steps before count as its own do."""
+    walls = [step.wall_s for step in steps if step.wall_s]
+    pace = steps[-1].pace_s if steps else None
+    return max(0.0, 1 - sum(walls) / len(walls) / pace) if walls and pace else 0.0
+
+
 _WHO = {"learn": "The learner is", "push": "The weight push is"}
 SERVER = "the server at teacher.url"
 
@@ -79,26 +89,31 @@ def sentence(seen: Seen) -> str:
         return "No step is done yet."
     first, share = next(iter(shares.items()))
     others = ", ".join(f"{name} {other:.0%}" for name, other in list(shares.items())[1:4])
-    steps = min(len(seen.steps), RECENT)
+    steps, between = min(len(seen.steps), RECENT), beside(seen.steps)
     of = f"of the last {steps} steps" if steps > 1 else "of the step"
-    return f"{_who(first, seen.recipe)} the bottleneck: {first} is {share:.0%} {of} ({others})."
+    if between > share * (1 - between):
+        found = f"Probes and checkpoints are the bottleneck: they take {between:.0%} of the run's time."
+        return f"{found} {of.capitalize()} {first} is {share:.0%} ({others})."
+    found = f"{_who(first, seen.recipe)} the bottleneck: {first} is {share:.0%} {of} ({others})."
+    return f"{found} Probes and checkpoints take {between:.0%} of the run's time." if between > BESIDE else found
 
 
-def _moves(recipe: Recipe) -> dict[str, str]:
-    """What makes each stage faster."""
-    pools = _pools(recipe)
+def _moves(seen: Seen) -> dict[str, str]:
+    """What makes each stage faster. More engines or ranks on the same cores or the same GPU do not."""
+    pools = _pools(seen.recipe)
     sampler, scorer = pools["sample"], pools["score"]
-    keys = f": {scorer}.num_engines, {scorer}.max_num_batched_tokens, or {scorer}.dtype"
+    engines, ranks = ("", "") if seen.colocated else ("{}.num_engines, ", "learner.num_ranks, ")
+    keys = f": {engines.format(scorer)}{scorer}.max_num_batched_tokens, or {scorer}.dtype"
     return {
-        "sample": f"More or faster sampling: {sampler}.num_engines, {sampler}.max_num_seqs, or shorter responses",
+        "sample": f"More or faster sampling: {engines.format(sampler)}{sampler}.max_num_seqs, or shorter responses",
         "score": f"More or faster scoring{f' by {SERVER}' if scorer == SERVER else keys}",
-        "learn": "A faster learner: learner.num_ranks, learner.micro_batch_tokens, or fewer prompts a step",
+        "learn": f"A faster learner: {ranks}learner.micro_batch_tokens, or fewer prompts a step",
         "push": "A faster push: weights.transport, or learner.lora_rank",
     }
 
 
 def _bottleneck(seen: Seen) -> Iterator[Advice]:
-    shares, lag, moves = stage_shares(seen.steps), seen.recipe.run.max_policy_lag, _moves(seen.recipe)
+    shares, lag, moves = stage_shares(seen.steps), seen.recipe.run.max_policy_lag, _moves(seen)
     first = next(iter(shares), "")
     if first not in moves:
         return
@@ -107,9 +122,19 @@ def _bottleneck(seen: Seen) -> Iterator[Advice]:
     if first == "learn" and any(parts.values()):
         most = max(parts, key=parts.__getitem__)
         act += f" Most of it is {most}: {parts[most] / sum(parts.values()):.0%}."
-    if not lag and shares[first] < 0.7 and len(seen.steps) > 1:
+    if not (lag or seen.colocated) and shares[first] < 0.7 and len(seen.steps) > 1:
         act += " With run.max_policy_lag = 1 rollouts and learner work side by side."
     yield Advice(f"{first} takes {shares[first]:.0%} of the wall time", act)
+
+
+def _beside(seen: Seen) -> Iterator[Advice]:
+    run, between = seen.recipe.run, beside(seen.steps)
+    if between > MUCH_BESIDE:
+        keys = {"probe_every": run.probe_every, "checkpoint_every": run.checkpoint_every}
+        often = " or ".join(f"run.{key} ({every})" for key, every in keys.items() if every)
+        ask = f"Raise {often}, or ask" if often else "Ask"
+        act = f"{ask} less at a probe: probe.samples ({seen.recipe.probe.samples})."
+        yield Advice(f"probes and checkpoints take {between:.0%} of the run's time", act)
 
 
 def _truncation(seen: Seen) -> Iterator[Advice]:
@@ -210,7 +235,9 @@ def _queue(seen: Seen) -> Iterator[Advice]:
     for pool in ("student", "teacher"):
         full = sum(sample.waiting.get(pool, 0) > 0 for sample in samples) / len(samples)
         if full > MOSTLY:
-            act = f"Its engines are full: raise {pool}.max_num_seqs or {pool}.num_engines."
+            is_fixed = seen.colocated or (pool == "teacher" and seen.recipe.teacher.url)
+            more = "" if is_fixed else f" or {pool}.num_engines"
+            act = f"Its engines are full: raise {pool}.max_num_seqs{more}."
             yield Advice(f"work waited for the {pool} pool in {full:.0%} of the samples", act)
 
 
@@ -225,7 +252,10 @@ def _idle(seen: Seen) -> Iterator[Advice]:
         stage = max(("sample", "score"), key=lambda name: shares.get(name, 0.0))
         pool = _pools(seen.recipe)[stage]
         act = f"Of sample and score it waits for {stage}: "
-        act += f"{SERVER} has to be faster." if pool == SERVER else f"add {pool} engines ({pool}.num_engines)."
+        if pool == SERVER:
+            act += f"{SERVER} has to be faster."
+        else:
+            act += f"{_moves(seen)[stage]}." if seen.colocated else f"add {pool} engines ({pool}.num_engines)."
         yield Advice(f"the learner waited for rollouts in {learner:.0%} of the time", act)
     if engines > IDLE:
         act = "More of them would not help: fewer would do as much, until the learner is faster."
@@ -233,5 +263,5 @@ def _idle(seen: Seen) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[Seen], Iterator[Advice]], ...] = (
-    _bottleneck, _truncation, _kept, _lengths, _probe, _teacher, _canary, _queue, _idle,
+    _bottleneck, _beside, _truncation, _kept, _lengths, _probe, _teacher, _canary, _queue, _idle,
 )  # fmt: skip

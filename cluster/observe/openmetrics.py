@@ -1,18 +1,25 @@
 """`edge-opd export-metrics`: a run's figures with their times as OpenMetrics, to be filled into a Prometheus:
 
 promtool tsdb create-blocks-from openmetrics FILE DATA
+
+A value is told as it changes, and again while it stays, since Prometheus looks back for 5 minutes and a rate needs two
+values. Of large runs the engines' figures are told once a minute.
 """
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.observe.figures import FIGURES, RAY_PREFIX
+from cluster.observe.figures import COUNTER, FIGURES, GAUGE, RAY_PREFIX
 from cluster.observe.observer import FAILED, FINISHED, Batch
 from cluster.observe.seen import Seen, read_seen
-from cluster.observe.values import Values
+from cluster.observe.values import Key, Values
 from evidence.telemetry import pieces
 
-Series = dict[str, list[tuple[int, float]]]  # labels as text: (milliseconds, value)
+AGAIN_MS = {GAUGE: 60_000, COUNTER: 15_000}  # after which a value that stays is told again
+MOST = 1_000_000  # values of engines, about 120 MB; of a run that has more each is told once in THIN_MS
+THIN_MS = 60_000
+UNKNOWN = {"run_stopped"}  # of a run's files
 
 
 def export_metrics(run: Path, out: Path | None) -> Path:
@@ -26,7 +33,8 @@ def export_metrics(run: Path, out: Path | None) -> Path:
     if not seen.steps or any(step.time is None for step in seen.steps):
         raise ValueError(f"{run}: found no times in metrics.jsonl, expected a run of this version with a step")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines(seen)), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(lines(seen))
     return path
 
 
@@ -34,24 +42,49 @@ def lines(seen: Seen) -> Iterator[str]:
     """The families one after another, each series by its time. Names are those of Ray's endpoint."""
     families = _families(seen)
     for name, row in FIGURES.items():
-        if name not in families:
+        if name not in families or name in UNKNOWN:
             continue
         yield f"# TYPE {RAY_PREFIX}{name.removesuffix('_total')} {row.kind}\n"
         yield f"# HELP {RAY_PREFIX}{name.removesuffix('_total')} {row.meaning}\n"
-        for labels, points in families[name].items():
-            for at, value in points:
+        for labels, series in families[name].items():
+            for at, value in zip(series.times, series.values, strict=True):
                 yield f"{RAY_PREFIX}{name}{{{labels}}} {value:.10g} {at / 1000:.3f}\n"
     yield "# EOF\n"
 
 
-def _families(seen: Seen) -> dict[str, Series]:
-    """Every value at every moment at which anything came, as a scrape would have found it."""
-    values, families = Values(seen.recipe), dict[str, Series]()
+class _Series:
+    """The points of a figure with its labels, Unix ms. again_ms: between two of one value; least_ms: between two."""
+
+    def __init__(self, again_ms: int, least_ms: int) -> None:
+        self._again_ms, self._least_ms = again_ms, least_ms
+        self.times, self.values = array("q"), array("d")
+
+    def add(self, at: int, value: float) -> None:
+        """The value at a moment, which is left out where it is due neither as news nor again."""
+        if self.times:
+            due = self._again_ms if value == self.values[-1] else 0
+            if at - self.times[-1] < max(due, self._least_ms):
+                return
+        self.times.append(at)
+        self.values.append(value)
+
+
+def _families(seen: Seen) -> dict[str, dict[str, _Series]]:
+    """The values at the moments at which anything came, as scrapes would have found them, by name and labels."""
+    values, found = Values(seen.recipe), dict[Key, _Series]()
+    of_engines = {name for name, row in FIGURES.items() if "engine" in row.labels}
+    count = len(of_engines) * sum(len(sample.engines) for sample in seen.samples)
+    least_ms = dict.fromkeys(of_engines, THIN_MS if count > MOST else 0)
     for at, batch in _moments(seen):
         values.add(batch)
-        for (name, labels), value in values.now.items():
-            text = ",".join(f'{key}="{_escaped(word)}"' for key, word in (("run", seen.name), *labels))
-            families.setdefault(name, {}).setdefault(text, []).append((at, value))
+        for key, value in values.now.items():
+            if key not in found:
+                found[key] = _Series(AGAIN_MS[FIGURES[key[0]].kind], least_ms.get(key[0], 0))
+            found[key].add(at, value)
+    families: dict[str, dict[str, _Series]] = {}
+    for (name, labels), series in found.items():
+        text = ",".join(f'{label}="{_escaped(word)}"' for label, word in (("run", seen.name), *labels))
+        families.setdefault(name, {})[text] = series
     return families
 
 

@@ -28,6 +28,7 @@ class Seen:
     gap: Gap | None = None  # none in older runs, and before it is measured
     notes: Sequence[str] = ()  # what the start said of the prompts, and the last one of the GPUs' memory
     waits: Sequence[Window] = ()  # between the recent samples
+    colocated: bool = False  # whether engines and ranks share a node's cores, or one GPU; False in older runs
 
     @property
     def is_whole(self) -> bool:
@@ -47,7 +48,7 @@ def read_seen(folder: Path) -> Seen:
         ValueError: not a run, or a damaged file; names it.
     """
     recipe = read_resolved(folder).recipe
-    planned = [plan.said for plan in read_plans(folder / MEMORY)][-1:]
+    planned = read_plans(folder / MEMORY)[-1:]
     samples, spans = read_samples(folder / SAMPLES), read_spans(folder / TRACE)
     return Seen(
         folder.resolve().name,
@@ -56,6 +57,7 @@ def read_seen(folder: Path) -> Seen:
         samples,
         spans,
         read_gap(folder / GAP),
-        [*read_notes(folder / "inputs.json"), *(line for said in planned for line in said)],
+        [*read_notes(folder / "inputs.json"), *(line for plan in planned for line in plan.said)],
         windows(samples[-RECENT_SAMPLES:], spans, recipe.observe.every_s),
+        any(plan.colocated for plan in planned),
     )

@@ -54,8 +54,8 @@ def plan_in_use(recipe: Recipe, plan: Plan, said: Sequence[str]) -> MemoryPlan:
         else EnginePlan(config.gpu_memory_utilization, config.kv_cache_gib)
         for pool, config in pools.items()
     }
-    sleep = plan.engines_sleep
-    return MemoryPlan(time.time(), plan.device, recipe.learner.micro_batch, engines, sleep, tuple(said))
+    shared = plan.engines_sleep, tuple(said), plan.colocated
+    return MemoryPlan(time.time(), plan.device, recipe.learner.micro_batch, engines, *shared)
 
 
 def _unplanned(recipe: Recipe) -> Recipe:

@@ -30,3 +30,4 @@ class MemoryPlan:
     engines: Annotated[Mapping[str, EnginePlan], "", "by pool"]
     engines_sleep: Annotated[bool, "", "whether engines sleep while the learner works"]
     said: Annotated[tuple[str, ...], "", "the plan of each card, as the run's output has it"] = ()
+    colocated: Annotated[bool, "", "whether engines and ranks share a node's cores, or one GPU"] = False

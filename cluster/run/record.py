@@ -223,7 +223,8 @@ def _plan(line: Mapping[str, Any]) -> MemoryPlan:
     for pool, plan in line["engines"].items():
         _require_numbers({f"engines.{pool}.{name}": value for name, value in plan.items()})
     said, sleep = tuple(str(one) for one in line["said"]), bool(line["engines_sleep"])
-    return MemoryPlan(line["time"], str(line["device"]), line["micro_batch_tokens"], engines, sleep, said)
+    shared = bool(line.get("colocated", False))  # older lines do not say it
+    return MemoryPlan(line["time"], str(line["device"]), line["micro_batch_tokens"], engines, sleep, said, shared)
 
 
 def read_answers(path: Path) -> list[Answer]:

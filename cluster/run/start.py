@@ -16,7 +16,7 @@ from cluster.fleet.calls import Died
 from cluster.fleet.head import watched_head
 from cluster.fleet.launch import adapter_of
 from cluster.fleet.placement import Plan
-from cluster.fleet.ray_cluster import cluster_cards, connect, plan_for
+from cluster.fleet.ray_cluster import cluster_cards, connect, metrics_address, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.models import called
@@ -90,6 +90,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
 
 async def _run(recipe: Recipe, folder: RunDir, sink: MetricsSink, resume: bool, inputs: RunInputs) -> None:
     connect()  # which has a handler of its own for SIGTERM
+    if recipe.observe.ray:
+        sink.say(f"figures for Prometheus: {metrics_address()}")
     with heeding(recipe.faults.grace_s) as stop, watched_head(partial(end_at_once, sink, folder, stop=stop)):
         await _survive(recipe, folder, sink, resume, inputs, stop)
 

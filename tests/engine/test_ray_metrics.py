@@ -89,6 +89,7 @@ def test_a_run_is_scraped_while_it_runs_and_missed_when_its_driver_is_killed(
             done = len(lines(metrics))
             run.wait_until("so many steps", lambda: told(figures_at(port))["steps_done|watched"] >= done, SECONDS)
             run.wait_until("all parts up", lambda: all_up(told(figures_at(port))), SECONDS)
+            assert f"figures for Prometheus: http://127.0.0.1:{port}/metrics\n" in run.said()
             of_the_run(run_dir, told(figures_at(port)))
             run.wait_until("scrapes of several steps", lambda: len(set(scraped(server))) > 3, SECONDS)
             run.wait_until("a scrape each second", lambda: len(scraped(server)) > 15, SECONDS)

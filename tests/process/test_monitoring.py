@@ -1,15 +1,20 @@
 """Prometheus and Grafana: the committed files are what the code makes, and a real Prometheus answers every panel."""
 
+import asyncio
 import math
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from ray._private.parameter import RayParams as Parameters
@@ -19,6 +24,7 @@ from cluster.config import Recipe
 from cluster.dashboard.panels import charts
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.observe.alerts import ALERTS
+from cluster.observe.config import ObserveConfig
 from cluster.observe.figures import FIGURES, RAY_PREFIX
 from cluster.observe.grafana import ROWS, dashboard, legend, promql
 from cluster.observe.monitoring import files
@@ -26,13 +32,16 @@ from cluster.observe.observer import Batch
 from cluster.observe.openmetrics import lines
 from cluster.observe.ray_sink import RaySink
 from cluster.observe.readings import PROGRESS
-from cluster.observe.seen import read_seen
+from cluster.observe.seen import Seen, read_seen
+from cluster.observe.sinks import MetricsSink
 from cluster.observe.timeline import CALLS
 from cluster.observe.values import Values
 from cluster.observe.waits import waited
+from cluster.run import start
 from cluster.run.record import read_steps
+from cluster.run.rundir import RunDir
 from evidence.telemetry import Span
-from tests.observed import BEGAN, STEP_S, a_sample, a_step, observed_run, spans_of
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
 from tests.pages import MONITORING
 from tests.prometheus import promtool, serving
 from tests.unit.test_observer import Kept, answers, observed
@@ -292,6 +301,31 @@ def test_a_local_runs_endpoint_is_at_a_port_that_nothing_else_has(tmp_path: Path
         assert int(own) not in (0, port)
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_run_says_where_its_endpoint_is(
+    watched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The port is one that Ray chose, of this process's own node."""
+    nodes = [
+        {"NodeID": name, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": port}
+        for name, port in (("theirs", 8080), ("ours", 41234))
+    ]
+    own = SimpleNamespace(get_node_id=lambda: "ours")
+    fake = SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: own)
+    monkeypatch.setattr("cluster.fleet.ray_cluster.ray", fake)
+    monkeypatch.setattr(start, "connect", lambda: None)
+    monkeypatch.setattr(start, "watched_head", lambda _: nullcontext())
+
+    async def survive(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(start, "_survive", survive)
+    recipe = Recipe(observe=ObserveConfig(ray=watched))
+    asyncio.run(start._run(recipe, RunDir(Path("r")), MetricsSink(1), False, None))  # type: ignore[arg-type]
+    said = "figures for Prometheus: http://127.0.0.1:41234/metrics\n"
+    assert capsys.readouterr().out == (said if watched else "")
+
+
 def test_figures_without_an_endpoint_do_not_end_a_run(tmp_path: Path) -> None:
     """A Ray that has none: its agent is gone, or nothing is connected."""
     good, sink = Kept(), RaySink(tmp_path, Recipe())
@@ -482,3 +516,53 @@ def test_a_probe_and_an_export_are_progress_and_a_stop_is_told() -> None:
         assert values.now["run_stopped", ()] == 0.0
         values.add(Batch(0.0, ended=ended))
         assert values.now["run_stopped", ()] == stopped
+
+
+def crowded_run(engines: int, samples: int) -> Seen:
+    """A run at one step each 10 s, whose engines' figures change with every sample of 5 s."""
+    rng = np.random.default_rng(0)
+    told = [crowded(a_sample(5.0 * place), engines, rng) for place in range(samples)]
+    steps = [a_step(step) for step in range(samples // 2)]
+    return Seen("r", Recipe(), steps, samples=told)
+
+
+def values_of(text: Iterable[str]) -> dict[str, list[tuple[float, float]]]:
+    """(time, value) of each series."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in text:
+        if not line.startswith("#"):
+            name, value, at = line.rsplit(" ", 2)
+            found.setdefault(name, []).append((float(at), float(value)))
+    return found
+
+
+def test_an_exported_value_that_stays_is_told_once_a_minute_and_a_counter_four_times() -> None:
+    """Every change of a figure that is no engine's is there, and no gap is as long as Prometheus looks back."""
+    seen = crowded_run(1, 240)
+    told = values_of(lines(seen))
+    times = {name: [at for at, _ in points] for name, points in told.items()}
+    assert max(later - at for of in times.values() for at, later in pairwise(of)) <= 60.0
+    planned = times['ray_edge_opd_steps_planned{run="r"}']
+    assert 20 <= len(planned) <= 25, "20 minutes"
+    refused = times['ray_edge_opd_prompts_refused_total{run="r"}']
+    assert 70 <= len(refused) <= 85
+    norms = [value for _, value in told['ray_edge_opd_learner_grad_norm{run="r"}']]
+    changes = [value for place, value in enumerate(norms) if not place or value != norms[place - 1]]
+    assert changes == pytest.approx([step.grad_norm for step in seen.steps])
+
+
+def test_engines_of_a_large_export_are_thinned_to_a_value_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = crowded_run(4, 240)
+    whole = values_of(lines(seen))
+    monkeypatch.setattr("cluster.observe.openmetrics.MOST", 1000)
+    thin = values_of(lines(seen))
+    assert whole.keys() == thin.keys()
+    of_engines = [name for name in whole if ",engine=" in name or "engine=" in name]
+    name = next(name for name in of_engines if "kv_cache" in name)
+    assert len(whole[name]) > 200 and 18 <= len(thin[name]) <= 25
+    assert all(thin[name] == whole[name] for name in whole.keys() - set(of_engines))
+
+
+def test_what_files_do_not_say_is_not_exported() -> None:
+    """Whether a run was stopped as asked."""
+    assert not [name for name in values_of(lines(crowded_run(1, 8))) if "run_stopped" in name]

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from cluster.config import Recipe, RunConfig, WeightsConfig
+from cluster.dashboard.charts import charts_of
+from cluster.fleet.placement import Share, make_plan
 from cluster.observe.advice import FEW, KEEPS_MORE, Advice, advice, sentence, stage_shares
 from cluster.observe.seen import Seen, read_seen
 from cluster.observe.waits import Window
-from cluster.run.record import Gap, ProbeRecord
+from cluster.run.memory import plan_in_use
+from cluster.run.planned import MemoryPlan
+from cluster.run.record import Gap, ProbeRecord, append_plan
 from evidence.diagnostics import TokenStats
 from evidence.rule import REGIONS, EvidenceConfig
 from evidence.telemetry import Sample
@@ -67,6 +71,68 @@ def test_the_bottlenecks_keys_are_those_of_the_engines_that_do_it() -> None:
     assert who == "The teacher's server is" and "teacher.url" in act and "num_engines" not in act
     who, act = of(replace(LAG, rollout=replace(LAG.rollout, sampler="teacher")), "sample")
     assert who == "The teacher's engines are" and "teacher.num_engines" in act and "student" not in act
+
+
+def keys_in(recipe: Recipe, colocated: bool) -> str:
+    """All that any rule says where a stage, its queue and its waiting service are at their worst."""
+    waiting = {"student": 9, "teacher": 9}
+    samples = [Sample(2.0 * place, groups={"done": 0}, waiting=waiting) for place in range(FEW)]
+    waits = windows_of({("learner", "rollouts"): 1.0})
+    found = []
+    for stage in ("sample", "score", "learn"):
+        steps = steps_of(stages={stage: StageTime(6.0, 9), "push": StageTime(0.1, 0)})
+        seen = Seen("run", recipe, steps, samples=samples, waits=waits, colocated=colocated)
+        found += [str(one) for one in advice(seen)]
+    return " ".join(found)
+
+
+def test_more_engines_or_ranks_are_advised_only_where_there_is_room_for_them() -> None:
+    """On one node's cores they share what there is, and one GPU takes no more of them."""
+    for recipe in (LAG, Recipe()):
+        alone, shared = keys_in(recipe, False), keys_in(recipe, True)
+        assert all(key in alone for key in ("student.num_engines", "teacher.num_engines", "learner.num_ranks"))
+        assert "num_engines" not in shared and "num_ranks" not in shared and "max_policy_lag" not in shared
+        assert "student.max_num_seqs" in shared and "learner.micro_batch_tokens" in shared
+
+
+@pytest.mark.parametrize("colocated", [False, True])
+def test_what_shares_a_machine_is_known_of_a_runs_folder_and_of_its_page(tmp_path: Path, colocated: bool) -> None:
+    run = observed_run(tmp_path / "run")
+    append_plan(run / "memory.jsonl", MemoryPlan(1.0, "cuda", 512, {}, False, colocated=not colocated))
+    append_plan(run / "memory.jsonl", MemoryPlan(2.0, "cuda", 512, {}, False, colocated=colocated))  # of a resume
+    seen = read_seen(run)
+    assert seen.colocated == colocated
+    for text in (str(advice(seen)[0]), charts_of(seen).shown({})):
+        assert ("learner.num_ranks" in text) != colocated and "learner.micro_batch_tokens" in text
+
+
+@pytest.mark.parametrize(("gpus", "colocated"), [(0.0, True), (1.0, True), (3.0, False)])
+def test_a_start_writes_down_what_shares_a_machine(gpus: float, colocated: bool) -> None:
+    plan = make_plan(Recipe(), [Share(8.0, gpus)])
+    assert plan_in_use(Recipe(), plan, []).colocated == colocated
+
+
+def test_a_teachers_server_has_no_engines_of_ours() -> None:
+    server = replace(LAG, teacher=replace(LAG.teacher, url="http://127.0.0.1:8000/v1"))
+    for colocated in (False, True):
+        said_of = keys_in(server, colocated)
+        assert "raise teacher.max_num_seqs" in said_of and "teacher.num_engines" not in said_of
+
+
+def test_time_beside_the_steps_is_counted_and_the_keys_for_it_are_named() -> None:
+    def of(pace_s: float) -> tuple[str, list[str]]:
+        seen = Seen("run", LAG, steps_of(30, metrics={}, pace_s=pace_s))
+        return sentence(seen), [str(one) for one in advice(seen)]
+
+    learner = "The learner is the bottleneck: learn is 75% of the last 20 steps (sample 20%)."
+    assert of(10.5)[0] == learner and of(8.0)[0] == learner
+    assert of(12.5)[0] == f"{learner} Probes and checkpoints take 20% of the run's time."
+    words, told = of(40.0)
+    assert words == "Probes and checkpoints are the bottleneck: they take 75% of the run's time. " + (
+        "Of the last 20 steps learn is 75% (sample 20%)."
+    )
+    assert len(told) == 2 and "run.probe_every (8)" in told[1] and "run.checkpoint_every" not in told[1]
+    assert len(of(12.5)[1]) == 1
 
 
 def test_nothing_is_said_before_the_first_step_or_of_a_healthy_run() -> None:
