@@ -78,7 +78,8 @@ def plan(
     rows: Sequence[TrainRow], num_ranks: int, budget: int, is_compared: bool = False
 ) -> list[list[list[TrainRow]]]:
     """Rows to [rank][micro-batch][row]: balanced by tokens, packs of at most `budget` tokens (or one longer row), of
-    rows that are about as long as each other.
+    rows that are about as long as each other. The packs of a rank are as few as the budget asks for, and about equal:
+    the largest decides how much memory a step takes.
 
     Rows with the same prompt stay together as far as the budget and the balance let them. Every rank gets the same
     number of micro-batches, since ZeRO-2 and ZeRO-3 run collectives in each of them: a rank that runs out repeats as an
@@ -99,7 +100,7 @@ def plan(
         lightest = loads.index(min(loads))
         ranks[lightest].append(part)
         loads[lightest] += part.student.tokens
-    packs = [_first_fit(rank_parts, budget) for rank_parts in ranks]
+    packs = [[one.rows for one in _even_bins(rank_parts, budget)] for rank_parts in ranks]
     most = max(1, max(len(p) for p in packs))
     return [p + [[] for _ in range(most - len(p))] for p in packs]
 
@@ -122,26 +123,61 @@ class _Bin:
     """A pack that is being filled."""
 
     def __init__(self) -> None:
-        self.places: list[int] = []
+        self._parts: dict[int, Part] = {}
         self._student, self._teacher = Extent(), Extent()
 
-    def takes(self, part: Part, budget: int) -> bool:
-        """Whether the part fits beside what is there; an empty one takes any."""
+    @property
+    def tokens(self) -> int:
+        """S: a prompt that parts of it share is run once."""
+        prompts = [part.rows[0].prompt_ids for part in self._parts.values()]
+        once = {prompt.tobytes(): len(prompt) for prompt in prompts}
+        return self._student.tokens - sum(map(len, prompts)) + sum(once.values())
+
+    @property
+    def rows(self) -> list[TrainRow]:
+        """The parts in the order of their places."""
+        return [row for _, part in sorted(self._parts.items()) for row in part.rows]
+
+    def takes(self, part: Part, tokens: int, budget: int) -> bool:
+        """Whether the part fits beside what is there, within `tokens` and the bounds of `budget`; an empty one takes
+        any."""
         student, teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
-        fits = student.tokens <= budget and student.fits(budget) and teacher.fits(OF_A_TEACHER * budget)
-        return fits or not self.places
+        fits = student.tokens <= tokens and student.fits(budget) and teacher.fits(OF_A_TEACHER * budget)
+        return fits or not self._parts
 
     def add(self, place: int, part: Part) -> None:
-        self.places.append(place)
+        self._parts[place] = part
         self._student, self._teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
 
 
-def _first_fit(parts: Sequence[Part], budget: int) -> list[list[TrainRow]]:
-    """Packs, filled with the longest rows first; within one the parts keep their order."""
+def _first_fit(parts: Sequence[Part], tokens: int, budget: int) -> list[_Bin]:
+    """Packs of at most `tokens`, or one longer part, filled with the longest rows first."""
     bins: list[_Bin] = []
     for place in sorted(range(len(parts)), key=lambda place: parts[place].student.longest, reverse=True):
-        fit = next((one for one in bins if one.takes(parts[place], budget)), None)
+        fit = next((one for one in bins if one.takes(parts[place], tokens, budget)), None)
         if fit is None:
             bins.append(fit := _Bin())
         fit.add(place, parts[place])
-    return [[row for place in sorted(one.places) for row in parts[place].rows] for one in bins]
+    return bins
+
+
+def _even_bins(parts: Sequence[Part], budget: int) -> list[_Bin]:
+    """No more packs than full ones of `budget` would be, no more tokens of prompts that are run again, and the largest
+    pack as small as first fit can make it."""
+    bins = _first_fit(parts, budget, budget)
+    sizes = [part.student.tokens for part in parts]
+    least, most = max(sizes, default=0), min(budget, sum(sizes))
+    while least < most:
+        middle = (least + most) // 2
+        tried = _first_fit(parts, middle, budget)
+        if all(mine <= full for mine, full in zip(_cost(tried), _cost(bins), strict=True)):
+            bins, most = tried, middle
+        else:
+            least = middle + 1
+    return bins
+
+
+def _cost(bins: Sequence[_Bin]) -> tuple[int, int, int]:
+    """How many packs, their tokens, and the most of one."""
+    sizes = [one.tokens for one in bins]
+    return len(sizes), sum(sizes), max(sizes)
