@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from rollout.ending import end_uncollected, end_with_parent
+from rollout.vllm_quirks.sampling import look_for_top_k_first
 
 if TYPE_CHECKING:
     from rollout.config import EngineConfig
@@ -30,13 +31,14 @@ def scheduling_arguments(config: "EngineConfig") -> dict[str, Any]:
 
 def scheduler(vllm_config: Any, **arguments: Any) -> Any:
     """vLLM's own scheduler with what an engine of ours needs. The engine's core, which makes it, ends with the process
-    that started it, and as soon as it is told to."""
+    that started it, and as soon as it is told to; on a CPU it is where the model samples."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
     kind = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
     end_with_parent()
     end_uncollected()
+    look_for_top_k_first()
     made = kind(vllm_config=vllm_config, **arguments)
     _look_up_prompts(made.kv_cache_manager)
     _keep_a_place(made)

@@ -34,7 +34,7 @@ from learner.folder import engines_files
 from rollout import vllm_quirks as quirks
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from rollout.cores import cpu_flags, has_bfloat16
-from rollout.vllm_quirks import scheduling
+from rollout.vllm_quirks import sampling, scheduling
 from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
@@ -173,7 +173,7 @@ async def _checked_beside(engine: Any, request: RolloutRequest) -> dict[str, Any
 
 
 def test_every_entry_names_a_test_of_this_file() -> None:
-    text = inspect.getsource(quirks) + inspect.getsource(scheduling)
+    text = "".join(map(inspect.getsource, (quirks, sampling, scheduling)))
     named = set(re.findall(r"\btest_\w+", text)) - {"test_vllm_contract"}
     here = {name for name in globals() if name.startswith("test_")}
     assert named and named <= here
@@ -337,6 +337,32 @@ def test_a_check_goes_first_and_has_a_place_of_its_own(found: dict[str, Any], mo
     assert order["done"][:2] == ["checked", "sampled"], changed("a row that is asked for last is not scored last")
     expected = logprobs_of(plain_model(model), PROMPT, RESPONSE).detach().numpy()
     assert np.abs(np.array(order["checked"]) - expected).max() < 1e-3
+
+
+def test_a_cpu_sorts_the_whole_vocabulary_for_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.ops import topk_topp_sampler as place
+
+    usual = place.apply_top_k_top_p_pytorch
+    taken = [*inspect.signature(usual).parameters.items()]
+    assert [name for name, _ in taken] == ["logits", "k", "p", "allow_cpu_sync"], changed(
+        "its top-p takes other things"
+    )
+    logits = 4 * torch.randn(8, 49_152, generator=torch.Generator().manual_seed(0))
+    k, p = torch.tensor([1, 20, 20, 40, 300, 49_152, 20, 20], dtype=torch.int32), torch.tensor([0.5, 0.95] * 4)
+    expected = place.apply_top_k_top_p(logits.clone(), k, p)
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        shapes.append(tuple(logits.shape))
+        return usual(logits, *arguments, **options)
+
+    monkeypatch.setattr(place, "apply_top_k_top_p_pytorch", noted)
+    place.apply_top_k_top_p(logits.clone(), k, p)
+    assert shapes == [(8, 49_152)], changed("a CPU no longer sorts all rows for top-p")
+    sampling.look_for_top_k_first()
+    sampling.look_for_top_k_first()  # a second engine in the process
+    assert torch.equal(place.apply_top_k_top_p(logits.clone(), k, p), expected)
+    assert shapes[1:] == [(8, 384), (1, 49_152)], changed("top-p is taken elsewhere")
 
 
 def test_the_samples_of_a_request_have_seeds_that_follow_each_other(found: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def filled(rows: Sequence[TrainRow], num_ranks: int, budget: int, is_compared: b
 
 
 def like_a_step(prompts: int, samples: int, longest: int) -> list[TrainRow]:
-    """Prompts of 34 to 45 tokens, and responses a few tokens shorter than the longest allowed, of which many are cut."""
+    """Prompts of 34 to 45 tokens, and responses of a few tokens less than the longest allowed."""
     rng = np.random.default_rng(0)
     responses = [np.clip(rng.normal(longest - 4, 7, samples).astype(int), 8, longest) for _ in range(prompts)]
     return groups_of(*[(int(rng.integers(34, 46)), group.tolist()) for group in responses])
@@ -98,4 +98,4 @@ def test_even_packs_hold_each_row_once_and_are_neither_more_nor_larger_than_full
     for before, after in zip(sizes(full), sizes(even), strict=True):
         assert max(after) <= max(before) and sum(after) <= sum(before)
     for pack in (pack for packs in even for pack in packs):
-        assert packed_tokens(pack) <= budget or len(pack) == 1 and row_length(pack[0]) > budget
+        assert packed_tokens(pack) <= budget or (len(pack) == 1 and row_length(pack[0]) > budget)
