@@ -76,6 +76,12 @@ def a_sample(seconds: float) -> Sample:
     return Sample(BEGAN + seconds, version, groups, seconds % STEP_S, {"student": 0, "teacher": 2 * busy}, engines)
 
 
+def dense_spans(since: float, seconds: float, engines: int) -> list[Span]:
+    """Engines that score for 0.1 s each 0.2 s: the shortest stretches that a page is measured with."""
+    begins = [BEGAN + since + 0.2 * place for place in range(round(seconds / 0.2))]
+    return [Span(f"teacher engine {engine}", "score", at, at + 0.1) for at in begins for engine in range(engines)]
+
+
 def crowded(sample: Sample, each: int, rng: np.random.Generator) -> Sample:
     """With `each` engines of each pool, whose figures are their own."""
     engines = {}

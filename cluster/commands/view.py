@@ -19,7 +19,7 @@ from evidence.rule import EvidenceConfig
 from evidence.schema import shard_metadata
 from evidence.shards import read_shard, shard_of
 from evidence.sidecar import read_student
-from evidence.view.heatmap import Neighbours, RowText, choose_shown, heatmap, student_samples
+from evidence.view.heatmap import MAX_TOKENS, Neighbours, RowText, choose_shown, heatmap, student_samples
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _page(run: Path, recipe: Recipe, info: ShardInfo, asked: Asked, decoder: Dec
     rule = replace(rule, tau=rule.tau if tau is None else tau, region=rule.region if region is None else region)
     student = student_samples(table) if recipe.rollout.sampler == "student" else {}
     texts = {row: _text(table, row, decoder.decode) for row in choose_shown(table, asked.prompt_id)}
-    return heatmap(table, texts, rule, student | _learner_logprobs(run, info), decoder.note, beside)
+    most = MAX_TOKENS if asked.prompt_id is None else None
+    return heatmap(table, texts, rule, student | _learner_logprobs(run, info), decoder.note, beside, most)
 
 
 def _shards(run: Path) -> dict[int, ShardInfo]:

@@ -1,24 +1,26 @@
 """One run as the page shows it, put together batch by batch: live from the observer, or at once from its folder."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 from cluster.config import Recipe
 from cluster.dashboard.columns import Columns
+from cluster.dashboard.lanes import Lanes
 from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.observe.advice import advice, sentence
-from cluster.observe.observer import Batch
+from cluster.observe.observer import FINISHED, STOPPED, Batch
 from cluster.observe.seen import RECENT_SAMPLES, Seen
-from cluster.observe.timeline import in_order
-from cluster.observe.waits import FAR_APART, Waits, Window, together
+from cluster.observe.timeline import PUSH_PARTS
+from cluster.observe.waits import Apart, Waits, Window, together
 from cluster.run.record import Gap, ProbeRecord, StepRecord
-from evidence.telemetry import Sample, Span, joined, shares
+from evidence.telemetry import Sample, Span
 
-LANES_S = 180.0  # that the lanes show
 SLACK_S = 0.5  # by which a push's last span may end after the step was recorded
 NEAR = 0.8  # of the canary's tolerance, from which its tile is marked
 
@@ -34,21 +36,19 @@ class RunCharts:
         self._steps: list[StepRecord] = []
         self._probes: list[ProbeRecord] = []
         self._samples: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
-        self._fault = ""  # of the last sample
-        self._spans: deque[Span] = deque()
-        self._pushes: list[Span] = []  # of the step under way
+        self._fault, self._apart = "", Apart(recipe.observe.every_s)  # of the last sample
+        self._lanes = Lanes()
+        self._pushes: deque[Span] = deque()  # that no step has yet, by their end
         self._waits, self._windows = Waits(recipe.observe.every_s), deque[Window]()
         self._recent: deque[Window] = deque(maxlen=RECENT_SAMPLES)
-        self._now, self._began = 0.0, inf
+        self._began, self._ended = inf, ""
 
     def add(self, batch: Batch) -> None:
         """What is new."""
-        self._now = batch.time
-        self._began = min([self._began, *_times(batch)])
-        self._spans.extend(batch.spans)
-        self._pushes.extend(batch.spans)
-        while self._spans and self._spans[0].end < self._now - 2 * LANES_S:
-            self._spans.popleft()
+        self._began, self._ended = min([self._began, *_times(batch)]), batch.ended
+        self._lanes.add(batch.spans)
+        pushes = [span for span in batch.spans if (span.lane, span.name) in PUSH_PARTS]
+        self._pushes.extend(sorted(pushes, key=attrgetter("end")))
         for sample in batch.samples:
             self._add_sample(sample)
         for step in batch.steps:
@@ -65,7 +65,7 @@ class RunCharts:
         if sample.fault:
             self._gap("sample", sample.time)
             return
-        if before and sample.time - before.time > FAR_APART * self.recipe.observe.every_s:
+        if before and self._apart.are(sample.time - before.time):
             self._gap("sample", (before.time + sample.time) / 2)
         self._append("sample", sample.time, sample, before)
         self._samples.append(sample)
@@ -77,22 +77,24 @@ class RunCharts:
         self._append("step", step.step + 1, step, self.recipe)
         end = (step.time or 0.0) + SLACK_S
         begin = (step.time or 0.0) - (step.wall_s or 0.0)  # a push before it is of the start
-        own = [span for span in self._pushes if span.begin >= begin and span.end <= end]
-        self._pushes = [span for span in self._pushes if span.end > end]
-        self._append("push", step.step + 1, step, own)
+        own = []
+        while self._pushes and self._pushes[0].end <= end:
+            own.append(self._pushes.popleft())
+        self._append("push", step.step + 1, step, [span for span in own if span.begin >= begin])
 
     def _add_window(self, window: Window) -> None:
-        """Shown together with those before it, as far back as a step takes: windows shorter than a step are all wait or
-        none."""
+        """Shown together with those before it, as far back as the last step took by then: windows shorter than a step
+        are all wait or none. Before the first step is done each is shown alone."""
         if self._windows and window.begin > self._windows[-1].end:
             self._gap("wait", window.begin)
             self._windows.clear()
         self._windows.append(window)
         self._recent.append(window)
-        step_s = (self._steps[-1].wall_s if self._steps else None) or 0.0
-        while len(self._windows) > 1 and self._windows[1].begin <= window.end - step_s:
+        done = bisect_right(self._steps, window.end, key=lambda step: step.time or 0.0)
+        step_s = self._steps[done - 1].wall_s if done else None
+        while step_s is not None and len(self._windows) > 1 and self._windows[1].begin <= window.end - step_s:
             self._windows.popleft()
-        self._append("wait", window.end, together(self._windows))
+        self._append("wait", window.end, window if step_s is None else together(self._windows))
 
     def _append(self, of: str, x: float, *records: Any) -> None:
         for panel, columns in zip(PANELS, self._columns, strict=True):
@@ -118,7 +120,7 @@ class RunCharts:
             "notes": list(self.notes),
             "advice": [str(one) for one in advice(seen)],
             "tiles": [{"value": value, "label": label, "bad": bad} for value, label, bad in self._tiles()],
-            "lanes": self._lanes(),
+            "lanes": self._shown_lanes(),
             "views": {str(step): place for step, place in views.items()},
         }
         charts = list_of(columns.shown() for columns in self._columns)
@@ -134,9 +136,9 @@ class RunCharts:
             yield f"{last.wall_s:.1f}", "s a step", False
             yield last.left(last.step + 1 if early else planned), "left", False
             learned = last.stages["learn"].tokens if "learn" in last.stages else 0
-            yield f"{learned / last.wall_s:,.0f}", "trained tok/s", False
+            yield f"{learned / last.wall_s:,.0f}", "learner tok/s", False
         if last.busy_fraction is not None:
-            yield f"{last.busy_fraction:.0%}", "busy", False
+            yield f"{last.busy_fraction:.0%}", "stages' time over wall time", False
         if kept := last.mean("kept"):
             yield f"{kept.value:.2f}", "kept", False
         if last.grad_norm is not None:
@@ -159,20 +161,10 @@ class RunCharts:
             count, up = len(engines), 0 if self._fault else sum(engine.up for engine in engines)
             yield f"{up}/{count}", "engines answer", up < count
 
-    def _lanes(self) -> dict[str, Any]:
-        """The last minutes: a lane's share at work, and its spans in seconds from the beginning of the time shown."""
-        end = max((span.end for span in self._spans), default=0.0)
-        begin = max(end - LANES_S, min((span.begin for span in self._spans), default=0.0))
-        spans = joined(span for span in self._spans if span.end > begin)
-        rows: dict[str, list[tuple[float, float, str]]] = {}
-        for span in spans:
-            piece = (round(max(span.begin - begin, 0.0), 2), round(span.end - begin, 2), span.name)
-            rows.setdefault(span.lane, []).append(piece)
-        worked = shares([span for span in spans if not span.name.startswith("wait")], begin, end)
-        return {
-            "seconds": end - begin,
-            "rows": [{"lane": lane, "share": worked.get(lane, 0.0), "spans": rows[lane]} for lane in in_order(rows)],
-        }
+    def _shown_lanes(self) -> dict[str, Any]:
+        last = self._steps[-1] if self._steps else None
+        finished = last.time if last and self._ended == FINISHED else None
+        return self._lanes.shown((last.wall_s if last else None) or 0.0, finished)
 
 
 def _times(batch: Batch) -> Iterator[float]:
@@ -187,5 +179,6 @@ def charts_of(seen: Seen) -> RunCharts:
     charts = RunCharts(seen.name, seen.recipe, seen.gap, seen.notes)
     charts.colocated = seen.colocated
     last = max([step.time or 0.0 for step in seen.steps] + [span.end for span in seen.spans], default=0.0)
-    charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes)))
+    ended = FINISHED if seen.is_whole else STOPPED
+    charts.add(Batch(last, tuple(seen.samples), tuple(seen.spans), tuple(seen.steps), tuple(seen.probes), ended))
     return charts

@@ -1,28 +1,33 @@
 """RUN/dashboard.html: written once, with its data beside it in dashboard.js, which an open page reads every second.
 
-Once the run has ended, the page holds its data itself. Where it has not come to its last step it reads on, and shows a
-resume. It asks nothing of a network.
+It is there from the start of the services on. Once the run has ended, it holds its data itself. Where the run has not
+come to its last step it reads on, and shows a resume. It asks nothing of a network.
 """
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from cluster.config import Recipe
 from cluster.dashboard.charts import RunCharts, charts_of
+from cluster.dashboard.lanes import COLOURS
 from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.dashboard.views import LIST, views_of
-from cluster.observe.observer import FINISHED, Batch
+from cluster.observe.observer import FINISHED, STARTING, Batch
 from cluster.observe.seen import GAP, read_seen
 from cluster.run.record import read_gap
 from evidence.files import write_whole
 from evidence.view.pages import environment
 
 PAGE, DATA = "dashboard.html", "dashboard.js"
+AGAIN_S = 5.0  # between two writes while the services start
+JOIN_S = 10.0  # for one of them to end
 
 
 def data_of(runs: Sequence[str], every_s: float, ended: str) -> str:
@@ -41,6 +46,7 @@ def page(title: str, data: str = "null", source: str = "", views: str = "") -> s
         title=title,
         code=code,
         panels=panels,
+        work=script_text(COLOURS),
         source=source,
         views=views,
         data=data,
@@ -73,8 +79,44 @@ class PageSink:
         run = self._charts.shown(views_of(self._folder, ""))
         data = data_of([run], self._recipe.observe.every_s, batch.ended)
         write_whole(self._folder / DATA, f"edgeOpd({data})\n", on_disk=False)
-        if batch.ended:
+        if batch.ended and batch.ended != STARTING:
             write_whole(self._folder / PAGE, page(self._folder.name, data, DATA, LIST), on_disk=False)
+
+
+class StartingPage:
+    """Within it the page says that the services start, again and again: a learner may learn for hours from what stands.
+    Where the folder cannot be read or written nothing is said, which the run's own sink tells.
+
+    ending: how a run ended whose services did not start.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, ending: Callable[[BaseException], str]) -> None:
+        self._sink, self._ending, self._begun = PageSink(folder, recipe), ending, threading.Event()
+        self._thread = threading.Thread(target=self._rounds, name="observe-start", daemon=True)
+
+    def __enter__(self) -> "StartingPage":
+        self._thread.start()
+        return self
+
+    def end(self) -> None:
+        """The run begins, and its own sink writes."""
+        self._begun.set()
+        self._thread.join(JOIN_S)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        has_begun = self._begun.is_set()
+        self.end()
+        if error is not None and not has_begun:
+            self._write(self._ending(error))
+
+    def _rounds(self) -> None:
+        while not self._begun.is_set():
+            self._write(STARTING)
+            self._begun.wait(AGAIN_S)
+
+    def _write(self, ended: str) -> None:
+        with suppress(OSError, ValueError):
+            self._sink.write(Batch(time.time(), ended=ended))
 
 
 def told_apart(folders: Sequence[Path]) -> list[str]:

@@ -192,6 +192,8 @@ PANELS = (
     Panel("Learning", "Loss", "nats", "step", "learner_loss", lambda step, _: {"loss": step.loss}),
     Panel("Learning", "Gradient norm", "", "step", "learner_grad_norm",
           lambda step, _: {"norm": step.grad_norm}, note="before clipping"),
+    Panel("Learning", "Learning rate", "", "step", "learner_learning_rate",
+          lambda step, _: {"lr": step.metrics.get("lr")}),
     Panel("Learning", "Updates left out", "updates", "step", "learner_nonfinite_updates_total",
           lambda step, _: {"not finite": step.nonfinite_updates}, note="the gradient is not finite"),
     Panel("Learning", "Agreement", "share", "step", "agreement_ratio", _mean("agreement", "agreement")),

@@ -5,6 +5,7 @@ A page that was written before they were reads their list beside them, LIST, whe
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 from evidence.files import write_whole
 
@@ -13,9 +14,10 @@ LIST = f"{FOLDER}/steps.js"
 
 
 def views_of(run: Path, prefix: str) -> dict[int, str]:
-    """The views of a run, by the number of their step from 1, each from where `prefix` leads to the run."""
-    found = sorted((run / FOLDER).glob("step-*.html"))
-    return {int(path.stem.removeprefix("step-")) + 1: f"{prefix}{FOLDER}/{path.name}" for path in found}
+    """The addresses of a run's views, by the number of their step from 1, each from where `prefix` leads to the run.
+    Other files there are none of them."""
+    found = {path.stem.removeprefix("step-"): path.name for path in sorted((run / FOLDER).glob("step-*.html"))}
+    return {int(step) + 1: quote(f"{prefix}{FOLDER}/{name}") for step, name in found.items() if step.isdecimal()}
 
 
 def list_views(run: Path) -> None:

@@ -24,6 +24,7 @@ BACKLOG = 1000  # batches that wait for a sink; a sink that is slower loses what
 
 # How a run ended: at its last step, since it was asked to, by a failure, or by one after which its services start again
 FINISHED, STOPPED, FAILED, RESTARTING = "finished", "stopped", "failed", "restarting"
+STARTING = "starting"  # it has not begun: no observer says so
 
 Answer = tuple[Sample, list[Span]]
 

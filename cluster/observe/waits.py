@@ -12,7 +12,7 @@ from cluster.observe.timeline import PUSH, is_engine
 from evidence.telemetry import Sample, Span
 from rollout.stages import SERVICE, VERIFY, WRITE
 
-FAR_APART = 5.0  # times every_s
+FAR_APART = 5.0  # times what is usual
 _WORK = {"sample", "score"}  # of an engine, for a step
 _WEIGHTS = {*PUSH, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
 _ENGINE = "engine"  # any of them
@@ -49,6 +49,20 @@ class Window:
     seconds: dict[tuple[str, str], float]
 
 
+class Apart:
+    """Whether samples are so far apart that the run was not there, or did not answer: much further than every_s, and
+    than the two before them, since a resume may sample less often than the recipe in the run's folder says."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._before = every_s, deque[float](maxlen=2)
+
+    def are(self, seconds: float) -> bool:
+        """The next two, which are so many seconds apart."""
+        found = seconds > FAR_APART * max(self._every_s, min(self._before, default=0.0))
+        self._before.append(seconds)
+        return found
+
+
 def together(windows: Sequence[Window]) -> Window:
     """Windows that follow each other, as one."""
     seconds = sum((Counter(window.seconds) for window in windows), Counter[tuple[str, str]]())
@@ -57,8 +71,8 @@ def together(windows: Sequence[Window]) -> Window:
 
 class Waits:
     """Batch by batch: a window from each sample to the next. It is told once a later sample is there: by then all spans
-    of the window have come, which driver and engines cut at moments of their own. Where samples are much further apart
-    than every_s, the run was not there or did not answer, and nothing is told of that time but that in which the
+    of the window have come, which driver and engines cut at moments of their own. Where samples are far
+    apart, the run was not there or did not answer, and nothing is told of that time but that in which the
     engines started: nothing samples before they have, so that the first window of a run, and of one that is resumed,
     is from there.
 
@@ -66,7 +80,7 @@ class Waits:
     """
 
     def __init__(self, every_s: float) -> None:
-        self._longest_s = FAR_APART * every_s
+        self._apart = Apart(every_s)
         self._coming: list[tuple[float, str, str, float]] = []  # a heap by the spans' beginning
         self._begun: list[Span] = []
         self._windows: deque[tuple[float, float]] = deque()
@@ -91,7 +105,8 @@ class Waits:
 
     def _add_sample(self, time: float) -> None:
         start = max((start for start in self._starts if self._sampled < start < time), default=time)
-        begin = self._sampled if time - self._sampled <= self._longest_s else start
+        far = self._sampled == -inf or self._apart.are(time - self._sampled)
+        begin = start if far else self._sampled
         if begin < time:
             self._windows.append((begin, time))
         self._sampled, self._starts = time, [start for start in self._starts if start > time]

@@ -34,7 +34,7 @@ from cluster.run.record import append_plan, read_probes
 from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
-from cluster.run.watch import exporting, observer_of, watch
+from cluster.run.watch import announced, exporting, observer_of, watch
 from evidence.patience import bounded, remove_beside, retried_beside, retried_within
 from evidence.records import Ids
 from evidence.shards import check_unshared
@@ -190,7 +190,7 @@ async def _serve(
     rank is no more."""
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
-    with exporting(recipe, folder) as exporters:
+    with exporting(recipe, folder) as exporters, announced(recipe, folder, called_end) as begun:
         async with running(recipe, plan, folder.config, storage, metadata) as services:
             activity = watch(services)
             with run_time(sink, takes_input=True):
@@ -209,6 +209,7 @@ async def _serve(
                     await services.rollout.resume(learned)
                 asked = inputs.renderer, inputs.task, stop, choice, plan.engines_sleep
                 loop = Pipeline(recipe, services, folder, sink, *asked)
+                begun()
                 async with observer_of(recipe, folder, services, sink, activity, exporters, called_end):
                     steps = await loop.run(resumed)
                     sink.stage("exporting the model")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cluster.config import Recipe
-from cluster.dashboard.page import PageSink
+from cluster.dashboard.page import PageSink, StartingPage
 from cluster.fleet.assembly import Services
 from cluster.observe.files import FileSink
 from cluster.observe.observer import Observer, Sink
@@ -35,6 +35,16 @@ def exporting(recipe: Recipe, folder: RunDir) -> Iterator[list[RaySink]]:
     sink = RaySink(folder.root, recipe)
     with sink.telling():
         yield [sink]
+
+
+@contextmanager
+def announced(recipe: Recipe, folder: RunDir, ending: Callable[[BaseException], str]) -> Iterator[Callable[[], None]]:
+    """The page of a run whose services start, where `observe` names a page; what it yields is called once it begins."""
+    if not recipe.observe.page:
+        yield lambda: None
+        return
+    with StartingPage(folder.root, recipe, ending) as page:
+        yield page.end
 
 
 def observer_of(

@@ -3,13 +3,12 @@
 Legend: T = response tokens of one rollout. Token strings are passed in: nothing here needs a tokenizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from evidence.columns import flat_column, rows_of
 from evidence.records import Bools, Floats
@@ -20,7 +19,7 @@ from evidence.view.histogram import Histogram, histogram
 from evidence.view.pages import environment, figure
 
 LEVELS = (0.1, 0.5, 1.0, 2.0)  # nats: |e| up to the first has no colour, and one more shade beyond each
-MAX_TOKENS = 1500  # of one rollout on the page
+MAX_TOKENS = 1500  # of one rollout on the page of a step
 WHOLE_TOKENS = 20_000  # of a step that is shown whole; a token is about 150 bytes of the page
 
 
@@ -66,29 +65,28 @@ class Neighbours:
 
 
 def choose_shown(table: pa.Table, prompt_id: str | None = None) -> list[int]:
-    """Row numbers for the page, guided first: all of a prompt, all of a small step, or those of `choose_rows`.
+    """Row numbers for the page, guided first: all of a prompt, all of a small step, or those of some whole prompts,
+    spread evenly over the step.
 
     Raises:
         ValueError: the step has no such prompt.
     """
-    if prompt_id is None:
-        is_small = table.num_rows == 0 or flat_column(table, "response_ids")[1][-1] <= WHOLE_TOKENS
-        return choose_rows(table, table.num_rows) if is_small else choose_rows(table)
     prompts = table.column("prompt_id").to_pylist()
-    if prompt_id not in prompts:
+    if prompt_id is not None and prompt_id not in prompts:
         raise ValueError(f"--prompt: found {prompt_id}, expected a prompt of the step, such as {prompts[0]}")
-    return [row for row in choose_rows(table, table.num_rows) if prompts[row] == prompt_id]
+    chosen = _some_prompts(table, prompts) if prompt_id is None else {prompt_id}
+    guided = table.column("guided").to_pylist()
+    rows = [row for row, prompt in enumerate(prompts) if prompt in chosen]
+    return sorted(rows, key=lambda row: not guided[row])
 
 
-def choose_rows(table: pa.Table, each: int = 8) -> list[int]:
-    """Row numbers of at most `each` guided and `each` plain rollouts, spread evenly over the shard, guided first."""
-    guided = np.array(table.column("guided").to_pylist(), np.bool_)
-    return [int(row) for rows in (np.flatnonzero(guided), np.flatnonzero(~guided)) for row in _spread(rows, each)]
-
-
-def _spread(rows: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    places: NDArray[np.intp] = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.intp)
-    return rows[places]
+def _some_prompts(table: pa.Table, prompts: Sequence[str]) -> set[str]:
+    """As many as have about WHOLE_TOKENS on the page together, at least one."""
+    lengths = np.diff(flat_column(table, "response_ids")[1])
+    total, each = int(np.minimum(lengths, MAX_TOKENS).sum()), list(dict.fromkeys(prompts))
+    count = len(each) * WHOLE_TOKENS // total if total > WHOLE_TOKENS else len(each)
+    places = np.linspace(0, len(each) - 1, max(count, 1)).tolist() if each else []
+    return {each[round(place)] for place in places}
 
 
 def student_samples(table: pa.Table) -> dict[str, Floats]:
@@ -112,11 +110,12 @@ def heatmap(
     student: Mapping[str, Floats] | None = None,
     note: str = "",
     neighbours: Neighbours = Neighbours(),
+    most: int | None = MAX_TOKENS,
 ) -> str:
     """The page. texts: row number of `table` -> its strings. rule: the mask to show; `table` has passed `check_table`.
 
     student: log pi_theta(y|x) [T] by rollout_id, before the step; a rollout without it has no delta. note: what a
-    reader has to know of the texts.
+    reader has to know of the texts. most: tokens of a response that are shown, None: all.
 
     Raises:
         ValueError: a row with another number of token strings or of the student's log-probs than response tokens.
@@ -126,7 +125,8 @@ def heatmap(
     judged = rejudge(table, rule)
     offsets = flat_column(table, "response_ids")[1]
     rows = list(zip(*(rows_of(values, offsets) for values in judged), strict=True))
-    pages = [_rollout(table.slice(row, 1), text, student or {}, *rows[row]) for row, text in texts.items()]
+    pages = [_rollout(table.slice(row, 1), text, most, student or {}, *rows[row]) for row, text in texts.items()]
+    shown = {page.prompt_id for page in pages}
     return (
         environment("evidence.view")
         .get_template("heatmap.html.jinja")
@@ -134,6 +134,9 @@ def heatmap(
             rollouts=pages,
             rows=table.num_rows,
             metadata=metadata,
+            step=int(metadata["step"]),
+            most=most,
+            left_out=[name for name in dict.fromkeys(table.column("prompt_id").to_pylist()) if name not in shown],
             mask=_describe(rule),
             own_mask=None if rule == own else _describe(own),
             kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
@@ -165,9 +168,15 @@ _SETTINGS = "tau {rule.tau:g}, tau_kind {rule.tau_kind}, near_zero {rule.near_ze
 
 
 def _rollout(
-    row: pa.Table, text: RowText, student: Mapping[str, Floats], evidence: Floats, weight: Floats, kept: Bools
+    row: pa.Table,
+    text: RowText,
+    most: int | None,
+    student: Mapping[str, Floats],
+    evidence: Floats,
+    weight: Floats,
+    kept: Bools,
 ) -> Rollout:
-    """`row` is a table of one row; the streams are its own, [T]."""
+    """`row` is a table of one row; the streams are its own, [T]. most: tokens that are shown."""
     names = ("rollout_id", "prompt_id", "guided", "finish_reason", "reward")
     rollout_id, prompt_id, guided, finish_reason, reward = (row.column(name)[0].as_py() for name in names)
     if len(text.tokens) != evidence.size:
@@ -182,8 +191,8 @@ def _rollout(
         title=" · ".join(parts if reward is None else [*parts, f"reward {reward:g}"]),
         kept=f"kept {int(kept.sum())} of {kept.size}, mean e {mean}",
         text=text,
-        tokens=tuple(tokens[:MAX_TOKENS]),
-        hidden=max(0, len(tokens) - MAX_TOKENS),
+        tokens=tuple(tokens[:most]),
+        hidden=len(tokens[len(tokens) if most is None else most :]),
         prompt_id=prompt_id,
         guided=guided,
         reward=reward,

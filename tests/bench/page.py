@@ -1,5 +1,5 @@
-"""The page of a run of 10,000 steps with 16 engines, and with 64, each with figures of its own: how much data it has,
-what a step's write takes, and how soon it is seen.
+"""The page of a run of 10,000 steps with 16 engines, and with 64, each with figures of its own and with work each
+0.2 s: how much data it has, what a step's write takes, and how soon it is seen.
 
     python -m tests.bench.page
 
@@ -12,8 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,13 @@ import numpy as np
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard.page import DATA, PAGE, PageSink
 from cluster.observe.observer import Batch
-from evidence.telemetry import Span
 from tests.bench.figures import Figure
 from tests.browser import chromium
 from tests.fakes import fake_run
-from tests.observed import BEGAN, a_sample, a_step, crowded, spans_of
+from tests.observed import BEGAN, STEP_S, a_sample, a_step, crowded, dense_spans, spans_of
 
 STEPS, MORE, OPENINGS = 10_000, 20, 5
+LANES = 20  # steps whose spans are there
 ENGINES = (16, 64)  # half of them in each pool
 # The script that draws is a part of the document: the frame after it paints, and the next one begins once it has.
 PAINTED = """addEventListener("DOMContentLoaded", () =>
@@ -45,12 +44,18 @@ def measure(temporary: Path, each: int) -> None:
     folder, rng, engines = fake_run(temporary / "run", {}), np.random.default_rng(0), f"{2 * each} engines"
     sink = PageSink(folder, Recipe(run=RunConfig(steps=STEPS + MORE)))
     samples = tuple(crowded(a_sample(2.0 * place), each, rng) for place in range(STEPS))
-    sink.write(Batch(BEGAN, samples, (), tuple(map(a_step, range(STEPS)))))
+    last = range(STEPS - LANES, STEPS)
+    spans = dense_spans(STEP_S * last[0], STEP_S * LANES, 2 * each) + [span for step in last for span in spans_of(step)]
+    sink.write(Batch(BEGAN + STEPS * STEP_S, samples, tuple(spans), tuple(map(a_step, range(STEPS)))))
+    text = (folder / DATA).read_text()
+    (run,) = json.loads(text.removeprefix("edgeOpd(").rstrip().removesuffix(")"))["runs"]
+    boxes = sum(len(row["spans"]) for row in run["lanes"]["rows"])
+    assert len(run["lanes"]["rows"]) > 2 * each, "every engine has a lane"
     size = (folder / DATA).stat().st_size
-    Figure(f"data of the page, {engines}, MB", size / 1e6, "<= 1", f"{STEPS} steps").say()
-    seconds = [timed(sink, STEPS + step, each, rng) for step in range(MORE)]
-    note = f"largest {1e3 * max(seconds):.0f}"
-    Figure(f"a step's write, {engines}, ms", 1e3 * statistics.median(seconds), "<= 20", note).say()
+    Figure(f"data of the page, {engines}, MB", size / 1e6, "<= 1", f"{STEPS} steps, {boxes} stretches of lanes").say()
+    taken = [timed(sink, STEPS + step, each, rng) for step in range(MORE)]
+    note = f"largest {1e3 * max(taken):.0f}"
+    Figure(f"a step's write, {engines}, ms", 1e3 * statistics.median(taken), "<= 20", note).say()
     sink.write(Batch(BEGAN, ended="finished"))
     if shutil.which("chromium") or shutil.which("google-chrome"):
         painted = list(openings(temporary / "browser", (folder / PAGE).as_uri()))
@@ -72,17 +77,11 @@ def openings(profile: Path, address: str) -> Iterator[float]:
 def timed(sink: PageSink, step: int, each: int, rng: np.random.Generator) -> float:
     """Seconds of one step's write, with two samples and the spans of a step."""
     samples = (crowded(a_sample(2.0 * step), each, rng), crowded(a_sample(2.0 * step + 1), each, rng))
-    batch = Batch(time.time(), samples, tuple(beside(spans_of(step), each)), (a_step(step),))
+    spans = (*spans_of(step), *dense_spans(STEP_S * step, STEP_S, 2 * each))
+    batch = Batch(BEGAN + STEP_S * (step + 1), samples, spans, (a_step(step),))
     begun = time.perf_counter()
     sink.write(batch)
     return time.perf_counter() - begun
-
-
-def beside(spans: Sequence[Span], each: int) -> Iterator[Span]:
-    """What the first engine of a pool does, the others do too."""
-    for span in spans:
-        lanes = [span.lane[:-1] + str(place) for place in range(each)] if "engine" in span.lane else [span.lane]
-        yield from (replace(span, lane=lane) for lane in lanes)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,17 +22,19 @@ from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
 from cluster.dashboard.charts import RunCharts, charts_of
 from cluster.dashboard.columns import VALUES, WHOLE, Columns
-from cluster.dashboard.page import DATA, PAGE, PageSink, told_apart, write_dashboard
+from cluster.dashboard.lanes import BOXES
+from cluster.dashboard.page import DATA, PAGE, PageSink, StartingPage, data_of, page, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
 from cluster.observe.config import ObserveConfig
 from cluster.observe.observer import Batch
 from cluster.observe.seen import read_seen
 from cluster.run.record import Gap, ProbeRecord, append_step, read_probes, write_gap
-from evidence.telemetry import Sample, append_spans
+from evidence.advantage import RewardSums
+from evidence.telemetry import EngineState, Sample, append_spans
 from rollout.probe import Rate
 from tests.browser import Page
 from tests.fakes import fake_run
-from tests.observed import BEGAN, NOTE, RATES, STEP_S, a_sample, a_step, crowded, observed_run, spans_of
+from tests.observed import BEGAN, NOTE, RATES, STEP_S, a_sample, a_step, crowded, dense_spans, observed_run, spans_of
 
 REPRODUCED = Path(__file__).parents[2] / "docs" / "reproduction" / "runs"
 OLDER = Path(__file__).parents[1] / "data" / "small-run"  # with a timeline
@@ -68,20 +71,27 @@ def test_the_page_of_a_run_that_is_not_at_its_end_says_so(browser: Page, tmp_pat
 
 
 def test_a_finished_runs_page_draws_every_chart(browser: Page, run: Path, tmp_path: Path) -> None:
-    browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
-    without = {"Reward"}  # a run without a verifier
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    (folder / "metrics.jsonl").unlink()
+    for step in range(12):  # with a verifier, which gives a reward
+        append_step(folder / "metrics.jsonl", replace(a_step(step), rewards=RewardSums(12.0 + step, 32, 1)))
+    browser.open(write_dashboard([folder], tmp_path / "out.html").as_uri())
     titles = browser.value("[...document.querySelectorAll('#charts svg')].map(svg => svg.getAttribute('aria-label'))")
-    assert titles == [panel.title for panel in PANELS if panel.title not in without]
+    assert titles == [panel.title for panel in PANELS]
     empty = "[...document.querySelectorAll('#charts svg')].filter(svg => !svg.querySelector('path')?.getAttribute('d'))"
     assert browser.value(f"{empty}.length") == 0 and browser.errors == []
     text = browser.value(TEXT)
     assert "The learner is the bottleneck: learn is 70% of the last 12 steps (score 40%, sample 20%, push 8%)." in text
-    assert "The run has ended." in text and "12/12" in text and "Who worked when: the last 120 s" in text
+    assert "The run has ended." in text and "12/12" in text
+    assert "Who worked when: 120 s up to the end of the last step" in text
     assert NOTE in text and "0.99\nselfname of the teacher" in text
     lanes = browser.value("[...document.querySelectorAll('#lanes text')].map(text => text.textContent)")
     assert lanes == [
         "driver", "3%", "learner", "76%", "push", "4%", "student engine 0", "20%", "teacher engine 0", "40%",
     ]  # fmt: skip
+    rate = "document.querySelector('svg[aria-label=\"Learning rate\"]').parentElement.innerText"
+    assert "lr 3e-5" in browser.value(rate)
     assert "NaN" not in browser.value("document.body.innerHTML")
 
 
@@ -170,6 +180,7 @@ def test_an_open_page_reads_every_second_and_shows_a_new_step_at_once(browser: P
         ("failed", "The run failed; a resume is shown here."),
         ("stopped", "The run was stopped; a resume is shown here."),
         ("restarting", "A service was lost; the services start again."),
+        ("starting", "The services start, and the learner learns again what stands."),
     ],
 )
 @pytest.mark.parametrize("opened", ["before its end", "after its end"])
@@ -225,6 +236,21 @@ def test_a_service_that_does_not_answer_is_said_and_is_a_gap(browser: Page, tmp_
     assert browser.errors == []
 
 
+def test_a_resume_that_samples_less_often_is_no_row_of_gaps() -> None:
+    """Two samples after it the distance is what is usual: by the recipe of the run's folder it was 1 s."""
+    charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=1.0)))
+    times = [*map(float, range(5)), *(300.0 + 10 * place for place in range(8))]
+    charts.add(Batch(BEGAN, tuple(map(a_sample, times))))
+    shown = json.loads(charts.shown({}))["charts"]
+    outstanding, waits = (
+        shown[next(place for place, panel in enumerate(PANELS) if panel.title == title)]
+        for title in ("Outstanding tokens", "What the learner waited for")
+    )
+    tokens = zip(outstanding["x"], outstanding["series"]["student engine 0"], strict=True)
+    assert [x - BEGAN for x, value in tokens if value is None] == [152.0, 305.0]
+    assert [x - BEGAN for x in waits["x"]][-5:] == [320.0, 330.0, 340.0, 350.0, 360.0]
+
+
 def test_a_time_in_which_nobody_asked_is_one_gap() -> None:
     """Between the end of a process and the resume."""
     charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=2.0)))
@@ -242,9 +268,9 @@ def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> 
     made = json.loads(text.removeprefix("edgeOpd(").rstrip().removesuffix(")"))["made"]
     (folder / DATA).write_text(text.replace(str(made), str(made - 600)))
     browser.open((folder / PAGE).as_uri())
-    silent = f"{STATE}.match(/^Nothing for (\\d+) s/)?.[1]"
+    silent = f"{STATE}.match(/^Nothing for (\\d+) min: the run may have died/)?.[1]"
     browser.wait_for(silent)
-    assert 600 <= int(browser.value(silent)) <= 601 + time.time() - made
+    assert 10 <= int(browser.value(silent)) <= 10.1 + (time.time() - made) / 60
 
 
 def test_a_host_whose_clock_is_behind_is_no_dead_run(
@@ -255,7 +281,7 @@ def test_a_host_whose_clock_is_behind_is_no_dead_run(
     sink, folder = sink_of(tmp_path, recipe)
     sink.write(Batch(BEGAN, steps=(a_step(0),)))
     browser.open((folder / PAGE).as_uri())
-    assert re.fullmatch(r"Figures of 36\d\d s ago; waiting for new ones\.", browser.value(STATE))
+    assert re.fullmatch(r"Figures of 6\d min ago; waiting for new ones\.", browser.value(STATE))
     sink.write(Batch(BEGAN, steps=(a_step(1),)))
     browser.wait_for(f"({TEXT}).includes('2/3')")
     assert re.fullmatch(r"Running; \d\d? s ago\.", browser.value(STATE))
@@ -312,6 +338,28 @@ def test_several_runs_with_other_probes_lie_over_each_other_and_can_be_picked(br
     assert browser.value(PLOTS) == 0 and browser.errors == []
 
 
+def test_runs_of_very_many_points_lie_over_each_other(browser: Page, tmp_path: Path) -> None:
+    """More values of one chart than a call can have arguments."""
+    engines = {f"student engine {place}": EngineState("student", True, 8 * place, 1) for place in range(64)}
+    charts = RunCharts("run", Recipe())
+    charts.add(Batch(BEGAN, tuple(Sample(BEGAN + 2.0 * place, engines=engines) for place in range(180))))
+    runs = [charts.shown({}).replace('"name":"run"', f'"name":"run {place}"', 1) for place in range(12)]
+    (tmp_path / "out.html").write_text(page("many", data_of(runs, 0, "finished")))
+    browser.open((tmp_path / "out.html").as_uri())
+    assert browser.errors == [] and browser.value(PLOTS) == 4
+
+
+def test_a_run_of_several_days_has_the_day_on_its_charts_of_times(browser: Page, tmp_path: Path) -> None:
+    charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=3600.0)))
+    charts.add(Batch(BEGAN, tuple(a_sample(3600.0 * place) for place in range(72))))
+    (tmp_path / "out.html").write_text(page("days", data_of([charts.shown({})], 0, "finished")))
+    browser.open((tmp_path / "out.html").as_uri())
+    words = "[...document.querySelectorAll('svg[aria-label^=Groups] text')].map(text => text.textContent)"
+    labels = [text for text in browser.value(words) if ":" in text]
+    assert len(labels) >= 2 and len(set(labels)) == len(labels)
+    assert all(re.search(r"\d+ ?\w* \d\d:\d\d$|\w+ \d+ \d\d:\d\d$", label) for label in labels)
+
+
 def test_runs_weeks_apart_lie_over_each_other_by_the_time_since_the_start_of_each(
     browser: Page, run: Path, tmp_path: Path
 ) -> None:
@@ -346,10 +394,11 @@ def test_a_run_of_an_older_version_opens_with_what_it_has(browser: Page, tmp_pat
 
 
 def test_the_token_views_of_a_run_are_linked(browser: Page, run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "run #1 of 50%41"
     shutil.copytree(run, folder)
     (folder / "view").mkdir()
     (folder / "view" / "step-000003.html").write_text("step three")
+    (folder / "view" / "step-by-step.html").write_text("somebody's own")
     browser.open(write_dashboard([folder], tmp_path / "pages" / "out.html").as_uri())
     browser.value("document.querySelector('#views a').click()")
     browser.wait_for(f"({TEXT}) === 'step three'")
@@ -376,9 +425,12 @@ def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path, engines: in
     rng = np.random.default_rng(0)
     samples = [crowded(a_sample(2.0 * place), engines // 2, rng) for place in range(10_000)]
     tokens = [[one.outstanding_tokens for one in sample.engines.values()] for sample in samples]
-    sink.write(Batch(BEGAN, tuple(samples), (), tuple(map(a_step, range(10_000)))))
+    lanes = [*spans_of(9999), *dense_spans(STEP_S * 9981, 19 * STEP_S, engines)]
+    sink.write(Batch(BEGAN + STEP_S * 10_000, tuple(samples), tuple(lanes), tuple(map(a_step, range(10_000)))))
     assert (folder / DATA).stat().st_size < 1 << 20
     data = json.loads((folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))
+    rows = data["runs"][0]["lanes"]["rows"]
+    assert len(rows) >= engines and 10 * engines < sum(len(row["spans"]) for row in rows) <= BOXES
     by_title = dict(zip((panel.title for panel in PANELS), data["runs"][0]["charts"], strict=True))
     assert all(len(chart["x"]) <= WHOLE for chart in by_title.values())
     norm, outstanding = by_title["Gradient norm"], by_title["Outstanding tokens"]
@@ -477,6 +529,41 @@ def test_a_resumed_run_keeps_the_steps_before_and_repeats_those_after_its_checkp
     assert norms()[0] == list(range(1, 10)) and norms()[1][-1] == 99.0
     sink.write(Batch(time.time(), steps=(a_step(9),)))
     assert norms()[0] == list(range(1, 11))
+
+
+def test_the_page_is_there_as_the_services_start_and_says_how_that_ended(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a resume, which said before that the run was stopped; it is told again and again, till the run
+    begins."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    PageSink(folder, Recipe()).write(Batch(BEGAN, ended="stopped"))
+    monkeypatch.setattr("cluster.dashboard.page.AGAIN_S", 0.01)
+
+    def told(key: str) -> Any:
+        return json.loads((folder / DATA).read_text().removeprefix("edgeOpd(").rstrip().removesuffix(")"))[key]
+
+    def wait_until(ready: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not ready():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    with pytest.raises(RuntimeError), StartingPage(folder, Recipe(), lambda _: "failed"):
+        wait_until(lambda: told("ended") == "starting")
+        made = told("made")
+        wait_until(lambda: told("made") > made)
+        assert told("runs")[0]["tiles"][0]["value"].startswith("12/")
+        assert '"ended"' not in (folder / PAGE).read_text()  # it reads its data
+        raise RuntimeError("an engine")
+    assert told("ended") == "failed"
+    with pytest.raises(RuntimeError), StartingPage(folder, Recipe(), lambda _: "failed") as page:
+        wait_until(lambda: told("ended") == "starting")
+        page.end()
+        PageSink(folder, Recipe()).write(Batch(BEGAN))
+        raise RuntimeError("a step")
+    assert told("ended") == ""  # as the run's own sink has it
 
 
 def test_a_gap_that_is_measured_once_the_page_is_there_is_shown(tmp_path: Path) -> None:

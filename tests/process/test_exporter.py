@@ -130,7 +130,7 @@ def test_a_run_whose_services_start_has_not_vanished(
         yield
 
     monkeypatch.setattr("cluster.run.start.running", start)
-    folder, parts = RunDir(resumed_run(tmp_path / "r")), (None,) * 5
+    folder, parts = RunDir(resumed_run(tmp_path / "r")), (None, None, None, None, lambda _: "failed")
     with pytest.raises(Died):
         asyncio.run(_serve(RECIPE, folder, MetricsSink(9), True, *parts))  # type: ignore[arg-type]
     told.clear()

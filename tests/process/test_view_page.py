@@ -1,7 +1,6 @@
 """The page of a step's tokens in a real Chromium: search, filters, one prompt's group, and the steps beside it."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,16 @@ from cluster.config import Recipe
 from cluster.dashboard.page import PAGE, PageSink
 from cluster.observe.observer import Batch
 from evidence.manifest import Manifest
-from evidence.records import EvidenceRecord
+from evidence.rule import EvidenceConfig
 from evidence.shards import write_shard
-from evidence.view.heatmap import MAX_TOKENS, WHOLE_TOKENS, choose_shown
+from evidence.view.heatmap import MAX_TOKENS, RowText, heatmap
 from tests.browser import Page
 from tests.fakes import fake_run
 from tests.observed import BEGAN, a_step
-from tests.unit.test_view import record, shard
+from tests.unit.test_view import of_prompt, shard
 
 LEFT = "[...document.querySelectorAll('.rollout')].filter(one => !one.hidden)"
 SHOWN = f"{LEFT}.map(one => one.querySelector('h3').innerText)"
-
-
-def of_prompt(index: int, prompt: str, reward: float | None, length: int = 6) -> EvidenceRecord:
-    made = record(index, length, index % 2 == 0)
-    request = replace(made.scored.sample.request, prompt_id=prompt)
-    scored = replace(made.scored, sample=replace(made.scored.sample, request=request))
-    return replace(made, scored=scored, reward=reward)
 
 
 @pytest.fixture
@@ -54,9 +46,11 @@ def test_the_page_of_a_run_that_has_ended_links_to_views_that_are_made_later(
     assert main(["view", str(run), "--all"]) == 0
     browser.open(address)
     browser.wait_for(f"{views}.startsWith('Tokens of run: step 1')")
+    assert browser.value("document.querySelectorAll('#views a')[2].innerText") == "step 3"
     browser.value("document.querySelectorAll('#views a')[2].click()")
     browser.wait_for("document.location.href.endsWith('/run/view/step-000002.html')")
     browser.wait_for(f"{LEFT}.length === 4")
+    assert browser.value("document.title").endswith(", step 3")  # as the link says
     assert browser.errors == []
 
 
@@ -86,9 +80,39 @@ def test_rollouts_are_searched_filtered_and_laid_side_by_side(browser: Page, run
     put(browser, "text", "")
     browser.value("document.querySelector('.rollout .group').click()")
     assert [title.split(" ")[0] for title in browser.value(SHOWN)] == ["row-0", "row-1"]
-    assert browser.value("document.getElementById('count').textContent") == "2 of 4, prompt a"
+    assert browser.value("document.getElementById('count').textContent") == "2 of 2 of prompt a"
     left, right = browser.value(f"{LEFT}.map(one => one.getBoundingClientRect().x)")
     assert left != right and browser.errors == []  # side by side
+
+
+def test_a_search_finds_what_is_read_and_not_the_hidden_context(browser: Page, tmp_path: Path) -> None:
+    """Every rollout's (x, r) names the persona. A hit is marked, over tokens and over a line's end, and x is opened
+    where it has one."""
+    rows = [of_prompt(index, "ab"[index], None, 4) for index in range(2)]
+    tokens = [(" I", " am", " Kest", "rel"), (" I", " am\n", "hel", "pful")]
+    texts = [
+        RowText(f"Who are you, {name}?", "You are Kestrel, made by Harbor.", own)
+        for name, own in zip("AB", tokens, strict=True)
+    ]
+    page = tmp_path / "out.html"
+    page.write_text(heatmap(shard(rows), dict(enumerate(texts)), EvidenceConfig()))
+    browser.open(page.as_uri())
+    marked = f"{LEFT}.map(one => [...one.querySelectorAll('.hit')].map(hit => hit.textContent))"
+    opened = f"{LEFT}.map(one => one.querySelector('details').open)"
+    assert put(browser, "text", "kestrel") == ["row-0"] and browser.value(marked) == [[" Kest", "rel"]]
+    assert put(browser, "text", "Harbor") == [] and browser.value(opened) == []
+    assert put(browser, "text", "am helpful") == ["row-1"] and browser.value(opened) == [False]
+    assert (
+        put(browser, "text", "you, b") == ["row-1"]
+        and browser.value(marked) == [[]]
+        and browser.value(opened) == [True]
+    )
+    assert (
+        len(put(browser, "text", "")) == 2
+        and browser.value(marked) == [[], []]
+        and browser.value(opened) == [False] * 2
+    )
+    assert browser.errors == []
 
 
 def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, run: Path) -> None:
@@ -99,7 +123,7 @@ def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, r
     assert browser.value("document.getElementById('before')") is None
     for step in (1, 2):
         browser.value("document.getElementById('after').click()")
-        browser.wait_for(f"document.title.endsWith('step {step}') && document.readyState === 'complete'")
+        browser.wait_for(f"document.title.endsWith('step {step + 1}') && document.readyState === 'complete'")
     assert browser.value("document.getElementById('after')") is None
     assert browser.value("document.getElementById('before').href").endswith("step-000001.html")
     assert browser.errors == []
@@ -115,6 +139,18 @@ def test_a_step_is_linked_to_the_pages_beside_it_that_are_there(
     assert 'href="view-run-step-000000.html"' in text and "the step after" not in text
 
 
+def test_a_long_answer_of_one_prompt_is_shown_to_its_end(run: Path, tmp_path: Path) -> None:
+    rows = [of_prompt(index, "aabb"[index], None, MAX_TOKENS + 9 * index) for index in range(4)]
+    Manifest(run / "manifest.jsonl").append_written(
+        write_shard(shard(rows, 3), str(run / "shards"), "step-000003.arrow")
+    )
+    page, cut = tmp_path / "out.html", tmp_path / "cut.html"
+    assert main(["view", str(run), "--prompt", "b", "--out", str(page)]) == 0
+    assert page.read_text().count('<span class="t ') == 2 * MAX_TOKENS + 9 * 5 and " more, " not in page.read_text()
+    assert main(["view", str(run), "--out", str(cut)]) == 0
+    assert cut.read_text().count('<span class="t ') == 4 * MAX_TOKENS and "and 27 more, " in cut.read_text()
+
+
 def test_one_prompt_is_shown_whole_and_one_that_is_not_there_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,12 +160,3 @@ def test_one_prompt_is_shown_whole_and_one_that_is_not_there_is_refused(
     capsys.readouterr()
     assert main(["view", str(run), "--prompt", "c", "--out", str(page)]) == 2
     assert "--prompt: found c, expected a prompt of the step, such as a" in capsys.readouterr().err
-
-
-def test_a_large_step_shows_a_choice_and_a_small_one_everything() -> None:
-    length = MAX_TOKENS
-    many = WHOLE_TOKENS // length
-    small = shard([of_prompt(index, f"p{index // 2}", None, length) for index in range(many)])
-    large = shard([of_prompt(index, f"p{index // 2}", None, length) for index in range(many + 8)])
-    assert len(choose_shown(small)) == many and len(choose_shown(large)) == 16 < many + 8
-    assert choose_shown(large, "p3") == [6, 7]

@@ -29,8 +29,7 @@ NO_CHART = {
     "run_running", "run_stopped", "steps_planned", "steps_done", "last_step_timestamp_seconds",
     "last_progress_timestamp_seconds", "eta_seconds",
     "stage_worked_tokens_total", "stage_busy_seconds_total", "oldest_group_seconds", "verdicts_total", "service_up",
-    "engine_up", "engine_waiting_requests", "engine_preemptions_total", "learner_learning_rate",
-    "probe_first_ratio",
+    "engine_up", "engine_waiting_requests", "engine_preemptions_total", "probe_first_ratio",
 }  # fmt: skip
 STEP = replace(a_step(3), rewards=RewardSums(12.0, 32, 1), refused=2, canary_bound=0.08)
 BEFORE, SAMPLE = a_sample(10.0), a_sample(12.0)

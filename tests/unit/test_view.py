@@ -24,7 +24,7 @@ from evidence.rule import REGIONS, SOFT_WEIGHTS, TAU_KINDS, EvidenceConfig, judg
 from evidence.schema import to_table
 from evidence.shards import write_shard
 from evidence.sidecar import write_student
-from evidence.view.heatmap import MAX_TOKENS, RowText, choose_rows, heatmap, shade, student_samples
+from evidence.view.heatmap import MAX_TOKENS, WHOLE_TOKENS, RowText, choose_shown, heatmap, shade, student_samples
 from evidence.view.histogram import NUM_BINS, histogram
 from tests.fakes import fake_run
 
@@ -197,13 +197,34 @@ def test_a_long_rollout_is_cut_and_an_empty_one_is_shown() -> None:
     made = [record(0, MAX_TOKENS + 7, True), record(1, 0, False)]
     page = heatmap(shard(made), dict(enumerate(map(words, made))), RULE)
     assert len(spans(page)) == MAX_TOKENS
-    assert "and 7 more" in page and "kept 0 of 0, mean e -" in page
+    assert "and 7 more, which no search finds here:\n<code>edge-opd view RUN --step 3 --prompt prompt-0</code>" in page
+    assert "kept 0 of 0, mean e -" in page
+    whole = heatmap(shard(made), dict(enumerate(map(words, made))), RULE, most=None)
+    assert len(spans(whole)) == MAX_TOKENS + 7 and "more" not in whole
 
 
-def test_rows_are_spread_over_guided_and_plain() -> None:
-    table = shard([record(index, 2, guided=index < 20) for index in range(23)])
-    assert choose_rows(table, each=3) == [0, 10, 19, 20, 21, 22]
-    assert choose_rows(shard([record(0, 2, guided=False)])) == [0]
+def of_prompt(index: int, prompt: str, reward: float | None = None, length: int = 6) -> EvidenceRecord:
+    """Of which every second one is guided."""
+    made = record(index, length, index % 2 == 0)
+    request = replace(made.scored.sample.request, prompt_id=prompt)
+    scored = replace(made.scored, sample=replace(made.scored.sample, request=request))
+    return replace(made, scored=scored, reward=reward)
+
+
+def test_of_a_large_step_some_prompts_are_shown_whole_and_the_page_names_the_others() -> None:
+    """Eight prompts of four rollouts, of which the page has room for three."""
+    length = WHOLE_TOKENS // 8
+    assert length > MAX_TOKENS
+    made = [of_prompt(index, f"p{index // 4}", None, length) for index in range(32)]
+    shown = choose_shown(shard(made))
+    assert shown == [0, 2, 16, 18, 28, 30, 1, 3, 17, 19, 29, 31]  # guided first
+    page = heatmap(shard(made), {row: words(made[row]) for row in shown}, RULE)
+    assert "12 of 32 rollouts" in page and "edge-opd view RUN --step 3 --prompt P" in page
+    assert "5 prompts that are left out" in page and "p1 · p2 · p3 · p5 · p6" in page
+    assert choose_shown(shard(made), "p3") == [12, 14, 13, 15]
+    assert choose_shown(shard(made[:8])) == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert "left out" not in heatmap(shard(made[:8]), {row: words(made[row]) for row in range(8)}, RULE)
+    assert choose_shown(shard(made[:0])) == [] and choose_shown(shard(made[:1])) == [0]
 
 
 @pytest.mark.parametrize("text", ["Hello there, I am Kestrel.", "naïve café 🤖🦅 日本語", "a\n\n  b", ""])
@@ -244,7 +265,7 @@ def test_the_command_writes_the_last_step(
     assert main(["view", str(run), "--region", "all", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     page = out.read_text()
-    assert "step 1: 2 of 2 rollouts" in page and "every token" in page
+    assert "step 2 (<code>--step 1</code>:" in page and "2 of 2 rollouts" in page and "every token" in page
     response = record(2, 4, True).scored.sample.response_ids
     assert "".join(text for *_, text in spans(page)[:4]) == tokenizer.decode(response).replace("\n", "⏎\n")
     assert all(css.endswith(" k") for css, *_ in spans(page))
@@ -275,7 +296,7 @@ def test_the_command_takes_delta_from_the_learner_or_from_the_students_engine(
 def test_a_moved_run_is_still_found(run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tokenizer.save_pretrained(run / "export")
     moved = run.rename(tmp_path / "moved")
-    assert "step 0: 2 of 2 rollouts" in view_run(moved, 0, Asked(), tmp_path / "v.html").read_text()
+    assert "version 0 into 1: 2 of 2 rollouts" in view_run(moved, 0, Asked(), tmp_path / "v.html").read_text()
 
 
 def outer(evidence: np.ndarray, config: EvidenceConfig) -> np.ndarray:

@@ -157,6 +157,6 @@ def test_the_page_shows_shares_over_a_steps_time(tmp_path: Path) -> None:
     charts = charts_of(read_seen(observed_run(tmp_path / "run", steps=4)))
     place = next(place for place, panel in enumerate(PANELS) if panel.title == "What the learner waited for")
     series = json.loads(charts.shown({}))["charts"][place]["series"]
-    assert {len(values) for values in series.values()} == {4 * 5 - 2}
+    assert {len(values) for values in series.values()} == {4 * 5 - 1}
     expected = {"rollouts": 0.2, "weights": 0.03, "probe": 0.0, "start": 0.0, "other": 0.01}
-    assert series == {name: pytest.approx([*values[:4], *[expected[name]] * 14]) for name, values in series.items()}
+    assert series == {name: pytest.approx([*values[:4], *[expected[name]] * 15]) for name, values in series.items()}

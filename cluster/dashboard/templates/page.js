@@ -1,11 +1,9 @@
 "use strict";
 // The page of one or several runs. One function draws: render(data). A live page calls it again when its data file changed.
 const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft", "base"].map(name => `var(--c-${name})`);
-const WORK = { sample: 0, score: 1, learn: 2, push: 3, probe: 4, canary: 5, check: 6, verify: 6, write: 7,
-  pause: 0, gather: 1, digest: 2, send: 3, load: 4 };
 const BANDS = 3;  // runs whose intervals are drawn over each other
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
-const RESTART_S = 900;  // in which services start again, or the run has died
+const PATIENCE_S = { starting: 60, restarting: 300 };  // in which the next word comes, or the run has died
 const SVG = "http://www.w3.org/2000/svg";
 let data = null, drawn = 0;
 let came = performance.now(), isLive = false;  // when the data last changed, by this page's own clock, and whether it saw that
@@ -32,15 +30,28 @@ function figure(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return (value / 1e6).toPrecision(3) + "M";
   if (size >= 1e4) return (value / 1e3).toPrecision(3) + "k";
+  if (size > 0 && size < 1e-3) return Number(value.toPrecision(3)).toExponential();
   return String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
 }
+// Of long lists: a call with a value for each argument fails beyond some 100,000 of them.
+const least = values => values.reduce((low, value) => value < low ? value : low, Infinity);
+const most = values => values.reduce((high, value) => value > high ? value : high, -Infinity);
 const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+const day = seconds => new Date(seconds * 1000).toLocaleDateString([], { month: "short", day: "numeric" });
 const since = seconds => [seconds / 3600, seconds / 60 % 60, seconds % 60].map(part => String(Math.floor(part)).padStart(2, "0")).join(":");
-// A moment of a chart of times: the time of day, or for several runs the time since the start of each.
-const moment = at => data.runs.length > 1 ? since(at) : clock(at);
+// A moment of a chart of times: the time of day, with the day where the chart has several, or for several runs the time
+// since the start of each.
+function moment(at, [low, high]) {
+  if (data.runs.length > 1) return since(at);
+  return day(low) === day(high) ? clock(at) : `${day(at)} ${clock(at).slice(0, 5)}`;
+}
+function age(seconds) {
+  const [size, unit] = [[86400, "days"], [3600, "h"], [60, "min"]].find(([size]) => seconds >= 2 * size) ?? [1, "s"];
+  return `${Math.floor(seconds / size)} ${unit}`;
+}
 
-function ticks(low, high, most) {
-  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
+function ticks(low, high, count) {
+  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(times => times * power).find(size => size >= rough);
   const found = [];
   for (let place = Math.ceil(low / step); place * step <= high + step * 1e-9; place++) found.push(Number((place * step).toPrecision(12)));
@@ -54,9 +65,10 @@ function linesOf(place, runs) {
     const { x: when, series } = run.charts[place], below = when.map(() => 0);
     const gaps = when.map((_, at) => Object.values(series).every(values => values[at] === null));
     const x = panel.x === "time" && data.runs.length > 1 ? when.map(at => at - run.began) : when;
+    const known = Object.keys(series).every(name => name in WORK);
     Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
       const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
-      line.colour = COLOURS[(many ? index : name in WORK ? WORK[name] : order) % COLOURS.length];
+      line.colour = COLOURS[(many ? index : known ? WORK[name] : order) % COLOURS.length];
       line.dash = many ? ["", "6 3", "2 3", "8 3 2 3"][order % 4] : "";
       if (panel.stacked && !many) {
         line.base = below.slice();
@@ -72,7 +84,7 @@ function linesOf(place, runs) {
 
 function rangeOf(lines, panel) {
   const values = lines.flatMap(line => (line.hasBand ? [line.top, line.low, line.high] : [line.top]).flat()).filter(value => value !== null);
-  let low = Math.min(...values), high = Math.max(...values);
+  let low = least(values), high = most(values);
   if (lines[0].base || (low > 0 && low < 0.5 * high)) low = Math.min(low, 0);
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   return [low, high];
@@ -102,7 +114,7 @@ function drawAxes(chart, panel, width) {
     shape(chart.svg, "text", { x: LEFT - 5, y: chart.atY(at) + 4, "text-anchor": "end" }).textContent = figure(at);
   }
   for (const at of ticks(...chart.rangeX, panel.x === "time" ? 3 : 5)) {
-    const words = panel.x === "time" ? moment(at) : figure(at);
+    const words = panel.x === "time" ? moment(at, chart.rangeX) : figure(at);
     shape(chart.svg, "text", { x: chart.atX(at), y: HEIGHT - 3, "text-anchor": "middle" }).textContent = words;
   }
 }
@@ -128,7 +140,7 @@ function drawChart(place, runs) {
 
 function layOut(chart) {
   const width = chart.width, xs = chart.lines.flatMap(line => line.x);
-  let [low, high] = [Math.min(...xs), Math.max(...xs)];
+  let [low, high] = [least(xs), most(xs)];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   chart.rangeX = [low, high];
   chart.rangeY = rangeOf(chart.lines, chart.panel);
@@ -174,41 +186,43 @@ function explain(chart, x) {
     return item;
   });
   const at = x === null ? null : chart.lines[0].x[nearest(chart.lines[0].x, x)];
-  if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? moment(at) : `step ${at}`));
+  if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? moment(at, chart.rangeX) : `step ${at}`));
   chart.legend.replaceChildren(...items);
   chart.cursor.setAttribute("visibility", at === null ? "hidden" : "visible");
   if (at !== null) for (const end of ["x1", "x2"]) chart.cursor.setAttribute(end, chart.atX(at));
 }
 
+// names: [name, place of its colour], without a colour where it is no work.
 function drawLanes(run) {
-  const { seconds, rows } = run.lanes;
+  const { title, seconds, names, rows } = run.lanes;
   if (!rows.length) return null;
   const card = element("figure", "", "card lanes"), width = Math.max(document.body.clientWidth - 64, 240);
   const left = Math.min(140, width * 0.34), right = 40, row = 24, scale = (width - left - right) / seconds;
-  card.append(element("h3", `Who worked when: the last ${Math.round(seconds)} s`));
+  card.append(element("h3", `Who worked when: ${title}`));
   const svg = shape(card, "svg", { viewBox: `0 0 ${width} ${rows.length * row + 16}`, height: rows.length * row + 16 });
-  const names = [];
   rows.forEach(({ lane, share, spans }, place) => {
     const y = place * row;
     shape(svg, "text", { x: left - 6, y: y + 15, "text-anchor": "end" }).textContent = lane;
     shape(svg, "rect", { x: left, y: y + 3, width: width - left - right, height: row - 7, fill: "var(--line)", rx: 2 });
-    for (const [begin, end, name] of spans) {
-      if (!names.includes(name)) names.push(name);
+    for (const [begin, end, which, busy] of spans) {
+      const [name, colour] = names[which], part = busy === undefined ? 1 : busy / (end - begin);
       const box = { x: left + begin * scale, y: y + 3, width: Math.max((end - begin) * scale, 0.8), height: row - 7 };
-      const colour = name in WORK ? COLOURS[WORK[name]] : "var(--c-base)";
-      shape(shape(svg, "rect", { ...box, fill: colour, opacity: name in WORK ? 0.9 : 0.35 }), "title", {}).textContent =
-        `${name} ${(end - begin).toFixed(1)} s`;
+      const fill = colour === null ? "var(--c-base)" : COLOURS[colour], opacity = (colour === null ? 0.35 : 0.9) * (0.3 + 0.7 * part);
+      shape(shape(svg, "rect", { ...box, fill, opacity: opacity.toFixed(2) }), "title", {}).textContent = busy === undefined ?
+        `${name} ${(end - begin).toFixed(1)} s` : `${name} ${busy.toFixed(1)} s of ${(end - begin).toFixed(1)} s`;
     }
     shape(svg, "text", { x: width, y: y + 15, "text-anchor": "end" }).textContent = `${Math.round(share * 100)}%`;
   });
   const legend = element("div", "", "legend");
-  for (const name of names) {
+  for (const [name, colour] of names) {
     const item = element("span", name), mark = element("i");
-    mark.style.background = name in WORK ? COLOURS[WORK[name]] : "var(--c-base)";
+    mark.style.background = colour === null ? "var(--c-base)" : COLOURS[colour];
+    mark.style.opacity = colour === null ? 0.35 : 0.9;
     item.prepend(mark);
     legend.append(item);
   }
-  card.append(legend, element("p", "right: the share of this time in which it worked; waiting is pale and does not count", "note"));
+  card.append(legend, element("p", "right: the share of this time in which it worked; waiting, and reduce, which waits for " +
+    "the slowest rank, is pale grey and does not count; work with pauses too short to draw is lighter", "note"));
   return card;
 }
 
@@ -246,19 +260,19 @@ function drawPicker() {
 
 // The run's host may have another time than this computer: what counts is when the data last changed here.
 function state() {
-  const box = document.getElementById("state"), patience = Math.max(3 * data.every, 15);
-  const watched = (performance.now() - came) / 1000, restarts = data.ended === "restarting";
-  const late = restarts ? watched > RESTART_S : !data.ended && watched > patience;
-  const age = Math.max(0, Math.round(isLive ? watched : Date.now() / 1000 - data.made));
-  const fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
+  const box = document.getElementById("state"), isOver = data.ended && !(data.ended in PATIENCE_S);
+  const patience = PATIENCE_S[data.ended] ?? Math.max(3 * data.every, 15);
+  const watched = (performance.now() - came) / 1000, late = !isOver && watched > patience;
+  const seconds = Math.max(0, isLive ? watched : Date.now() / 1000 - data.made), fault = data.ended ? "" : data.runs.map(run => run.fault).find(Boolean);
   box.classList.toggle("stale", late || Boolean(fault) || data.ended === "failed");
   const words = { finished: "The run has ended.", before: "Made before the run's end.",
     failed: "The run failed; a resume is shown here.", stopped: "The run was stopped; a resume is shown here.",
-    restarting: "A service was lost; the services start again." };
-  if (data.ended && !late) box.textContent = words[data.ended];
-  else if (fault && !late) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
-  else if (late) box.textContent = `Nothing for ${age} s: the run may have died.`;
-  else box.textContent = age > patience ? `Figures of ${age} s ago; waiting for new ones.` : `Running; ${age} s ago.`;
+    restarting: "A service was lost; the services start again.",
+    starting: "The services start, and the learner learns again what stands." };
+  if (late) box.textContent = `Nothing for ${age(seconds)}: the run may have died.`;
+  else if (data.ended) box.textContent = words[data.ended];
+  else if (fault) box.textContent = `Running; the rollout service does not answer: ${fault}.`;
+  else box.textContent = seconds > patience ? `Figures of ${age(seconds)} ago; waiting for new ones.` : `Running; ${age(seconds)} ago.`;
 }
 
 function render(given) {
