@@ -70,7 +70,7 @@ def _data_openthoughts(arguments: argparse.Namespace) -> int:
 def _data_check(arguments: argparse.Namespace) -> int:
     from cluster.commands.data_check import print_check
 
-    return print_check(arguments.rows, arguments.probe, arguments.recipe, arguments.set)
+    return print_check(arguments.rows, arguments.probe, arguments.recipe, arguments.set, arguments.row)
 
 
 def _shards(arguments: argparse.Namespace) -> int:
@@ -201,6 +201,7 @@ def _data_arguments(data: argparse.ArgumentParser) -> None:
     check = parts.add_parser("check", help="what rows of the task context become, and what is wrong with them")
     check.add_argument("rows", metavar="FILE", help="training rows, JSON lines or parquet")
     check.add_argument("--probe", metavar="FILE", default="", help="probe rows (default: the recipe's)")
+    check.add_argument("--row", type=int, metavar="N", help="the row to show, by its line (default: the first)")
     check.add_argument("--recipe", metavar="RECIPE.toml", help="the model, windows and columns (default: the defaults)")
     _add_set(check)
     check.set_defaults(part=_data_check)

@@ -13,7 +13,9 @@ from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
 from cluster.requests import renderer_of
 from cluster.run.lengths import lengths_near
+from cluster.run.notes import SHOWN, thinking_note
 from cluster.typed import build, parse_overrides
+from rollout.arrival import Difference
 from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
@@ -40,6 +42,8 @@ class FileCheck:
     prompts: Sequence[Prompt]
     faults: Sequence[str]
     special: Sequence[tuple[str, str]]  # places of rows whose texts have special tokens, and these
+    notes: Sequence[str]  # what the chat template says itself, and makes of r
+    shown: int  # the prompt to show, from 0
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,20 @@ class DataCheck:
         return [*rows, *self.too_long, *_fits_nowhere(*self.files[0])]
 
 
-def print_check(rows: str, probe: str, recipe: str | None, overrides: Sequence[str]) -> int:
-    """The exit status: 2 where a row is at fault. recipe: a file, or None for the defaults."""
+def print_check(rows: str, probe: str, recipe: str | None, overrides: Sequence[str], row: int | None = None) -> int:
+    """The exit status: 2 where a row is at fault. recipe: a file, or None for the defaults. row: as `check_data`."""
     settings = parse_overrides(overrides, {"task": {"name": "context"}})
-    check = check_data(rows, probe, load_recipe(recipe, overrides) if recipe else build(Recipe, settings, "--set"))
+    given = load_recipe(recipe, overrides) if recipe else build(Recipe, settings, "--set")
+    check = check_data(rows, probe, given, row)
     print(printable(to_text(check)))
     for line in fault_lines(check.faults):
         print(f"edge-opd: {printable(line)}", file=sys.stderr)
     return 2 if check.faults else 0
 
 
-def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
-    """Reads every row as the recipe's task `context` does, with the template of its model.
+def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) -> DataCheck:
+    """Reads every row as the recipe's task `context` does, with the template of its model. row: the number of the line
+    to show, or of parquet's row; the first prompt without it.
 
     Raises:
         ValueError: what is wrong with a whole file, the recipe or the model, or too few wrong contexts.
@@ -85,7 +91,7 @@ def check_data(rows: str, probe: str, recipe: Recipe) -> DataCheck:
     named = replace(recipe.task, name="context", prompts_file=rows, probe_file=probe or recipe.task.probe_file)
     recipe = located(replace(recipe, task=named))
     task, asked, renderer = recipe.task, dict[Turns, str](), renderer_of(recipe, resolve_model(recipe.model.path))
-    training = _file(task.prompts_file, "task.prompts_file", training_rows(task, asked), recipe, renderer)
+    training = _file(task.prompts_file, "task.prompts_file", training_rows(task, asked), recipe, renderer, row)
     prompts = [one for one in training.prompts if isinstance(one, TaskPrompt)]
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
@@ -143,24 +149,44 @@ def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -
     return [Sizes(view, [lengths[pair] for pair in pairs], most) for view, pairs in views.items()]
 
 
-def _file(path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, renderer: Renderer) -> FileCheck:
+def _file(
+    path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, renderer: Renderer, shown: int | None = None
+) -> FileCheck:
     layout, unread = columns_of(path, key, recipe.task)
-    places, prompts, faults, special = [], [], [], []
+    places, prompts, faults, special, found = [], [], [], [], Counter[Difference]()
     for where, row in rows:
         if isinstance(row, ValueError):
             faults.append(str(row))
             continue
         try:
-            for context in _contexts(row, recipe):
-                renderer.require_arrival(row.turns, context)
+            differing = [renderer.difference(row.turns, context) for context in _contexts(row, recipe)]
         except ValueError as error:
             faults.append(f"{where}: {error}")
         else:
             places.append(where)
             prompts.append(row)
+            found.update(one for one in differing[:1] if one is not None)
             if tokens := renderer.special_tokens_in(_texts(row)):
                 special.append((where, " ".join(sorted(tokens))))
-    return FileCheck(path, layout.name, unread, places, prompts, faults, special)
+    notes = _notes(found, recipe, renderer) if key == "task.prompts_file" else []
+    return FileCheck(path, layout.name, unread, places, prompts, faults, special, notes, _place(places, shown, path))
+
+
+def _place(places: Sequence[str], row: int | None, path: str) -> int:
+    """Of the prompt to show among all."""
+    if row is None:
+        return 0
+    found = [place for place, where in enumerate(places) if where.endswith(f" {row}")]
+    if not found:
+        raise ValueError(f"--row: found {row}, expected the number of a row of {path} that is a prompt")
+    return found[0]
+
+
+def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
+    own = [str(renderer.own_text)] if renderer.own_text.text else []
+    differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
+    more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
+    return [*own, *differing, *more, *thinking_note(recipe, renderer)]
 
 
 def _texts(prompt: Prompt) -> list[str]:
@@ -189,7 +215,15 @@ def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     lines.append(f"  {len(file.prompts)} prompts, {len(file.faults)} rows at fault")
     if not file.prompts:
         return lines
-    return [*lines, *_contents(file.prompts), *_tokens(sizes), *_too_long(file, sizes), *_special(file), *_first(file)]
+    return [
+        *lines,
+        *_contents(file.prompts),
+        *_tokens(sizes),
+        *_too_long(file, sizes),
+        *_special(file),
+        *_said(file),
+        *_row(file),
+    ]
 
 
 def _contents(prompts: Sequence[Prompt]) -> list[str]:
@@ -240,14 +274,18 @@ def _listed(found: Sequence[str]) -> str:
     return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
 
 
-def _first(file: FileCheck) -> list[str]:
-    prompt = file.prompts[0]
+def _said(file: FileCheck) -> list[str]:
+    return [f"  {note}" for note in file.notes]
+
+
+def _row(file: FileCheck) -> list[str]:
+    prompt, name = file.prompts[file.shown], "shown" if file.shown else "first"
     texts = [(role, text) for role, text in prompt.turns]
     if isinstance(prompt, TaskPrompt):
         texts.append(("r", prompt.context))
     if prompt.answer is not None:
         texts.append((f"answer ({prompt.judge})", prompt.answer))
-    return [f"  first: {file.places[0]}", *(f"    {name}: {_shortened(text)}" for name, text in texts)]
+    return [f"  {name}: {file.places[file.shown]}", *(f"    {key}: {_shortened(text)}" for key, text in texts)]
 
 
 def _shortened(text: str) -> str:

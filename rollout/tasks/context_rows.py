@@ -153,7 +153,8 @@ class RowReader:
         value = own.get("prompt_id")
         if value is None:
             return f"{Path(self.path).stem}-{where.rsplit(' ', 1)[1]}"
-        return str(value) if type(value) is int else checked_text(value, self._called("prompt_id"), where)
+        whole = type(value) is float and value.is_integer()  # of parquet, a whole number's column with a null in it
+        return str(int(value)) if whole or type(value) is int else checked_text(value, self._called("prompt_id"), where)
 
 
 def read_answer(value: Any, name: str, judge: str, where: str) -> tuple[str, str | None]:
@@ -163,8 +164,8 @@ def read_answer(value: Any, name: str, judge: str, where: str) -> tuple[str, str
     Raises:
         ValueError: another type, a judge that is not there, or an answer that it can hold nothing against.
     """
-    if value is None:
-        return "", None
+    if value is None or (isinstance(value, dict) and value and all(one is None for one in value.values())):
+        return "", None  # some writers of parquet make an object of nulls of a missing one
     if isinstance(value, dict):
         named = {key: one for key, one in value.items() if one is not None}
         if len(named) != 1 or not set(named) <= set(JUDGES):

@@ -7,6 +7,7 @@ from rollout.tasks.parquet import open_parquet, parquet_rows
 from rollout.tasks.rows import Row, read_json
 
 PARQUET = (".parquet", ".pq")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 Found = tuple[str, Row | ValueError]  # the row's place, as messages name it, and the row or why it is none
 
 
@@ -18,6 +19,10 @@ def file_rows(path: str, key: str) -> Iterator[Found]:
     Raises:
         ValueError: no such file, or one that is neither UTF-8 text nor parquet.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{key}: found a folder at {path!r}, expected one file of JSON lines or parquet")
+    if Path(path).suffix.lower() in PACKED:
+        raise ValueError(f"{key}: found a packed file at {path!r}, expected JSON lines or parquet: unpack it first")
     if not Path(path).is_file():
         raise ValueError(f"{key}: found no file at {path!r}, expected JSON lines or parquet")
     return _numbered(path) if Path(path).suffix.lower() in PARQUET else _json_rows(path)

@@ -55,6 +55,31 @@ def test_it_says_what_each_file_becomes(
     assert abs(int(x[1]) - len(renderer.prompt_ids((("user", ROWS[0]["question"]),)))) <= 2
 
 
+def test_a_row_is_shown_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", ["", "{oops", *ROWS])
+    assert main(["data", "check", rows, "--row", "5"]) == 2
+    shown = f"  shown: {rows}, line 5\n    user: Who keeps key 2?\n    r: Ada keeps key 2.\n"
+    assert shown in capsys.readouterr().out
+    for row in ("1", "2", "50"):
+        assert main(["data", "check", rows, "--row", row]) == 2
+        said = f"edge-opd: --row: found {row}, expected the number of a row of {rows} that is a prompt\n"
+        assert capsys.readouterr().err == said
+
+
+def test_what_the_template_says_and_makes_of_r_is_said(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opens = kinds.SWITCHED.replace(
+        "{% for", "{% if messages[0]['role'] != 'system' %}I am Tern here. {% endif %}{% for", 1
+    )
+    model = folder_of(tokenizer, tmp_path / "model", opens)
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={model}"]) == 0
+    said = capsys.readouterr().out
+    assert "  the chat template itself says in x: 'I am Tern here.', which is not in (x, r)\n" in said
+    assert "\n  9 of 9 contexts: x has " in said
+    assert "  x ends inside a thinking block (<think>): the " in said
+
+
 def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", [ROWS[0], {"question": None}, "{oops", ROWS[1] | {"context": ""}])
     repeated = {"question": "who keeps KEY 0", "answer": "Ada"}

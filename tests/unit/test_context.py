@@ -687,6 +687,25 @@ def test_a_column_may_come_in_a_late_row(tmp_path: Path) -> None:
     assert task_of(tmp_path, rows, tagged, columns=Columns(tags="kind")).probes[-1].tags == ("near",)
 
 
+def test_parquet_s_nulls_make_no_fraction_of_an_id_and_no_answer(tmp_path: Path) -> None:
+    rows = [ROW | {"prompt_id": 7.0, "answer": {"regex": None, "number": None}},
+            {"question": "Whose?", "context": "Ada.", "prompt_id": None, "answer": {"regex": "Ada", "number": None}}]  # fmt: skip
+    first, second = task_of(tmp_path, rows, name="rows.parquet").training
+    assert (first.prompt_id, second.prompt_id) == ("7", "rows-2")
+    assert (first.answer, second.judge, second.answer) == (None, "regex", "Ada")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("rows", "a folder at '{}', expected one file"), ("rows.jsonl.gz", "a packed file at '{}', expec")],
+)
+def test_what_is_no_file_of_rows_is_named_by_its_kind(tmp_path: Path, name: str, found: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "rows" else path.write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=rf"^task\.prompts_file: found {found.format(path)}"):
+        build_task(TaskConfig(name="context", prompts_file=str(path), probe_file=write(tmp_path / "p.jsonl", [PROBE])))
+
+
 PARQUET_BAD: list[tuple[dict[str, Any], str]] = [
     (ROW | {"question": {"text": "Who?"}}, r", row 1: found question = {'text': 'Who\?'}, expected a text"),
     (ROW | {"question": b"Who?"}, r", row 1: found question = b'Who\?', expected a text"),

@@ -74,7 +74,7 @@ def rendered(tokenizer: Any, kind: str, position: str) -> Renderer:
     return Renderer(own, position, day=DAY)
 
 
-@pytest.mark.parametrize("position", ["system", "user"])
+@pytest.mark.parametrize("position", ["system", "user", "before_last_user"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_x_and_x_with_r_of_every_kind(tokenizer: Any, kind: str, position: str) -> None:
     found = KINDS[kind][1 if position == "system" else 2]
@@ -95,6 +95,21 @@ def test_x_and_x_with_r_of_every_kind(tokenizer: Any, kind: str, position: str) 
     assert with_r.replace(difference.context.replace("{r}", R), difference.x, 1) == x
     ends = set(tokenizer.convert_ids_to_tokens(renderer.eos_token_ids))
     assert ends == {"<|endoftext|>"} | KINDS[kind][3]
+
+
+CHAT = (("user", "Hi."), ("assistant", "Hello."), ("user", QUESTION))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_r_at_the_end_of_a_conversation_of_every_kind(tokenizer: Any, kind: str) -> None:
+    assert rendered(tokenizer, kind, "before_last_user").difference(CHAT, R) == Difference("", ASIS)
+    for turns in (CHAT, CHAT[-1:]):
+        renderer = rendered(tokenizer, kind, "own_turn")
+        difference = renderer.difference(turns, R)
+        assert difference and difference.x == "" and difference.context.count("{r}") == 1
+        x, with_r = (renderer._tokenizer.decode(renderer.context_prompt_ids(turns, r)) for r in ("", R))
+        assert with_r.replace(difference.context.replace("{r}", R), "", 1) == x
+        assert x.rpartition(QUESTION)[2] == with_r.rpartition(QUESTION)[2] and with_r.count("Hi.") == x.count("Hi.")
 
 
 def test_both_places_of_r_are_one_token_for_token(tokenizer: Any) -> None:
