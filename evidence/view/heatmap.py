@@ -123,10 +123,8 @@ def heatmap(
     metadata = shard_metadata(table)
     own = EvidenceConfig.from_json(metadata["mask_rule"])
     judged = rejudge(table, rule)
-    offsets = flat_column(table, "response_ids")[1]
-    rows = list(zip(*(rows_of(values, offsets) for values in judged), strict=True))
+    rows = list(zip(*(rows_of(values, flat_column(table, "response_ids")[1]) for values in judged), strict=True))
     pages = [_rollout(table.slice(row, 1), text, most, student or {}, *rows[row]) for row, text in texts.items()]
-    shown = {page.prompt_id for page in pages}
     return (
         environment("evidence.view")
         .get_template("heatmap.html.jinja")
@@ -134,9 +132,8 @@ def heatmap(
             rollouts=pages,
             rows=table.num_rows,
             metadata=metadata,
-            step=int(metadata["step"]),
             most=most,
-            left_out=[name for name in dict.fromkeys(table.column("prompt_id").to_pylist()) if name not in shown],
+            left_out=_left_out(table, pages),
             mask=_describe(rule),
             own_mask=None if rule == own else _describe(own),
             kept={group: stats for group, stats in recompute(table, rule).items() if stats["tokens"]},
@@ -146,6 +143,12 @@ def heatmap(
             neighbours=neighbours,
         )
     )
+
+
+def _left_out(table: pa.Table, pages: Sequence[Rollout]) -> list[str]:
+    """Prompts of the step of which the page shows nothing."""
+    shown = {page.prompt_id for page in pages}
+    return [name for name in dict.fromkeys(table.column("prompt_id").to_pylist()) if name not in shown]
 
 
 def _describe(rule: EvidenceConfig) -> str:
