@@ -689,7 +689,7 @@ def test_a_column_may_come_in_a_late_row(tmp_path: Path) -> None:
 
 def test_parquet_s_nulls_make_no_fraction_of_an_id_and_no_answer(tmp_path: Path) -> None:
     rows = [ROW | {"prompt_id": 7.0, "answer": {"regex": None, "number": None}},
-            {"question": "Whose?", "context": "Ada.", "prompt_id": None, "answer": {"regex": "Ada", "number": None}}]  # fmt: skip
+            {"question": "Whose?", "context": "Ada.", "answer": {"regex": "Ada", "number": None}}]  # fmt: skip
     first, second = task_of(tmp_path, rows, name="rows.parquet").training
     assert (first.prompt_id, second.prompt_id) == ("7", "rows-2")
     assert (first.answer, second.judge, second.answer) == (None, "regex", "Ada")
