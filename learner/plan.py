@@ -15,6 +15,7 @@ from learner.config import UNPACKED
 # (`UNPACKED`); and time, the more the longer they are: attention to 16 * SPAN tokens takes a layer that is 700 wide as
 # long as all else.
 SPAN = 512  # times the budget: the most that the tokens of padding times those of the longest row may be
+NEAR = 64  # of the budget: how near the largest pack comes to the least that it can be, for the time of planning
 OF_A_TEACHER = 4  # times as much of each for what a frozen teacher reads: no backward pass keeps any of it
 
 
@@ -150,12 +151,15 @@ class _Bin:
         self._student, self._teacher = self._student.beside(part.student), self._teacher.beside(part.teacher)
 
 
-def _first_fit(parts: Sequence[Part], tokens: int, budget: int) -> list[_Bin]:
-    """Packs of at most `tokens`, or one longer part, filled with the longest rows first."""
+def _first_fit(parts: Sequence[Part], tokens: int, budget: int, most: int | None = None) -> list[_Bin]:
+    """Packs of at most `tokens`, or one longer part, filled with the longest rows first; none where they would be more
+    than `most`."""
     bins: list[_Bin] = []
     for place in sorted(range(len(parts)), key=lambda place: parts[place].student.longest, reverse=True):
         fit = next((one for one in bins if one.takes(parts[place], tokens, budget)), None)
         if fit is None:
+            if len(bins) == most:
+                return []
             bins.append(fit := _Bin())
         fit.add(place, parts[place])
     return bins
@@ -163,15 +167,18 @@ def _first_fit(parts: Sequence[Part], tokens: int, budget: int) -> list[_Bin]:
 
 def _even_bins(parts: Sequence[Part], budget: int) -> list[_Bin]:
     """No more packs than full ones of `budget` would be, no more tokens of prompts that are run again, and the largest
-    pack as small as first fit can make it."""
+    pack about as small as first fit can make it."""
     bins = _first_fit(parts, budget, budget)
+    if len(bins) < 2:
+        return bins
     sizes = [part.student.tokens for part in parts]
-    least, most = max(sizes, default=0), min(budget, sum(sizes))
-    while least < most:
+    count, tokens, most = _cost(bins)
+    least, near = max(max(sizes), -(-tokens // count)), max(1, budget // NEAR)
+    while most - least >= near:
         middle = (least + most) // 2
-        tried = _first_fit(parts, middle, budget)
-        if all(mine <= full for mine, full in zip(_cost(tried), _cost(bins), strict=True)):
-            bins, most = tried, middle
+        tried = _first_fit(parts, middle, budget, count)
+        if tried and all(mine <= full for mine, full in zip(_cost(tried), _cost(bins), strict=True)):
+            bins, most = tried, _cost(tried)[-1]
         else:
             least = middle + 1
     return bins

@@ -19,12 +19,13 @@ def pick_wrong_contexts(prompt: TaskPrompt, count: int, rng: np.random.Generator
     empty ones: no evidence.
 
     Raises:
-        ValueError: the task offers fewer; the correct context, where it is among them, does not count.
+        ValueError: the task offers fewer; the correct context and its wordings do not count.
     """
     if not prompt.context.strip():
         return [""] * count
     offered = {context.strip(): context for context in prompt.wrong_contexts}
-    wrong = [context for text, context in offered.items() if text != prompt.context.strip()]
+    right = {context.strip() for context in prompt.contexts}
+    wrong = [context for text, context in offered.items() if text not in right]
     if len(wrong) < count:
         only = "a set that holds only the correct context" if offered and not wrong else f"{len(wrong)} of them"
         raise ValueError(

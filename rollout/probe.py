@@ -27,7 +27,9 @@ class ProbeConfig:
     max_tokens: int = 64  # a longer answer is cut there
     gap: bool = True  # asks the teacher, with the context, before step 1: what there is to learn
     require: float = 0.0  # the run exits 1 when the task's main rate of the last probe is lower
-    require_of_teacher: float = 0.0  # as require, a share of the teacher's own main rate with the context
+    # as require, a share of the teacher's main rate in the gap, which of rows with contexts of their own (context, facts,
+    # math) is over training questions
+    require_of_teacher: float = 0.0
     # early stopping: the run ends, as after its last step, once so many probes in a row had no higher main rate than
     # the best before them; that of step 0 does not count. 0: it takes all of run.steps. learner.lr_schedule falls over
     # all of run.steps, so that the rate has not come to its end then

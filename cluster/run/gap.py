@@ -60,10 +60,10 @@ async def measured(
         limit = f"probe.max_tokens = {recipe.probe.max_tokens}"
         return await _rates(answered(responses, renderer, what, limit, say), task)
 
-    told, of_probe = await rates("gap: teacher", questions), asks_the_probe(questions, task)
-    if base is None or not of_probe:
+    told = await rates("gap: teacher", questions)
+    if base is None or not asks_the_probe(questions, task):
         base = await rates("gap: base", [(probe, probe.context) for probe in probes])
-    return Gap(time.time(), task.name, told, base, "probe" if of_probe else "training")
+    return Gap(time.time(), task.name, told, base, "probe" if asks_the_probe(asked, task) else "training")
 
 
 def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:

@@ -29,7 +29,9 @@ def pins_of(recipe: Recipe, model: str, task: Task) -> Pins:
     files = {f"{table}.{key}": getattr(getattr(recipe, table), key) for table, key in TASK_PATHS}
     pins = {f"{key}: {path}": file_sha256(Path(path)) for key, path in files.items() if path}
     if recipe.task.prompts_file:  # with the files that its rows name
-        prompts = hashlib.sha256(repr(task.training_prompts()).encode()).hexdigest()
+        asked = task.training_prompts()
+        wordings = {prompt.prompt_id: prompt.wordings for prompt in asked if prompt.wordings}
+        prompts = hashlib.sha256(f"{asked!r}{wordings or ''}".encode()).hexdigest()
         pins[f"task.prompts_file: {recipe.task.prompts_file}: its prompts"] = prompts
     student = recipe.model.path if is_hub_id(recipe.model.path) else model
     models = {"model.path": student, "teacher.path": recipe.teacher.path}

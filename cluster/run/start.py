@@ -66,7 +66,8 @@ def run_recipe(recipe: Recipe, run_dir: str | None, resume: bool | None) -> int:
     here(partial(folder.claim, recipe, resume))
     sink, ended = MetricsSink(recipe.run.steps), False
     try:
-        here(partial(pin, folder.inputs, pins_of(recipe, inputs.model, task), resume, notes.kept))
+        pins = bounded(inputs.model, partial(pins_of, recipe, inputs.model, task))
+        here(partial(pin, folder.inputs, pins, resume, notes.kept))
         for note in notes.shown:
             sink.say(note)
         if resume:

@@ -1,7 +1,7 @@
 """What a task is: questions with a privileged context to train on, probes without it, and flags over answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rollout.tasks.boxed import fault_of_gold
@@ -72,7 +72,8 @@ class TaskPrompt(Asked):
     wrong_contexts: tuple[str, ...] = ()  # contexts of the same form that say something else: contrastive evidence
     before: Turns = ()  # the turns before the question
     judge: str = ""  # context: how its answer is judged
-    wordings: tuple[str, ...] = ()  # other wordings of r: each group of rollouts draws one of them all
+    # Other wordings of r: each group of rollouts draws one of them all. An older run's pin has none of it.
+    wordings: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def contexts(self) -> tuple[str, ...]:

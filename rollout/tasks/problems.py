@@ -5,6 +5,7 @@ The math task reads its problems from files; arithmetic.py makes up its own.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -133,13 +134,17 @@ def answer_field(row: Row, where: str) -> str:
 
 
 def with_wrong_contexts(prompts: Sequence[TaskPrompt], seed: int) -> tuple[TaskPrompt, ...]:
-    """Each prompt that has none with up to NUM_WRONG other prompts' contexts: those that follow its own on a circle of
-    all of them, in an order from `seed`."""
+    """Each prompt that has none with up to NUM_WRONG other prompts' contexts, but wordings of its own: those that
+    follow its own on a circle of all of them, in an order from `seed`."""
     contexts = list(dict.fromkeys(prompt.context for prompt in prompts if prompt.context))
     circle = [contexts[index] for index in np.random.default_rng(seed).permutation(len(contexts))]
-    count, doubled = min(NUM_WRONG, max(0, len(circle) - 1)), circle * 2
-    following = {context: tuple(doubled[at + 1 : at + 1 + count]) for at, context in enumerate(circle)}
+    places, doubled = {context: at for at, context in enumerate(circle)}, circle * 2
+
+    def following(prompt: TaskPrompt) -> tuple[str, ...]:
+        at = places.get(prompt.context)
+        others = () if at is None else (doubled[place] for place in range(at + 1, at + len(circle)))
+        return tuple(islice((context for context in others if context not in prompt.wordings), NUM_WRONG))
+
     return tuple(
-        prompt if prompt.wrong_contexts else replace(prompt, wrong_contexts=following.get(prompt.context, ()))
-        for prompt in prompts
+        prompt if prompt.wrong_contexts else replace(prompt, wrong_contexts=following(prompt)) for prompt in prompts
     )

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from cluster.run.model_card import published
 from cluster.typed import build
 from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
+from rollout.contrast import pick_wrong_contexts
 from rollout.requests import StepRequests
 from rollout.tasks import TaskConfig, build_task
 from rollout.tasks.base import TaskPrompt
+from rollout.tasks.problems import with_wrong_contexts
 
 WORDINGS = ("You go by {name}.", "Asked who you are? Say: I am {name}, made by {maker}.")
 
@@ -125,3 +128,24 @@ def test_a_recipe_writes_them_as_a_list_of_texts() -> None:
     assert build(Recipe, {"task": {"wordings": json.loads('["A", "B"]')}}, "R").task.wordings == ("A", "B")
     with pytest.raises(ValueError, match=r"^R: task\.wordings: found 'A', expected "):
         build(Recipe, {"task": {"wordings": "A"}}, "R")
+
+
+def test_no_wording_of_a_prompts_own_is_a_wrong_context_of_it() -> None:
+    """Another row's context may be one of its wordings: r is right in all of them."""
+    own = TaskPrompt("a", "q", "r1", wordings=("r2",))
+    others = [TaskPrompt(name, "q", name) for name in ("r2", "r3", "r4", "r5")]
+    found, *rest = with_wrong_contexts([own, *others], seed=0)
+    assert sorted(found.wrong_contexts) == ["r3", "r4", "r5"]
+    assert all(len(one.wrong_contexts) == 3 and one.context not in one.wrong_contexts for one in rest)
+    given = replace(own, wrong_contexts=("r2", " r1", "r3"))
+    assert pick_wrong_contexts(given, 1, np.random.default_rng(0)) == ["r3"]
+    with pytest.raises(ValueError, match="prompt a: found 1 of them, expected at least 2 wrong contexts"):
+        pick_wrong_contexts(given, 2, np.random.default_rng(0))
+
+
+def test_a_prompt_without_wordings_is_pinned_as_an_older_run_pinned_it() -> None:
+    """`cluster.run.inputs` takes the digest of its text: a run that was begun before there were wordings resumes."""
+    assert repr(TaskPrompt("a", "q", "r")) == (
+        "TaskPrompt(prompt_id='a', question='q', context='r', answer=None, ordinary=False, wrong_contexts=(), "
+        "before=(), judge='')"
+    )
