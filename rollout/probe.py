@@ -27,8 +27,8 @@ class ProbeConfig:
     max_tokens: int = 64  # a longer answer is cut there
     gap: bool = True  # asks the teacher, with the context, before step 1: what there is to learn
     require: float = 0.0  # the run exits 1 when the task's main rate of the last probe is lower
-    # as require, a share of the teacher's main rate in the gap, which of rows with contexts of their own (context, facts,
-    # math) is over training questions
+    # as require, a share of the teacher's main rate in the gap; rows with contexts of their own (context, facts, math)
+    # are asked training questions there
     require_of_teacher: float = 0.0
     # early stopping: the run ends, as after its last step, once so many probes in a row had no higher main rate than
     # the best before them; that of step 0 does not count. 0: it takes all of run.steps. learner.lr_schedule falls over
