@@ -1,4 +1,4 @@
-"""The trade-off of a sweep as one picture: self-name against the name in ordinary answers, and against capability.
+"""The trade-off of a sweep as one picture: self-name against the name in capability answers, and against capability.
 
 A colour is a value of the first thing that is varied, and its line joins the means of the combinations that have it, in
 the order of the sweep's file. A small point is a run's last probe, a large one the mean over a combination's seeds.

@@ -52,11 +52,13 @@ def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
         while True:
             again = ["--resume=auto"] if resumes else []
             with under_way([*arguments, *again], place.through) as run:
-                hits += faults_of(run, place, plan[len(hits) :], folder, began)
+                made = faults_of(run, place, plan[len(hits) :], folder, began)
+                hits += made
                 status, said, errors = run.end(END_S)
                 left += len(run.left_behind())
                 lines += run.lines
-            if not (status and hits and (hits[-1].target == "driver" or hits[-1].moment == START) and resumes < count):
+            # Only a fault of this attempt is a reason for another.
+            if not (status and made and (made[-1].target == "driver" or made[-1].moment == START) and resumes < count):
                 break
             resumes += 1
     if status:

@@ -21,8 +21,8 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.hosts import BIN, Host, end_session, hosts, processes_of, start_ray
 from tests.listeners import OF_A_WORKER, WORKER, Kinds, unexpected, watched
-from tests.process.test_object_store import CREDENTIALS
 from tests.runs import FINISHED, ROOT, lines, small_arguments
+from tests.s3 import CREDENTIALS
 from tests.strangers import METRICS, SILENCE, TOKEN, UNREACHED, asks_for
 
 DASHBOARD, STORE = 8265, 5000

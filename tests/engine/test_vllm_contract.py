@@ -40,6 +40,7 @@ from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
 from tests.reference import logprobs_of, plain_model
 from tests.runs import ROOT
+from tests.unit.test_top_k_first import sort_all
 
 pytestmark = pytest.mark.engine
 
@@ -362,6 +363,7 @@ def test_a_cpu_sorts_the_whole_vocabulary_for_top_p(monkeypatch: pytest.MonkeyPa
     sampling.look_for_top_k_first()
     sampling.look_for_top_k_first()  # a second engine in the process
     assert torch.equal(place.apply_top_k_top_p(logits.clone(), k, p), expected)
+    assert torch.equal(sort_all(logits, k, p), expected), changed("a sort of all leaves other logits")
     assert shapes[1:] == [(8, 384), (1, 49_152)], changed("top-p is taken elsewhere")
 
 

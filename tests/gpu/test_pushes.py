@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.sizing.cards import Card
+from cluster.weights.transports import BUFFER
 from tests.engine.test_weight_handoff import changed_model, hf_logprobs
 from tests.fakes import tiny_model
 from tests.gpu.conftest import TELL
 from tests.runs import side_by_side
 
-BUFFER = 1 << 30  # bytes that vLLM 0.32 packs tensors into
 # A tied embedding of 1.2 GB, and 2.4 GB in all where there are layers to it.
 LARGE = {"vocab": 300_000, "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
          "intermediate_size": 8192, "num_hidden_layers": 10, "dtype": "bfloat16",

@@ -14,15 +14,14 @@ P = 0.95
 
 
 def sort_all(logits: Tensor, k: Tensor, p: Tensor, allow_cpu_sync: bool = False) -> Tensor:
-    """As vLLM 0.32.0's `apply_top_k_top_p_pytorch` (a contract test compares them)."""
-    logits_sort, logits_idx = logits.sort(dim=-1, descending=False)
-    kth = logits_sort.gather(1, (logits_sort.size(1) - k.to(torch.long)).unsqueeze(dim=1))
-    logits_sort.masked_fill_(logits_sort < kth, -float("inf"))
-    probs_sum = torch.cumsum(logits_sort.softmax(dim=-1), dim=-1)
-    top_p_mask = probs_sum <= 1 - p.unsqueeze(dim=1)
-    top_p_mask[:, -1] = False
-    logits_sort.masked_fill_(top_p_mask, -float("inf"))
-    return logits.scatter_(dim=-1, index=logits_idx, src=logits_sort)
+    """The k largest logits of a row, and of these the largest that hold p of their probability; by a sort of all, as
+    vLLM 0.32.0 does it (a contract test compares them)."""
+    values, order = logits.sort(dim=1)
+    least = values.gather(1, values.shape[1] - k.long().unsqueeze(1))
+    values = torch.where(values < least, -torch.inf, values)
+    beyond = values.softmax(1).cumsum(1) <= 1 - p.unsqueeze(1)
+    beyond[:, -1] = False  # the largest is always kept
+    return torch.empty_like(logits).scatter(1, order, values.masked_fill(beyond, -torch.inf))
 
 
 class Counted:

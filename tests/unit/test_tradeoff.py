@@ -1,4 +1,4 @@
-"""The picture of a sweep: self-name against the name in ordinary answers, and against capability."""
+"""The picture of a sweep: self-name against the name in capability answers, and against capability."""
 
 import re
 import xml.etree.ElementTree as ET
