@@ -2,6 +2,7 @@
 a file there."""
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -172,15 +173,22 @@ def test_while_a_disk_hangs_at_a_resume_a_signal_is_heard(tmp_path: Path, tokeni
 
 
 def test_what_a_resume_takes_of_the_records_is_the_newest_bound(tmp_path: Path) -> None:
-    """A step that was learned again has none."""
+    """A step that was learned again has none. A disk that fails once is asked again."""
     folder = RunDir(tmp_path)
     records = {0: 0.05, 1: 0.04, 2: None}
     read = {step: SimpleNamespace(canary_bound=bound) for step, bound in records.items()}
-    choice = SimpleNamespace(resume=nothing)
+    choice, answers = SimpleNamespace(resume=nothing), [OSError(errno.EIO, "no answer"), read]
+
+    def second_time(_: Path) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("cluster.run.replay.read_steps", lambda _: read)
+        patched.setattr("cluster.run.replay.read_steps", second_time)
         resumed = asyncio.run(catch_up(Ranks(), folder, MetricsSink(1), Recipe(), choice))  # type: ignore[arg-type]
-    assert resumed.bound == 0.04
+    assert resumed.bound == 0.04 and not answers
 
 
 async def nothing(_: int) -> None:

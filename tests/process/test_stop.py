@@ -63,7 +63,7 @@ class Stepping(Pipeline):
     async def unchecked(self, *_: object) -> None:
         pass
 
-    async def probe(self, step: int) -> Any:
+    async def probe(self, step: int, weights: str = "", seed: int | None = None, held: int | None = None) -> Any:
         return None
 
     async def _measure_gap(self, base: Any) -> None:
