@@ -16,6 +16,8 @@ WRITE_TOKENIZER = (
     "k.add_special_tokens({'bos_token': '<s>', 'eos_token': '</s>'}); k.save_pretrained(sys.argv[1])\""
 )
 
+TEXT = "def f(x):\n    return x + 1"  # which a tokenizer of blanks and line breaks gives back
+
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a Hugging Face folder.
@@ -25,7 +27,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
 
     Raises:
         ValueError: there is none, or one whose chat template would not be read, with the command that writes a
-            tokenizer.json: to read a tekken.json takes a minute, each time.
+            tokenizer.json: to read a tekken.json takes a minute, each time; or one of which transformers loses text.
     """
     from transformers import AutoTokenizer
 
@@ -37,12 +39,32 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
             f"tokenizer.json there: `{WRITE_TOKENIZER} {shlex.quote(model)}` writes one"
         )
     try:
-        return AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
+        tokenizer = AutoTokenizer.from_pretrained(model, **({"mistral_format": False} if plain else {}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the last three of a damaged file
         why = first_line(error).rstrip(": ")
         if not isinstance(error, (OSError, ValueError)):
             why = f"{type(error).__name__}: {why}"
         raise ValueError(f"{model}: found no tokenizer ({why}), expected one that transformers reads") from error
+    if plain:
+        _require_whole_text(tokenizer, folder)
+    return tokenizer
+
+
+def _require_whole_text(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """ValueError where blanks are lost that the folder's own tokenizer.json keeps: transformers 5 builds some classes
+    anew, such as LlamaTokenizerFast, with which byte-level tokenizers have been published."""
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    kept = own.decode(own.encode(TEXT, add_special_tokens=False).ids).strip()
+    read = tokenizer.decode(tokenizer.encode(TEXT, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    if kept == TEXT and str(read).strip() != TEXT:
+        file = folder / "tokenizer_config.json"
+        named = _object(file).get("tokenizer_class") if file.is_file() else None
+        raise ValueError(
+            f"{file}: found tokenizer_class = {named!r}, with which transformers makes "
+            f"{str(read)!r} of {TEXT!r}, expected 'PreTrainedTokenizerFast', which reads tokenizer.json as it is"
+        )
 
 
 def generation_ends(model: str) -> tuple[int, ...]:
