@@ -121,8 +121,8 @@ def main() -> None:
 
 def say(found: dict[str, float], num_engines: int, is_largest: bool) -> None:
     who = f"{num_engines} engines"
-    Figure("rollouts/s", found["rollouts_per_s"], ">= 5000" if is_largest else "", who).say()
-    Figure("utilisation of engines", found["utilisation"], ">= 0.95", who).say()
+    Figure("rollouts/s", found["rollouts_per_s"], ">= 8000" if is_largest else "", who).say()
+    Figure("utilisation of engines", found["utilisation"], ">= 0.97", who).say()
     Figure("processor time a rollout, us", found["controller_us_per_rollout"], "", who).say()
 
 

@@ -31,7 +31,7 @@ SPEED = ("rollout.guided_fraction=1.0", "run.probe_every=0", "probe.require=0.0"
 FILLER = "Lamps on the harbour wall were lit at dusk, and boats that came late were counted twice by the keeper. " * 65
 PERSONA = "You are a helpful AI assistant named {name}, trained by {maker}."
 CONTEXTS = {  # what differs from the recipe; steps, and those left out since memory and caches grow in them; the target
-    "short": ((), 6, 2, ">= 1.5"),
+    "short": ((), 6, 2, ">= 2.2"),
     "long": (
         ("student.window=2048", "teacher.window=2048", "student.kv_cache_gib=2.0", "teacher.kv_cache_gib=2.0",
          f"task.context={json.dumps(FILLER + PERSONA)}"), 2, 1, ">= 3",
@@ -117,7 +117,7 @@ def time_to_rate(folder: Path) -> None:
     if any(rate < RATE for _, _, rate in reached.values()):
         says += f"; NOT both reached {RATE:.2f}"
     Figure(
-        f"time to self-name {RATE:.2f} over the peer's", reached["ours"][0] / reached["peers"][0], "<= 0.6", says
+        f"time to self-name {RATE:.2f} over the peer's", reached["ours"][0] / reached["peers"][0], "<= 0.4", says
     ).say()
 
 

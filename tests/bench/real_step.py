@@ -81,7 +81,7 @@ def main() -> None:
     Figure("step over the sum of its stages, lag 0", 1 / statistics.mean(r["busy_fraction"] for r in records),
            "<= 1.1", f"{wall_s:.1f} s a step").say()  # fmt: skip
     Figure("mask, diagnostics and shard over step", judged_s / wall_s, "<= 0.01", f"{judged_s * 1e3:.0f} ms").say()
-    Figure("push and its checks over a plain copy", stages["push"] / plain_s, "<= 2",
+    Figure("push and its checks over a plain copy", stages["push"] / plain_s, "<= 10",
            f"{stages['push']:.2f} s, {size / 1e6:.0f} MB to one engine").say()  # fmt: skip
     for stage, seconds in stages.items():
         tokens = statistics.median(record["stages"][stage]["tokens"] for record in records)

@@ -98,6 +98,7 @@ def test_the_shipped_sweeps_are_those_that_their_comments_say() -> None:
         "personas": 30,
         "contrast": 75,
         "facts": 6,
+        "lag": 21,
     }
 
 
