@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from cluster.commands.probe_server import _settings
+from rollout.probe import ProbeConfig
 from tests.runs import edge_opd
 from tests.servers import vllm_server
 
@@ -16,3 +18,17 @@ def test_a_real_server_is_probed(default_model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["n"], result["n_capability"], result["selfname"]) == (12, 12, 0.0)
+
+
+def test_a_vllm_server_adds_the_models_own_to_what_a_probe_leaves_open() -> None:
+    """As docs/guide.md says of `--generation-config`: what a request has stays, the rest is the model's."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    settings = _settings(ProbeConfig(temperature=0.7, top_p=0.95, top_k=0), num=2, seed=1, omit=())
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "Who are you?"}], **settings)
+    own = {"repetition_penalty": 1.1, "min_p": 0.2, "top_k": 20, "temperature": 0.1, "top_p": 0.5}
+    sampled = request.to_sampling_params(8, own)
+    assert (sampled.repetition_penalty, sampled.min_p, sampled.top_k) == (1.1, 0.2, 20)
+    assert (sampled.temperature, sampled.top_p) == (0.7, 0.95)
+    plain = request.to_sampling_params(8, {})  # as with --generation-config vllm
+    assert (plain.repetition_penalty, plain.min_p, plain.top_k) == (1.0, 0.0, 0)
