@@ -47,7 +47,7 @@ def smi(*cards: Card, instances: Sequence[Card] = ()) -> Callable[[Sequence[str]
 
 
 def smi_program(folder: Path, gib: float, free: float) -> None:
-    """A file nvidia-smi, for whose PATH has the folder, of a machine with one card; PYTHONPATH is to have the project."""
+    """A file nvidia-smi of a machine with one card, for who has the folder in PATH and the project in PYTHONPATH."""
     program = folder / "nvidia-smi"
     made = f"print(smi(card({gib}, {free}))(sys.argv[1:]), end='')"
     program.write_text(f"#!{sys.executable}\nimport sys\nfrom tests.cards import card, smi\n{made}\n")

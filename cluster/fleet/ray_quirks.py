@@ -9,8 +9,8 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
 - What a method raises arrives as an error of two classes, the method's and RayTaskError, whose text is a traceback. Its
   `cause` is what was raised: `cluster.errors.cause_of`, in commands that have no Ray too.
 - An actor with less than two CPUs gets OMP_NUM_THREADS=1, unless its runtime environment sets another: `omp_threads`.
-- An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`. That holds unless the host has
-  RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES: then every actor sees all, and would use the first: `see_own_gpus`. Ray
+- An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`. Where the host has
+  RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES, every actor sees all, and would use the first: `see_own_gpus`. Ray
   numbers GPUs as their driver does, and CUDA by speed. A Ray of one's own hands out the first that it sees.
 - Actors run at niceness 15, so that beside other work on their host they starve. RAY_worker_niceness=0, set before Ray
   starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
@@ -87,9 +87,8 @@ def see_own_gpus(environment: MutableMapping[str, str], given: Sequence[str]) ->
     """
     environment.setdefault(ORDER, AS_LISTED)
     if given:
-        environment[DEVICES] = ",".join(
-            sorted(given, key=lambda name: (len(name), name))
-        )  # Ray gives them in any order
+        in_order = sorted(given, key=lambda name: (len(name), name))  # Ray gives them in any
+        environment[DEVICES] = ",".join(in_order)
 
 
 def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:
