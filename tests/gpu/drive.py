@@ -42,7 +42,7 @@ class Weights:
 async def sleeping(model: str) -> Any:
     """An engine with CUDA graphs, as in a run: what it samples and how it scores that; then its weights, scores and the
     card's free memory before sleep, in it and after."""
-    from cluster.sizing.cards import find_cards
+    from cluster.sizing.cards import own_cards
     from rollout.config import EngineConfig, SamplingConfig
     from rollout.engine import Engine
     from tests.engine.test_engine_numerics import WINDOW, requests
@@ -56,7 +56,7 @@ async def sleeping(model: str) -> Any:
     naps: list[dict[str, Any]] = []
 
     async def look(awake: bool) -> None:
-        seen: dict[str, Any] = {"free": find_cards()[0].free}
+        seen: dict[str, Any] = {"free": own_cards()[0].free}
         if awake:
             seen["digest"] = (await engine._llm.collective_rpc("weights_digest"))[0]
             seen["scores"] = [row.tolist() for row in await engine.score(prompts, responses)]
