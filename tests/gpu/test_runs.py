@@ -18,6 +18,7 @@ from cluster.config import load_recipe
 from cluster.fleet.placement import Share, make_plan
 from cluster.sizing.budget import asked, plan_memory
 from cluster.sizing.cards import DEVICES, Card, own_cards
+from cluster.sizing.claims import Look
 from cluster.sizing.memory import SPARE, activation_bytes
 from cluster.sizing.shape import shape_of
 from evidence.manifest import Manifest
@@ -104,6 +105,38 @@ def test_the_other_zero_stages_run_whole(stage: int, cards: list[Card], default_
     assert all(spent["push"]) and all(spent["sleep"] + spent["wake"]) == any(spent["sleep"] + spent["wake"]) == sleeps
     assert sum(read_shard(uri).num_rows for uri in Manifest(run_dir / "manifest.jsonl").written()) == 16
     assert AutoConfig.from_pretrained(str(run_dir / "export")).model_type == "llama"
+
+
+BY_UUID = """
+import os
+from cluster.sizing.cards import settle_devices
+settle_devices(os.environ)
+import torch
+from vllm.platforms import current_platform
+seen = torch.cuda.device_count(), current_platform.device_id_to_physical_device_id(0)
+print(os.environ["CUDA_VISIBLE_DEVICES"], *seen, torch.cuda.get_device_properties(0).uuid)
+"""
+
+
+def test_a_card_by_the_first_letters_of_its_uuid_is_that_card_to_torch_and_vllm(cards: list[Card]) -> None:
+    card = cards[-1]
+    environment = {**os.environ, DEVICES: card.uuid[:16], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", BY_UUID], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    named, number, place, uuid = done.stdout.splitlines()[-1].split()
+    assert (named, number, int(place)) == (card.uuid, "1", card.index) and card.uuid.endswith(uuid)
+
+
+def test_a_second_plan_sees_what_the_first_has_claimed(cards: list[Card], tmp_path: Path) -> None:
+    """Of the card as its driver tells it, before anything of the claim is taken."""
+    size = cards[0].free // 2
+    with Look(tmp_path) as look:
+        look.claim({own_cards(look.left)[0]: size})
+    with Look(tmp_path) as look:
+        second = own_cards(look.left)[0]
+    assert abs(cards[0].free - size - second.free) < 2**30 and os.getpid() in second.holders
 
 
 def test_the_doctor_finds_nothing_wrong_with_the_card() -> None:
