@@ -129,8 +129,9 @@ def _is_called(card: Card, part: str) -> bool:
 def _in_full(part: str, listed: Sequence[str]) -> str:
     found = [part] if part in listed else [uuid for uuid in listed if uuid.startswith(part)]
     if len(found) != 1:
-        what = f"which begins the UUIDs of {len(found)} GPUs" if found else "which is no GPU of this machine"
-        raise ValueError(f"{DEVICES}: found {part}, {what}; expected numbers or UUIDs that `nvidia-smi -L` lists")
+        what = f"begins the UUIDs of {len(found)} GPUs" if found else "is no GPU of this machine"
+        expected = "expected numbers or UUIDs that `nvidia-smi -L` lists"
+        raise ValueError(f"CUDA_VISIBLE_DEVICES: found {part}, which {what}; {expected}")
     return found[0]
 
 
