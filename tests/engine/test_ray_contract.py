@@ -16,7 +16,6 @@ import ray
 from ray._private import ray_constants, services
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import cause_of
 from cluster.fleet.calls import ask
@@ -130,8 +129,7 @@ def test_whoever_shares_a_gpu_has_the_first_that_ray_sees(actors: Any) -> None:
     """`cluster.sizing.claims` counts on it."""
     group = placement_group([{"CPU": 1, "GPU": 1}])
     ray.get(group.ready(), timeout=60)
-    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    shares = [actors(num_cpus=0.3, num_gpus=0.33, scheduling_strategy=place) for _ in range(3)]
+    shares = [actors(num_cpus=0.3, num_gpus=0.33, placement_group=group) for _ in range(3)]
     assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in shares} == {"0"}
     remove_placement_group(group)
 
