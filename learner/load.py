@@ -27,6 +27,7 @@ from learner.attention import PackedRows, UnsupportedModel, own_attention
 from learner.folder import check_model_folder
 from learner.logits import head_of, logit_form
 from learner.model import hidden_states
+from learner.norms import fuse_norms
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # as `LearnerConfig.dtype` names them
 TOLERANCE = 5e-3  # nats between two float32 forwards of one model, at the worst token of the vocabulary
@@ -47,6 +48,7 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     causal_lm = _read_whole(path, config, dtype)
     with _in_one_line(path, causal_lm):
         _require_computed(path, causal_lm)
+    fuse_norms(causal_lm)
     freeze_beside_text(causal_lm)
     return causal_lm
 

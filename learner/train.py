@@ -74,8 +74,9 @@ class Trainer:
         self.engine.clock.start()
         budget, is_compared = self.config.micro_batch, self.teacher is not None
         mine = plan(useful, self.engine.num_ranks, budget, is_compared)[self.engine.rank]
-        batches = [self._pack(part, useful[0], counts) for part in mine]
-        work = _work(batches, self.config.updates_per_batch)
+        packs = [self._pack(part, useful[0], counts) for part in mine]
+        work = _work(packs, self.config.updates_per_batch)  # before a device has them, which would be asked
+        batches = [self._placed(batch) for batch in packs]
         rate = {"lr": Metric(self.engine.lr, "first")}
         old: dict[int, Tensor] = {}
         updates = [self._update(batches, old) for _ in range(self.config.updates_per_batch)]
@@ -103,7 +104,10 @@ class Trainer:
         )
 
     def _pack(self, part: Sequence[TrainRow], example: TrainRow, counts: BatchCounts) -> PackedBatch:
-        batch = pack(part, counts, self.config.denominator, self.config.anchor_on) if part else pack_idle(example)
+        return pack(part, counts, self.config.denominator, self.config.anchor_on) if part else pack_idle(example)
+
+    def _placed(self, batch: PackedBatch) -> PackedBatch:
+        """On the engine's device, with the base's log-probs where the shard's are not the anchor's reference."""
         batch = batch.to(self.engine.device)
         self.engine.clock.mark("pack")
         if self.base is not None:
@@ -157,7 +161,7 @@ def _work(batches: Sequence[PackedBatch], updates: int) -> Work:
     return Work(
         tokens=updates * sum(len(part.input_ids_S) for part in ran),
         targets=updates * sum(len(part.targets_N) for part in ran),
-        attended=updates * sum(int((part.position_ids_S + 1).sum()) for part in ran),
+        attended=updates * sum(int((part.position_ids_S.numpy() + 1).sum()) for part in ran),
     )
 
 

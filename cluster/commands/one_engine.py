@@ -1,5 +1,6 @@
 """One engine in a command's own process, without a cluster."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.processes import end_processes, own_processes
-from cluster.sizing.cards import beside_others, own_cards
+from cluster.sizing.cards import beside_others, own_cards, settle_devices
+from cluster.sizing.claims import Look
 from rollout.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -23,16 +25,18 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
 
     Raises:
         TimeoutError: it has not started within its deadline; what it had started is ended.
+        ValueError: CUDA_VISIBLE_DEVICES names a GPU that this machine lacks.
     """
     import torch
 
     from rollout.engine import Engine
 
     keep_gloo_on_this_host()
+    settle_devices(os.environ)
     try:
         with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
             on_gpu = torch.cuda.is_available()
-            config = beside_others(config, own_cards()) if on_gpu else config
+            config = _with_a_share(config) if on_gpu else config
             engine = Engine(model, config, "cuda" if on_gpu else "cpu")
     except TimeoutError:
         end_processes(own_processes()[:-1])  # which this process's end would wait for
@@ -41,6 +45,15 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
         yield engine
     finally:
         engine.shutdown()
+
+
+def _with_a_share(config: EngineConfig) -> EngineConfig:
+    """Of its cards, which nobody else counts on from now on."""
+    with Look() as look:
+        cards = own_cards(look.left)[: config.tensor_parallel_size]
+        config = beside_others(config, cards)
+        look.claim({card: config.gpu_memory_utilization * card.total for card in cards})
+    return config
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, collect_seldom, end_processes, log_to_file, own_processes
-from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, stay_on_loopback
+from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, see_own_gpus, stay_on_loopback
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
-from cluster.sizing.cards import Card, find_cards, own_cards
+from cluster.sizing.cards import Card, own_cards, settle_devices
 from rollout.cores import num_cores
 
 LOOK_S = 1  # between two looks at what the cluster has given
@@ -30,14 +30,20 @@ CARDS_S = 60.0  # for a node's answer, with the start of a worker there
 
 def connect() -> None:
     """Joins the cluster of RAY_ADDRESS (a submitted job has one) or starts a local Ray, which only this host reaches,
-    and which asks for a token of this run's own."""
+    and which asks for a token of this run's own.
+
+    Raises:
+        ValueError: CUDA_VISIBLE_DEVICES names a GPU that this machine lacks.
+    """
     if ray.is_initialized():
         return
+    if has_own_ray():
+        settle_devices(os.environ)
     run = secrets.token_hex(4)  # as its actors know it
     folder = hold(run)
     atexit.register(_disconnect, folder)
     keep_token_private(Path.home())
-    if os.environ.get("RAY_ADDRESS"):
+    if not has_own_ray():
         ray.init(namespace=run, log_to_driver=False, logging_level="ERROR")
         return
     stay_on_loopback()
@@ -62,10 +68,11 @@ def _disconnect(folder: Path) -> None:
 
 def settle(name: str) -> str:
     """For an actor's process, before anything else: its output goes to a log of its own, the path of which is
-    returned, its temporary files to the run's folder on its host, and it looks for garbage seldom."""
+    returned, its temporary files to the run's folder on its host, it looks for garbage seldom, and sees its GPUs."""
     collect_seldom()
     log = log_to_file(name)
     enter(ray.get_runtime_context().namespace)
+    see_own_gpus(os.environ, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     return log
 
 
@@ -82,16 +89,25 @@ def metrics_address() -> str:
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def cluster_cards() -> list[Card]:
-    """The GPUs of the connected cluster's nodes as their drivers know them; of this machine those that it may use."""
-    here = ray.get_runtime_context().get_node_id()
-    found = own_cards()
+def cluster_cards(left: Callable[[list[Card]], list[Card]] = list) -> list[Card]:
+    """The GPUs that the connected Ray may use, as their drivers know them: a node's, in the environment of its own Ray.
+
+    left: to what others have left of those of a Ray of the run's own.
+    """
+    if has_own_ray():
+        return own_cards(left)
+    found: list[Card] = []
     for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("GPU") and node["NodeID"] != here:
+        if node["Alive"] and node["Resources"].get("GPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = ray.remote(find_cards).options(num_cpus=0, scheduling_strategy=there).remote()
+            asked = ray.remote(own_cards).options(num_cpus=0, scheduling_strategy=there).remote()
             found += ray.get(asked, timeout=CARDS_S)
     return found
+
+
+def has_own_ray() -> bool:
+    """Whether the Ray is this run's, and not a cluster that others use too."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 @asynccontextmanager

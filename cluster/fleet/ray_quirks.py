@@ -9,7 +9,9 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
 - What a method raises arrives as an error of two classes, the method's and RayTaskError, whose text is a traceback. Its
   `cause` is what was raised: `cluster.errors.cause_of`, in commands that have no Ray too.
 - An actor with less than two CPUs gets OMP_NUM_THREADS=1, unless its runtime environment sets another: `omp_threads`.
-- An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`.
+- An actor sees its own GPU only, as GPU 0, whatever others are on its host: `local_rank`. Where the host has
+  RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES, every actor sees all, and would use the first: `see_own_gpus`. Ray
+  numbers GPUs as their driver does, and CUDA by speed. A Ray of one's own hands out the first that it sees.
 - Actors run at niceness 15, so that beside other work on their host they starve. RAY_worker_niceness=0, set before Ray
   starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
 - Every service listens on all interfaces, also of a local Ray, and 127.0.0.1 as the node's address is replaced by the
@@ -27,6 +29,8 @@ from pathlib import Path
 
 from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+from cluster.sizing.cards import AS_LISTED, DEVICES, ORDER
 
 
 class Died(RuntimeError):
@@ -76,9 +80,20 @@ def keep_token_private(home: Path) -> None:
         path.chmod(0o600)
 
 
+def see_own_gpus(environment: MutableMapping[str, str], given: Sequence[str]) -> None:
+    """Before CUDA starts in an actor's process: it sees the GPUs that Ray has given the actor, by the driver's numbers.
+
+    given: their numbers or UUIDs; none for an actor without.
+    """
+    environment.setdefault(ORDER, AS_LISTED)
+    if given:
+        in_order = sorted(given, key=lambda name: (len(name), name))  # Ray gives them in any
+        environment[DEVICES] = ",".join(in_order)
+
+
 def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:
     """Which GPU of those that it sees is the rank's.
 
     hosts: of every rank. environment: of the rank's process.
     """
-    return 0 if environment.get("CUDA_VISIBLE_DEVICES") else hosts[:rank].count(hosts[rank])
+    return 0 if environment.get(DEVICES) else hosts[:rank].count(hosts[rank])

@@ -1,14 +1,14 @@
 """Memory of the GPUs, planned before anything starts on them; RUN/memory.jsonl has what was planned."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
 from cluster.models import resolve_model
 from cluster.run.planned import EnginePlan, MemoryPlan
-from cluster.sizing.budget import plan_memory, with_shares
+from cluster.sizing.budget import Budget, asked, plan_memory, with_shares
 from cluster.sizing.cards import Card, driver_problem
 from cluster.sizing.shape import shape_of
 from learner.adapter import trained_parameters
@@ -17,12 +17,19 @@ UNPLANNED = 0.3  # the share of a GPU that an engine takes where nobody can be a
 
 
 def with_planned_memory(
-    recipe: Recipe, plan: Plan, model: str, cards: Sequence[Card], cuda: str | None, say: Callable[[str], None]
+    recipe: Recipe,
+    plan: Plan,
+    model: str,
+    cards: Sequence[Card],
+    cuda: str | None,
+    say: Callable[[str], None],
+    claim: Callable[[Mapping[Card, float]], object] | None = None,
 ) -> tuple[Recipe, Plan]:
     """The recipe with a share of the GPU for each engine that shares one, on GPUs, and the plan with whether its
     engines sleep and may start at the same time; `say` gets a line for each budget.
 
-    cuda: the version that torch was built with.
+    cuda: the version that torch was built with. claim: is told the bytes that the plan takes of which card, where
+    other runs may use them.
 
     Raises:
         ValueError: a driver is too old, a card too small, or held by others.
@@ -37,11 +44,21 @@ def with_planned_memory(
     teacher = shape_of(resolve_model(recipe.teacher.path, "teacher.path")) if recipe.teacher.path else student
     trained = trained_parameters(model, recipe.learner) if recipe.learner.lora_rank else student.parameters
     budgets = plan_memory(recipe, plan, {"student": student, "teacher": teacher}, trained, cards)
+    if claim is not None:
+        claim(_claimed(plan, budgets, cards))
     for budget in budgets:
         say(budget.line())
     sleeps, told = any(one.engines_sleep for one in budgets), with_shares(recipe, budgets)
     in_turn = plan.starts_in_turn and any(getattr(told, pool).measures_its_cache for pool in budgets[0].engines)
     return told, replace(plan, engines_sleep=sleeps, starts_in_turn=in_turn)
+
+
+def _claimed(plan: Plan, budgets: Sequence[Budget], cards: Sequence[Card]) -> dict[Card, float]:
+    """Of the one that all share what is planned; of others all, since their engines take what is free. A Ray of the
+    run's own hands out the first."""
+    if plan.colocated:
+        return {cards[0]: asked(budgets[0])}
+    return {card: card.free for card in cards[: int(sum(bundle.gpus for bundle in plan.bundles))]}
 
 
 def plan_in_use(recipe: Recipe, plan: Plan, said: Sequence[str]) -> MemoryPlan:

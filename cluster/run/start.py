@@ -16,7 +16,7 @@ from cluster.fleet.calls import Died
 from cluster.fleet.head import watched_head
 from cluster.fleet.launch import adapter_of
 from cluster.fleet.placement import Plan
-from cluster.fleet.ray_cluster import cluster_cards, connect, metrics_address, plan_for
+from cluster.fleet.ray_cluster import cluster_cards, connect, has_own_ray, metrics_address, plan_for
 from cluster.fleet.services import LearnerService
 from cluster.machine import machine_name
 from cluster.models import called
@@ -35,6 +35,7 @@ from cluster.run.replay import Resumed, catch_up, learned_groups, outlook
 from cluster.run.rundir import RunDir, run_folder, settled
 from cluster.run.stop import Stop, heeding
 from cluster.run.watch import announced, exporting, observer_of, watch
+from cluster.sizing.claims import Look
 from evidence.patience import bounded, remove_beside, retried_beside, retried_within
 from evidence.records import Ids
 from evidence.shards import check_unshared
@@ -148,7 +149,9 @@ async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: Ru
     else:
         import torch  # the version of its CUDA
 
-        recipe, plan = with_planned_memory(recipe, plan, model, cluster_cards(), torch.version.cuda, said.append)
+        with await asyncio.to_thread(Look) as look:
+            cards, claim = cluster_cards(look.left), look.claim if has_own_ray() else None
+            recipe, plan = with_planned_memory(recipe, plan, model, cards, torch.version.cuda, said.append, claim)
         for line in said:
             sink.say(line)
     sink.stage("starting engines and learner")

@@ -2,17 +2,21 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from xml.etree import ElementTree
 
 from rollout.config import ALONE, EngineConfig
 
 MIB = 1 << 20
 DEVICES = "CUDA_VISIBLE_DEVICES"
+ORDER, AS_LISTED = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"  # the numbers of nvidia-smi and of Ray; CUDA's own are by speed
 SHARED_BY = "EDGE_OPD_RUNS_A_CARD"  # how many runs of a sweep share each card: none sees yet what the others will take
 FREE_SHARE = 0.95  # of the free memory of a card: what is left is CUDA's own, and what others take meanwhile
 ASK_S = 20.0  # a driver that is in trouble may never answer
-FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap")
+FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap", "uuid")
+NONE = ("-1", "NoDevFiles")  # after which CUDA sees no more of CUDA_VISIBLE_DEVICES
 # The oldest driver of each of CUDA's major versions (NVIDIA's table of minor version compatibility).
 OLDEST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 Ask = Callable[[Sequence[str]], str]  # nvidia-smi's arguments to what it prints; OSError where there is none
@@ -20,7 +24,8 @@ Ask = Callable[[Sequence[str]], str]  # nvidia-smi's arguments to what it prints
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU. total and free: bytes. holders: ids of the processes that use it."""
+    """One GPU, or a MIG instance of one, whose index and holders are the whole GPU's. total and free: bytes. holders:
+    ids of the processes that use it."""
 
     index: int
     name: str
@@ -29,6 +34,7 @@ class Card:
     driver: str
     capability: tuple[int, int]
     holders: tuple[int, ...] = ()
+    uuid: str = ""  # GPU-... or MIG-...
 
 
 def nvidia_smi(arguments: Sequence[str]) -> str:
@@ -48,29 +54,109 @@ def nvidia_smi(arguments: Sequence[str]) -> str:
 
 
 def find_cards(ask: Ask = nvidia_smi) -> list[Card]:
-    """The machine's whose memory the driver tells: of one that shares the processor's it says "[N/A]". None where there
-    is no driver. OSError for a driver in trouble."""
+    """The machine's whose memory the driver tells: of one that shares the processor's, or is split into MIG instances,
+    it says "[N/A]". None where there is no driver. OSError for a driver in trouble."""
     try:
-        lines = ask([f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]).splitlines()
+        rows = _rows(ask)
     except FileNotFoundError:
         return []
-    holders = _holders(ask)
-    found = ([part.strip() for part in line.split(",")] for line in lines if line.strip())
-    return [_card(fields, holders) for fields in found if fields[2].isdigit() and fields[3].isdigit()]
+    holders = _holders(ask, rows)
+    return [_card(row, holders) for row in rows if row[2].isdigit() and row[3].isdigit()]
+
+
+def find_instances(ask: Ask = nvidia_smi) -> list[Card]:
+    """The MIG instances of the machine's GPUs, in the driver's order: `-L` has their names, `-q -x` their memory."""
+    rows, told = _rows(ask), ElementTree.fromstring(ask(["-q", "-x"])).iter("gpu")
+    holders, sizes = _holders(ask, rows), [[_mig_memory(device) for device in gpu.iter("mig_device")] for gpu in told]
+    found: list[Card] = []
+    for place, profile, uuid in _listed(ask):
+        if profile and sizes[place]:
+            total, free = sizes[place].pop(0)
+            index, name, _, _, driver, capability, _ = rows[place]
+            row = [index, f"{name} MIG {profile}", total, free, driver, capability, uuid]
+            found += [_card(row, holders)] if total.isdigit() and free.isdigit() else []
+    return found
 
 
 def visible(cards: Sequence[Card], devices: str) -> list[Card]:
-    """Those that CUDA_VISIBLE_DEVICES leaves; all of them where it says nothing, or not by numbers."""
-    numbers = [part.strip() for part in devices.split(",") if part.strip()]
-    named = bool(numbers) and all(part.isdigit() for part in numbers)
-    return [card for card in cards if not named or str(card.index) in numbers]
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order, by number or by the UUID's first letters; all of them where
+    it says nothing. What it names and nobody knows is left out."""
+    if not devices.strip():
+        return list(cards)
+    named = ([card for card in cards if _is_called(card, part)] for part in _parts(devices))
+    return [found[0] for found in named if found]
 
 
-def own_cards() -> list[Card]:
-    """Those of this machine that this process may use, with no more of each than its part is."""
-    runs = int(os.environ.get(SHARED_BY, "1"))
-    mine = visible(find_cards(), os.environ.get(DEVICES, ""))
-    return [replace(card, free=min(card.free, card.total // runs)) for card in mine]
+def own_cards(left: Callable[[list[Card]], list[Card]] = list) -> list[Card]:
+    """Those of this machine that this process may use, with no more of each than its part is.
+
+    left: to what others have left of them.
+    """
+    devices, runs = os.environ.get(DEVICES, ""), int(os.environ.get(SHARED_BY, "1"))
+    found = find_cards()
+    found += find_instances() if "MIG-" in devices and found else []
+    return [replace(card, free=min(card.free, card.total // runs)) for card in left(visible(found, devices))]
+
+
+def settle_devices(environment: MutableMapping[str, str], ask: Ask = nvidia_smi) -> None:
+    """Has CUDA_VISIBLE_DEVICES say in full what CUDA makes of it. CUDA takes the first letters of a UUID, which vLLM
+    does not, and sees nothing from "-1" on, which Ray counts as a GPU. Numbers are nvidia-smi's, unless the user has
+    set CUDA_DEVICE_ORDER.
+
+    Raises:
+        ValueError: a name that is no GPU's of this machine, or the beginning of several.
+    """
+    environment.setdefault(ORDER, AS_LISTED)
+    if not environment.get(DEVICES):
+        return
+    parts = _parts(environment[DEVICES])
+    try:
+        listed = [uuid for _, _, uuid in _listed(ask)] if not all(part.isdigit() for part in parts) else []
+    except FileNotFoundError:  # no driver: nobody will look for a card
+        return
+    environment[DEVICES] = ",".join(part if part.isdigit() else _in_full(part, listed) for part in parts)
+
+
+def _parts(devices: str) -> list[str]:
+    return list(takewhile(lambda part: part not in NONE, (part.strip() for part in devices.split(",") if part.strip())))
+
+
+def _is_called(card: Card, part: str) -> bool:
+    is_whole = not card.uuid.startswith("MIG-")
+    return is_whole and card.index == int(part) if part.isdigit() else bool(card.uuid) and card.uuid.startswith(part)
+
+
+def _in_full(part: str, listed: Sequence[str]) -> str:
+    found = [part] if part in listed else [uuid for uuid in listed if uuid.startswith(part)]
+    if len(found) != 1:
+        what = f"begins the UUIDs of {len(found)} GPUs" if found else "is no GPU of this machine"
+        expected = "expected numbers or UUIDs that `nvidia-smi -L` lists"
+        raise ValueError(f"CUDA_VISIBLE_DEVICES: found {part}, which {what}; {expected}")
+    return found[0]
+
+
+def _listed(ask: Ask) -> Iterator[tuple[int, str, str]]:
+    """(place of the GPU, profile of the MIG instance or "", UUID), in the driver's order."""
+    place = -1
+    for line in ask(["-L"]).splitlines():
+        uuid = line.rpartition("(UUID: ")[2].rstrip(") ")
+        if line.startswith("GPU"):
+            place += 1
+            yield place, "", uuid
+        elif uuid.startswith("MIG-"):
+            yield place, line.split()[1], uuid
+
+
+def _mig_memory(device: ElementTree.Element) -> tuple[str, str]:
+    """MiB, total and free."""
+    total, free = (device.findtext(f"fb_memory_usage/{kind}", "").split() for kind in ("total", "free"))
+    return (total or [""])[0], (free or [""])[0]
+
+
+def _rows(ask: Ask) -> list[list[str]]:
+    """Each GPU's `FIELDS`."""
+    lines = ask([f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]).splitlines()
+    return [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
 
 
 def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
@@ -82,17 +168,16 @@ def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
     return replace(config, gpu_memory_utilization=round(min(ALONE, FREE_SHARE * free), 3))
 
 
-def _card(fields: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:
-    index, name, total, free, driver, capability = fields
+def _card(row: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:
+    index, name, total, free, driver, capability, uuid = row
     major, _, minor = capability.partition(".")
     memory = (int(total) * MIB, int(free) * MIB)
-    return Card(int(index), name, *memory, driver, (int(major), int(minor or 0)), holders.get(int(index), ()))
+    return Card(int(index), name, *memory, driver, (int(major), int(minor or 0)), holders.get(int(index), ()), uuid)
 
 
-def _holders(ask: Ask) -> dict[int, tuple[int, ...]]:
+def _holders(ask: Ask, rows: Sequence[Sequence[str]]) -> dict[int, tuple[int, ...]]:
     """Process ids by card; none where a container hides them."""
-    listed = ask(["--query-gpu=index,uuid", "--format=csv,noheader"]).splitlines()
-    numbered = {uuid.strip(): int(index) for index, _, uuid in (line.partition(",") for line in listed) if uuid}
+    numbered = {row[-1]: int(row[0]) for row in rows}
     found: dict[int, tuple[int, ...]] = {}
     for line in ask(["--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader"]).splitlines():
         uuid, _, pid = line.partition(", ")

@@ -15,16 +15,29 @@ import pytest
 import ray
 from ray._private import ray_constants, services
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.errors import cause_of
 from cluster.fleet.calls import ask
-from cluster.fleet.ray_quirks import LOST, ask_for_a_token, keep_token_private, omp_threads, reason, stay_on_loopback
+from cluster.fleet.ray_quirks import (
+    LOST,
+    ask_for_a_token,
+    keep_token_private,
+    omp_threads,
+    reason,
+    see_own_gpus,
+    stay_on_loopback,
+)
 from tests.listeners import Watch, family
 
 
 class Actor:
     def environment(self, name: str) -> str | None:
         return os.environ.get(name)
+
+    def settled(self) -> str | None:
+        see_own_gpus(os.environ, ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
 
     def niceness(self) -> int:
         return os.nice(0)
@@ -110,6 +123,30 @@ def test_an_actor_with_less_than_two_cpus_has_one_openmp_thread_unless_told(acto
 def test_an_actor_sees_its_own_gpu_only(actors: Any) -> None:
     seen = {told(actors(num_cpus=0, num_gpus=1), "environment", "CUDA_VISIBLE_DEVICES") for _ in range(2)}
     assert seen == {"0", "1"}
+
+
+def test_whoever_shares_a_gpu_has_the_first_that_ray_sees(actors: Any) -> None:
+    """`cluster.sizing.claims` counts on it."""
+    group = placement_group([{"CPU": 1, "GPU": 1}])
+    ray.get(group.ready(), timeout=60)
+    shares = [actors(num_cpus=0.3, num_gpus=0.33, placement_group=group) for _ in range(3)]
+    assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in shares} == {"0"}
+    remove_placement_group(group)
+
+
+def test_gpus_keep_the_names_that_a_host_has_for_them(actors: Any) -> None:
+    hosts = {"env_vars": {"CUDA_VISIBLE_DEVICES": "GPU-b,MIG-a"}}
+    made = [actors(num_cpus=0, num_gpus=1, runtime_env=hosts) for _ in range(2)]
+    assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in made} == {"GPU-b", "MIG-a"}
+
+
+def test_where_ray_hides_no_gpu_every_actor_sees_all_unless_it_settles(actors: Any) -> None:
+    hosts = {"CUDA_VISIBLE_DEVICES": "3,2", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+    made = [actors(num_cpus=0, num_gpus=1, runtime_env={"env_vars": hosts}) for _ in range(2)]
+    assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in made} == {"3,2"}
+    assert {told(actor, "settled") for actor in made} == {"2", "3"}
+    without = actors(num_cpus=0, runtime_env={"env_vars": hosts})
+    assert told(without, "settled") == "3,2"  # so that whoever asks a node's driver knows which cards are the node's
 
 
 def test_actors_run_at_niceness_15(actors: Any) -> None:

@@ -42,7 +42,7 @@ class Weights:
 async def sleeping(model: str) -> Any:
     """An engine with CUDA graphs, as in a run: what it samples and how it scores that; then its weights, scores and the
     card's free memory before sleep, in it and after."""
-    from cluster.sizing.cards import find_cards
+    from cluster.sizing.cards import own_cards
     from rollout.config import EngineConfig, SamplingConfig
     from rollout.engine import Engine
     from tests.engine.test_engine_numerics import WINDOW, requests
@@ -56,7 +56,7 @@ async def sleeping(model: str) -> Any:
     naps: list[dict[str, Any]] = []
 
     async def look(awake: bool) -> None:
-        seen: dict[str, Any] = {"free": find_cards()[0].free}
+        seen: dict[str, Any] = {"free": own_cards()[0].free}
         if awake:
             seen["digest"] = (await engine._llm.collective_rpc("weights_digest"))[0]
             seen["scores"] = [row.tolist() for row in await engine.score(prompts, responses)]
@@ -140,7 +140,7 @@ async def adapter(model: str, *folders: str) -> Any:
 
 async def attention() -> Any:
     """The kernel of packed rows beside padded ones, in bfloat16, with float32 as the judge: differences of what comes
-    out and of the gradients, by their norms."""
+    out and of the gradients, by their norms. "norms": of the kernel of RMSNorm, beside a family's own."""
     import torch
 
     from learner import attention as module
@@ -159,14 +159,38 @@ async def attention() -> Any:
             factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to("cuda")
             (out.float() * factors).sum().backward()
             results[way] = [out.detach().float(), *(stream.grad.float() for stream in streams)]
-        found[kind] = {
-            way: [
-                float((one - exact).norm() / exact.norm())
-                for one, exact in zip(results[way], results["exact"], strict=True)
-            ]
-            for way in ("kernel", "padded")
-        }
-    return found
+        found[kind] = apart(results)
+    return found | {"norms": apart(norms())}
+
+
+def apart(results: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """Of the kernel, and of what it is compared with, from what is exact."""
+    return {
+        way: [
+            float((one - exact).norm() / exact.norm())
+            for one, exact in zip(results[way], results["exact"], strict=True)
+        ]
+        for way in ("kernel", "padded")
+    }
+
+
+def norms() -> dict[str, list[Any]]:
+    """What comes of the numbers of a micro-batch, and the gradients of these and of the weight."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from learner.norms import rms_norm
+
+    results = {}
+    for way, dtype in (("kernel", torch.bfloat16), ("padded", torch.bfloat16), ("exact", torch.float32)):
+        norm, draw = LlamaRMSNorm(2048), torch.Generator().manual_seed(0)
+        x, factors = (torch.randn(4096, 2048, generator=draw).to(torch.bfloat16) for _ in range(2))
+        norm.weight.data.add_(torch.randn(2048, generator=draw).to(torch.bfloat16))
+        norm, x = norm.to(torch.bfloat16).to("cuda", dtype), x.to("cuda", dtype).requires_grad_()
+        out = rms_norm(x, norm.weight, norm.variance_epsilon) if way == "kernel" else norm(x)
+        (out.float() * factors.to("cuda")).sum().backward()
+        results[way] = [out.detach().float(), x.grad.float(), norm.weight.grad.float()]
+    return results
 
 
 async def learner(model: str, tokens: str) -> Any:

@@ -28,10 +28,11 @@ def driven(act: str, target: Path, *arguments: str) -> Any:
     return json.loads(target.read_text())
 
 
-def test_attention_by_the_kernel_is_that_of_padded_rows(tmp_path: Path, tell: TELL) -> None:
-    """Forward, and the gradients of queries, keys and values: as close to float32 as padded bfloat16 rows are."""
+def test_attention_and_norms_by_their_kernels_are_those_without(tmp_path: Path, tell: TELL) -> None:
+    """Forward, and the gradients of queries, keys and values: as close to float32 as padded bfloat16 rows are. So of
+    RMSNorm, with a family's own."""
     for kind, found in driven("attention", tmp_path / "attention.json").items():
-        tell(f"attention's kernel from float32, {kind}: largest relative norm", max(found["kernel"]), "")
+        tell(f"learner's kernels from float32, {kind}: largest relative norm", max(found["kernel"]), "")
         for kernel, padded in zip(found["kernel"], found["padded"], strict=True):
             assert kernel < max(2 * padded, 0.01)
 

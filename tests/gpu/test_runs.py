@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
@@ -16,7 +17,8 @@ from transformers import AutoConfig
 from cluster.config import load_recipe
 from cluster.fleet.placement import Share, make_plan
 from cluster.sizing.budget import asked, plan_memory
-from cluster.sizing.cards import MIB, Card, nvidia_smi
+from cluster.sizing.cards import DEVICES, Card, own_cards
+from cluster.sizing.claims import Look
 from cluster.sizing.memory import SPARE, activation_bytes
 from cluster.sizing.shape import shape_of
 from evidence.manifest import Manifest
@@ -24,7 +26,6 @@ from evidence.shards import read_shard
 from learner.config import LearnerConfig
 from tests.bench.figures import figures_in
 from tests.gpu.conftest import TELL
-from tests.listeners import family
 from tests.runs import ROOT, edge_opd, lines, small_run
 
 STAGES = ("sleep", "wake", "push")
@@ -32,13 +33,14 @@ SMOKE = ROOT / "cluster" / "recipes" / "local-smoke.toml"
 
 
 @contextmanager
-def most_used() -> Iterator[list[int]]:
-    """A list whose last item is the most of the first card that this process and those below it used meanwhile."""
-    most, ended = [0], threading.Event()
+def most_used(card: Card) -> Iterator[list[int]]:
+    """A list whose last item is the most of the card that was in use meanwhile, beyond what was before. By process the
+    driver does not tell it everywhere: in a container it knows no process of ours."""
+    most, ended, before = [0], threading.Event(), used(card)
 
     def watch() -> None:
         while not ended.wait(0.25):
-            most.append(max(most[-1], used()))
+            most.append(max(most[-1], used(card) - before))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -49,12 +51,10 @@ def most_used() -> Iterator[list[int]]:
         watcher.join()
 
 
-def used() -> int:
+def used(card: Card) -> int:
     """Bytes."""
-    ours = {process.pid for process in family(os.getpid())}
-    listed = nvidia_smi(["--id=0", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"])
-    rows = [line.split(", ") for line in listed.splitlines()]
-    return sum(int(size) * MIB for pid, size in rows if int(pid) in ours and size.isdigit())
+    (found,) = [one for one in own_cards() if one.uuid == card.uuid]
+    return found.total - found.free
 
 
 def test_a_local_smoke_learns_within_its_plan_of_memory(
@@ -62,8 +62,10 @@ def test_a_local_smoke_learns_within_its_plan_of_memory(
 ) -> None:
     """ZeRO 1. The name is learned (probe.require), and versions, digests and the canary hold at each push."""
     run_dir, begun = tmp_path / "smoke", time.monotonic()
-    with most_used() as most:
-        done = edge_opd("run", str(SMOKE), "--run-dir", str(run_dir), timeout=600, CUDA_VISIBLE_DEVICES="0")
+    first = os.environ.get(DEVICES, "").partition(",")[0] or str(cards[0].index)
+    one: Any = {DEVICES: first}  # of several, which all share
+    with most_used(cards[0]) as most:
+        done = edge_opd("run", str(SMOKE), "--run-dir", str(run_dir), timeout=400, **one)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "on cuda, weights over ipc" in done.stdout and "memory of " in done.stdout
     records = lines(run_dir / "metrics.jsonl")
@@ -103,6 +105,38 @@ def test_the_other_zero_stages_run_whole(stage: int, cards: list[Card], default_
     assert all(spent["push"]) and all(spent["sleep"] + spent["wake"]) == any(spent["sleep"] + spent["wake"]) == sleeps
     assert sum(read_shard(uri).num_rows for uri in Manifest(run_dir / "manifest.jsonl").written()) == 16
     assert AutoConfig.from_pretrained(str(run_dir / "export")).model_type == "llama"
+
+
+BY_UUID = """
+import os
+from cluster.sizing.cards import settle_devices
+settle_devices(os.environ)
+import torch
+from vllm.platforms import current_platform
+seen = torch.cuda.device_count(), current_platform.device_id_to_physical_device_id(0)
+print(os.environ["CUDA_VISIBLE_DEVICES"], *seen, torch.cuda.get_device_properties(0).uuid)
+"""
+
+
+def test_a_card_by_the_first_letters_of_its_uuid_is_that_card_to_torch_and_vllm(cards: list[Card]) -> None:
+    card = cards[-1]
+    environment = {**os.environ, DEVICES: card.uuid[:16], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", BY_UUID], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    named, number, place, uuid = done.stdout.splitlines()[-1].split()
+    assert (named, number, int(place)) == (card.uuid, "1", card.index) and card.uuid.endswith(uuid)
+
+
+def test_a_second_plan_sees_what_the_first_has_claimed(cards: list[Card], tmp_path: Path) -> None:
+    """Of the card as its driver tells it, before anything of the claim is taken."""
+    size = cards[0].free // 2
+    with Look(tmp_path) as look:
+        look.claim({own_cards(look.left)[0]: size})
+    with Look(tmp_path) as look:
+        second = own_cards(look.left)[0]
+    assert abs(cards[0].free - size - second.free) < 2**30 and os.getpid() in second.holders
 
 
 def test_the_doctor_finds_nothing_wrong_with_the_card() -> None:

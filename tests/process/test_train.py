@@ -102,6 +102,19 @@ def test_no_number_is_read_from_the_device_before_the_optimizers_step(tiny_model
     assert report.metrics["policy_loss"].value != 0 and not reads.found, reads.found[0]
 
 
+@pytest.mark.parametrize("told", [{}, {"updates_per_batch": 2}, {"objective": "forward_kl"}], ids=str)
+def test_no_number_is_read_from_the_device_in_a_whole_step(tiny_model: Path, other: Path, told: dict[str, Any]) -> None:
+    """What a step reports is copied once, when the last update is taken. Several micro-batches, and the base."""
+    reads, config = Reads(), LearnerConfig(**SETTINGS | {"beta_kl": 0.05} | told)  # type: ignore[arg-type]
+    engine = fakes.PlainLearner(tiny_model, config)
+    teacher = FrozenModel(str(other), config, CPU) if "objective" in told else None
+    trainer = Trainer(engine, config, teacher, FrozenModel(str(other), config, CPU))  # type: ignore[arg-type]
+    with reads:
+        report = trainer.step(ROWS)
+    assert len(engine.seen) > 2 and report.work.attended > report.work.tokens > 0
+    assert not reads.found, f"{len(reads.found)} times: {reads.found[0]}"
+
+
 # Metrics
 
 

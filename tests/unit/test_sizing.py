@@ -5,7 +5,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,17 @@ from cluster.run.memory import with_planned_memory
 from cluster.run.record import EnginePlan, read_plans
 from cluster.run.rundir import RunDir
 from cluster.sizing.budget import KEYS, asked, plan_memory, with_shares
-from cluster.sizing.cards import MIB, Card, beside_others, driver_problem, find_cards, visible
+from cluster.sizing.cards import (
+    MIB,
+    Card,
+    beside_others,
+    driver_problem,
+    find_cards,
+    find_instances,
+    own_cards,
+    settle_devices,
+    visible,
+)
 from cluster.sizing.memory import (
     BUCKET,
     CONTEXT,
@@ -217,10 +229,58 @@ def test_an_engines_cache_grows_by_the_window() -> None:
 def test_cards_are_read_as_the_driver_tells_them() -> None:
     both = [card(80, 79.5, holders=(4321, 4400)), card(24, 1.5, index=1, name="NVIDIA A10", capability=(8, 6))]
     assert find_cards(smi(*both)) == both
-    assert visible(both, "") == visible(both, "GPU-aa") == both
+    assert visible(both, "") == visible(both, "0,1") == both
     assert visible(both, "1") == [both[1]]
-    assert visible(both, "1, 0") == both
+    assert visible(both, "1, 0") == visible(both, "GPU-1-uuid,GPU-0") == [both[1], both[0]]  # CUDA's first is card 1
+    assert visible(both, "7") == visible(both, "GPU-aa") == visible(both, "-1,0") == visible(both, "NoDevFiles") == []
     assert find_cards(no_smi) == []
+
+
+def test_mig_instances_are_cards_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their UUIDs, which stand in another answer of the driver than their memory."""
+    cards = [card(80), card(80, index=1, holders=(4321,)), card(80, index=2)]
+    parts = [
+        card(39.5, free, index=1, uuid=f"MIG-{free}", name="NVIDIA H100 80GB HBM3 MIG 3g.40gb") for free in (39, 9)
+    ]
+    ask = smi(*cards, instances=parts)
+    expected = [replace(part, holders=(4321,)) for part in parts]
+    assert find_instances(ask) == expected and find_cards(ask) == [cards[0], cards[2]]
+    for name, find in (("find_cards", find_cards), ("find_instances", find_instances)):
+        monkeypatch.setattr(f"cluster.sizing.cards.{name}", partial(find, ask))
+    for devices, found in {"MIG-9": expected[1:], "MIG-9,2": [expected[1], cards[2]], "1": [], "2": cards[2:]}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        assert own_cards() == found
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [
+        ("1, 0", "1,0"), ("GPU-1", "GPU-1-uuid"), ("GPU-1-uuid,0", "GPU-1-uuid,0"), ("MIG-a", "MIG-aa"),
+        ("-1", ""), ("NoDevFiles", ""), ("0,-1,1", "0"), ("", ""),
+    ],
+)  # fmt: skip
+def test_what_cuda_makes_of_the_visible_devices_is_said_in_full(given: str, settled: str) -> None:
+    ask = smi(card(80), card(80, index=1), card(80, index=2), instances=[card(40, index=1, uuid="MIG-aa")])
+    environment = {"CUDA_VISIBLE_DEVICES": given}
+    settle_devices(environment, ask)
+    assert environment == {"CUDA_VISIBLE_DEVICES": settled, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def test_visible_devices_that_no_card_has_are_refused() -> None:
+    for given, found in {
+        "0,GPU-b": "GPU-b, which is no GPU of",
+        "GPU-": "GPU-, which begins the UUIDs of 2 GPUs",
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"^CUDA_VISIBLE_DEVICES: found {found}.+expected numbers or UUIDs that `nv"
+        ):
+            settle_devices({"CUDA_VISIBLE_DEVICES": given}, smi(card(80), card(80, index=1)))
+    environment = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "GPU-a"}  # and no driver
+    settle_devices(environment, no_smi)
+    assert environment == {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "GPU-a"}
+    environment = {}
+    settle_devices(environment, no_smi)
+    assert "CUDA_VISIBLE_DEVICES" not in environment  # Ray then counts what there is
 
 
 def test_a_card_whose_memory_the_driver_does_not_tell_is_left_out() -> None:
@@ -495,7 +555,8 @@ def begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def begin(nodes: Sequence[Share], **learner: Any) -> RunDir:
         recipe = Recipe(model=ModelConfig(path=str(tiny_model)), learner=LearnerConfig(**learner))
         monkeypatch.setattr(start, "plan_for", lambda recipe: make_plan(recipe, nodes))
-        monkeypatch.setattr(start, "cluster_cards", lambda: [card(80)])
+        monkeypatch.setattr(start, "cluster_cards", lambda left: left([card(80)]))
+        monkeypatch.setattr("cluster.sizing.claims.FOLDER", Path(mkdtemp(dir=tmp_path)))  # each start is a process
         monkeypatch.setattr(start, "check_caches", lambda *_: None)
         monkeypatch.setattr(start, "_serve", serve)
         monkeypatch.setattr("torch.version.cuda", "13.0")
