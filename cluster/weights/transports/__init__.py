@@ -4,7 +4,10 @@ CPUs, are this project's."""
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.weights.delta import Pushes
 
 TRANSPORTS = ("shm", "gloo", "ipc", "nccl")
 BUFFER = 1 << 30  # bytes that tensors are packed into between GPUs: a plan of the memory counts them
@@ -19,6 +22,7 @@ class Meeting:
     num_workers: int
     timeout_s: float
     largest_bytes: int  # of the tensors that are sent
+    pushes: "Pushes | None" = None  # those of before, where only what changed since is to go; gloo alone can
 
 
 def transport(name: str) -> Any:
