@@ -29,8 +29,8 @@ def after_steps(run_dir: Path, run: UnderWay, more: int) -> None:
 
 
 def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
-    """One engine of two is killed and the core of the other stopped; then the core of the only teacher is killed. A push
-    carries what changed; successors do not hold what it changed from, and get whole weights."""
+    """One engine of two is killed and the core of the other stopped; then the core of the only teacher is killed.
+    Pushes carry what changed; successors do not hold what it changed from, and get whole weights."""
     run_dir = tmp_path / "run"
     settings = (f"model.path={small_model}", "student.num_engines=2", *DELTA, *MANY)
     with under_way(small_arguments(run_dir, *settings)) as run:
@@ -49,7 +49,7 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
     pushed = [record["pushed_bytes"] for record in lines(run_dir / "metrics.jsonl")]
     size = sum(tensor.nbytes for tensor in load_file(small_model / "model.safetensors").values())
     print(f"pushed over whole: {[round(one / size, 3) for one in pushed]}")
-    assert 0 < min(pushed) and pushed[0] < size and max(pushed) < 1.01 * size
+    assert min(pushed) > 0 and pushed[0] < size and max(pushed) < 1.01 * size
     groups = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
     assert sorted(learned_groups(RunDir(run_dir))) == groups
     assert not run.left_behind()

@@ -93,7 +93,8 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
             metrics={key: 0.25 for key, *_ in LEARNERS}, grad_norm=1.5, rows=2, refused=1, dropped=3, skipped_rows=0,
             rewards=RewardSums(1.0, 2, 1), policy_version_min=0, policy_version_max=1, weights_digest="d", canary=0.01,
             mismatch=Mismatch(7, 0.14, 0.7), verdicts=Verdicts(1, 0, 0, 1),
-            push_parts=dict.fromkeys(PARTS, 0.25), pushed_bytes=1 << 28, peak_bytes={"host": [3 << 30, 4 << 30], "device": [5 << 30] * 2},
+            push_parts=dict.fromkeys(PARTS, 0.25), pushed_bytes=1 << 28,
+            peak_bytes={"host": [3 << 30, 4 << 30], "device": [5 << 30] * 2},
         ),
         **changes,
     )  # fmt: skip

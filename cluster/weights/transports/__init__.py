@@ -4,10 +4,7 @@ CPUs, are this project's."""
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cluster.weights.delta import Pushes
+from typing import Any
 
 TRANSPORTS = ("shm", "gloo", "ipc", "nccl")
 BUFFER = 1 << 30  # bytes that tensors are packed into between GPUs: a plan of the memory counts them
@@ -22,7 +19,7 @@ class Meeting:
     num_workers: int
     timeout_s: float
     largest_bytes: int  # of the tensors that are sent
-    pushes: "Pushes | None" = None  # those of before, where only what changed since is to go; gloo alone can
+    pushes: Any = None  # a `cluster.weights.delta.Pushes` where only what changed is to go, which gloo alone can
 
 
 def transport(name: str) -> Any:
