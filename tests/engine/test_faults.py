@@ -48,8 +48,7 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
     assert re.search(rf"weight push of version \d+ to the student engines: whole, since {why}", said), said
     pushed = [record["pushed_bytes"] for record in lines(run_dir / "metrics.jsonl")]
     size = sum(tensor.nbytes for tensor in load_file(small_model / "model.safetensors").values())
-    print(f"pushed over whole: {[round(one / size, 3) for one in pushed]}")
-    assert min(pushed) > 0 and pushed[0] < size and max(pushed) < 1.01 * size
+    assert min(pushed) > 0 and sorted(pushed)[STEPS // 2] < 0.2 * size and max(pushed) < 1.01 * size, pushed
     groups = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
     assert sorted(learned_groups(RunDir(run_dir))) == groups
     assert not run.left_behind()
