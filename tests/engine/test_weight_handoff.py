@@ -34,12 +34,12 @@ def changed_model(model: str) -> Any:
 
 
 def nudge(causal_lm: Any) -> None:
-    """A change of one weight in a hundred, as a step's at a small learning rate, but larger."""
+    """A change of one weight in a hundred, as many as a step's at a small learning rate, but larger."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in causal_lm.parameters():
             chosen = torch.rand(parameter.shape, generator=generator) < 0.01
-            parameter[chosen] += 2 * parameter.std(unbiased=False)
+            parameter[chosen] *= 1.25
 
 
 def digest_of(causal_lm: Any) -> str:
