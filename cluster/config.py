@@ -124,6 +124,9 @@ class WeightsConfig:
     # rollouts under way continue after the engine has recomputed its KV cache with the new weights; false: each ends
     # with the weights it began with
     in_flight: bool = True
+    # over gloo a push carries only the 16-bit weights whose bits changed since the last one; both ends keep those bits,
+    # 2 bytes a parameter
+    delta: bool = False
     canary_tolerance: float = 0.1  # the most that engine and learner may ever differ on a text, nats a token
     deadline_s: float = 120.0  # seconds for a push
 
@@ -173,6 +176,8 @@ class Recipe:
             require(plain, f"teacher.{key}", getattr(self.teacher, key), f"the frozen base {where}")
             shared = self.teacher.dtype in ("auto", self.student.dtype)
             require(shared, "teacher.dtype", self.teacher.dtype, f"'auto' or student.dtype {where}")
+        expected = "false with learner.dtype = 'float32': only weights of 16 bits stay as they are in a step"
+        require(not self.weights.delta or self.learner.dtype != "float32", "weights.delta", True, expected)
         every, saved = self.teacher.snapshot_every, self.run.checkpoint_every
         require(
             self.teacher.kind != "snapshot" or saved % every == 0,

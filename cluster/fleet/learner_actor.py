@@ -26,6 +26,7 @@ from learner.sealed import SealedFile, faults
 from rollout.cores import cpu_flags, has_bfloat16
 
 if TYPE_CHECKING:
+    from cluster.weights.delta import Pushes
     from cluster.weights.link import AdapterLink, WeightLink
     from cluster.weights.parts import Sent
     from learner.ema import Ema
@@ -112,6 +113,7 @@ class LearnerActor:
         self._ema = Ema(scoring.ema_rate, self._weights(), keep=rank == 0) if scoring.kind == "ema" else None
         self._kept = self._engine.keeper()
         self._links: dict[str, WeightLink | AdapterLink] = {}
+        self._pushes: dict[str, Pushes] = {}  # longer than a link, which is opened anew where an engine is replaced
 
     def _join(self, rank: int, places: Sequence[Place], secret: str) -> None:
         import torch
@@ -135,6 +137,7 @@ class LearnerActor:
     def open_transport(self, pool: str, transport: str, rollout: Any, workers: int, address: str) -> None:
         """Connects this rank to the `workers` of the engines of `pool`, "student" or "teacher", through the rollout
         service, whose handle this is. address: of rank 0."""
+        from cluster.weights.delta import Pushes
         from cluster.weights.link import GRACE_S, AdapterLink, FleetClient, WeightLink
         from cluster.weights.source import TrainerSource
         from cluster.weights.transports import Meeting
@@ -145,7 +148,8 @@ class LearnerActor:
             return
         source = TrainerSource(self._engine, self._ema if pool == "teacher" else None)
         deadline_s = self._recipe.weights.deadline_s
-        meeting = Meeting(self._rank, address, workers, deadline_s, source.largest_bytes())
+        pushes = self._pushes.setdefault(pool, Pushes()) if self._recipe.weights.delta else None
+        meeting = Meeting(self._rank, address, workers, deadline_s, source.largest_bytes(), pushes)
         with client.until(deadline_s + GRACE_S):  # so that only who is late to the rendezvous is late here
             self._links[pool] = WeightLink(transport, client, source, meeting)
 

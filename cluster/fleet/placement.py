@@ -133,12 +133,13 @@ def _transport(recipe: Recipe, possible: Sequence[str], where: str) -> str:
     goes as an object of Ray's, wherever the engines are."""
     named = recipe.weights.transport
     possible = ("ray",) if recipe.learner.lora_rank else possible
-    if named == "auto":
-        return possible[0]
-    if named not in possible:
+    if named not in ("auto", *possible):
         expected = " or ".join(repr(name) for name in ("auto", *possible))
         raise ValueError(f"weights.transport: found {named!r} {where}, expected {expected}")
-    return named
+    chosen = possible[0] if named == "auto" else named
+    expected = f"false {where}, where weights go over {chosen}: only gloo carries what changed"
+    require(not recipe.weights.delta or chosen == "gloo", "weights.delta", True, expected)
+    return chosen
 
 
 def _require_room(plan: Plan, nodes: Sequence[Share]) -> None:

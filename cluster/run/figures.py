@@ -35,6 +35,7 @@ class Pushed:
     canary: float  # the largest difference from the learner over the engines, in nats a token
     bound: float | None = None  # beyond which the run stops
     seconds: Mapping[str, float] = field(default_factory=dict)  # of the push, by its parts
+    num_bytes: int | None = None  # given to the transport
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class StepRecord:
     nonfinite_rollouts: Annotated[int | None, "rollouts", "left out: a log-prob is not finite"] = None
     nonfinite_updates: Annotated[int | None, "updates", "left out: the gradient is not finite"] = None
     push_parts: Annotated[Mapping[str, float] | None, "s", "of the push after the step, by part"] = None
+    pushed_bytes: Annotated[int | None, "bytes", "of the push after the step, given to the transport once"] = None
     pace_s: Annotated[float | None, "s", "mean time of a step of this process, with probes and checkpoints"] = None
     peak_bytes: Annotated[Mapping[str, Sequence[int]] | None, "bytes", "of the learner, by kind and rank"] = None
     older_means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -260,6 +262,7 @@ def step_record(
         nonfinite_rollouts=produced.nonfinite,
         nonfinite_updates=learned.nonfinite_updates,
         push_parts=pushed.seconds if pushed else None,
+        pushed_bytes=pushed.num_bytes if pushed else None,
         peak_bytes=learned.peak_bytes,
         pace_s=took.pace_s,
     )

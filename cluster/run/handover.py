@@ -36,6 +36,7 @@ class Handover:
     """
     texts: (prompt, response) of each canary: learner and engines score the first and compare, and the next where they
         differ too much on the one before.
+    say: of a push that was to carry what changed, and carried whole weights.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Handover:
         services: Services,
         texts: Sequence[tuple[Ids, Ids]],
         config: WeightsConfig,
+        say: Callable[[str], None],
     ) -> None:
         self._rollout, self._learner, self._texts = services.rollout, services.learner, texts
-        self._connect, self._tolerance = services.connect, config.canary_tolerance
+        self._connect, self._tolerance, self._say = services.connect, config.canary_tolerance, say
         self._bounds: dict[str, float] = {}
 
     def go_on(self, bound: float | None) -> None:
@@ -74,7 +76,7 @@ class Handover:
             found = await self._canary(pool, version) if canary else 0.0
             if await self._rollout.admit(pool):
                 self._bounds.setdefault(pool, min(self._tolerance, max(FLOOR, HONEST * found)))
-                return Pushed(sent.digest, found, self._bounds[pool], sent.seconds)
+                return Pushed(sent.digest, found, self._bounds[pool], sent.seconds, sent.num_bytes)
 
     async def _canary(self, pool: str, version: int) -> float:
         """The largest mean difference over the engines, nats a token, on the first text whose differences are all
@@ -94,7 +96,11 @@ class Handover:
         await self._connect(pool)
         while True:
             try:
-                return await self._learner.push(pool, version)
+                sent = await self._learner.push(pool, version)
             except RuntimeError:
                 if not await self._connect(pool):
                     raise
+            else:
+                if sent.whole:
+                    self._say(f"weight push of version {version} to the {pool} engines: whole, since {sent.whole}")
+                return sent

@@ -90,7 +90,7 @@ class Pipeline:
         self.manifest = Manifest(run_dir.manifest)
         self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
         self.texts = canary_texts(self.task.training_prompts(), self.renderer)
-        self._handover = Handover(services, self.texts, recipe.weights)
+        self._handover = Handover(services, self.texts, recipe.weights, sink.say)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
         self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
         self._first: tuple[int, float] | None = None  # step of this process, and when it began

@@ -120,6 +120,7 @@ _YOUNGER = (
     "nonfinite_rollouts",
     "nonfinite_updates",
     "pace_s",
+    "pushed_bytes",
 )  # than their line's format
 
 

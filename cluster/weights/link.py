@@ -82,7 +82,7 @@ class WeightLink:
     """One rank's end of the transport `name` to one pool of engines; rank 0 meets their workers."""
 
     def __init__(self, name: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
-        self.client, self._source = client, source
+        self.client, self._source, self._pushes = client, source, meeting.pushes
         self._clock = client.clock = source.clock = PartClock(source.on_gpu)
         info = transport(name).trainer(meeting)
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
@@ -95,7 +95,10 @@ class WeightLink:
         self._clock.mark("load")  # since the last tensor was given to the transport
         digest = self._source.digest.hexdigest()
         self._clock.mark("digest")
-        return Sent(digest, self._clock.take())
+        seconds, pushes = self._clock.take(), self._pushes
+        if pushes is None:
+            return Sent(digest, seconds, self._source.num_bytes)
+        return Sent(digest, seconds, pushes.num_bytes, pushes.whole)
 
 
 class AdapterLink:
@@ -118,4 +121,4 @@ class AdapterLink:
         self._clock.mark("load")
         digest = files_digest(files)
         self._clock.mark("digest")
-        return Sent(digest, self._clock.take())
+        return Sent(digest, self._clock.take(), sum(map(len, files.values())))

@@ -18,10 +18,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Sent:
-    """What one rank says of a push. seconds: by part, keys of `PARTS`."""
+    """What one rank says of a push. seconds: by part, keys of `PARTS`. num_bytes: given to the transport. whole: why a
+    push of what changed had to be one of whole weights."""
 
     digest: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+    num_bytes: int = 0
+    whole: str = ""
 
     def spans(self, begin: float) -> Iterator[Span]:
         """The parts from `begin` on, a Unix time, each as a whole after the one before it: a span a tensor would be

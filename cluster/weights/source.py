@@ -14,15 +14,15 @@ from learner.parts import PartClock
 
 
 class TrainerSource(WeightSource):
-    """The ZeRO engine's parameters as vLLM wants them, or their average; digests what it yields. Iterating the
-    parameters is a collective (ZeRO-3); the average is rank 0's.
+    """The ZeRO engine's parameters as vLLM wants them, or their average; digests what it yields, and counts its bytes.
+    Iterating the parameters is a collective (ZeRO-3); the average is rank 0's.
 
     clock: of the push under way. What is done with a tensor before the next is asked for is the transport's.
     """
 
     def __init__(self, engine: ZeroEngine, average: Ema | None = None) -> None:
         self._engine, self._average = engine, average
-        self.digest, self.clock = WeightsDigest(), PartClock(on_gpu=False)
+        self.digest, self.clock, self.num_bytes = WeightsDigest(), PartClock(on_gpu=False), 0
 
     @property
     def on_gpu(self) -> bool:
@@ -37,10 +37,11 @@ class TrainerSource(WeightSource):
         return max(meta.dtype.itemsize * math.prod(meta.shape) for meta in self.metadata())
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        self.digest = WeightsDigest()
+        self.digest, self.num_bytes = WeightsDigest(), 0
         for name, tensor in self._tensors():
             self.clock.mark("gather")
             self.digest.add(name, tensor)
+            self.num_bytes += tensor.nbytes
             self.clock.mark("digest")
             yield name, tensor
             self.clock.mark("send")

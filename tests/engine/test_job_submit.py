@@ -1,5 +1,6 @@
 """`ray job submit` to a cluster of three hosts from a fourth, over HTTP and with Ray's token authentication on. They
-share no folder: weights go over gloo, shards through an S3 server, the model back to the driver's host."""
+share no folder: what changed of the weights goes over gloo, shards through an S3 server, the model back to the driver's
+host."""
 
 import os
 import shutil
@@ -118,7 +119,7 @@ def test_three_hosts_learn_what_one_host_learns(
 ) -> None:
     alone, run_dir = finished[0], cluster.runs / "hosts"
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--"]
-    settings = (f"model.path={small_model}", *FINISHED, f"run.storage={cluster.store}")
+    settings = (f"model.path={small_model}", *FINISHED, f"run.storage={cluster.store}", "weights.delta=true")
     run = ["edge-opd", *small_arguments(run_dir, *settings, recipe="cluster/recipes/identity.toml")]
     with watched(lambda: processes_of(cluster.session), asks_for) as watch:
         done = cluster.outside.run([*submit, *run], cluster.env, timeout=1200)
@@ -150,13 +151,16 @@ def test_three_hosts_learn_what_one_host_learns(
     records, expected = (lines(folder / "metrics.jsonl") for folder in (run_dir, alone))
     for key in ("loss", "grad_norm", "kept"):
         assert records[0][key] == pytest.approx(expected[0][key], rel=1e-2, abs=1e-4), key
+    pushed = [(record["pushed_bytes"], whole["pushed_bytes"]) for record, whole in zip(records, expected, strict=True)]
+    assert all(0 < some < whole for some, whole in pushed), pushed
     # Where it ends, against how far it went: sums over other threads or ranks round otherwise.
     base, one, three = (
         load_file(folder / "model.safetensors") for folder in (small_model, alone / "export", run_dir / "export")
     )
     moved = sum((one[name].float() - base[name].float()).abs().sum().item() for name in one)
     apart = sum((one[name].float() - three[name].float()).abs().sum().item() for name in one)
-    print(f"{places}; weights apart / moved: {apart / moved:.3f}")
+    seconds = [record["push_parts"] for record in records]
+    print(f"{places}; weights apart / moved: {apart / moved:.3f}; bytes pushed {pushed}, {seconds}")
     assert moved > 0 and apart < 0.1 * moved
     assert (run_dir / "export" / "README.md").is_file()
     assert [probe["step"] for probe in lines(run_dir / "probes.jsonl")] == [0, 2]

@@ -33,6 +33,24 @@ def changed_model(model: str) -> Any:
     return causal_lm
 
 
+def nudge(causal_lm: Any) -> None:
+    """A change of one weight in a hundred, as many as a step's at a small learning rate, but larger."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in causal_lm.parameters():
+            chosen = torch.rand(parameter.shape, generator=generator) < 0.01
+            parameter[chosen] *= 1.25
+
+
+def digest_of(causal_lm: Any) -> str:
+    from cluster.weights.digest import WeightsDigest
+
+    digest = WeightsDigest()
+    for name, parameter in causal_lm.named_parameters():
+        digest.add(name, parameter)
+    return digest.hexdigest()
+
+
 def hf_logprobs(causal_lm: Any) -> list[float]:
     return logprobs_of(causal_lm.float(), PROMPT, RESPONSE).tolist()
 
@@ -68,32 +86,43 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     from vllm.distributed.weight_transfer.base import ModuleSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    from cluster.weights.digest import WeightsDigest
+    from cluster.weights.delta import Pushes
     from cluster.weights.transports import Meeting
     from cluster.weights.transports import transport as transport_of
     from rollout.config import EngineConfig
     from rollout.engine import Engine
 
     changed = changed_model(model)
-    digest = WeightsDigest()
-    for name, parameter in changed.named_parameters():
-        digest.add(name, parameter)
+    sent = digest_of(changed)
     engine = Engine(model, EngineConfig(dtype="float32", window=64), "cpu", backend, receiver)
     before = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
     fresh = await engine.weight_state()
     loop = asyncio.get_running_loop()
 
-    def send() -> None:
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0))
-        client = InProcessClient(engine, loop, 5)
-        WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
+    def opened(version: int, pushes: Pushes | None = None) -> Any:
+        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0, pushes))
+        client = InProcessClient(engine, loop, version)
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed))
 
-    (refused,) = await asyncio.gather(asyncio.to_thread(send), return_exceptions=True)
+    async def what_changed() -> list[dict[str, Any]]:
+        """Of pushes of what changed, over another connection: at first whole."""
+        found, pushes = list[dict[str, Any]](), Pushes()
+        sender = await asyncio.to_thread(opened, 6, pushes)
+        for _ in range(2):
+            await asyncio.to_thread(sender.send_weights)
+            scores = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()
+            state = await engine.weight_state()
+            found.append({"bytes": pushes.num_bytes, "after": scores, "state": state, "sent": digest_of(changed)})
+            nudge(changed)
+        return found
+
+    (refused,) = await asyncio.gather(asyncio.to_thread(lambda: opened(5).send_weights()), return_exceptions=True)
     after = [] if refused else (await engine.score([PROMPT], [RESPONSE]))[0].tolist()  # it is amid an update for good
     state = await engine.weight_state()
+    found = {"before": before, "after": after, "fresh": fresh, "state": state, "sent": sent}
+    found |= {"refused": str(refused or ""), "what_changed": await what_changed() if transport == "gloo" else []}
     engine.shutdown()
-    found = {"before": before, "after": after, "fresh": fresh, "state": state, "sent": digest.hexdigest()}
-    return found | {"refused": str(refused or "")}
+    return found
 
 
 RECEIVER = "cluster.weights.receiver.WeightReceiver"
@@ -137,6 +166,22 @@ def test_a_push_changes_the_engine_to_the_learners_weights(
     assert np.abs(np.array(result["after"]) - expected).max() < 1e-3
     assert result["fresh"] == [0, ""]
     assert result["state"] == [5, result["sent"]] and not result["refused"]
+
+
+def test_a_push_of_what_changed_makes_the_engine_the_learners(
+    results: dict[str, dict[str, Any]], default_model: Path
+) -> None:
+    changed = changed_model(str(default_model))
+    size = sum(parameter.nbytes for parameter in changed.parameters())
+    whole, some = results["gloo"]["what_changed"]
+    assert whole["after"] == results["gloo"]["after"] and size <= whole["bytes"] < 1.001 * size
+    nudge(changed)
+    expected = np.array(hf_logprobs(changed))
+    assert np.abs(np.array(whole["after"]) - expected).mean() > 0.1  # the change is not a small one
+    assert np.abs(np.array(some["after"]) - expected).max() < 1e-3
+    assert 0.01 * size < some["bytes"] < 0.02 * size
+    assert whole["state"] == [6, results["gloo"]["sent"]] and some["state"] == [6, some["sent"]]
+    assert whole["sent"] != some["sent"]
 
 
 def test_a_tied_head_that_the_file_repeats_takes_the_learners_weights(

@@ -230,8 +230,9 @@ def test_a_push_is_behind_no_engines_sequences(max_num_seqs: int) -> None:
 class TwoServices:
     """Both services as the loop uses them: remembers what was asked, in order."""
 
-    def __init__(self, *canaries: float) -> None:
+    def __init__(self, *canaries: float, whole: str = "") -> None:
         self.asked: list[str] = []
+        self.said, self._whole = list[str](), whole
         self._canaries = list(canaries) or [0.03]
 
     def __getattr__(self, name: str) -> Any:
@@ -239,7 +240,7 @@ class TwoServices:
             self.asked.append(" ".join([name, *(str(a) for a in arguments[:2] if isinstance(a, (str, int)))]))
             if name == "canary":
                 return {"engine a": 0.0, "engine b": self._canaries.pop(0)}
-            pushed = Sent("ab", {"load": 0.5})
+            pushed = Sent("ab", {"load": 0.5}, 7, self._whole)
             return {"push": pushed, "score": np.zeros(2, np.float32), "admit": 1, "enlist": 0}.get(name)
 
         return method
@@ -249,7 +250,7 @@ TEXT = np.arange(3, dtype=np.int32), np.arange(2, dtype=np.int32)
 
 
 def handed(both: Any, bound: float | None = None) -> Handover:
-    made = Handover(Services(both, both), [TEXT, TEXT], WeightsConfig())
+    made = Handover(Services(both, both), [TEXT, TEXT], WeightsConfig(), both.said.append)
     made.go_on(bound)
     return made
 
@@ -257,7 +258,8 @@ def handed(both: Any, bound: float | None = None) -> Handover:
 def test_a_push_is_proved_by_version_digest_and_canary() -> None:
     both: Any = TwoServices()
     pushed = asyncio.run(handed(both).push("student", 4))
-    assert (pushed.digest, pushed.canary, pushed.seconds) == ("ab", 0.03, {"load": 0.5})
+    assert (pushed.digest, pushed.canary, pushed.seconds, pushed.num_bytes) == ("ab", 0.03, {"load": 0.5}, 7)
+    assert both.said == []
     assert both.asked == [
         "enlist student",
         "push student 4",
@@ -266,6 +268,13 @@ def test_a_push_is_proved_by_version_digest_and_canary() -> None:
         "canary student 4",
         "admit student",
     ]
+
+
+def test_a_push_that_had_to_be_whole_is_said() -> None:
+    both: Any = TwoServices(whole="worker 2 of 2 of the engines does not hold the push before it")
+    asyncio.run(handed(both).push("student", 4))
+    why = "worker 2 of 2 of the engines does not hold the push before it"
+    assert both.said == [f"weight push of version 4 to the student engines: whole, since {why}"]
 
 
 def test_rollouts_of_a_version_may_begin_once_it_is_proven_and_a_canary_beyond_the_bound_ends_the_run() -> None:

@@ -103,7 +103,7 @@ def test_a_push_is_timed_by_its_parts(adapter: bool, monkeypatch: pytest.MonkeyP
         expected = {"gather": 2.0, "digest": 0.5, "send": 0.0, "pause": 8.0, "load": 16.0 + 32.0 + 64.0}
     for version in (1, 2):  # nothing of the push before
         sent = pushing.push(version)
-        assert sent.seconds == expected and len(sent.digest) == 16
+        assert sent.seconds == expected and len(sent.digest) == 16 and sent.num_bytes == (2 if adapter else 2 * 12)
     assert set(sent.seconds) <= set(PARTS)
     spans = list(sent.spans(100.0))
     assert [span.name for span in spans] == [part for part in PARTS if part in expected]

@@ -116,6 +116,12 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[learner]\nobjective = 'k2'", "learner.objective", "'k2'", "'k1'"),
         ("[learner]\ndenominator = 'mean'", "learner.denominator", "'mean'", "'sequence_mean'"),
         ("[weights]\ntransport = 'tcp'", "weights.transport", "'tcp'", "('auto', 'shm', 'gloo', 'ipc', 'nccl', 'ray')"),
+        (
+            "[weights]\ndelta = true\n[learner]\ndtype = 'float32'",
+            "weights.delta",
+            "True",
+            "false with learner.dtype = 'float32': only weights of 16 bits stay as they are in a step",
+        ),
         ("[probe]\ntop_p = 0.0", "probe.top_p", "0.0", "more than 0, at most 1"),
     ],
 )  # fmt: skip
@@ -531,7 +537,7 @@ def placed(*nodes: Share, **counts: Any) -> Plan:
     teacher = TeacherConfig(num_engines=counts.get("teachers", 1), tensor_parallel_size=counts.get("teacher_tp", 1))
     teacher = replace(teacher, dtype=student.dtype if "lora_rank" in counts else teacher.dtype)
     learner = LearnerConfig(num_ranks=counts.get("ranks", 1), lora_rank=counts.get("lora_rank", 0))
-    weights = WeightsConfig(transport=counts.get("transport", "auto"))
+    weights = WeightsConfig(counts.get("transport", "auto"), delta=counts.get("delta", False))
     run = RunConfig(max_policy_lag=counts.get("lag", 0))
     return make_plan(Recipe(run=run, student=student, teacher=teacher, learner=learner, weights=weights), nodes)
 
@@ -649,6 +655,25 @@ def test_a_gpu_transport_needs_gpus(transport: str) -> None:
         placed(Share(8, 0), transport=transport)
     with pytest.raises(ValueError, match=f"found '{transport}' on 2 nodes without GPUs, expected 'auto' or 'gloo' or"):
         placed(Share(8, 0), Share(8, 0), transport=transport)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "counts", "where"),
+    [
+        ([Share(8, 0)], {}, "on a node without GPUs, where weights go over shm"),
+        ([Share(8, 0)] * 2, {"transport": "shm"}, "on 2 nodes without GPUs, where weights go over shm"),
+        ([Share(8, 0)] * 2, {"lora_rank": 4}, "on 2 nodes without GPUs, where weights go over ray"),
+        ([Share(8, 1)], {}, "on one shared GPU, where weights go over ipc"),
+    ],
+)
+def test_only_gloo_carries_what_changed(nodes: list[Share], counts: dict[str, Any], where: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.delta: found True, expected false {where}: only gloo carries"):
+        placed(*nodes, delta=True, **counts)
+
+
+def test_what_changed_goes_over_gloo() -> None:
+    assert placed(Share(8, 0), Share(8, 0), delta=True).transport == "gloo"
+    assert placed(Share(8, 0), delta=True, transport="gloo").transport == "gloo"
 
 
 def test_less_than_a_cpu_is_not_enough() -> None:

@@ -76,6 +76,7 @@ records = st.builds(
     mismatch=st.none() | st.builds(Mismatch, count, number, number),
     canary_bound=number,
     pace_s=number,
+    pushed_bytes=st.none() | count,
     push_parts=st.none() | st.dictionaries(st.sampled_from(list(PARTS)), number),
     peak_bytes=st.none() | st.dictionaries(st.sampled_from(["host", "device"]), st.lists(count, min_size=1)),
     older_means=st.just({}),
@@ -92,7 +93,8 @@ def a_step(step: int = 0, **changes: Any) -> StepRecord:
             metrics={key: 0.25 for key, *_ in LEARNERS}, grad_norm=1.5, rows=2, refused=1, dropped=3, skipped_rows=0,
             rewards=RewardSums(1.0, 2, 1), policy_version_min=0, policy_version_max=1, weights_digest="d", canary=0.01,
             mismatch=Mismatch(7, 0.14, 0.7), verdicts=Verdicts(1, 0, 0, 1),
-            push_parts=dict.fromkeys(PARTS, 0.25), peak_bytes={"host": [3 << 30, 4 << 30], "device": [5 << 30] * 2},
+            push_parts=dict.fromkeys(PARTS, 0.25), pushed_bytes=1 << 28,
+            peak_bytes={"host": [3 << 30, 4 << 30], "device": [5 << 30] * 2},
         ),
         **changes,
     )  # fmt: skip
@@ -183,13 +185,14 @@ def test_a_step_that_the_teacher_sampled_has_no_mismatch() -> None:
     produced = StepRollouts(1, ShardInfo("s", 1, 1, 4, ""), 0, 0, 1, 1, {}, 1.0, None)
     learned = LearnedStep(0.0, {}, 0.0, 4, 0, [], {}, Mismatch(4, 0.1, 0.4), peak_bytes={"host": [7, 8]})
     found = {
-        sampler: step_record(1, produced, learned, StepTime(1.0, {}), Pushed("d", 0.0, 0.1, {"load": 0.5}), sampler)
+        sampler: step_record(1, produced, learned, StepTime(1.0, {}), Pushed("d", 0.0, 0.1, {"load": 0.5}, 9), sampler)
         for sampler in ("student", "teacher")
     }
     assert {sampler: record.mismatch for sampler, record in found.items()} == {
         "student": Mismatch(4, 0.1, 0.4), "teacher": None,
     }  # fmt: skip
     assert found["student"].push_parts == {"load": 0.5}, "of the push after the step"
+    assert found["student"].pushed_bytes == 9
     assert found["student"].peak_bytes == {"host": [7, 8]}, "of the learner's ranks"
 
 

@@ -19,6 +19,7 @@ class Meeting:
     num_workers: int
     timeout_s: float
     largest_bytes: int  # of the tensors that are sent
+    pushes: Any = None  # a `cluster.weights.delta.Pushes` where only what changed is to go, which gloo alone can
 
 
 def transport(name: str) -> Any:

@@ -1,10 +1,12 @@
 """Weights over gloo, between hosts."""
 
+import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
@@ -20,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.fleet.network import open_door, own_address
+from cluster.weights.delta import Held, Pushes, arriving
 from cluster.weights.transports import Meeting
 from cluster.weights.transports.cpu import SENDER, CpuTrainerEngine, CpuTransferEngine, described
 from learner.rendezvous import new_secret, prove, store_at
@@ -28,13 +31,14 @@ from learner.rendezvous import new_secret, prove, store_at
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
     """master_address: of this host, as the others see it. world_size: the sender and every engine worker. timeout_s: of
-    the rendezvous and of each tensor."""
+    the rendezvous and of each tensor. pushes: those of before, where only what changed since is to go."""
 
     backend: ClassVar[str] = "gloo"
 
     master_address: str
     world_size: int
     timeout_s: float
+    pushes: Pushes | None = None
 
 
 @dataclass
@@ -51,9 +55,12 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """mark: of a push of what changed (`cluster.weights.delta`); 0: each tensor comes as it is."""
+
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
+    mark: int = 0
 
 
 def open_group(
@@ -85,13 +92,20 @@ def broadcast(group: ProcessGroupGloo, tensor: Tensor) -> None:
     group.broadcast(tensor.view(-1).view(torch.uint8), root=SENDER).wait()
 
 
+def held_by_each(group: ProcessGroupGloo, held: Held) -> list[int]:
+    """The marks of what the sender and each worker hold, by rank; every member calls it."""
+    return [int(mark) for mark in _gathered(group, torch.tensor([held.mark]), group.size())]
+
+
 class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
-    """Broadcasts the weights tensor by tensor, so that neither side holds more than one beside the model."""
+    """Broadcasts the weights tensor by tensor, so that neither side holds more than one beside the model; or what
+    changed of them."""
 
     init_info_cls = GlooTrainerInitInfo
     _group: ProcessGroupGloo
 
     def _meet(self, init_info: GlooTrainerInitInfo) -> None:
+        self._pushes = init_info.pushes
         door, secret = open_door(init_info.master_address), new_secret()
         where = init_info.master_address, int(door.getsockname()[1])
         size, seconds = init_info.world_size, init_info.timeout_s
@@ -102,27 +116,43 @@ class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
             joined.result()
 
     def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
-        tensors = iter(source)
+        tensors, pushes = iter(source), self._pushes
+        mark = secrets.randbelow(1 << 62) + 1 if pushes else 0
         with ThreadPoolExecutor(1) as beside:
             try:
                 self.client.start_weight_update()
-                received = beside.submit(self.client.update_weights, described(metas))
-                for meta, (name, tensor) in zip(metas, tensors, strict=True):
-                    assert (name, tensor.dtype) == (meta.name, meta.dtype), f"{name} {tensor.dtype}: expected {meta}"
-                    broadcast(self._group, tensor.contiguous())
+                received = beside.submit(self.client.update_weights, described(metas) | {"mark": mark})
+                for message in self._messages(metas, tensors):
+                    broadcast(self._group, message)
                 received.result()
             except RuntimeError:
                 for _ in tensors:  # which the other ranks gather with this one
                     pass
                 raise
         self.client.finish_weight_update()
+        if pushes:
+            pushes.held.mark = mark
+
+    def _messages(self, metas: Sequence[ParamMeta], tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Tensor]:
+        if self._pushes:
+            yield from self._pushes.messages(held_by_each(self._group, self._pushes.held), metas, tensors)
+            assert next(tensors, None) is None, "more tensors than were described"
+            return
+        for meta, (name, tensor) in zip(metas, tensors, strict=True):
+            assert (name, tensor.dtype) == (meta.name, meta.dtype), f"{name} {tensor.dtype}: expected {meta}"
+            yield tensor.contiguous()
 
 
 class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Loads each tensor as it arrives."""
+    """Loads each tensor as it arrives, or has become what it is to be."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
+
+    @cached_property
+    def _held(self) -> Held:
+        """As long as the engine lives, however often the learner's end is opened anew."""
+        return Held()
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         rank = init_info.rank_offset + self.parallel_config.rank
@@ -130,19 +160,31 @@ class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self._group = open_group(*where, rank, init_info.world_size, init_info.timeout_s, init_info.secret)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        for name, tensor in self._arriving(update_info):
+        for name, tensor in self._changed(update_info) if update_info.mark else self._arriving(update_info):
             self.model.load_weights([(name, tensor)])
 
     def _arriving(self, update_info: GlooUpdateInfo) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+        for meta in _metas(update_info):
+            tensor = torch.empty(meta.shape, dtype=meta.dtype)
             broadcast(self._group, tensor)
-            yield name, tensor
+            yield meta.name, tensor
+
+    def _changed(self, update_info: GlooUpdateInfo) -> Iterator[tuple[str, Tensor]]:
+        held = self._held
+        held_by_each(self._group, held)
+        held.mark = 0  # should this push fail
+        yield from arriving(held, _metas(update_info), partial(broadcast, self._group))
+        held.mark = update_info.mark
+
+
+def _metas(info: GlooUpdateInfo) -> list[ParamMeta]:
+    described = zip(info.names, info.dtypes, info.shapes, strict=True)
+    return [ParamMeta(name, getattr(torch, dtype), torch.Size(shape)) for name, dtype, shape in described]
 
 
 def trainer(at: Meeting) -> GlooTrainerInitInfo:
     """The learner's end, as vLLM's factory makes it from this."""
-    return GlooTrainerInitInfo(at.address, at.num_workers + 1, at.timeout_s, rank=at.rank)
+    return GlooTrainerInitInfo(at.address, at.num_workers + 1, at.timeout_s, at.pushes, rank=at.rank)
 
 
 WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerEngine)
