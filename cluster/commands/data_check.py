@@ -20,7 +20,7 @@ from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
-from rollout.tasks.context import CARD, ContextTask, asking_again, probe_rows, training_rows
+from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
 from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
@@ -102,6 +102,7 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     if task.probe_file:
         probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
         questions += zip(probes.places, (one for one in probes.prompts if isinstance(one, ProbePrompt)), strict=True)
+        check_main_tag(task, [one for _, one in questions])
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
     if task.chat_probes and prompts and task.probe_file:

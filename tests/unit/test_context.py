@@ -17,7 +17,8 @@ from cluster.config import load_recipe
 from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
-from rollout.probe import summarise
+from rollout.gap import gap_questions
+from rollout.probe import Rate, summarise
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import TaskConfig, TaskPrompt, build_task
@@ -399,6 +400,25 @@ def test_rates_are_of_all_probes_and_of_each_tag(tmp_path: Path) -> None:
     counts = {name: (rate.k, rate.n) for name, rate in result.rates.items()}
     assert counts == {"correct": (1, 4), "correct:fact": (1, 2), "correct:key": (1, 2), "correct:near": (0, 2)}
     assert (result.questions, result.samples) == (2, 2)
+
+
+def test_the_main_rate_is_of_the_questions_with_the_tag_that_the_recipe_names(tmp_path: Path) -> None:
+    probes = [PROBE | {"tags": ["fact", "key"]}, {"question": "Sum?", "answer": 4, "tags": "near"}]
+    task = task_of(tmp_path, [ROW], probes, main_tag="key")
+    assert task.rates == ("correct:key", "correct", "correct:fact", "correct:near")
+    key, total = task.probe_prompts()
+    result = summarise([(key, "Ada"), (key, "Bo"), (key, "Ada"), *[(total, "5")] * 3], task)
+    assert next(iter(result.rates.values())) == Rate(2, 3) and result.rates["correct"] == Rate(2, 6)
+    assert (result.questions, result.samples) == (1, 3)
+    (asked, context), *_ = gap_questions(task_of(tmp_path, [ROW | {"answer": "Ada"}, {"question": "And why?", "context": "Bo."}], probes, main_tag="key"))
+    assert (asked.probe, asked.tags, context) == ("context", ("key",), ROW["context"])
+
+
+@pytest.mark.parametrize(("tags", "found"), [(["fact", "near"], "fact, near"), ([], "its rows have none")])
+def test_a_main_rate_without_a_question_is_refused(tmp_path: Path, tags: list[str], found: str) -> None:
+    expected = rf"^task\.main_tag: found 'facts', expected a tag of {tmp_path}/probe\.jsonl: {found}$"
+    with pytest.raises(ValueError, match=expected):
+        task_of(tmp_path, [ROW], [PROBE | {"tags": tags}], main_tag="facts")
 
 
 # wrong contexts
