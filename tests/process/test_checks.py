@@ -380,7 +380,11 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     [
         (
             "qwen2_5_vl",
-            r"found 'qwen2_5_vl' \(vision_config beside a text model\), expected a causal language model: save",
+            r"found 'qwen2_5_vl' \(vision_config beside a text model\), expected a causal language model$",
+        ),
+        (
+            "mistral3",
+            r"found 'mistral3' .*, expected a causal language model; `python -c .*` writes its text model$",
         ),
         ("t5", r"found 't5', expected a causal language model$"),
     ],

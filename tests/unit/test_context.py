@@ -410,7 +410,9 @@ def test_the_main_rate_is_of_the_questions_with_the_tag_that_the_recipe_names(tm
     result = summarise([(key, "Ada"), (key, "Bo"), (key, "Ada"), *[(total, "5")] * 3], task)
     assert next(iter(result.rates.values())) == Rate(2, 3) and result.rates["correct"] == Rate(2, 6)
     assert (result.questions, result.samples) == (1, 3)
-    (asked, context), *_ = gap_questions(task_of(tmp_path, [ROW | {"answer": "Ada"}, {"question": "And why?", "context": "Bo."}], probes, main_tag="key"))
+    (asked, context), *_ = gap_questions(
+        task_of(tmp_path, [ROW | {"answer": "Ada"}, {"question": "And why?", "context": "Bo."}], probes, main_tag="key")
+    )
     assert (asked.probe, asked.tags, context) == ("context", ("key",), ROW["context"])
 
 
