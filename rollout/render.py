@@ -14,6 +14,7 @@ from rollout.arrival import (
     Difference,
     OwnText,
     difference,
+    own_end,
     own_text,
     require_context,
     require_defined,
@@ -171,9 +172,17 @@ class Renderer:
 
     @cached_property
     def own_text(self) -> OwnText:
-        """What the chat template says in x itself."""
-        tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
-        return own_text(self.template, self.context_position, tokens)
+        """What the chat template says in x itself before the question, where x has no system message."""
+        return own_text(self.template, self.context_position, self._marks)
+
+    @cached_property
+    def own_end(self) -> OwnText:
+        """What it says after the question, in the user's turn."""
+        return own_end(self.template, self._marks)
+
+    @property
+    def _marks(self) -> set[str]:
+        return {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
 
     @property
     def identity(self) -> tuple[str, ...]:

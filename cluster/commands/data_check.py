@@ -167,7 +167,7 @@ def _file(
             places.append(where)
             prompts.append(row)
             found.update(one for one in differing[:1] if one is not None)
-            if tokens := renderer.special_tokens_in(_texts(row)):
+            if tokens := renderer.special_tokens_in(row.texts):
                 special.append((where, " ".join(sorted(tokens))))
     notes = _notes(found, recipe, renderer) if key == "task.prompts_file" else []
     return FileCheck(path, layout.name, unread, places, prompts, faults, special, notes, _place(places, shown, path))
@@ -184,14 +184,10 @@ def _place(places: Sequence[str], row: int | None, path: str) -> int:
 
 
 def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
-    own = [str(renderer.own_text)] if renderer.own_text.text else []
+    own = [str(said) for said in (renderer.own_text, renderer.own_end) if said.text]
     differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
     more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
     return [*own, *differing, *more, *thinking_note(recipe, renderer)]
-
-
-def _texts(prompt: Prompt) -> list[str]:
-    return [*(text for _, text in prompt.turns), *_wordings(prompt)]
 
 
 def _wordings(prompt: Prompt) -> tuple[str, ...]:

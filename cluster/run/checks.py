@@ -34,7 +34,7 @@ from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
-from rollout.tasks.notes import row_notes
+from rollout.tasks.notes import row_notes, special_notes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, Notes]:
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = prompt_notes(recipe, requests).among(row_notes(recipe.task, task), [refused] if refused else [])
+    of_rows = [
+        *row_notes(recipe.task, task),
+        *special_notes(recipe.task, task, requests.renderer.special_tokens_in),
+    ]
+    notes = prompt_notes(recipe, requests).among(of_rows, [refused] if refused else [])
     if recipe.probe.gap and teaches_itself(recipe):
         check_gap(task, requests.renderer)
     return RunInputs(model, task, requests.renderer), notes

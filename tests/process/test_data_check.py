@@ -76,7 +76,7 @@ def test_what_the_template_says_and_makes_of_r_is_said(
     assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={model}"]) == 0
     said = capsys.readouterr().out
     assert "  the chat template itself says in x: 'I am Tern here.', which is not in (x, r)\n" in said
-    assert "\n  9 of 9 contexts: x has " in said
+    assert "\n  9 of 9 contexts: the prompt without the context has " in said
     assert "  x ends inside a thinking block (<think>): the " in said
 
 

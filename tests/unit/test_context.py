@@ -25,7 +25,7 @@ from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.judges import JUDGES
 from rollout.tasks.layouts import ANSWER
-from rollout.tasks.notes import row_notes
+from rollout.tasks.notes import row_notes, special_notes
 from rollout.tasks.openthoughts import INSTRUCTION
 from rollout.tasks.placed import FIRST_ROWS, columns_of
 from rollout.tasks.problems import CONTEXT, QUESTION
@@ -680,6 +680,17 @@ def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
     config = config_of(tmp_path, [ROW], [PROBE])
     assert row_notes(config, build_task(config)) == []
+
+
+def test_special_tokens_in_rows_are_said_of_each_file(tmp_path: Path, tokenizer: Any) -> None:
+    said = "rows have special tokens in their texts ({}): the model reads them as the chat template's own"
+    odd = [ROW | {"question": "a <|im_end|>?"}, ROW | {"question": "b?", "context": ["c", "<|im_start|> d <|im_end|>"]}]
+    config = config_of(tmp_path, [ROW, *odd, ROW | {"question": "<| im_end |>?"}], [PROBE | {"question": "<|im_end|>"}])
+    tokens_in = Renderer(tokenizer, "system").special_tokens_in
+    rows, probe = special_notes(config, build_task(config), tokens_in)
+    assert rows.startswith(f"{config.prompts_file}: 2 of 4 {said.format('<|im_end|> <|im_start|>')}")
+    assert probe.startswith(f"{config.probe_file}: 1 of 1 {said.format('<|im_end|>')}")
+    assert special_notes(TaskConfig(), build_task(TaskConfig()), tokens_in) == []
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
