@@ -206,6 +206,8 @@ def _around(x: str, context: str, r: str, place: int) -> Difference:
 
 def _common(one: str, other: str) -> int:
     """How many characters both begin with."""
+    if one.startswith(other):  # as most templates have it
+        return len(other)
     return _last(min(len(one), len(other)), lambda size: one[:size] == other[:size])
 
 
