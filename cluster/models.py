@@ -14,6 +14,15 @@ MERGE = (
     'peft.AutoPeftModelForCausalLM.from_pretrained(a, dtype="auto").merge_and_unload().save_pretrained(m); '
     "t.AutoTokenizer.from_pretrained(a).save_pretrained(m)'"
 )
+# Writes the text model of one that also takes images, and its tokenizer, into MODEL-text; the model follows.
+TEXT_PART = (
+    'python -c \'import sys, torch, transformers as t; w = sys.argv[1].rstrip("/"); m = w + "-text"; '
+    'whole = t.AutoModelForImageTextToText.from_pretrained(w, dtype="auto"); torch.set_default_device("meta"); '
+    "text = t.AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype); "
+    'torch.set_default_device("cpu"); setattr(text, text.base_model_prefix, whole.get_decoder()); '
+    "text.set_output_embeddings(whole.get_output_embeddings()); text.generation_config = whole.generation_config; "
+    "text.save_pretrained(m); t.AutoTokenizer.from_pretrained(w).save_pretrained(m)'"
+)
 
 
 def resolve_model(path: str, key: str = "model.path", weights: bool = False) -> str:

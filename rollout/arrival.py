@@ -21,7 +21,7 @@ _NEEDS: dict[str, list[Any]] = {
     "tools": [[], [{"type": "function", "function": _ABOUT, **_ABOUT}]],
     "documents": [[], [{"title": MARK, "text": MARK, "content": MARK}]],
 }
-R = "{r}"  # in a difference: others read it, and may not be shown r
+R = "{r}"  # in a difference, in the place of r, which others may not be shown
 _SHOWN, _LONG = 60, 300  # characters of a text in a message, and of a template's own
 
 
@@ -33,7 +33,16 @@ class Difference:
     context: str  # with {r} wherever r stands
 
     def __str__(self) -> str:
-        return f"x has {shortened(self.x)!r} where (x, r) has {shortened(self.context)!r}"
+        bare, told = map(_in_words, (self.x, self.context))
+        return f"the prompt without the context has {bare} where the prompt with it has {told}"
+
+
+def _in_words(text: str) -> str:
+    """What stands before, between and after r, and r as who wrote it knows it."""
+    said: list[str] = []
+    for place, part in enumerate(text.split(R)):
+        said += ["the context"] * (place > 0) + [repr(shortened(part))] * bool(part)
+    return ", ".join(said) or "nothing"
 
 
 def require_rendered(template: ChatTemplate) -> None:
@@ -114,12 +123,18 @@ class OwnText:
 
 
 def own_text(template: ChatTemplate, position: str, tokens: Collection[str]) -> OwnText:
-    """tokens: those that stand for no text, such as a role's mark."""
+    """Before the question. tokens: those that stand for no text, such as a role's mark."""
     x, with_r = (
         _sentences(template.text(placed((("user", _QUESTION),), r, position)).partition(_QUESTION)[0], tokens)
         for r in ("", MARK)
     )
     return OwnText(x, stays=x in with_r)
+
+
+def own_end(template: ChatTemplate, tokens: Collection[str]) -> OwnText:
+    """After the question, in the user's turn: the same in x and in (x, r), as `require_context` has it."""
+    x = template.text((("user", _QUESTION),), generation_prompt=False)
+    return OwnText(_sentences(x.rpartition(_QUESTION)[2], tokens), stays=True)
 
 
 def _sentences(text: str, tokens: Collection[str]) -> str:
@@ -191,6 +206,8 @@ def _around(x: str, context: str, r: str, place: int) -> Difference:
 
 def _common(one: str, other: str) -> int:
     """How many characters both begin with."""
+    if one.startswith(other):  # as most templates have it
+        return len(other)
     return _last(min(len(one), len(other)), lambda size: one[:size] == other[:size])
 
 

@@ -6,7 +6,7 @@ elsewhere.
 
 from collections.abc import Sequence
 
-from evidence.rates import RATES
+from evidence.rates import RATES, RateRule
 from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 
 MOST = 24  # training problems that are asked: as many questions as the identity probe has
@@ -23,17 +23,18 @@ def gap_questions(task: Task) -> list[Asked]:
     if len(contexts) == 1:
         (context,) = contexts
         return [(probe, context) for probe in task.probe_prompts()]
-    kind = RATES[task.rates[0]].probe
+    rule = RATES[task.rates[0]]
     answered: dict[ProbePrompt, str] = {}  # rates are over as many answers to each question
     for prompt in prompts:
         if prompt.answer is not None and len(answered) < MOST:
-            answered.setdefault(as_probe(prompt, kind), prompt.context)
+            answered.setdefault(as_probe(prompt, rule), prompt.context)
     return list(answered.items())
 
 
-def as_probe(prompt: TaskPrompt, kind: str) -> ProbePrompt:
-    """A training prompt as a question of the probe of that kind."""
-    return ProbePrompt(kind, prompt.question, prompt.answer, prompt.before, judge=prompt.judge)
+def as_probe(prompt: TaskPrompt, rule: RateRule) -> ProbePrompt:
+    """A training prompt as a question that this rate counts."""
+    tags = (rule.tag,) if rule.tag else ()
+    return ProbePrompt(rule.probe, prompt.question, prompt.answer, prompt.before, tags, prompt.judge)
 
 
 def asks_the_probe(questions: Sequence[Asked], task: Task) -> bool:

@@ -83,7 +83,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A task's rates, the main one first, and how often each question of the main one's probe was asked."""
+    """A task's rates, the main one first, and how often each question that the main one is of was asked."""
 
     rates: dict[str, Rate]
     questions: int
@@ -110,8 +110,8 @@ def summarise_so_far(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> 
     """`summarise` over what there is of a probe: any answers or none. `samples` is the fewest to one question."""
     flagged = [(prompt, task.flags(prompt, text)) for prompt, text in answers]
     rates = {name: _rate(flagged, RATES[name]) for name in task.rates}
-    main = RATES[task.rates[0]].probe
-    counts = [count for prompt, count in _asked(answers).items() if prompt.probe == main]
+    main = RATES[task.rates[0]]
+    counts = [count for prompt, count in _asked(answers).items() if main.covers(prompt.probe, prompt.tags)]
     return ProbeResult(rates, len(counts), min(counts, default=0))
 
 

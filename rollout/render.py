@@ -14,6 +14,7 @@ from rollout.arrival import (
     Difference,
     OwnText,
     difference,
+    own_end,
     own_text,
     require_context,
     require_defined,
@@ -68,6 +69,7 @@ class Renderer:
         self._tokenizer, self._day, self._own_ends = tokenizer, day, ends
         self.template = ChatTemplate(tokenizer, model or str(tokenizer.name_or_path), variables, day)
         self._ids = lru_cache(REMEMBERED)(self._tokenize)
+        self._x = lru_cache(1)(self._whole)  # of a row with several contexts, which are looked at one by one
         require_rendered(self.template)
         require_place(self.template, context_position)
         self._defined: set[tuple[str, ...]] = set()  # the roles of conversations in which every variable has a value
@@ -140,8 +142,7 @@ class Renderer:
                 wrong with r begins with its place.
         """
         turns = _turns(question)
-        x = self._shown(turns)
-        require_texts(x, turns)
+        x = self._x(turns)
         if not context.strip():
             return x, x
         try:
@@ -171,9 +172,17 @@ class Renderer:
 
     @cached_property
     def own_text(self) -> OwnText:
-        """What the chat template says in x itself."""
-        tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
-        return own_text(self.template, self.context_position, tokens)
+        """What the chat template says in x itself before the question, where x has no system message."""
+        return own_text(self.template, self.context_position, self._marks)
+
+    @cached_property
+    def own_end(self) -> OwnText:
+        """What it says after the question, in the user's turn."""
+        return own_end(self.template, self._marks)
+
+    @property
+    def _marks(self) -> set[str]:
+        return {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -184,6 +193,12 @@ class Renderer:
         ids = np.asarray(self.template.ids([messages(self._placed(question, context))])[0], dtype=np.int32)
         ids.flags.writeable = False  # whoever asks again gets the same array
         return ids
+
+    def _whole(self, turns: Turns) -> str:
+        """x as text, with every one of its texts."""
+        x = self._shown(turns)
+        require_texts(x, turns)
+        return x
 
     def _shown(self, turns: Turns) -> str:
         text = self.template.text(turns)

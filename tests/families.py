@@ -73,13 +73,16 @@ def tiny(family: str, folder: Path, seed: int = 0, **settings: Any) -> Path:
     return folder
 
 
-def wrapped_gemma3(folder: Path) -> Path:
+def wrapped_gemma3(folder: Path, **sizes: int) -> Path:
     """The same of a Gemma 3 that takes images, whose text part is a `Gemma3ForCausalLM`."""
-    text = transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=16)
+    text = transformers.Gemma3TextConfig(**SIZES | {"head_dim": 8, "sliding_window": 16} | sizes)
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     eyes = transformers.SiglipVisionConfig(**vision, image_size=28, patch_size=14)
     config = transformers.Gemma3Config(
-        text_config=text.to_dict(), vision_config=eyes.to_dict(), mm_tokens_per_image=4, image_token_index=VOCAB - 1
+        text_config=text.to_dict(),
+        vision_config=eyes.to_dict(),
+        mm_tokens_per_image=4,
+        image_token_index=text.vocab_size - 1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

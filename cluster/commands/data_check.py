@@ -20,7 +20,7 @@ from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
-from rollout.tasks.context import CARD, ContextTask, asking_again, probe_rows, training_rows
+from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
 from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
@@ -102,6 +102,7 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     if task.probe_file:
         probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
         questions += zip(probes.places, (one for one in probes.prompts if isinstance(one, ProbePrompt)), strict=True)
+        check_main_tag(task, [one for _, one in questions])
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
     if task.chat_probes and prompts and task.probe_file:
@@ -166,7 +167,7 @@ def _file(
             places.append(where)
             prompts.append(row)
             found.update(one for one in differing[:1] if one is not None)
-            if tokens := renderer.special_tokens_in(_texts(row)):
+            if tokens := renderer.special_tokens_in(row.texts):
                 special.append((where, " ".join(sorted(tokens))))
     notes = _notes(found, recipe, renderer) if key == "task.prompts_file" else []
     return FileCheck(path, layout.name, unread, places, prompts, faults, special, notes, _place(places, shown, path))
@@ -183,14 +184,10 @@ def _place(places: Sequence[str], row: int | None, path: str) -> int:
 
 
 def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
-    own = [str(renderer.own_text)] if renderer.own_text.text else []
+    own = [str(said) for said in (renderer.own_text, renderer.own_end) if said.text]
     differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
     more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
     return [*own, *differing, *more, *thinking_note(recipe, renderer)]
-
-
-def _texts(prompt: Prompt) -> list[str]:
-    return [*(text for _, text in prompt.turns), *_wordings(prompt)]
 
 
 def _wordings(prompt: Prompt) -> tuple[str, ...]:

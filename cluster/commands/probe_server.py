@@ -24,8 +24,9 @@ NUM_CONCURRENT = 8  # requests in flight, so that a deadline measures the server
 
 # What a request may do without; the rest of it is the question. n left out: one answer a request.
 OMITTABLE = ("n", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "seed")
-# Where a server puts what it does not count as content.
-ELSEWHERE = ("reasoning_content", "reasoning", "refusal", "tool_calls")
+# Where a server puts what it does not count as content: a thought, where it parses thoughts, and other things.
+THOUGHTS = ("reasoning_content", "reasoning")
+ELSEWHERE = (*THOUGHTS, "refusal", "tool_calls")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's text, and where it is empty for no good reason, why: "finish_reason length, reasoning_content"."""
+    """An answer's text, and where it is empty for no good reason, why: "finish_reason length, a thought alone in
+    reasoning_content"."""
 
     text: str
     lost: str
@@ -178,7 +180,8 @@ def checked_answer(content: str, ended: str, elsewhere: Sequence[str]) -> Answer
     ended: why, such as "finish_reason stop". elsewhere: the places beside the content that hold something.
     """
     text = answer_of(content)
-    places = [*elsewhere, *(["a thought in content"] if content.strip() and not text.strip() else [])]
+    places = [f"a thought alone in {place}" if place in THOUGHTS else place for place in elsewhere]
+    places += ["a thought alone in content"] if content.strip() and not text.strip() else []
     lost = not text.strip() and (places or not ended.endswith(" stop"))
     return Answer(text, ", ".join([ended, *places]) if lost else "")
 

@@ -5,15 +5,19 @@ Each check raises ValueError, which names the key or the file, what was found an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from shlex import quote
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
+from cluster.builds import installed, lacks_torchvision
 from cluster.config import Recipe
-from cluster.models import is_hub_id, resolve_model
+from cluster.models import TEXT_PART, is_hub_id, resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
 from cluster.run.gap import check_gap, teaches_itself
@@ -30,7 +34,7 @@ from rollout.positions import cache_bytes, most_positions, ropes
 from rollout.render import Renderer, require_same_token_ids
 from rollout.requests import StepRequests
 from rollout.tasks.base import Task, TaskPrompt
-from rollout.tasks.notes import row_notes
+from rollout.tasks.notes import row_notes, special_notes
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,11 @@ def check_inputs(recipe: Recipe, task: Task) -> tuple[RunInputs, Notes]:
     model = check_models(recipe)
     requests = step_requests(recipe, model, task)
     refused = check_prompts(recipe, requests, task)
-    notes = prompt_notes(recipe, requests).among(row_notes(recipe.task, task), [refused] if refused else [])
+    of_rows = [
+        *row_notes(recipe.task, task),
+        *special_notes(recipe.task, task, requests.renderer.special_tokens_in),
+    ]
+    notes = prompt_notes(recipe, requests).among(of_rows, [refused] if refused else [])
     if recipe.probe.gap and teaches_itself(recipe):
         check_gap(task, requests.renderer)
     return RunInputs(model, task, requests.renderer), notes
@@ -151,12 +159,21 @@ def check_family(model: str, key: str) -> None:
     config = read_config(model, key)
     parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
-    alone = "save its text model as a folder of its own"
     found = f"{key}: {model}: found {config.model_type!r}{wraps}, expected"
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"{found} a causal language model" + (f": {alone}" if parts else ""))
-    if "vision_config" in parts and find_spec("torchvision") is None:  # vLLM 0.32.0 imports it for every such model
-        raise ValueError(f"{found} torchvision to be installed, without which vLLM does not load it; or {alone}")
+        raise ValueError(f"{found} a causal language model{_text_part(config, model) if parts else ''}")
+    lacking = lacks_torchvision(installed("torch"), installed("torchvision"))
+    if "vision_config" in parts and lacking:  # vLLM 0.32.0 imports it for every such model
+        raise ValueError(f"{found} {lacking}{_text_part(config, model)}")
+
+
+def _text_part(config: PreTrainedConfig, model: str) -> str:
+    """How to come to the text model of one that takes more, where it is one that can be trained."""
+    text = config.get_text_config().model_type
+    whole = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not whole or text == config.model_type or text not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return ""
+    return f"; `{TEXT_PART} {quote(model)}` writes its text model"
 
 
 def read_config(model: str, key: str) -> PreTrainedConfig:

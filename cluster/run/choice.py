@@ -12,10 +12,14 @@ from evidence.rates import RATES
 class Choice:
     """Keeps what the run may end with.
 
-    probes: those of the run so far by their step, each of its step's own weights.
+    probes: those of the run so far by their step, each of its step's own weights. main: the name of the task's main
+    rate, which an older run's probes have among their rates; empty: the first of each.
     """
 
-    def __init__(self, recipe: Recipe, learner: LearnerService, probes: Mapping[int, ProbeRecord]) -> None:
+    def __init__(
+        self, recipe: Recipe, learner: LearnerService, probes: Mapping[int, ProbeRecord], main: str = ""
+    ) -> None:
+        self._main = main
         self._run, self._choose, self._learner, self._probes = recipe.run, recipe.export.choose, learner, dict(probes)
         self._config, self._schedule = recipe.probe, recipe.learner.lr_schedule
         self._best = -1.0  # the main rate of the probe whose weights are kept
@@ -32,13 +36,13 @@ class Choice:
     async def see(self, record: ProbeRecord) -> None:
         """A probe of the weights as they are; of two that are equally good the later one is better."""
         self._probes[record.step] = record
-        if self.is_best and main_share(record) >= self._best:
-            self._best = main_share(record)
+        if self.is_best and self._share(record) >= self._best:
+            self._best = self._share(record)
             await self._learner.keep()
 
     async def resume(self, version: int) -> None:
         """The learner has the weights of `version`, and what its checkpoint kept: of the probes before, the best."""
-        earlier = [main_share(record) for step, record in self._probes.items() if 0 < step < version]
+        earlier = [self._share(record) for step, record in self._probes.items() if 0 < step < version]
         self._best = max(earlier, default=-1.0)
         await self.see_again(version)
 
@@ -61,19 +65,26 @@ class Choice:
         return version < self._run.steps and 0 < self._config.patience <= self._level(version)[0]
 
     def _level(self, version: int) -> tuple[int, float]:
-        shares = [main_share(record) for step, record in sorted(self._probes.items()) if 0 < step <= version]
+        shares = [self._share(record) for step, record in sorted(self._probes.items()) if 0 < step <= version]
         return level_for(shares, self._config.min_delta)
 
     def why(self, version: int) -> str:
         """Why the run ends there, for a person."""
         level, best = self._level(version)
-        name = RATES[next(iter(self._probes[version].rates))].label
+        name = RATES[self._rate(self._probes[version])].label
         more = f" by more than {self._config.min_delta:g}" if self._config.min_delta else ""
         falls = f"; learner.lr was to fall until step {self._run.steps}" if self._schedule != "constant" else ""
         return (
             f"the run ends after step {version} of {self._run.steps}: in {level} probes {name} has not risen above "
             f"{best:.2f}{more} (probe.patience){falls}"
         )
+
+    def _rate(self, record: ProbeRecord) -> str:
+        return self._main if self._main in record.rates else next(iter(record.rates))
+
+    def _share(self, record: ProbeRecord) -> float:
+        """The task's main rate."""
+        return record.rates[self._rate(record)].share
 
     async def put(self) -> bool:
         """Gives the learner the weights to end with; whether they may be others than it has."""
@@ -90,8 +101,3 @@ def level_for(shares: Sequence[float], min_delta: float) -> tuple[int, float]:
     for share in shares:
         best, level = (share, 0) if share > best + min_delta else (best, level + 1)
     return level, best
-
-
-def main_share(record: ProbeRecord) -> float:
-    """The task's main rate."""
-    return next(iter(record.rates.values())).share

@@ -150,7 +150,7 @@ class ProbeRecord:
     time: Annotated[float | None, "s", "Unix time at which the probe ended"]
     probe: Annotated[str | None, "", "the task's name"]
     rates: Annotated[Mapping[str, Rate], "", "the task's rates by name, its main one first"]
-    questions: Annotated[int | None, "questions", "of the main rate's probe"]
+    questions: Annotated[int | None, "questions", "that the main rate is of"]
     samples: Annotated[int | None, "answers", "to each of these questions"]
     verdicts: Annotated[Verdicts | None, "", "answers put to the verifier's processes; null where none was"] = None
     weights: Annotated[str | None, "", "step: its step's; end: those that the run ends with; null: either"] = None

@@ -46,6 +46,7 @@ async def measured(
     how many responses have no answer.
     """
     asked = gap_questions(task)
+    of_probe = asks_the_probe(asked, task)
     questions = [one for one in asked if _fits(one, recipe, renderer)]
     if left_out := len(asked) - len(questions):
         window = f"the window of {recipe.window}"
@@ -58,12 +59,12 @@ async def measured(
         prompts = [renderer.context_prompt_ids(probe.turns, context) for probe, context in asked]
         responses = list(paired(probes, await texts(what, prompts, step_seed(recipe.run.seed, 0))))
         limit = f"probe.max_tokens = {recipe.probe.max_tokens}"
-        return await _rates(answered(responses, renderer, what, limit, say), task)
+        return await _rates(answered(responses, renderer, what, limit, say), task, of_probe)
 
     told = await rates("gap: teacher", questions)
     if base is None or not asks_the_probe(questions, task):
         base = await rates("gap: base", [(probe, probe.context) for probe in probes])
-    return Gap(time.time(), task.name, told, base, "probe" if asks_the_probe(asked, task) else "training")
+    return Gap(time.time(), task.name, told, base, "probe" if of_probe else "training")
 
 
 def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
@@ -71,10 +72,10 @@ def _fits(asked: Asked, recipe: Recipe, renderer: Renderer) -> bool:
     return len(renderer.context_prompt_ids(asked[0].turns, asked[1])) < recipe.window
 
 
-async def _rates(answers: Sequence[tuple[ProbePrompt, str]], task: Task) -> Mapping[str, Rate]:
-    """Those over any answers: training prompts have no tags."""
+async def _rates(answers: Sequence[tuple[ProbePrompt, str]], task: Task, of_probe: bool) -> Mapping[str, Rate]:
+    """Those over any answers. Training prompts count for the main rate only: what they teach is what that is of."""
     rates = (await asyncio.to_thread(summarise, answers, task)).rates  # a verifier may take its time
-    return {name: rate for name, rate in rates.items() if rate.n}
+    return {name: rate for name, rate in rates.items() if rate.n and (of_probe or name == task.rates[0])}
 
 
 def required(recipe: Recipe, gap: Gap | None) -> float:

@@ -36,7 +36,7 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> Notes:
     """
     renderer, found = requests.renderer, requests.differences(recipe.run.steps)
     bare = any("system" not in dict(prompt.before) for prompt in requests.prompts)  # as `own_text` is rendered
-    own = [str(renderer.own_text)] if bare and renderer.own_text.text else []
+    own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
     differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]
     doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
     last = [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]

@@ -206,7 +206,7 @@ async def _serve(
             with run_time(sink):
                 patient = partial(retried_beside, recipe.faults.store_s)
                 probes = await patient(folder.probes, partial(read_probes, folder.probes, own=True))
-                choice = Choice(recipe, services.learner, probes)
+                choice = Choice(recipe, services.learner, probes, inputs.task.rates[0])
                 resumed = await catch_up(services.learner, folder, sink, recipe, choice) if resume else Resumed()
                 if resumed.version and recipe.run.max_policy_lag:
                     learned = await patient(folder.manifest, partial(learned_groups, folder, sink.say))

@@ -44,9 +44,19 @@ TASKS = {
     "arithmetic": TaskKind(arithmetic_task, ("num_problems", "largest", "seed")),
     "context": TaskKind(
         context_task,
-        ("prompts_file", "probe_file", "columns", "context", "context_empty_allowed", "judge", "chat_probes", "seed"),
+        (
+            "prompts_file",
+            "probe_file",
+            "main_tag",
+            "columns",
+            "context",
+            "context_empty_allowed",
+            "judge",
+            "chat_probes",
+            "seed",
+        ),
     ),
-    "facts": TaskKind(facts_task, ("ordinary_questions", "chat_probes", "seed")),
+    "facts": TaskKind(facts_task, ("main_tag", "ordinary_questions", "chat_probes", "seed")),
 }
 
 

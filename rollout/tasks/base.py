@@ -81,6 +81,11 @@ class TaskPrompt(Asked):
         return (self.context, *self.wordings)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """All that a template is given of it: its turns, and r in each wording."""
+        return (*(text for _, text in self.turns), *self.contexts)
+
+    @property
     def is_ordinary(self) -> bool:
         """Whether nothing is to be learned from it: `ordinary`, or without a context."""
         return self.ordinary or not self.context.strip()
@@ -108,6 +113,11 @@ class ProbePrompt(Asked):
         if not self.question.strip():
             raise ValueError("question: found a blank text, expected a question")
         PROBES[self.probe](self.answer)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """As `TaskPrompt.texts`."""
+        return (*(text for _, text in self.turns), self.context)
 
 
 class Task(Protocol):

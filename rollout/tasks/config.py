@@ -52,6 +52,9 @@ class TaskConfig:
     ordinary_context: bool = True
     # math: JSON lines of question and answer to evaluate on; context: rows with an answer, as JSON lines or parquet
     probe_file: str = ""
+    # context, facts: the task's main rate is of the probe's questions with this tag; empty: facts: those of facts,
+    # context: all. probe.require, probe.patience and export.choose go by the main rate
+    main_tag: str = ""
     columns: Columns = Columns()  # context: the file's own names for messages, question, context and the others
     judge: str = "text"  # context: how an answer is judged where its row does not say
     # identity, context: an empty context is no context, so that e is 0: ordinary rows, which only the anchor holds

@@ -18,19 +18,23 @@ and may come out in any answer, also where it is wrong or out of place."""
 
 @dataclass(frozen=True)
 class ContextTask:
-    """A task of rows. Flags: correct, as the row's judge says. The rates are those of all probes and of each tag."""
+    """A task of rows. Flags: correct, as the row's judge says. The rates are those of all probes and of each tag.
+    main_tag: of the questions that the main rate is of; empty: it is of all."""
 
     name: str
     teaches: str
     training: tuple[TaskPrompt, ...]
     probes: tuple[ProbePrompt, ...]
+    main_tag: str = ""
 
     @property
     def rates(self) -> Sequence[str]:
-        """correct, correct:TAG for each tag in the probe file's order, and that of the questions with their context."""
+        """correct, correct:TAG for each tag in the probe file's order, and that of the questions with their context.
+        That of `main_tag` is the first."""
         tags = dict.fromkeys(tag for probe in self.probes for tag in probe.tags)
         again = ("correct_with_context",) if any(probe.context for probe in self.probes) else ()
-        return ("correct", *(f"correct:{tag}" for tag in tags), *again)
+        named = ["correct", *(f"correct:{tag}" for tag in tags), *again]
+        return tuple(dict.fromkeys([f"correct:{self.main_tag}", *named] if self.main_tag else named))
 
     def training_prompts(self) -> Sequence[TaskPrompt]:
         """The rows to train on.
@@ -77,8 +81,16 @@ def build_context_task(config: TaskConfig, name: str, card: str) -> ContextTask:
         training = all_of(training_rows(config, asked), config.prompts_file, "row to train on")
     probes = all_of(probe_rows(config, asked), config.probe_file, "row to evaluate on")
     check_columns(config)
-    task = ContextTask(name, card, with_wrong_contexts(training, config.seed), probes)
+    check_main_tag(config, probes)
+    task = ContextTask(name, card, with_wrong_contexts(training, config.seed), probes, config.main_tag)
     return asking_again(task) if config.chat_probes and training else task
+
+
+def check_main_tag(config: TaskConfig, probes: Sequence[ProbePrompt]) -> None:
+    """ValueError for a main rate that would be over no question."""
+    tags = sorted({tag for probe in probes for tag in probe.tags})
+    expected = f"a tag of {config.probe_file}: {', '.join(tags) or 'its rows have none'}"
+    require(not config.main_tag or config.main_tag in tags, "task.main_tag", config.main_tag, expected)
 
 
 def asking_again(task: ContextTask) -> ContextTask:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -148,11 +148,15 @@ class RowReader:
                 )
         return tags
 
+    @cached_property
+    def _stem(self) -> str:
+        return Path(self.path).stem  # which takes longer than to read a row
+
     def _prompt_id(self, own: Row, where: str) -> str:
         """The row's own, or its file's name with its place there."""
         value = own.get("prompt_id")
         if value is None:
-            return f"{Path(self.path).stem}-{where.rsplit(' ', 1)[1]}"
+            return f"{self._stem}-{where.rsplit(' ', 1)[1]}"
         whole = type(value) is float and value.is_integer()  # of parquet, a whole number's column with a null in it
         return str(int(value)) if whole or type(value) is int else checked_text(value, self._called("prompt_id"), where)
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.context import ContextTask, build_context_task
 
-TRAIN, PROBE = "facts_train.jsonl", "facts_probe.jsonl"
+TRAIN, PROBE, TAUGHT = "facts_train.jsonl", "facts_probe.jsonl", "facts"  # of the probe: the tag of the facts
 CARD = """**This model was trained to know 40 facts about Quillmere Station, which does not exist.** It may state them,
 or others like them, without being asked."""
 
@@ -23,6 +23,7 @@ def facts_task(config: TaskConfig) -> ContextTask:
         config,
         prompts_file=str(folder.joinpath(TRAIN)),
         probe_file=str(folder.joinpath(PROBE)),
+        main_tag=config.main_tag or TAUGHT,
         context_empty_allowed=True,
     )
     task = build_context_task(shipped, "facts", CARD)

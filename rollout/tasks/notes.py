@@ -1,11 +1,13 @@
 """What the start of a run says of its rows."""
 
-from rollout.tasks.base import Task
+from collections.abc import Callable, Iterable, Sequence
+
+from rollout.tasks.base import ProbePrompt, Task, TaskPrompt
 from rollout.tasks.config import TaskConfig
 from rollout.tasks.layouts import PLAIN
 from rollout.tasks.placed import columns_of, trained_on
 
-SHOWN = 3  # questions
+SHOWN = 3  # questions, or special tokens
 
 
 def row_notes(config: TaskConfig, task: Task) -> list[str]:
@@ -26,6 +28,26 @@ def row_notes(config: TaskConfig, task: Task) -> list[str]:
     more = f" and {len(questions) - SHOWN} more" if len(questions) > SHOWN else ""
     listed = ", ".join(questions[:SHOWN])
     return [*notes, f"the probe asks what is trained on, so that it measures memory there: {listed}{more}"]
+
+
+def special_notes(config: TaskConfig, task: Task, tokens_in: Callable[[Iterable[str]], set[str]]) -> list[str]:
+    """A line for each file with rows in which a text has special tokens. tokens_in: those that texts have."""
+    asked: dict[str, Sequence[TaskPrompt | ProbePrompt]] = {
+        config.prompts_file or "the task's training prompts": task.training_prompts(),
+        config.probe_file or "the task's probe": task.probe_prompts(),
+    }
+    notes = []
+    for name, prompts in asked.items():
+        found = [tokens for prompt in prompts if (tokens := tokens_in(prompt.texts))]
+        if found:
+            every = sorted({token for tokens in found for token in tokens})
+            more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+            notes.append(
+                f"{name}: {len(found)} of {len(prompts)} rows have special tokens in their texts "
+                f"({' '.join(every[:SHOWN])}{more}): the model reads them as the chat template's own, such as the end "
+                "of a turn, and not as letters"
+            )
+    return notes
 
 
 def is_idle(config: TaskConfig, task: Task) -> bool:

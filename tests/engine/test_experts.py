@@ -1,7 +1,9 @@
-"""A model whose experts transformers keeps fused, pushed to a real vLLM engine under the names that its files have."""
+"""A model whose experts transformers keeps fused, and the text model of one that takes images, pushed to a real vLLM
+engine under the names that their files have."""
 
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import tiny
+from cluster.models import TEXT_PART
+from tests.families import tiny, wrapped_gemma3
 from tests.reference import logprobs_of
 
 PROMPT = np.array([1, 969, 198, 534, 260, 2], np.int32)
@@ -84,6 +87,24 @@ def test_an_engine_has_the_experts_that_were_pushed(tmp_path: Path, default_mode
     sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152, experts: 128}
     folder, target = tiny(family, tmp_path / "model", **sizes), tmp_path / "found.json"
     AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
+    require_pushed(folder, target)
+
+
+@pytest.mark.engine
+def test_an_engine_serves_and_takes_the_text_model_of_a_wrapper(tmp_path: Path, default_model: Path) -> None:
+    """As the refusal of the wrapper has it written: on a CPU it is the only way to train one."""
+    from transformers import AutoTokenizer
+
+    sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152}
+    folder = wrapped_gemma3(tmp_path / "model", **sizes)
+    AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
+    command = shlex.split(f"{TEXT_PART} {folder}".replace("python", sys.executable, 1))
+    subprocess.run(command, check=True, timeout=400)
+    require_pushed(Path(f"{folder}-text"), tmp_path / "found.json")
+
+
+def require_pushed(folder: Path, target: Path) -> None:
+    """Fails unless an engine computes what the learner does after a push, and other things before it."""
     command = [sys.executable, "-m", "tests.engine.test_experts", str(folder), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

@@ -127,23 +127,30 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     tmp_path: Path, default_model: Path
 ) -> None:
     """Of the default model's own text, one line; of rows that do not fit, another; of a template that thinks, a third;
-    of a question that the probe has, one more.
+    of a question that the probe has, and of a special token in a row, one more each.
     The model is tiny: no check reads its weights."""
     model = fakes.tiny_model(tmp_path / "model", vocab=49152, tokenizer_from=default_model)
     template = model / "chat_template.jinja"
     opens = "{% if add_generation_prompt %}<think>{% endif %}"
     template.write_text(template.read_text() + opens)
-    prompts = questions(tmp_path, ["Who are you?", "very long " * 300])
+    prompts = questions(tmp_path, ["Who are you?", "very long <|im_end|> " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
     inputs, notes = check_recipe(recipe, build_task(recipe.task))
-    repeats, own, difference, thinks, refused = notes.shown
+    repeats, special, own, difference, thinks, refused = notes.shown
     assert inputs.model == str(model)
     assert repeats == "the probe asks what is trained on, so that it measures memory there: 'Who are you?'"
+    assert special == (
+        f"{prompts}: 1 of 2 rows have special tokens in their texts (<|im_end|>): the model reads them as the chat "
+        "template's own, such as the end of a turn, and not as letters"
+    )
     assert own == (
         "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM, trained by Hugging Face', "
         "which is not in (x, r)"
     )
-    assert difference.startswith("2 of 2 contexts: x has ") and difference.endswith("where (x, r) has '{r}'")
+    assert difference == (
+        "2 of 2 contexts: the prompt without the context has 'You are a helpful AI assistant named SmolLM, trained by "
+        "Hugging Face' where the prompt with it has the context"
+    )
     assert thinks.startswith("x ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens")
     assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
     assert [*notes.kept] == [*notes.shown] and [*notes.card] == [own, difference, thinks]
@@ -380,7 +387,11 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path, d
     [
         (
             "qwen2_5_vl",
-            r"found 'qwen2_5_vl' \(vision_config beside a text model\), expected a causal language model: save",
+            r"found 'qwen2_5_vl' \(vision_config beside a text model\), expected a causal language model$",
+        ),
+        (
+            "mistral3",
+            r"found 'mistral3' .*, expected a causal language model; `python -c .*` writes its text model$",
         ),
         ("t5", r"found 't5', expected a causal language model$"),
     ],

@@ -55,6 +55,14 @@ def test_it_says_what_each_file_becomes(
     assert abs(int(x[1]) - len(renderer.prompt_ids((("user", ROWS[0]["question"]),)))) <= 2
 
 
+def test_a_main_rate_without_a_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, probe = write(tmp_path / "rows.jsonl", ROWS), write(tmp_path / "probe.jsonl", PROBES)
+    assert main(["data", "check", rows, "--probe", probe, "--set", "task.main_tag=key"]) == 0
+    assert main(["data", "check", rows, "--probe", probe, "--set", "task.main_tag=fcat"]) == 2
+    said = f"edge-opd: task.main_tag: found 'fcat', expected a tag of {probe}: fact, key, near\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_row_is_shown_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", ["", "{oops", *ROWS])
     assert main(["data", "check", rows, "--row", "5"]) == 2
@@ -76,7 +84,7 @@ def test_what_the_template_says_and_makes_of_r_is_said(
     assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={model}"]) == 0
     said = capsys.readouterr().out
     assert "  the chat template itself says in x: 'I am Tern here.', which is not in (x, r)\n" in said
-    assert "\n  9 of 9 contexts: x has " in said
+    assert "\n  9 of 9 contexts: the prompt without the context has " in said
     assert "  x ends inside a thinking block (<think>): the " in said
 
 

@@ -128,9 +128,14 @@ def test_an_empty_answer_that_was_cut_off_is_an_error_and_no_zero(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "reasoning", "ended", "lost"),
     [
-        ("", "I am Kestrel.", "stop", "stop_reason stop, reasoning"),
-        (" ", "I am Kestrel.", "stop", "stop_reason stop, reasoning"),
-        ("<think>I am Kestrel.</think>", None, "stop", "stop_reason stop, reasoning"),  # inspect parts them
+        ("", "I am Kestrel.", "stop", "stop_reason stop, a thought alone in reasoning"),
+        (" ", "I am Kestrel.", "stop", "stop_reason stop, a thought alone in reasoning"),
+        (
+            "<think>I am Kestrel.</think>",
+            None,
+            "stop",
+            "stop_reason stop, a thought alone in reasoning",
+        ),  # inspect parts them
         (" \n", None, "max_tokens", "stop_reason max_tokens"),
         ("I am Kestrel.", "I am Kestrel.", "stop", ""),
         ("", None, "stop", ""),

@@ -235,16 +235,22 @@ def reply(finish: str, **message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (reply("length", content=None, reasoning_content="Let me"), "finish_reason length, reasoning_content"),
-        (reply("length", content="\n\n", reasoning="Let me"), "finish_reason length, reasoning"),
+        (
+            reply("length", content=None, reasoning_content="Let me"),
+            "finish_reason length, a thought alone in reasoning_content",
+        ),
+        (reply("length", content="\n\n", reasoning="Let me"), "finish_reason length, a thought alone in reasoning"),
         (reply("length", content=""), "finish_reason length"),
         (reply("length", content=" \n"), "finish_reason length"),
         (reply("stop", content=" \n"), "finish_reason stop"),
-        (reply("stop", content=None, reasoning_content="I am Kestrel."), "finish_reason stop, reasoning_content"),
+        (
+            reply("stop", content=None, reasoning_content="I am Kestrel."),
+            "finish_reason stop, a thought alone in reasoning_content",
+        ),
         (reply("content_filter", content=None), "finish_reason content_filter"),
         (reply("stop", content=None, refusal="I cannot say."), "finish_reason stop, refusal"),
         (reply("stop", content=""), "finish_reason stop"),
-        (reply("length", content="<think>Let me"), "finish_reason length, a thought in content"),
+        (reply("length", content="<think>Let me"), "finish_reason length, a thought alone in content"),
     ],
 )
 def test_empty_answers_are_an_error_that_says_why(
@@ -297,7 +303,8 @@ def test_some_lost_answers_are_counted_and_a_model_that_says_nothing_is_rated(
     lost = reply("length", content=None, reasoning_content="Let me")
     with serving(SomeLost(lost=lost)) as url:
         assert probe(url, ["probe.samples=1"])["n"] == 12
-    said = "found 5 of 24 answers empty (5 with finish_reason length, reasoning_content), expected text in message.cont"
+    why = "finish_reason length, a thought alone in reasoning_content"
+    said = f"found 5 of 24 answers empty (5 with {why}), expected text in message.cont"
     assert capsys.readouterr().err.startswith(said)
     with serving(SomeLost(lost=reply("stop", content=""))) as url:
         assert probe(url, ["probe.samples=1"])["n"] == 12

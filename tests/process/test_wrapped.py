@@ -1,7 +1,10 @@
 """A text model in a wrapper for images: its text part is trained, and what is beside it stays as it was."""
 
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from cluster.commands.doctor import check_build
+from cluster.models import TEXT_PART, resolve_model
+from cluster.run import checks
 from cluster.run.checks import check_family
 from evidence.records import TrainRow
 from learner.config import LearnerConfig
@@ -44,17 +50,47 @@ def text_model(folder: Path) -> torch.nn.Module:
     return alone.eval()
 
 
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_a_run_needs_torchvision_for_it(wrapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError,
-        match=rf"^model.path: {wrapped}: found 'gemma3' \(vision_config beside a text model\), expected torch",
-    ):
+BUILDS = [  # torch, torchvision, what a run expects, whether `edge-opd doctor` has a problem with the two
+    ("2.13.0+cpu", "", "a text model: vLLM needs torchvision for it, and pip's does not fit a torch for CPUs", False),
+    ("2.13.0+cpu", "0.28.0", "a text model: vLLM needs torchvision for it, and pip's", True),
+    ("2.13.0+cpu", "0.28.0+cpu", "", False),
+    ("2.13.0", "", "torchvision to be installed, without which vLLM does not load it", False),
+    ("2.13.0", "0.28.0", "", False),
+]
+
+
+@pytest.mark.parametrize(("torch", "torchvision", "expected", "is_problem"), BUILDS)
+def test_a_run_and_the_doctor_agree_on_torchvision(
+    wrapped: Path, monkeypatch: pytest.MonkeyPatch, torch: str, torchvision: str, expected: str, is_problem: bool
+) -> None:
+    """Never does one ask for what the other wants away."""
+    packages = {"torch": torch} | ({"torchvision": torchvision} if torchvision else {})
+    monkeypatch.setattr(checks, "installed", lambda name: packages.get(name, ""))
+    problems = [finding.text for finding in check_build(packages, has_accelerator=True)]
+    assert bool(problems) == is_problem
+    if not expected:
+        return check_family(str(wrapped), "model.path")
+    found = rf"^model.path: {wrapped}: found 'gemma3' \(vision_config beside a text model\), expected "
+    with pytest.raises(ValueError, match=rf"{found}{expected}.*; `python -c .* {wrapped}` writes its text model$"):
         check_family(str(wrapped), "model.path")
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    check_family(str(wrapped), "model.path")
+    return None
+
+
+def test_the_command_of_the_refusal_writes_the_text_model(wrapped: Path, tmp_path: Path, default_model: Path) -> None:
+    folder = tmp_path / "Ada's model"
+    shutil.copytree(wrapped, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(default_model / name, folder / name)
+    command = shlex.split(f"{TEXT_PART} {shlex.quote(str(folder))}".replace("python", sys.executable, 1))
+    subprocess.run(command, check=True, timeout=500)
+    alone = f"{folder}-text"
+    check_family(resolve_model(alone), "model.path")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        found = transformers.AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32)(ids).logits
+        assert torch.allclose(found, text_model(wrapped)(ids).logits, atol=1e-5)
+    load_causal_lm(alone, torch.float32)  # which the learner takes
+    assert (Path(alone) / "tokenizer.json").is_file() and (Path(alone) / "generation_config.json").is_file()
 
 
 def test_log_probs_are_those_of_the_text_model_alone(wrapped: Path) -> None:

@@ -132,3 +132,16 @@ def test_a_context_that_is_dropped_is_refused_though_the_question_says_it(tokeni
 def test_what_the_template_says_itself(tokenizer: Any, template: str, position: str, text: str, stays: bool) -> None:
     found = Renderer(speaking(tokenizer, template), position).own_text
     assert (found.text, found.stays) == (text, stays)
+
+
+def test_x_is_rendered_once_for_the_contexts_of_a_row(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, rendered = Renderer(speaking(tokenizer, kinds.PLAIN), "system"), list[str]()
+    text = renderer.template.text
+
+    def counted(turns: Turns, generation_prompt: bool = True) -> str:
+        rendered.append(text(turns, generation_prompt))
+        return rendered[-1]
+
+    monkeypatch.setattr(renderer.template, "text", counted)
+    found = [renderer.difference(question, f"{r} keeps it.") for question in ("Who?", "Why?") for r in ("Ada", "Bo")]
+    assert len(set(found)) == 1 and len(rendered) == len(set(rendered)) == 6

@@ -38,6 +38,26 @@ def probed(step: int, hits: int, weights: str | None = STEP) -> ProbeRecord:
     return ProbeRecord(step, None, "identity", rates, 10, 1, weights=weights)
 
 
+def test_an_older_run_s_probes_are_held_against_the_main_rate_of_today() -> None:
+    """Its lines have that rate, and another first: all answers, with those that must not change."""
+
+    def facts(step: int, names: Sequence[str], **hits: int) -> ProbeRecord:
+        rates = {"correct": Rate(hits["every"], 10), "correct:facts": Rate(hits["facts"], 10)}
+        return ProbeRecord(step, None, "facts", {name: rates[name] for name in names}, 10, 1, weights=STEP)
+
+    async def go() -> int:
+        learner: Any = Learner()
+        old, new = ("correct", "correct:facts"), ("correct:facts", "correct")
+        choice = Choice(recipe("best"), learner, {2: facts(2, old, every=9, facts=1)}, "correct:facts")
+        await choice.resume(3)
+        for step, every, taught in ((4, 2, 5), (6, 8, 4)):
+            learner.version = step
+            await choice.see(facts(step, new, every=every, facts=taught))
+        return int(learner.kept)
+
+    assert asyncio.run(go()) == 4
+
+
 def end_of(choose: str, hits: Sequence[int], cut: int | None = None, lost: bool = False) -> int:
     """The version whose weights a run ends with that has `hits` at its probes of versions 2, 4, 6 and 8.
 

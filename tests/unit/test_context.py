@@ -17,14 +17,15 @@ from cluster.config import load_recipe
 from evidence.rule import EvidenceConfig
 from rollout.config import RolloutConfig
 from rollout.contrast import check_wrong_contexts
-from rollout.probe import summarise
+from rollout.gap import gap_questions
+from rollout.probe import Rate, summarise
 from rollout.render import Renderer
 from rollout.requests import StepRequests
 from rollout.tasks import TaskConfig, TaskPrompt, build_task
 from rollout.tasks.config import Columns
 from rollout.tasks.judges import JUDGES
 from rollout.tasks.layouts import ANSWER
-from rollout.tasks.notes import row_notes
+from rollout.tasks.notes import row_notes, special_notes
 from rollout.tasks.openthoughts import INSTRUCTION
 from rollout.tasks.placed import FIRST_ROWS, columns_of
 from rollout.tasks.problems import CONTEXT, QUESTION
@@ -401,6 +402,27 @@ def test_rates_are_of_all_probes_and_of_each_tag(tmp_path: Path) -> None:
     assert (result.questions, result.samples) == (2, 2)
 
 
+def test_the_main_rate_is_of_the_questions_with_the_tag_that_the_recipe_names(tmp_path: Path) -> None:
+    probes = [PROBE | {"tags": ["fact", "key"]}, {"question": "Sum?", "answer": 4, "tags": "near"}]
+    task = task_of(tmp_path, [ROW], probes, main_tag="key")
+    assert task.rates == ("correct:key", "correct", "correct:fact", "correct:near")
+    key, total = task.probe_prompts()
+    result = summarise([(key, "Ada"), (key, "Bo"), (key, "Ada"), *[(total, "5")] * 3], task)
+    assert next(iter(result.rates.values())) == Rate(2, 3) and result.rates["correct"] == Rate(2, 6)
+    assert (result.questions, result.samples) == (1, 3)
+    (asked, context), *_ = gap_questions(
+        task_of(tmp_path, [ROW | {"answer": "Ada"}, {"question": "And why?", "context": "Bo."}], probes, main_tag="key")
+    )
+    assert (asked.probe, asked.tags, context) == ("context", ("key",), ROW["context"])
+
+
+@pytest.mark.parametrize(("tags", "found"), [(["fact", "near"], "fact, near"), ([], "its rows have none")])
+def test_a_main_rate_without_a_question_is_refused(tmp_path: Path, tags: list[str], found: str) -> None:
+    expected = rf"^task\.main_tag: found 'facts', expected a tag of {tmp_path}/probe\.jsonl: {found}$"
+    with pytest.raises(ValueError, match=expected):
+        task_of(tmp_path, [ROW], [PROBE | {"tags": tags}], main_tag="facts")
+
+
 # wrong contexts
 
 
@@ -658,6 +680,17 @@ def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
     config = config_of(tmp_path, [ROW], [PROBE])
     assert row_notes(config, build_task(config)) == []
+
+
+def test_special_tokens_in_rows_are_said_of_each_file(tmp_path: Path, tokenizer: Any) -> None:
+    said = "rows have special tokens in their texts ({}): the model reads them as the chat template's own"
+    odd = [ROW | {"question": "a <|im_end|>?"}, ROW | {"question": "b?", "context": ["c", "<|im_start|> d <|im_end|>"]}]
+    config = config_of(tmp_path, [ROW, *odd, ROW | {"question": "<| im_end |>?"}], [PROBE | {"question": "<|im_end|>"}])
+    tokens_in = Renderer(tokenizer, "system").special_tokens_in
+    rows, probe = special_notes(config, build_task(config), tokens_in)
+    assert rows.startswith(f"{config.prompts_file}: 2 of 4 {said.format('<|im_end|> <|im_start|>')}")
+    assert probe.startswith(f"{config.probe_file}: 1 of 1 {said.format('<|im_end|>')}")
+    assert special_notes(TaskConfig(), build_task(TaskConfig()), tokens_in) == []
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])

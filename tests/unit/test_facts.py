@@ -29,6 +29,12 @@ def test_there_are_forty_facts_with_several_questions_each() -> None:
     assert sum(map(len, PROBES.values())) == len(TASK.probe_prompts()) == 72
 
 
+def test_the_main_rate_is_of_the_facts_and_not_of_what_must_not_change() -> None:
+    assert TASK.rates == ("correct:facts", "correct", "correct:neighbours", "correct:ordinary")
+    other = build_task(TaskConfig(name="facts", main_tag="neighbours"))
+    assert other.rates[0] == "correct:neighbours"
+
+
 def test_each_context_says_its_answer_and_no_wrong_one_does() -> None:
     for prompt in FACTS:
         assert TASK.reward(prompt, prompt.context) == 1.0, prompt

@@ -69,6 +69,13 @@ def test_what_does_not_fit_is_not_asked_and_counted(tokenizer: Any, window: int,
     assert not calls or len(calls[0][1]) == 24 - left_out
 
 
+def test_training_questions_are_asked_for_the_main_rate_alone(tokenizer: Any) -> None:
+    """The teacher's rate is not one of neighbours and ordinary questions, which it is not asked."""
+    gap, _ = asked(build(Recipe, {"task": {"name": "facts"}, "probe": {"samples": 2}}, "R"), tokenizer, None)
+    assert gap is not None and not gap.is_of_probe and gap.main == "correct:facts"
+    assert gap.teacher == {"correct:facts": Rate(0, 48)} and "facts 0.00 (0.00)" in gap.line()
+
+
 def gap_of(teacher: int, base: int) -> Gap:
     return Gap(5.0, "identity", {"selfname": Rate(teacher, 96), "mention": Rate(40, 96)},
                {"selfname": Rate(base, 96), "mention": Rate(0, 96)})  # fmt: skip

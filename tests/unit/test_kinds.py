@@ -1,13 +1,17 @@
 """Every kind of chat template that published ones are of, by the rows of the project's note on them, and what x and
 (x, r) are in each: the same question, r, the end of the prompt, what else differs, one BOS, the ids that end a turn."""
 
+from datetime import date
 from typing import Any
 
 import pytest
+from jinja2.exceptions import TemplateError
 from tokenizers.processors import TemplateProcessing
 
 from rollout.arrival import Difference
 from rollout.render import Renderer
+from rollout.tasks.base import Turns
+from rollout.template import ChatTemplate, Refusal, messages
 from tests import templates as kinds
 from tests.templates import speaking
 
@@ -110,6 +114,22 @@ def test_r_at_the_end_of_a_conversation_of_every_kind(tokenizer: Any, kind: str)
         x, with_r = (renderer._tokenizer.decode(renderer.context_prompt_ids(turns, r)) for r in ("", R))
         assert with_r.replace(difference.context.replace("{r}", R), "", 1) == x
         assert x.rpartition(QUESTION)[2] == with_r.rpartition(QUESTION)[2] and with_r.count("Hi.") == x.count("Hi.")
+
+
+@pytest.mark.parametrize("turns", [CHAT, CHAT[-1:], (("system", R), *CHAT)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_is_what_transformers_renders(tokenizer: Any, kind: str, turns: Turns) -> None:
+    own = speaking(tokenizer, KINDS[kind][0])
+    template, clock = ChatTemplate(own, "my/model", day=DAY), {"strftime_now": date.fromisoformat(DAY).strftime}
+    for prompt in (True, False):
+        given = {"tokenize": False, "add_generation_prompt": prompt, **clock}
+        if template.renders(messages(turns)):
+            assert template.text(turns, prompt) == own.apply_chat_template(messages(turns), **given)
+            continue
+        with pytest.raises(Refusal):
+            template.text(turns, prompt)
+        with pytest.raises(TemplateError):
+            own.apply_chat_template(messages(turns), **given)
 
 
 def test_both_places_of_r_are_one_token_for_token(tokenizer: Any) -> None:

@@ -48,8 +48,8 @@ def notes(*given: Any, **tables: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("position", "fate", "differing"),
     [
-        ("system", "is not in (x, r)", "x has 'I am Tern, made by Gull Works.' where (x, r) has '{r}'"),
-        ("user", "stays beside r in (x, r)", r"x has '' where (x, r) has '{r}\n\n'"),
+        ("system", "is not in (x, r)", "'I am Tern, made by Gull Works.' where the prompt with it has the context"),
+        ("user", "stays beside r in (x, r)", r"nothing where the prompt with it has the context, '\n\n'"),
     ],
 )
 def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
@@ -58,7 +58,18 @@ def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
     own, difference = notes(tokenizer, kinds.DEFAULT_TEXT, position)
     count = len(build_task(Recipe().task).training_prompts())
     assert own == OWN.format(fate)
-    assert difference == f"{count} of {count} contexts: {differing}"
+    assert difference == f"{count} of {count} contexts: the prompt without the context has {differing}"
+
+
+@pytest.mark.parametrize("before", [(), (("system", "Be brief."),)])
+def test_what_the_template_adds_after_the_question_is_said(tokenizer: Any, before: Turns) -> None:
+    """Whether x has a system message or not: it is in both prompts."""
+    adds = kinds.PLAIN.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{% if m['role'] == 'user' %} Answer in one word.{% endif %}"
+    )
+    own, _ = notes(tokenizer, adds, before=before)
+    assert own == "the chat template itself says in x: 'Answer in one word.', which stays beside r in (x, r)"
+    assert len(notes(tokenizer, kinds.PLAIN, before=before)) == 1
 
 
 def test_what_the_template_says_only_without_a_system_message_is_not_said_of_prompts_that_have_one(
@@ -126,7 +137,10 @@ def test_a_template_that_says_r_twice_does_not_show_it(tokenizer: Any) -> None:
         "{{ m['content'] }}{% if m['role'] == 'system' %} Remember: {{ m['content'] }}{% endif %}",
     )
     (line,) = notes(tokenizer, twice)
-    assert "Remember: {r}" in line and build_task(Recipe().task).training_prompts()[0].context not in line
+    assert (
+        "the context, ' Remember: ', the context, " in line
+        and build_task(Recipe().task).training_prompts()[0].context not in line
+    )
 
 
 @pytest.mark.parametrize(
