@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 WHOLE_RUNS_S = 1800  # above what the deadlines within one such test, and the runs that it shares, add up to
 settings.register_profile("patient", deadline=None)  # an example that a busy machine stalls has not failed
 settings.load_profile("patient")
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two workers wait for each other on two cores
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
