@@ -14,7 +14,7 @@ LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 PYTEST := $(BIN)/python -m pytest --durations=40 --durations-min=1
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
-	adapter mixed_steps head failed_runs ray_contract)
+	adapter mixed_steps head failed_runs guide ray_contract)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
