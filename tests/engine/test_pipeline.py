@@ -108,16 +108,20 @@ def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
     assert result["n"] == 12 and 0 <= result["selfname"] <= 1
 
 
-def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) -> None:
+def test_shards_recompute_what_the_learner_reported(
+    finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir, _ = finished
-    result = json.loads(edge_opd("shards", str(run_dir), "--json").stdout)
+    assert main(["shards", str(run_dir), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     reported = lines(run_dir / "metrics.jsonl")
     for step, record in zip(result["steps"], reported, strict=True):
         groups = {"guided": step.pop("guided"), "plain": step.pop("plain")}
         assert step.pop("step") == record["step"]
         for name, found in (groups | {"all": step}).items():
             assert found == pytest.approx(record["diagnostics"][name], rel=1e-6), name  # agreement and k1 too
-    everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
+    assert main(["shards", str(run_dir), "--json", "--region", "all"]) == 0
+    everything = json.loads(capsys.readouterr().out)
     assert everything["all"]["all"]["kept"] == 1.0
 
 
