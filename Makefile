@@ -14,7 +14,7 @@ LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 PYTEST := $(BIN)/python -m pytest --durations=40 --durations-min=1
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
-	adapter mixed_steps hub probe_server ray_contract)
+	adapter mixed_steps head failed_runs guide ray_contract)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
@@ -22,7 +22,7 @@ GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheelhouse local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint audit clean FORCE
+.PHONY: help setup wheelhouse local-smoke reproduce quick test test-gpu coverage mutants chaos bench lint compiled audit clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -51,7 +51,8 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 	[ -z "$$changed" ] || { $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; }
 	$(PYTEST) $(PAIRS) tests/unit
 
-test: setup lint ## lint, then every test; those marked gpu only where there is one
+test: setup ## lint, then every test; those marked gpu only where there is one
+	@$(MAKE) --no-print-directory -j2 lint compiled
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) $(NARROW) tests/unit tests/process
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) $(NARROW:%=--ignore=%) tests/engine tests/gpu
 
@@ -85,6 +86,10 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy evidence cluster rollout learner tests/bench tests/gpu
 	$(BIN)/lint-imports --no-logo
+
+# What every engine imports, compiled while mypy has one core: else the first engines do it, each for itself.
+compiled: setup
+	@$(BIN)/python -c 'import ray, vllm.v1.engine.async_llm, vllm.v1.worker.gpu_worker, vllm.model_executor.models.llama'
 
 audit: ## known vulnerabilities of every lock (PyPI's advisories); a package without an answer is an error
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit; }

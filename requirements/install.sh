@@ -79,7 +79,8 @@ say "$("$python" --version), $lock into .venv (minutes the first time)"
 make_venv
 install
 rm .venv/.making
-compile_collectives
+compile_collectives & # on one core, while the model is fetched
 say "default model: $(.venv/bin/edge-opd model)"
+wait
 echo "$state" >.venv/.ready
 say "done"

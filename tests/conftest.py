@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WHOLE_RUNS_S = 1800  # above what the deadlines within one such test, and the runs that it shares, add up to
+CONTRACT_S = 30  # a test of a library's private side, without the start that a file's tests share
 settings.register_profile("patient", deadline=None)  # an example that a busy machine stalls has not failed
 settings.load_profile("patient")
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two workers wait for each other on two cores
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.parts[-2]
         if tier in ("engine", "gpu"):
             item.add_marker(tier)
-            item.add_marker(pytest.mark.timeout(WHOLE_RUNS_S))
+            contract = item.path.name.endswith("_contract.py")
+            item.add_marker(
+                pytest.mark.timeout(CONTRACT_S, func_only=True) if contract else pytest.mark.timeout(WHOLE_RUNS_S)
+            )
 
 
 @pytest.fixture(scope="session")

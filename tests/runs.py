@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,13 @@ def small_run(
     run_dir: Path, *overrides: str, flags: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return edge_opd(*small_arguments(run_dir, *overrides), *flags, **environment)
+
+
+def small_runs(folder: Path, settings: Mapping[str, tuple[str, ...]]) -> "dict[str, subprocess.CompletedProcess[str]]":
+    """Small runs by name, all at once: each has its settings, and a folder of its name in `folder`."""
+    with ThreadPoolExecutor(len(settings)) as pool:
+        done = pool.map(lambda name: small_run(folder / name, *settings[name]), settings)
+        return dict(zip(settings, done, strict=True))
 
 
 def side_by_side(scripts: dict[str, list[str]], timeout: int = 900) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from cluster.models import TEXT_PART
 from tests.families import tiny, wrapped_gemma3
 from tests.reference import logprobs_of
+from tests.runs import ROOT
 
 PROMPT = np.array([1, 969, 198, 534, 260, 2], np.int32)
 RESPONSE = np.array([504, 357, 282, 464, 314, 704, 30, 2], np.int32)
@@ -77,38 +78,37 @@ async def _drive(model: str) -> dict[str, Any]:
     return {"before": before, "after": after, "expected": expected, "state": state, "sent": source.digest.hexdigest()}
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe", "glm4_moe"])
-def test_an_engine_has_the_experts_that_were_pushed(tmp_path: Path, default_model: Path, family: str) -> None:
+FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "glm4_moe")
+WRAPPED = "wrapper"
+TEXT = f"{WRAPPED}-text"  # where the refusal of the wrapper has the text model written: on a CPU the only way to train one
+
+
+@pytest.fixture(scope="module")
+def results(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What was found of each of `FAMILIES` and of `TEXT`, one after another in one process, which imports vLLM once."""
     from transformers import AutoTokenizer
 
-    # vLLM on CPUs knows no smaller heads, and pads experts that are no multiple of 32, which no reload fits.
-    experts = "intermediate_size" if family in ("mixtral", "olmoe") else "moe_intermediate_size"
-    sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152, experts: 128}
-    folder, target = tiny(family, tmp_path / "model", **sizes), tmp_path / "found.json"
-    AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
-    require_pushed(folder, target)
-
-
-@pytest.mark.engine
-def test_an_engine_serves_and_takes_the_text_model_of_a_wrapper(tmp_path: Path, default_model: Path) -> None:
-    """As the refusal of the wrapper has it written: on a CPU it is the only way to train one."""
-    from transformers import AutoTokenizer
-
-    sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152}
-    folder = wrapped_gemma3(tmp_path / "model", **sizes)
-    AutoTokenizer.from_pretrained(str(default_model)).save_pretrained(folder)
-    command = shlex.split(f"{TEXT_PART} {folder}".replace("python", sys.executable, 1))
+    folder, tokenizer = tmp_path_factory.mktemp("experts"), AutoTokenizer.from_pretrained(str(default_model))
+    sizes = {"hidden_size": 128, "head_dim": 32, "vocab_size": 49152}  # vLLM on CPUs knows no smaller heads
+    for family in FAMILIES:
+        # It pads experts that are no multiple of 32, which no reload fits.
+        experts = "intermediate_size" if family in ("mixtral", "olmoe") else "moe_intermediate_size"
+        tokenizer.save_pretrained(tiny(family, folder / family, **sizes, **{experts: 128}))
+    tokenizer.save_pretrained(wrapped_gemma3(folder / WRAPPED, **sizes))
+    command = shlex.split(f"{TEXT_PART} {folder / WRAPPED}".replace("python", sys.executable, 1))
     subprocess.run(command, check=True, timeout=400)
-    require_pushed(Path(f"{folder}-text"), tmp_path / "found.json")
-
-
-def require_pushed(folder: Path, target: Path) -> None:
-    """Fails unless an engine computes what the learner does after a push, and other things before it."""
-    command = [sys.executable, "-m", "tests.engine.test_experts", str(folder), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.engine.test_experts", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    found = json.loads(target.read_text())
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", [*FAMILIES, TEXT])
+def test_an_engine_computes_what_was_pushed(results: dict[str, Any], name: str) -> None:
+    """And other things before it."""
+    found = results[name]
     before, after, expected = (np.array(found[key]) for key in ("before", "after", "expected"))
     assert np.abs(before - expected).mean() > 0.3
     assert np.abs(after - expected).max() < 1e-3
@@ -116,4 +116,6 @@ def require_pushed(folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(asyncio.run(_drive(sys.argv[1]))))
+    place = Path(sys.argv[1])
+    answers = {name: asyncio.run(_drive(str(place / name))) for name in (*FAMILIES, TEXT)}
+    (place / "found.json").write_text(json.dumps(answers))

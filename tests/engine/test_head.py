@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -55,28 +57,51 @@ with watched_head(partial(end_at_once, sink, folder)):
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "seconds", "why"),
-    [(signal.SIGKILL, 10, "it died or was killed"), (signal.SIGSTOP, 30, "it hangs or was stopped")],
-)
-def test_a_run_whose_rays_head_is_lost_ends_with_a_line_before_ray_ends_it(
-    tmp_path: Path, number: signal.Signals, seconds: int, why: str
-) -> None:
+# How the head is lost: seconds until the run ends, and why it does.
+LOST = {signal.SIGKILL: (10, "it died or was killed"), signal.SIGSTOP: (30, "it hangs or was stopped")}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended: its folder, the moment, and its processes that were left a minute later."""
+
+    folder: Path
+    done: "subprocess.CompletedProcess[str]"
+    at: float
+    left: list[int]
+
+
+def ended(number: signal.Signals, folder: Path) -> Ended:
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", DRIVER, str(tmp_path), str(int(number))]
+    command = [sys.executable, "-c", DRIVER, str(folder), str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT, env=env)
-    ended = time.time()
+    at, end = time.time(), time.monotonic() + 60
+    numbers = [int(number) for number in done.stdout.partition("\n")[0].split()]
+    while (left := [number for number in numbers if psutil.pid_exists(number)]) and time.monotonic() < end:
+        time.sleep(0.1)  # a process that is killed takes a moment to end
+    return Ended(folder, done, at, left)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[signal.Signals, Ended]:
+    """One for each of `LOST`, side by side: they wait for most of their time."""
+    folders = [tmp_path_factory.mktemp("lost") for _ in LOST]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(LOST, pool.map(ended, LOST, folders), strict=True))
+
+
+@pytest.mark.parametrize("number", LOST)
+def test_a_run_whose_rays_head_is_lost_ends_with_a_line_before_ray_ends_it(
+    runs: dict[signal.Signals, Ended], number: signal.Signals
+) -> None:
+    run, (seconds, why) = runs[number], LOST[number]
     said = re.escape("edge-opd: step 3: sampling: Ray's head (gcs_server) at 127.0.0.1:")
     line = rf"{said}\d+ does not answer for {seconds} s: {why}; --resume continues from what stands"
-    assert done.returncode == 1 and re.fullmatch(line, done.stderr.splitlines()[-1]), done.stderr[-3000:]
-    numbers, killed = done.stdout.splitlines()
-    assert ended - float(killed) < seconds + 15
-    end = time.monotonic() + 60
-    while (left := [number for number in map(int, numbers.split()) if psutil.pid_exists(number)]) and (
-        time.monotonic() < end
-    ):
-        time.sleep(0.1)  # a process that is killed takes a moment to end
-    assert not left
-    again = RunDir(tmp_path)
+    stderr = run.done.stderr
+    assert run.done.returncode == 1 and re.fullmatch(line, stderr.splitlines()[-1]), stderr[-3000:]
+    numbers, killed = run.done.stdout.splitlines()
+    assert run.at - float(killed) < seconds + 15
+    assert numbers and not run.left
+    again = RunDir(run.folder)
     again.hold()
     again.release()

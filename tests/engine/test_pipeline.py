@@ -1,11 +1,9 @@
 """Engine to learner to engine, for real: vLLM, Ray, DeepSpeed and Arrow through the command line, two steps long."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +108,20 @@ def test_probe_loads_the_run_in_vllm(finished: tuple[Path, Any]) -> None:
     assert result["n"] == 12 and 0 <= result["selfname"] <= 1
 
 
-def test_shards_recompute_what_the_learner_reported(finished: tuple[Path, Any]) -> None:
+def test_shards_recompute_what_the_learner_reported(
+    finished: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir, _ = finished
-    result = json.loads(edge_opd("shards", str(run_dir), "--json").stdout)
+    assert main(["shards", str(run_dir), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     reported = lines(run_dir / "metrics.jsonl")
     for step, record in zip(result["steps"], reported, strict=True):
         groups = {"guided": step.pop("guided"), "plain": step.pop("plain")}
         assert step.pop("step") == record["step"]
         for name, found in (groups | {"all": step}).items():
             assert found == pytest.approx(record["diagnostics"][name], rel=1e-6), name  # agreement and k1 too
-    everything = json.loads(edge_opd("shards", str(run_dir), "--json", "--region", "all").stdout)
+    assert main(["shards", str(run_dir), "--json", "--region", "all"]) == 0
+    everything = json.loads(capsys.readouterr().out)
     assert everything["all"]["all"]["kept"] == 1.0
 
 
@@ -217,22 +219,6 @@ def test_a_run_that_was_cut_learns_from_its_shards_again(swept: SweptRun, tmp_pa
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_an_engine_that_dies_at_start_shows_its_last_lines(tmp_path: Path, small_model: Path) -> None:
-    done = small_run(tmp_path / "dead", f"model.path={small_model}", *ONE_ENGINE, "student.kv_cache_gib=100000.0")
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "student engine 0 did not start" in done.stderr and "last lines of" in done.stderr
-    assert "100000" in done.stderr  # vLLM's own words
-
-
-def test_an_engine_that_disagrees_stops_the_run_and_is_named(tmp_path: Path, small_model: Path) -> None:
-    """No engine agrees with a bfloat16 learner to 1e-6: the canary before the first step must say so."""
-    settings = ("learner.lora_rank=8", "probe.gap=false", "weights.canary_tolerance=1e-6")
-    done = small_run(tmp_path / "canary", f"model.path={small_model}", *settings)
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "canary at version 0: student engine 0 differs from the learner" in done.stderr
-    assert not (tmp_path / "canary" / "manifest.jsonl").exists()
-
-
 def test_an_engine_that_is_killed_is_named_in_one_line_and_the_run_goes_on(tmp_path: Path, small_model: Path) -> None:
     """As by the kernel, when the host's memory is used up. Another actor sees it first: the rollout service, or a
     learner that pushes. With a lag steps take groups of later ones: resumed, it learns from each group once."""
@@ -259,23 +245,6 @@ def test_an_engine_that_is_killed_is_named_in_one_line_and_the_run_goes_on(tmp_p
     assert lines(run_dir / "probes.jsonl")[-1]["step"] == steps
     groups = [f"{step:06d}-{slot:03d}" for step in range(steps) for slot in range(2)]
     assert sorted(learned_groups(RunDir(run_dir))) == groups
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_ends_the_run_and_leaves_no_half_shard(tmp_path: Path, small_model: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("this machine does not let root mount a tmpfs")
-    try:
-        store = f"run.storage={disk}", "faults.store_s=2"
-        done = small_run(tmp_path / "full", f"model.path={small_model}", *ONE_ENGINE, *store)
-        assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-        assert str(disk / "step-000000.arrow") in done.stderr and "No space left" in done.stderr
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_the_gap_is_asked_for_each_way_to_give_the_context(small_model: Path) -> None:

@@ -9,9 +9,32 @@ import pytest
 from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from tests.reference import logprobs_of, plain_model
-from tests.runs import lines, small_run
+from tests.runs import lines, small_runs
 
-DRIFT = ("learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all")
+RUNS = {
+    # The teacher samples and the evidence is teacher_student, so that the student's engines score every row; and the
+    # student's engine is two workers, the teacher's is one, so that a push has to reach each part of the weights.
+    "live": (
+        "learner.lr=1e-3", "learner.beta_kl=0.0", "evidence.region=all",
+        "teacher.kind=live", "evidence.kind=teacher_student", "rollout.sampler=teacher",
+        "student.tensor_parallel_size=2", "learner.dtype=float32", "student.dtype=float32",
+    ),
+    # The same loop with a staleness bound of 1.
+    "averaged": (
+        "teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-2", "learner.beta_kl=0.05",
+        "run.max_policy_lag=1", "run.steps=3", "weights.in_flight=false",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each of `RUNS`."""
+    folder = tmp_path_factory.mktemp("teachers")
+    common = (f"model.path={small_model}", "probe.gap=false")
+    for done in small_runs(folder, {name: (*common, *own) for name, own in RUNS.items()}).values():
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
 
 
 def tables(run_dir: Path) -> list[Any]:
@@ -22,18 +45,9 @@ def column(table: Any, name: str) -> np.ndarray:
     return np.concatenate([np.asarray(row) for row in table.column(name).to_pylist()])
 
 
-def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path, small_model: Path) -> None:
-    """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start.
-
-    Here the teacher samples and the evidence is teacher_student, so that the student's engines score every row; and
-    the student's engine is two workers, the teacher's is one, so that a push has to reach each part of the weights.
-    """
-    settings = ("teacher.kind=live", "evidence.kind=teacher_student", "rollout.sampler=teacher")
-    settings = (*settings, "student.tensor_parallel_size=2")
-    exact = ("learner.dtype=float32", "student.dtype=float32")
-    done = small_run(tmp_path / "run", f"model.path={small_model}", *DRIFT, *settings, *exact)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for version, table in enumerate(tables(tmp_path / "run")):
+def test_evidence_of_a_live_teacher_is_minus_the_surprise(runs: Path) -> None:
+    """method.md, section 9: e_t = -delta_t, so mean e = -k1, also once the student has moved away from its start."""
+    for version, table in enumerate(tables(runs / "live")):
         for name in ("teacher_version", "policy_version_min", "policy_version_max"):
             assert table.column(name).to_pylist() == [version] * 8
         student, plain, context = (
@@ -44,27 +58,17 @@ def test_evidence_of_a_live_teacher_is_minus_the_surprise(tmp_path: Path, small_
         for row in table.to_pylist():
             own = row["teacher_context_logprobs" if row["guided"] else "student_logprobs"]
             assert np.abs(np.array(row["sampler_logprobs"]) - np.array(own)).max() < 1e-4
-    for record in lines(tmp_path / "run" / "metrics.jsonl"):
+    for record in lines(runs / "live" / "metrics.jsonl"):
         for group in record["diagnostics"].values():
             assert group["mean_evidence"] == pytest.approx(-group["k1"], abs=1e-4)
             assert group["agreement"] > 0.99  # a token of |e| about 1e-6 may fall on either side of 0
 
 
 def test_an_averaged_teacher_follows_under_a_lag_and_the_anchor_keeps_to_the_base(
-    tmp_path: Path, small_model: Path
+    runs: Path, small_model: Path
 ) -> None:
-    """The same loop with a staleness bound of 1: no rollout is older than that, and every shard is trained once."""
-    settings = ("teacher.kind=ema", "teacher.ema_rate=0.5", "learner.lr=1e-2", "learner.beta_kl=0.05")
-    run_dir = tmp_path / "run"
-    done = small_run(
-        run_dir,
-        f"model.path={small_model}",
-        *settings,
-        "run.max_policy_lag=1",
-        "run.steps=3",
-        "weights.in_flight=false",
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    """No rollout is older than the staleness bound, and every shard is trained once."""
+    run_dir = runs / "averaged"
     records = lines(run_dir / "metrics.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2]
     assert all(record["step"] - 1 <= record["policy_version_min"] <= record["step"] for record in records)

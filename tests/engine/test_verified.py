@@ -9,7 +9,7 @@ from evidence.manifest import Manifest
 from evidence.shards import read_shard
 from rollout.tasks.boxed import last_boxed
 from tests.reference import plain_model, require_columns
-from tests.runs import ROOT, edge_opd, lines, small_arguments
+from tests.runs import ONE_ENGINE, ROOT, edge_opd, lines, small_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ SETTINGS = (
     "run.steps=1", "rollout.max_response_tokens=32", "probe.max_tokens=32", "student.window=320", "teacher.window=320",
     "learner.micro_batch_tokens=512", "probe.gap=false",
     "learner.dtype=float32",  # which a processor multiplies fastest that has no kernels for bfloat16
+    *ONE_ENGINE,
 )  # fmt: skip
 
 

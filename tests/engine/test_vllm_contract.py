@@ -26,6 +26,7 @@ import psutil
 import pytest
 import torch
 
+from cluster.commands.probe_server import _settings
 from cluster.fleet.processes import end_processes, own_processes
 from cluster.fleet.scratch import enter, remove_left
 from cluster.weights.receiver import stale_heads
@@ -34,6 +35,7 @@ from learner.folder import engines_files
 from rollout import vllm_quirks as quirks
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from rollout.cores import cpu_flags, has_bfloat16
+from rollout.probe import ProbeConfig
 from rollout.vllm_quirks import sampling, scheduling
 from tests import fakes
 from tests.process.test_checks import POSITIONS
@@ -613,6 +615,20 @@ def test_the_cpus_adapter_operators_take_minus_one_for_an_adapter(indices: list[
         assert (output[:, 20:36] - 1 - expected).abs().max() / scale < OPERANDS[dtype]
         assert (wide - 1 - expected[:, :12]).abs().max() / scale < OPERANDS[dtype]
         assert bool((output[:, :20] == 1).all()) and bool((output[:, 36:] == 1).all())
+
+
+def test_a_server_adds_the_models_own_to_what_a_probe_leaves_open() -> None:
+    """As docs/guide.md says of `--generation-config`: what a request has stays, the rest is the model's."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    settings = _settings(ProbeConfig(temperature=0.7, top_p=0.95, top_k=0), num=2, seed=1, omit=())
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "Who are you?"}], **settings)
+    own = {"repetition_penalty": 1.1, "min_p": 0.2, "top_k": 20, "temperature": 0.1, "top_p": 0.5}
+    sampled = request.to_sampling_params(8, own)
+    assert (sampled.repetition_penalty, sampled.min_p, sampled.top_k) == (1.1, 0.2, 20)
+    assert (sampled.temperature, sampled.top_p) == (0.7, 0.95)
+    plain = request.to_sampling_params(8, {})  # as with --generation-config vllm
+    assert (plain.repetition_penalty, plain.min_p, plain.top_k) == (1.0, 0.0, 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import asyncio
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,7 @@ from cluster.weights.parts import Sent
 from evidence.records import Floats, Ids, ShardInfo
 from learner.report import LearnedStep
 from rollout.tasks import build_task
+from rollout.tokenizer import load_tokenizer
 from tests.fakes import fake_logprobs
 from tests.runs import RECIPE, SMALL
 from tests.unit.test_fleet_machine import Mortal
@@ -40,6 +41,14 @@ from tests.virtual_time import run_virtual
 
 STEPS = 8
 START_S = 5.0  # of an engine
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once() -> Iterator[None]:
+    """One tokenizer for the runs of this file, of which each would read it twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.requests.load_tokenizer", cache(load_tokenizer))
+        yield
 
 
 class Local:

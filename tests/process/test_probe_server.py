@@ -1,4 +1,5 @@
-"""`edge-opd probe` on an OpenAI-compatible server: a small one in a thread, and once a real `vllm serve`."""
+"""`edge-opd probe` on an OpenAI-compatible server: a small one in a thread. On a real `vllm serve`:
+tests/engine/test_http_teacher.py."""
 
 import json
 import threading
