@@ -80,7 +80,7 @@ async def _drive(model: str) -> dict[str, Any]:
 
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "glm4_moe")
 WRAPPED = "wrapper"
-TEXT = f"{WRAPPED}-text"  # where the refusal of the wrapper has the text model written: on a CPU the only way to train one
+TEXT = f"{WRAPPED}-text"  # as the refusal of the wrapper has it written: on a CPU the only way to train one
 
 
 @pytest.fixture(scope="module")
