@@ -159,12 +159,12 @@ def check_family(model: str, key: str) -> None:
     config = read_config(model, key)
     parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
-    found = f"{key}: {model}: found {config.model_type!r}{wraps}, expected"
+    found = f"{key}: {model}: found {config.model_type!r}{wraps}"
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"{found} a causal language model{_text_part(config, model) if parts else ''}")
+        raise ValueError(f"{found}, expected a causal language model{_text_part(config, model) if parts else ''}")
     lacking = lacks_torchvision(installed("torch"), installed("torchvision"))
     if "vision_config" in parts and lacking:  # vLLM 0.32.0 imports it for every such model
-        raise ValueError(f"{found} {lacking}{_text_part(config, model)}")
+        raise ValueError(f"{found}, expected {lacking}{_text_part(config, model)}")
 
 
 def _text_part(config: PreTrainedConfig, model: str) -> str:
