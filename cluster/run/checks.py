@@ -10,12 +10,12 @@ from importlib.util import find_spec
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.config import Recipe
 from cluster.models import is_hub_id, resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
+from cluster.run.families import causal_families
 from cluster.run.gap import check_gap, teaches_itself
 from cluster.run.lengths import lengths_near
 from cluster.run.notes import Notes, prompt_notes
@@ -153,7 +153,7 @@ def check_family(model: str, key: str) -> None:
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
     alone = "save its text model as a folder of its own"
     found = f"{key}: {model}: found {config.model_type!r}{wraps}, expected"
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.model_type not in causal_families():
         raise ValueError(f"{found} a causal language model" + (f": {alone}" if parts else ""))
     if "vision_config" in parts and find_spec("torchvision") is None:  # vLLM 0.32.0 imports it for every such model
         raise ValueError(f"{found} torchvision to be installed, without which vLLM does not load it; or {alone}")
