@@ -16,6 +16,9 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
   host's own. Where clusters are off, as by default on macOS, all of them listen on the loopback: `stay_on_loopback`.
 - Once its head (gcs_server) is gone, `ray.nodes` and `remove_placement_group` do not return, and a minute later Ray
   ends the driver with status 1 and lines of its own: `cluster.fleet.head` (tests/engine/test_head.py).
+- A process that multiprocessing spawns in an actor runs Ray's worker script first, and so imports Ray, as one that it
+  spawns elsewhere runs the script that was started (findings/ray-actors-children-run-its-worker.sh):
+  `forget_worker_script`.
 - A local Ray writes a token that is not there yet to ~/.ray/auth_token, which every user may read as the umask usually
   is: `ask_for_a_token`, `keep_token_private`.
 """
@@ -24,6 +27,7 @@ import os
 import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
@@ -74,6 +78,12 @@ def keep_token_private(home: Path) -> None:
     path = home / ".ray" / "auth_token"
     if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
         path.chmod(0o600)
+
+
+def forget_worker_script(main: ModuleType) -> None:
+    """What is spawned from now on runs no script first. main: the actor's `__main__`."""
+    if hasattr(main, "__file__"):
+        del main.__file__
 
 
 def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:
