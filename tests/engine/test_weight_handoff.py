@@ -66,7 +66,6 @@ class InProcessClient:
 
 async def _drive(model: str, transport: str, backend: str, receiver: str) -> dict[str, Any]:
     from vllm.distributed.weight_transfer.base import ModuleSource
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.digest import WeightsDigest
     from cluster.weights.transports import Meeting
@@ -84,9 +83,8 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def send() -> None:
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0))
-        client = InProcessClient(engine, loop, 5)
-        WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed)).send_weights()
+        meeting, client = Meeting(0, "127.0.0.1", 1, 60.0, 0), InProcessClient(engine, loop, 5)
+        transport_of(transport).sender(meeting, client, ModuleSource(changed)).send_weights()
 
     (refused,) = await asyncio.gather(asyncio.to_thread(send), return_exceptions=True)
     after = [] if refused else (await engine.score([PROMPT], [RESPONSE]))[0].tolist()  # it is amid an update for good

@@ -1,59 +1,19 @@
 """Weights over gloo, between hosts."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    WeightSource,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.fleet.network import open_door, own_address
-from cluster.weights.transports import Meeting
-from cluster.weights.transports.cpu import SENDER, CpuTrainerEngine, CpuTransferEngine, described
+from cluster.weights.transports import Meeting, Meta, Source
+from cluster.weights.transports.cpu import SENDER, CpuSender, described
 from learner.rendezvous import new_secret, prove, store_at
-
-
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    """master_address: of this host, as the others see it. world_size: the sender and every engine worker. timeout_s: of
-    the rendezvous and of each tensor."""
-
-    backend: ClassVar[str] = "gloo"
-
-    master_address: str
-    world_size: int
-    timeout_s: float
-
-
-@dataclass
-class GlooInitInfo(WeightTransferInitInfo):
-    """rank_offset: rank of the engine's first worker. secret: that only members of the group have."""
-
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
-    timeout_s: float
-    secret: str = field(repr=False)
-
-
-@dataclass
-class GlooUpdateInfo(WeightTransferUpdateInfo):
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
 
 
 def open_group(
@@ -85,23 +45,28 @@ def broadcast(group: ProcessGroupGloo, tensor: Tensor) -> None:
     group.broadcast(tensor.view(-1).view(torch.uint8), root=SENDER).wait()
 
 
-class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
+class GlooSender(CpuSender):
     """Broadcasts the weights tensor by tensor, so that neither side holds more than one beside the model."""
 
-    init_info_cls = GlooTrainerInitInfo
     _group: ProcessGroupGloo
 
-    def _meet(self, init_info: GlooTrainerInitInfo) -> None:
-        door, secret = open_door(init_info.master_address), new_secret()
-        where = init_info.master_address, int(door.getsockname()[1])
-        size, seconds = init_info.world_size, init_info.timeout_s
-        theirs = GlooInitInfo(*where, SENDER + 1, size, seconds, secret)
+    def _meet(self, at: Meeting) -> None:
+        door, secret, size = open_door(at.address), new_secret(), at.num_workers + 1
+        port = int(door.getsockname()[1])
+        theirs: dict[str, Any] = {
+            "master_address": at.address,
+            "master_port": port,
+            "rank_offset": SENDER + 1,
+            "world_size": size,
+            "timeout_s": at.timeout_s,
+            "secret": secret,
+        }
         with ThreadPoolExecutor(1) as beside:  # all meet in the rendezvous
-            joined = beside.submit(self.client.init_weight_transfer_engine, asdict(theirs))
-            self._group = open_group(*where, SENDER, size, seconds, secret, door)
+            joined = beside.submit(self.client.init_weight_transfer_engine, theirs)
+            self._group = open_group(at.address, port, SENDER, size, at.timeout_s, secret, door)
             joined.result()
 
-    def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
+    def _send(self, source: Source, metas: Sequence[Meta]) -> None:
         tensors = iter(source)
         with ThreadPoolExecutor(1) as beside:
             try:
@@ -118,31 +83,4 @@ class GlooTrainerEngine(CpuTrainerEngine[GlooTrainerInitInfo]):
         self.client.finish_weight_update()
 
 
-class Receiver(CpuTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Loads each tensor as it arrives."""
-
-    init_info_cls = GlooInitInfo
-    update_info_cls = GlooUpdateInfo
-
-    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        rank = init_info.rank_offset + self.parallel_config.rank
-        where = (init_info.master_address, init_info.master_port)
-        self._group = open_group(*where, rank, init_info.world_size, init_info.timeout_s, init_info.secret)
-
-    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        for name, tensor in self._arriving(update_info):
-            self.model.load_weights([(name, tensor)])
-
-    def _arriving(self, update_info: GlooUpdateInfo) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-            broadcast(self._group, tensor)
-            yield name, tensor
-
-
-def trainer(at: Meeting) -> GlooTrainerInitInfo:
-    """The learner's end, as vLLM's factory makes it from this."""
-    return GlooTrainerInitInfo(at.address, at.num_workers + 1, at.timeout_s, rank=at.rank)
-
-
-WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerEngine)
+sender = GlooSender
