@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from cluster.fleet import engine_process
 from cluster.fleet.calls import Died
 from cluster.fleet.engine_process import EngineProcess
+from cluster.fleet.hosted_engine import HostedEngine
 from rollout.config import EngineConfig
 from tests.runs import ROOT
 
@@ -177,3 +179,38 @@ def test_the_process_and_its_core_end_with_the_actor(
     finally:
         parent.kill()
         parent.wait()
+
+
+def hosted(tmp_path: Path, **methods: Any) -> HostedEngine:
+    (tmp_path / "log").write_text("last line\n")
+    made = HostedEngine(NAME, str(tmp_path / "log"))
+    made.engine = SimpleNamespace(**methods) if methods else None  # type: ignore[assignment]
+    return made
+
+
+def test_a_dead_core_speaks_through_its_log(tmp_path: Path) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    async def sample(*_: Any) -> None:
+        raise EngineDeadError
+
+    with pytest.raises(Died, match=rf"^{NAME} died: .*\n  last lines of .*log:\n    last line$"):
+        asyncio.run(hosted(tmp_path, sample=sample).ask("sample", []))
+
+
+def test_what_a_push_tells_an_engine_is_plain_until_it_is_there(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    async def take(request: Any) -> None:
+        told.append(request)
+
+    engine = hosted(tmp_path, init_weight_transfer_engine=take, update_weights=take)
+    asyncio.run(engine.ask("init_weight_transfer_engine", {"rank_offset": 1}))
+    asyncio.run(engine.ask("update_weights", {"names": ["a"]}))
+    assert [type(one).__name__ for one in told] == ["WeightTransferInitRequest", "WeightTransferUpdateRequest"]
+    assert (told[0].init_info, told[1].update_info) == ({"rank_offset": 1}, {"names": ["a"]})
+
+
+def test_an_engine_that_has_not_started_counts_nothing_and_has_nothing_to_end(tmp_path: Path) -> None:
+    assert asyncio.run(hosted(tmp_path).ask("stats")) == {}
+    asyncio.run(hosted(tmp_path).ask("shutdown"))
