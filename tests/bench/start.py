@@ -28,7 +28,8 @@ from tests.runs import RECIPE, ROOT, small_arguments
 
 LOOK_S = 0.2
 DEADLINE_S = 900.0
-SETTINGS = ("run.steps=1", "student.window=512", "teacher.window=512")
+# What engines do is asked for every half a second: a run of one step would otherwise end before.
+SETTINGS = ("run.steps=1", "student.window=512", "teacher.window=512", "observe.every_s=0.5")
 ANSWERS = ("sample", "probe")  # spans of an engine
 
 
