@@ -119,8 +119,8 @@ def test_an_error_arrives_as_two_classes_with_a_traceback_for_its_text(actors: A
 
 def test_what_an_actor_spawns_runs_the_workers_script_unless_that_is_forgotten(actors: Any) -> None:
     actor = actors(num_cpus=0)
-    assert {"__mp_main__", "ray"} <= set(told(actor, "spawned", False)), "Ray's script is no longer run"
-    assert not {"__mp_main__", "ray"} & set(told(actor, "spawned", True))
+    assert "ray" in told(actor, "spawned", False), "Ray's script is no longer run"
+    assert "ray" not in told(actor, "spawned", True)
     assert told(actor, "niceness") == 15  # the actor goes on
 
 
