@@ -14,10 +14,15 @@ def end_with_parent() -> None:
     """A child of multiprocessing's is killed by the kernel once the process that started it is no more, however that
     ended, and whatever the child is doing. Elsewhere nothing changes."""
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)
+
+
+def end_with(parent: int) -> None:
+    """This process is killed by the kernel once the one with that number, which started it, is no more: with the
+    thread that did."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # it ended before
+    if os.getppid() != parent:  # it ended before
         os._exit(1)
 
 

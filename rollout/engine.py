@@ -60,8 +60,7 @@ class Engine:
             quirks.enter_cpu_environment(config)
         else:
             quirks.enter_gpu_environment()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        load_vllm()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -274,6 +273,15 @@ class Engine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+def load_vllm() -> None:
+    """Imports what an engine and its core need. The environment of the process has to be set before."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    import vllm.engine.arg_utils
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core  # noqa: F401
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:

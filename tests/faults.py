@@ -18,7 +18,7 @@ from rollout.ending import end_with_parent
 from tests.runs import ROOT
 
 POLL_S = 0.1
-WORKER = "VLLM::Worker"  # as vLLM calls it, with its rank
+CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"  # as vLLM calls them, the second with its rank
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_S = 30.0  # they speak for a minute to a head that was killed with its driver (findings/)
 
@@ -72,8 +72,9 @@ class UnderWay:
         return "".join(line for _, line in self.lines)
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Its actors that are alive by the names of their logs, the core of each engine as "NAME core", and one of the
-        workers that a core has with tensor parallelism as "NAME worker"."""
+        """Its actors that are alive by the names of their logs, the core of each engine as "NAME core", the process
+        that has started it as "NAME process", and one of the workers that a core has with tensor parallelism as "NAME
+        worker"."""
         folder, found = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}", dict[str, psutil.Process]()
         everyone = self._everyone() if self.process.poll() is None else []
         for process in everyone:
@@ -81,8 +82,9 @@ class UnderWay:
                 name = log.stem.rpartition("-")[0]
                 found[name] = process
                 with suppress(psutil.NoSuchProcess):
-                    if children := process.children():  # the other is Python's tracker of resources
-                        core = found[f"{name} core"] = max(children, key=lambda child: child.memory_info().rss)
+                    cores = [one for one in process.children(recursive=True) if name_of(one).startswith(CORE)]
+                    for core in cores:
+                        found |= {f"{name} process": core.parent(), f"{name} core": core}  # the first may be the actor
                         workers = [child for child in core.children() if name_of(child).startswith(WORKER)]
                         found |= {f"{name} worker": worker for worker in workers[-1:]}
         self.seen.update(everyone if self._through is None else found.values())  # a cluster's Ray outlives a run

@@ -3,10 +3,10 @@
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 import cluster.weights.receiver as weights
-from cluster.weights.transports import transport
+from cluster.weights.transports.receivers import RECEIVERS
 
 
-class UnmendedEngine(weights.checked(transport("shm").Receiver)):  # type: ignore[misc]
+class UnmendedEngine(weights.checked(RECEIVERS["shm"])):  # type: ignore[misc]
     def finish_weight_update(self) -> None:
         mend, weights.mend_shared_heads = weights.mend_shared_heads, lambda model: None
         try:

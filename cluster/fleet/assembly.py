@@ -99,16 +99,14 @@ async def start(services: Services, recipe: Recipe, plan: Plan, storage: str, ro
         ValueError: what the recipe writes would not be found again on another host.
     """
     rollout, learner = services.rollout, services.learner
-    places = await learner.places()
-    require_common_folder(recipe, storage, places, root)
-    if plan.starts_in_turn:
-        hosts = await rollout.start()
+    async with asyncio.TaskGroup() as group:
+        engines = group.create_task(rollout.start())  # at once: they take longest
+        places = await learner.places()
+        require_common_folder(recipe, storage, places, root)
+        if plan.starts_in_turn:
+            await asyncio.wait([engines])
         await learner.start(places)
-    else:
-        async with asyncio.TaskGroup() as group:
-            engines = group.create_task(rollout.start())
-            group.create_task(learner.start(places))
-        hosts = engines.result()
+    hosts = engines.result()
     await services.connect("student")
     if recipe.teacher.follows:
         await services.connect("teacher")

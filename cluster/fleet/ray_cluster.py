@@ -5,6 +5,7 @@ import atexit
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.fleet.processes import Process, collect_seldom, end_processes, log_to_file, own_processes
-from cluster.fleet.ray_quirks import ask_for_a_token, keep_token_private, see_own_gpus, stay_on_loopback
+from cluster.fleet.ray_quirks import (
+    ask_for_a_token,
+    forget_worker_script,
+    keep_token_private,
+    see_own_gpus,
+    stay_on_loopback,
+)
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
 from cluster.sizing.cards import Card, own_cards, settle_devices
 from rollout.cores import num_cores
@@ -68,8 +75,10 @@ def _disconnect(folder: Path) -> None:
 
 def settle(name: str) -> str:
     """For an actor's process, before anything else: its output goes to a log of its own, the path of which is
-    returned, its temporary files to the run's folder on its host, it looks for garbage seldom, and sees its GPUs."""
+    returned, its temporary files to the run's folder on its host, it looks for garbage seldom and sees its GPUs, and
+    what it spawns does not run Ray's script."""
     collect_seldom()
+    forget_worker_script(sys.modules["__main__"])
     log = log_to_file(name)
     enter(ray.get_runtime_context().namespace)
     see_own_gpus(os.environ, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))

@@ -18,6 +18,9 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
   host's own. Where clusters are off, as by default on macOS, all of them listen on the loopback: `stay_on_loopback`.
 - Once its head (gcs_server) is gone, `ray.nodes` and `remove_placement_group` do not return, and a minute later Ray
   ends the driver with status 1 and lines of its own: `cluster.fleet.head` (tests/engine/test_head.py).
+- A process that multiprocessing spawns in an actor runs Ray's worker script first, and so imports Ray, as one that it
+  spawns elsewhere runs the script that was started (findings/ray-actors-children-run-its-worker.sh):
+  `forget_worker_script`.
 - A local Ray writes a token that is not there yet to ~/.ray/auth_token, which every user may read as the umask usually
   is: `ask_for_a_token`, `keep_token_private`.
 """
@@ -26,6 +29,7 @@ import os
 import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
@@ -89,6 +93,12 @@ def see_own_gpus(environment: MutableMapping[str, str], given: Sequence[str]) ->
     if given:
         in_order = sorted(given, key=lambda name: (len(name), name))  # Ray gives them in any
         environment[DEVICES] = ",".join(in_order)
+
+
+def forget_worker_script(main: ModuleType) -> None:
+    """What is spawned from now on runs no script first. main: the actor's `__main__`."""
+    if hasattr(main, "__file__"):
+        del main.__file__
 
 
 def local_rank(rank: int, hosts: Sequence[str], environment: Mapping[str, str]) -> int:

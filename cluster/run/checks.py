@@ -10,16 +10,13 @@ from shlex import quote
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from cluster.builds import installed, lacks_torchvision
 from cluster.config import Recipe
 from cluster.models import TEXT_PART, is_hub_id, resolve_model
 from cluster.proxies import check_proxies
 from cluster.requests import step_requests
+from cluster.run.families import CAUSAL, IMAGES, families
 from cluster.run.gap import check_gap, teaches_itself
 from cluster.run.lengths import lengths_near
 from cluster.run.notes import Notes, prompt_notes
@@ -160,7 +157,7 @@ def check_family(model: str, key: str) -> None:
     parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
     wraps = f" ({' and '.join(parts)} beside a text model)" if parts else ""
     found = f"{key}: {model}: found {config.model_type!r}{wraps}"
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.model_type not in families(CAUSAL):
         raise ValueError(f"{found}, expected a causal language model{_text_part(config, model) if parts else ''}")
     lacking = lacks_torchvision(installed("torch"), installed("torchvision"))
     if "vision_config" in parts and lacking:  # vLLM 0.32.0 imports it for every such model
@@ -170,8 +167,8 @@ def check_family(model: str, key: str) -> None:
 def _text_part(config: PreTrainedConfig, model: str) -> str:
     """How to come to the text model of one that takes more, where it is one that can be trained."""
     text = config.get_text_config().model_type
-    whole = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if not whole or text == config.model_type or text not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    whole = config.model_type in families(IMAGES)
+    if not whole or text == config.model_type or text not in families(CAUSAL):
         return ""
     return f"; `{TEXT_PART} {quote(model)}` writes its text model"
 

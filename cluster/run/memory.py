@@ -11,7 +11,6 @@ from cluster.run.planned import EnginePlan, MemoryPlan
 from cluster.sizing.budget import Budget, asked, plan_memory, with_shares
 from cluster.sizing.cards import Card, driver_problem
 from cluster.sizing.shape import shape_of
-from learner.adapter import trained_parameters
 
 UNPLANNED = 0.3  # the share of a GPU that an engine takes where nobody can be asked what the card has
 
@@ -42,7 +41,7 @@ def with_planned_memory(
             raise ValueError(problem)
     student = shape_of(model)
     teacher = shape_of(resolve_model(recipe.teacher.path, "teacher.path")) if recipe.teacher.path else student
-    trained = trained_parameters(model, recipe.learner) if recipe.learner.lora_rank else student.parameters
+    trained = _adapters_parameters(model, recipe) if recipe.learner.lora_rank else student.parameters
     budgets = plan_memory(recipe, plan, {"student": student, "teacher": teacher}, trained, cards)
     if claim is not None:
         claim(_claimed(plan, budgets, cards))
@@ -73,6 +72,12 @@ def plan_in_use(recipe: Recipe, plan: Plan, said: Sequence[str]) -> MemoryPlan:
     }
     shared = plan.engines_sleep, tuple(said), plan.colocated
     return MemoryPlan(time.time(), plan.device, recipe.learner.micro_batch, engines, *shared)
+
+
+def _adapters_parameters(model: str, recipe: Recipe) -> int:
+    from learner.adapter import trained_parameters  # takes seconds, for nothing where there is no adapter
+
+    return trained_parameters(model, recipe.learner)
 
 
 def _unplanned(recipe: Recipe) -> Recipe:

@@ -14,13 +14,11 @@ push.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from vllm.distributed.weight_transfer.base import ParamMeta
+from cluster.weights.transports import Meta
 
 SKIP = 255  # a code of this value passes over as many elements; a smaller one over as many, and changes the next
 CHUNK = 1 << 20  # elements that are encoded at one time
@@ -66,7 +64,7 @@ class Held:
     def __init__(self) -> None:
         self.mark, self._words = 0, dict[str, Tensor]()
 
-    def words(self, meta: "ParamMeta") -> Tensor:
+    def words(self, meta: Meta) -> Tensor:
         """Of a tensor, flat: int16 that stay, or, where it is not of 16 bits, uint8 that do not."""
         if meta.dtype.itemsize != 2:
             return torch.empty(_num_words(meta), dtype=torch.uint8)
@@ -87,7 +85,7 @@ class Pushes:
         self.held, self.num_bytes, self.whole = Held(), 0, ""
 
     def messages(
-        self, marks: Sequence[int], metas: "Sequence[ParamMeta]", tensors: Iterator[tuple[str, Tensor]]
+        self, marks: Sequence[int], metas: Sequence[Meta], tensors: Iterator[tuple[str, Tensor]]
     ) -> Iterator[Tensor]:
         """Of one push. marks: of what each end holds, the learner's own first. Its bits have no mark then, until the
         caller says that the push came to its end."""
@@ -106,7 +104,7 @@ class Pushes:
                 self.num_bytes += message.nbytes
                 yield message
 
-    def _parts(self, meta: "ParamMeta", tensor: Tensor, knows: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, meta: Meta, tensor: Tensor, knows: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """(codes, values) of each chunk, in memory of our own: a gathered tensor goes as the next one is asked for."""
         then, now = self.held.words(meta), tensor.detach().to("cpu").contiguous().view(-1)
         now = now.view(then.dtype)
@@ -127,9 +125,7 @@ class Pushes:
         return f"worker {', '.join(others)} of {len(marks) - 1} of the engines does not hold the push before it"
 
 
-def arriving(
-    held: Held, metas: "Sequence[ParamMeta]", receive: Callable[[Tensor], None]
-) -> Iterator[tuple[str, Tensor]]:
+def arriving(held: Held, metas: Sequence[Meta], receive: Callable[[Tensor], None]) -> Iterator[tuple[str, Tensor]]:
     """The engines' end of `Pushes.messages`: (name, tensor) of every tensor, whole. receive: the next message into a
     tensor of its size."""
     for batch in batches(metas):
@@ -147,9 +143,9 @@ def arriving(
             yield meta.name, words.view(meta.dtype).view(meta.shape)
 
 
-def batches(metas: "Sequence[ParamMeta]") -> Iterator[list["ParamMeta"]]:
+def batches(metas: Sequence[Meta]) -> Iterator[list[Meta]]:
     """Consecutive tensors of together about `BATCH` bytes or less, at least one."""
-    batch, size = list["ParamMeta"](), 0
+    batch, size = list[Meta](), 0
     for meta in metas:
         batch.append(meta)
         size += meta.dtype.itemsize * math.prod(meta.shape)
@@ -160,7 +156,7 @@ def batches(metas: "Sequence[ParamMeta]") -> Iterator[list["ParamMeta"]]:
         yield batch
 
 
-def _num_words(meta: "ParamMeta") -> int:
+def _num_words(meta: Meta) -> int:
     return math.prod(meta.shape) * (1 if meta.dtype.itemsize == 2 else meta.dtype.itemsize)
 
 

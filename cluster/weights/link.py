@@ -16,11 +16,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
-from vllm.distributed.weight_transfer.base import layerwise_groups
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.weights.parts import Sent
-from cluster.weights.source import TrainerSource
+from cluster.weights.source import TrainerSource, by_layer
 from cluster.weights.transports import Meeting, transport
 from learner.adapter import adapter_files
 from learner.engine import ZeroEngine
@@ -84,8 +82,7 @@ class WeightLink:
     def __init__(self, name: str, client: FleetClient, source: TrainerSource, meeting: Meeting) -> None:
         self.client, self._source, self._pushes = client, source, meeting.pushes
         self._clock = client.clock = source.clock = PartClock(source.on_gpu)
-        info = transport(name).trainer(meeting)
-        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+        self._sender = transport(name).sender(meeting, client, source)
 
     def push(self, version: int) -> Sent:
         """Sends the source's tensors to every engine as `version`. Every rank calls it."""
@@ -111,7 +108,7 @@ class AdapterLink:
     def push(self, version: int) -> Sent:
         """As `WeightLink.push`; rank 0 knows the digest."""
         self._clock.start()
-        groups = layerwise_groups(self._engine.trained_names())
+        groups = by_layer(self._engine.trained_names())
         named = [(name, tensor.to("cpu", copy=True)) for name, tensor in self._engine.full_tensors(groups)]
         if self._engine.rank != 0:
             return Sent("")

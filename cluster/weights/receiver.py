@@ -13,7 +13,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from cluster.weights.digest import WeightsDigest
-from cluster.weights.transports import TRANSPORTS, backend, transport
+from cluster.weights.transports import backend
+from cluster.weights.transports.receivers import RECEIVERS
 from rollout.vllm_quirks import mend_experts, mend_shared_heads, partly_loaded
 
 NAMED = 4  # of the parameters that were not reached, in a message
@@ -113,5 +114,5 @@ class WeightReceiver:
         return self.weight_transfer_engine.received  # type: ignore[attr-defined]
 
 
-for _name in TRANSPORTS:
-    WeightTransferEngineFactory.register_engine(backend(_name), checked(transport(_name).Receiver))
+for _name, _receiver in RECEIVERS.items():
+    WeightTransferEngineFactory.register_engine(backend(_name), checked(_receiver))

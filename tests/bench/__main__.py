@@ -38,6 +38,7 @@ NAMES = (
     "learner_growth",
     "push",
     "real_step",
+    "start",
     "start_checks",
     "bfloat16_products",
     "many_rows",

@@ -36,7 +36,8 @@ def shots(kind: str) -> list[Shot]:
     """Whoever a run of this kind has, with each signal. A driver that is stopped is nobody's to notice. A raylet is the
     second host's: with the driver's own all ends."""
     workers = [f"{name} worker" for name in ENGINES[:2]] if kind == PARALLEL else []
-    names = [*ENGINES, *(f"{name} core" for name in ENGINES), *workers, "learner", "rollout"]
+    parts = [f"{name} {part}" for part in ("process", "core") for name in ENGINES]
+    names = [*ENGINES, *parts, *workers, "learner", "rollout"]
     raylet = [("raylet", number) for number in SIGNALS] if kind == THREE_HOSTS else []
     return [(name, number) for name in names for number in SIGNALS] + [("driver", signal.SIGKILL), *raylet]
 

@@ -88,7 +88,7 @@ def trained_is_written(folder: Path, steps: int) -> bool:
 
 def fault_of(hit: Hit, said: Lines, records: Sequence[Record], status: int, lag: int) -> Fault:
     """Where all services start again, a lost engine's successor is one of theirs."""
-    engine = re.sub(" (core|worker)$", "", hit.target)
+    engine = re.sub(" (process|core|worker)$", "", hit.target)
     noticed = since(hit.at, said, (rf"{engine}.*; it is replaced", "the services start again"))
     back = since(hit.at, said, (f"{engine} serves again", "resumed at step"))
     return Fault(

@@ -51,7 +51,6 @@ class PlainEngine:
 
 
 async def _drive(model: str) -> dict[str, Any]:
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.source import TrainerSource
     from cluster.weights.transports import Meeting, transport
@@ -65,9 +64,8 @@ async def _drive(model: str) -> dict[str, Any]:
     source, loop = TrainerSource(learner), asyncio.get_running_loop()  # type: ignore[arg-type]
 
     def send() -> None:
-        info = transport("shm").trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0))
-        client = InProcessClient(engine, loop, 1)
-        WeightTransferTrainerFactory.trainer_init(info, client=client, source=source).send_weights()
+        meeting, client = Meeting(0, "127.0.0.1", 1, 60.0, 0), InProcessClient(engine, loop, 1)
+        transport("shm").sender(meeting, client, source).send_weights()
 
     await asyncio.to_thread(send)
     after = (await engine.score([PROMPT], [RESPONSE]))[0].tolist()

@@ -3,8 +3,10 @@ has made wrong or needless. One local Ray with two GPUs, which it does not look 
 """
 
 import asyncio
+import multiprocessing
 import os
 import signal
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from cluster.fleet.calls import ask
 from cluster.fleet.ray_quirks import (
     LOST,
     ask_for_a_token,
+    forget_worker_script,
     keep_token_private,
     omp_threads,
     reason,
@@ -41,6 +44,13 @@ class Actor:
 
     def niceness(self) -> int:
         return os.nice(0)
+
+    def spawned(self, is_forgotten: bool) -> list[str]:
+        """The modules of a process that it spawns."""
+        if is_forgotten:
+            forget_worker_script(sys.modules["__main__"])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return list(pool.apply(eval, ("[*__import__('sys').modules]",)))
 
     def fail(self) -> None:
         raise ValueError("rows: found 3, expected 4")
@@ -111,6 +121,13 @@ def test_an_error_arrives_as_two_classes_with_a_traceback_for_its_text(actors: A
     assert "Traceback" in str(raised.value) or len(str(raised.value).splitlines()) > 1
     assert type(cause_of(raised.value)) is ValueError
     assert str(cause_of(raised.value)) == "rows: found 3, expected 4"
+
+
+def test_what_an_actor_spawns_runs_the_workers_script_unless_that_is_forgotten(actors: Any) -> None:
+    actor = actors(num_cpus=0)
+    assert "ray" in told(actor, "spawned", False), "Ray's script is no longer run"
+    assert "ray" not in told(actor, "spawned", True)
+    assert told(actor, "niceness") == 15  # the actor goes on
 
 
 @pytest.mark.parametrize("cpus", [0, 0.4, 1])

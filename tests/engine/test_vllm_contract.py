@@ -36,7 +36,7 @@ from rollout import vllm_quirks as quirks
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from rollout.cores import cpu_flags, has_bfloat16
 from rollout.probe import ProbeConfig
-from rollout.vllm_quirks import sampling, scheduling
+from rollout.vllm_quirks import forking, sampling, scheduling
 from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
@@ -122,6 +122,8 @@ async def _drive(model: str, target: Path) -> None:
     found: dict[str, Any] = {
         "own": os.getpid(),
         "worker": (await engine._llm.collective_rpc("process"))[0],
+        "spawns": os.environ["VLLM_WORKER_MULTIPROC_METHOD"],
+        "preloads": os.environ["LD_PRELOAD"],
         "cache": [cache.block_size, cache.kv_cache_memory_bytes, cache.num_gpu_blocks],
         "version": await engine._llm.get_weight_version(),
         "too_long": await _refusal(cached(FULL)),
@@ -176,7 +178,7 @@ async def _checked_beside(engine: Any, request: RolloutRequest) -> dict[str, Any
 
 
 def test_every_entry_names_a_test_of_this_file() -> None:
-    text = "".join(map(inspect.getsource, (quirks, sampling, scheduling)))
+    text = "".join(map(inspect.getsource, (quirks, forking, sampling, scheduling)))
     named = set(re.findall(r"\btest_\w+", text)) - {"test_vllm_contract"}
     here = {name for name in globals() if name.startswith("test_")}
     assert named and named <= here
@@ -221,6 +223,24 @@ def test_an_eager_engine_compiles_the_ranks_of_log_probs(found: dict[str, Any]) 
 
     assert hasattr(batched_count_greater_than, "_torchdynamo_orig_callable"), changed("they are counted as they stand")
     assert found["compiled"] == {}
+
+
+def test_a_cpus_core_is_spawned_unless_it_is_forked_here(
+    found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine import utils
+
+    assert found["spawns"] == "spawn", changed("a CPU's core may be forked")
+    source = inspect.getsource(utils.CoreEngineProcManager.__init__)
+    assert "context = get_mp_context()" in source and "context.Process(" in source, changed("it starts cores otherwise")
+    monkeypatch.setattr(utils, "get_mp_context", None)
+    forking.fork_cores()
+    assert utils.get_mp_context().get_start_method() == "fork"
+
+
+def test_a_core_preloads_two_libraries(found: dict[str, Any]) -> None:
+    others = os.environ.get("LD_PRELOAD", "")
+    assert set(found["preloads"].split(":")) == set(forking.preloaded({"LD_PRELOAD": others}).split(":"))
 
 
 def test_a_core_ends_when_the_process_that_has_the_engine_is_killed(found: dict[str, Any]) -> None:

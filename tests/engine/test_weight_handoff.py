@@ -84,7 +84,6 @@ class InProcessClient:
 
 async def _drive(model: str, transport: str, backend: str, receiver: str) -> dict[str, Any]:
     from vllm.distributed.weight_transfer.base import ModuleSource
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.delta import Pushes
     from cluster.weights.transports import Meeting
@@ -100,9 +99,8 @@ async def _drive(model: str, transport: str, backend: str, receiver: str) -> dic
     loop = asyncio.get_running_loop()
 
     def opened(version: int, pushes: Pushes | None = None) -> Any:
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, 0, pushes))
-        client = InProcessClient(engine, loop, version)
-        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed))
+        meeting, client = Meeting(0, "127.0.0.1", 1, 60.0, 0, pushes), InProcessClient(engine, loop, version)
+        return transport_of(transport).sender(meeting, client, ModuleSource(changed))
 
     async def what_changed() -> list[dict[str, Any]]:
         """Of pushes of what changed, over another connection: at first whole."""

@@ -78,7 +78,6 @@ async def push(model: str, transport: str, trainer: str) -> Any:
     the seconds of the fastest but the first, in all and by what the engine is told."""
     import torch
     from vllm.distributed.weight_transfer.base import ModuleSource
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from cluster.weights.digest import WeightsDigest
     from cluster.weights.transports import Meeting, backend
@@ -106,9 +105,8 @@ async def push(model: str, transport: str, trainer: str) -> Any:
 
     def send() -> None:
         torch.cuda.set_device(int(trainer))  # each thread has its own
-        info = transport_of(transport).trainer(Meeting(0, "127.0.0.1", 1, 60.0, max(sizes)))
-        client = Client(engine, loop, 5)
-        sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=ModuleSource(changed))
+        meeting, client = Meeting(0, "127.0.0.1", 1, 60.0, max(sizes)), Client(engine, loop, 5)
+        sender = transport_of(transport).sender(meeting, client, ModuleSource(changed))
         for _ in range(PUSHES):
             torch.cuda.synchronize()
             parts.clear()

@@ -31,6 +31,7 @@ from cluster.run.checks import (
     check_prompts,
     check_recipe,
 )
+from cluster.run.families import CAUSAL, IMAGES, families
 from cluster.run.lengths import MANY, SAMPLE, SLACK, lengths_near, remembered_lengths
 from rollout.config import EngineConfig
 from rollout.positions import most_positions
@@ -402,6 +403,20 @@ def test_a_model_that_is_no_causal_language_model_is_refused_before_anything_sta
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ValueError, match=rf"^model.path: {tmp_path}: {said}"):
         check_family(str(tmp_path), "model.path")
+
+
+@pytest.mark.parametrize("named", [CAUSAL, IMAGES])
+def test_the_kinds_of_models_are_transformers_own(named: str) -> None:
+    from transformers.models.auto import modeling_auto
+
+    assert families(named) == getattr(modeling_auto, named).keys()
+
+
+def test_the_checks_of_a_run_import_nothing_that_makes_models() -> None:
+    """Which takes seconds of a processor before anything starts."""
+    asked = "import sys, cluster.run.start; print('transformers.modeling_utils' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from cluster.weights.digest import WeightsDigest
 from cluster.weights.parts import Sent
 from cluster.weights.receiver import checked
 from cluster.weights.source import TrainerSource
-from cluster.weights.transports import Meeting, gloo
+from cluster.weights.transports import Meeting
+from cluster.weights.transports.receivers import GlooInitInfo, GlooReceiver, GlooUpdateInfo
 
 SHAPES = {"embed": (300, 64), "model.layers.0.proj": (64, 64), "norm": (64,)}
 
@@ -33,7 +34,7 @@ class Model(nn.Module):
         return {f"own.{name.replace('.', '_')}" for name, _ in weights}
 
 
-class Quiet(gloo.Receiver):
+class Quiet(GlooReceiver):
     """Without vLLM's layerwise reload, which asks for vLLM's layers."""
 
     fails = False
@@ -69,9 +70,9 @@ class Run:
     def _told(self, engine: Any, verb: str, *arguments: Any) -> None:
         if verb == "init_weight_transfer_engine":
             info = arguments[0] | {"rank_offset": arguments[0]["rank_offset"] + engine.place}
-            engine.init_transfer_engine(gloo.GlooInitInfo(**info))
+            engine.init_transfer_engine(GlooInitInfo(**info))
         elif verb == "update_weights":
-            engine.receive_weights(gloo.GlooUpdateInfo(**arguments[0]))
+            engine.receive_weights(GlooUpdateInfo(**arguments[0]))
         elif verb != "update_weight_version":
             getattr(engine, verb)()
 

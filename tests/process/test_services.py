@@ -173,6 +173,24 @@ def test_services_start_in_turn_on_a_shared_gpu_and_side_by_side_elsewhere(gpus:
     assert (pool, handed, workers, host) == ("student", rollout, 1, "10.0.0.2")
 
 
+@pytest.mark.parametrize("gpus", [0, 1], ids=["side by side", "in turn"])
+def test_engines_begin_before_the_ranks_have_said_where_they_are(gpus: int) -> None:
+    """A rank takes seconds to import what it needs until it answers."""
+    begun = asyncio.Event()
+
+    async def begin(*_: Any) -> dict[str, str]:
+        begun.set()
+        return {}
+
+    async def place(_: str) -> Place:
+        await asyncio.wait_for(begun.wait(), 5)
+        return Place("10.0.0.2", 7, True)
+
+    rollout = handle(start=begin, start_deadline_s=lambda: 1.0, enlist=lambda *_: 1, footprint=lambda: None)
+    rank = handle(place=place, start=lambda *_: None, footprint=lambda: None, open_transport=lambda *_: None)
+    assert started(rollout, rank, gpus) == {"learner rank 0": "10.0.0.2"}
+
+
 def test_what_is_reserved_is_given_back_when_building_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 

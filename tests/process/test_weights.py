@@ -1,6 +1,8 @@
 """Transports of weights without an engine."""
 
 import ctypes
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from cluster.fleet.network import open_door
 from cluster.weights.parts import PARTS
@@ -32,6 +33,7 @@ def test_weights_go_over_nccl_on_one_stream_after_all_that_touched_them(monkeypa
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
 
     from cluster.weights.transports import BUFFER, nccl
+    from cluster.weights.transports.receivers import NcclReceiver
 
     done = list[str]()
     monkeypatch.setattr("torch.accelerator.synchronize", lambda: done.append("wait"))
@@ -46,8 +48,32 @@ def test_weights_go_over_nccl_on_one_stream_after_all_that_touched_them(monkeypa
     assert (sender.packed, sender.packed_num_buffers, sender.packed_buffer_size_bytes) == (True, 1, BUFFER)
     assert (told["packed"], told["packed_num_buffers"], told["packed_buffer_size_bytes"]) == (True, 1, BUFFER)
     sender.send_weights()
-    nccl.Receiver.receive_weights(object.__new__(nccl.Receiver), None)
+    NcclReceiver.receive_weights(object.__new__(NcclReceiver), None)
     assert done == ["wait", "send", "wait", "receive"]
+
+
+def test_a_learner_that_sends_between_cpus_does_not_load_vllm() -> None:
+    """Which takes seconds of a processor and 80 MB."""
+    asked = "import sys, cluster.weights.link as link; [link.transport(name) for name in ('shm', 'gloo')]"
+    command = [sys.executable, "-c", f"{asked}; print('vllm' in sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_tensors_are_gathered_by_layer_as_vllm_groups_them() -> None:
+    """In the order in which they come: what the engines are told of them has that order."""
+    from vllm.distributed.weight_transfer.base import layerwise_groups
+
+    from cluster.weights.source import by_layer
+
+    layers = [f"{stack}.{index}" for stack in ("visual.blocks", "model.layers") for index in range(3)]
+    parts = ("attn.q_proj.weight", "experts.7.up.weight", "norm")
+    names = ["model.embed", *(f"{layer}.{part}" for layer in layers for part in parts), "model.norm", "lm_head"]
+    found = by_layer(names)
+    assert found == layerwise_groups(names) and [name for group in found for name in group] == names
+    mixed = [names[1], names[4], names[2]]
+    assert by_layer(mixed) == [[name] for name in mixed]
+    assert by_layer([]) == []
 
 
 def test_a_receiver_that_never_comes_is_given_up() -> None:
@@ -235,8 +261,7 @@ def test_over_nccl_workers_are_told_a_secret_and_no_address(monkeypatch: pytest.
     monkeypatch.setattr(nccl.torch.accelerator, "current_device_index", lambda: 0)
     client: Any = SimpleNamespace(init_weight_transfer_engine=told.append)
     for rank in (0, 1):
-        info = nccl.trainer(Meeting(rank, "10.0.0.1", 3, 60.0, 0))
-        WeightTransferTrainerFactory.trainer_init(info, client=client, source=object())  # type: ignore[arg-type]
+        nccl.sender(Meeting(rank, "10.0.0.1", 3, 60.0, 0), client, source=object())  # type: ignore[arg-type]
     assert joined == [(made, 0, 4, 0)]  # rank 1 of the learner only gathers
     (theirs,) = (NCCLWeightTransferInitInfo(**each) for each in told)
     assert theirs.nccl_unique_id_bytes == made and theirs.packed

@@ -53,7 +53,8 @@ def test_every_moment_and_everybody_is_drawn_with_each_signal() -> None:
 def test_who_can_be_hit() -> None:
     """Each with both signals, but for the driver, whom nobody sees stop."""
     alone, parallel, hosts = ({name for name, _ in shots(kind)} for kind in (ONE_HOST, PARALLEL, THREE_HOSTS))
-    assert {"student engine 1", "student engine 1 core", "teacher engine 0 core", "learner", "rollout"} < alone
+    engines = {"student engine 1", "student engine 1 process", "student engine 1 core", "teacher engine 0 core"}
+    assert engines | {"learner", "rollout"} < alone
     assert parallel - alone == {"student engine 0 worker", "student engine 1 worker"} and hosts - alone == {"raylet"}
     assert [number for name, number in shots(ONE_HOST) if name == "driver"] == [signal.SIGKILL]
 
@@ -93,6 +94,7 @@ LOST, BACK = "student engine 0 died: SIGKILL; it is replaced", "student engine 0
     ("target", "said", "noticed", "back"),
     [
         ("student engine 0 core", [(15.0, LOST), (21.5, LOST), (30.0, BACK)], 1.5, 10.0),
+        ("student engine 0 process", [(15.0, LOST), (21.5, LOST), (30.0, BACK)], 1.5, 10.0),
         ("student engine 0 worker", [(21.5, LOST), (30.0, BACK)], 1.5, 10.0),
         ("student engine 1", [(21.5, LOST), (30.0, BACK)], None, None),
         ("learner", [(22.0, "learner rank 0 died; the services start again"), (60.0, "resumed at step 3")], 2.0, 40.0),

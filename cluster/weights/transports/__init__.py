@@ -1,10 +1,14 @@
-"""The ways that weights take. Each is a module of its name, with the learner's end, `trainer`, and the engines',
-`Receiver`. This file is light: recipes are checked by it. vLLM has ipc and nccl, between GPUs; shm and gloo, between
-CPUs, are this project's."""
+"""The ways that weights take. Each is a module of its name, with the learner's end, `sender`; the engines' are in
+`receivers`. This file is light: recipes are checked by it. vLLM has ipc and nccl, between GPUs; shm and gloo, between
+CPUs, are this project's, and a learner that sends by them does not load vLLM."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 TRANSPORTS = ("shm", "gloo", "ipc", "nccl")
 BUFFER = 1 << 30  # bytes that tensors are packed into between GPUs: a plan of the memory counts them
@@ -22,8 +26,25 @@ class Meeting:
     pushes: Any = None  # a `cluster.weights.delta.Pushes` where only what changed is to go, which gloo alone can
 
 
+@dataclass(frozen=True)
+class Meta:
+    """A tensor that is sent."""
+
+    name: str
+    dtype: "torch.dtype"
+    shape: tuple[int, ...]
+
+
+class Source(Protocol):
+    """What is sent, as often as it is iterated: the tensors that `metadata` has, in its order, each with its name."""
+
+    def metadata(self) -> Sequence[Meta]: ...
+
+    def __iter__(self) -> "Iterator[tuple[str, torch.Tensor]]": ...
+
+
 def transport(name: str) -> Any:
-    """The module of the transport `name`, which loads vLLM."""
+    """The module of the transport `name`: `sender(at, client, source)` meets the engines, and has `send_weights`."""
     return import_module(f"{__name__}.{name}")
 
 

@@ -1,65 +1,25 @@
-"""Two transports of weights between CPUs, for which vLLM has none: shared memory on one host, gloo between hosts.
-
-Each has a learner's end, driven as vLLM's own trainer engines are, and an engine's end. What arrives is checked in
-`cluster.weights.receiver`, whatever brought it.
+"""The learner's end of two transports of weights between CPUs, for which vLLM has none: shared memory on one host, gloo
+between hosts. It is driven as vLLM's own trainer engines are, and needs none of vLLM.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any
 
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
-    WeightSource,
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from cluster.weights.transports import Meeting, Meta, Source
 
-InitInfo = TypeVar("InitInfo", bound=WeightTransferInitInfo)
-TrainerInfo = TypeVar("TrainerInfo", bound=TrainerInitInfo)
-UpdateInfo = TypeVar("UpdateInfo", bound=WeightTransferUpdateInfo)
 SENDER = 0  # the learner's rank among those that a transfer connects
 
 
-class CpuTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo], Generic[InitInfo, UpdateInfo]):
-    """An engine's end on a CPU: vLLM's layerwise reload, and no accelerator to wait for."""
+class CpuSender(ABC):
+    """Every rank iterates the source, which may be a collective, and rank 0 sends."""
 
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class would call torch.accelerator.synchronize(), which a CPU does not have.
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def shutdown(self) -> None:
-        pass
-
-
-class CpuTrainerEngine(TrainerWeightTransferEngine[TrainerInfo], Generic[TrainerInfo]):
-    """The learner's end on a CPU: every rank iterates the source, which may be a collective, and rank 0 sends."""
-
-    @classmethod
-    def trainer_init(
-        cls, init_info: TrainerInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
-    ) -> Self:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if engine.is_sender:
-            engine._meet(init_info)
-        return engine
+    def __init__(self, at: Meeting, client: Any, source: Source) -> None:
+        self.client, self.source, self.is_sender = client, source, at.rank == SENDER
+        if self.is_sender:
+            self._meet(at)
 
     def send_weights(self) -> None:
-        assert self.source is not None
         metas = self.source.metadata()
         if self.is_sender:
             self._send(self.source, metas)
@@ -68,15 +28,15 @@ class CpuTrainerEngine(TrainerWeightTransferEngine[TrainerInfo], Generic[Trainer
                 pass
 
     @abstractmethod
-    def _meet(self, init_info: TrainerInfo) -> None:
+    def _meet(self, at: Meeting) -> None:
         """Opens the way to the engines."""
 
     @abstractmethod
-    def _send(self, source: WeightSource, metas: Sequence[ParamMeta]) -> None:
+    def _send(self, source: Source, metas: Sequence[Meta]) -> None:
         """One whole update of every engine."""
 
 
-def described(metas: Sequence[ParamMeta]) -> dict[str, Any]:
+def described(metas: Sequence[Meta]) -> dict[str, Any]:
     """What the engines are told of the tensors that come."""
     return {
         "names": [meta.name for meta in metas],

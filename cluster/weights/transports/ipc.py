@@ -1,10 +1,15 @@
 """Weights between processes on one GPU, by CUDA's handles: vLLM's own."""
 
-from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
+from typing import Any
 
-from cluster.weights.transports import BUFFER, Meeting
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-Receiver = IPCWeightTransferEngine
+from cluster.weights.transports import BUFFER, Meeting, Source
+from cluster.weights.transports.vllm_source import made_by_vllm
+
+
+def sender(at: Meeting, client: Any, source: Source) -> Any:
+    return made_by_vllm(trainer(at), client, source)
 
 
 def trainer(at: Meeting) -> IPCTrainerInitInfo:

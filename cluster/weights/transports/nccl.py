@@ -19,20 +19,13 @@ from vllm.distributed.weight_transfer.nccl_common import (
     uid_init_process_group,
     worker_init_payload,
 )
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-from cluster.weights.transports import BUFFER, Meeting
+from cluster.weights.transports import BUFFER, Meeting, Source
+from cluster.weights.transports.vllm_source import made_by_vllm
 
 SENDER = 0
 STREAMS = 1  # vLLM has one for each buffer
-
-
-class Receiver(NCCLWeightTransferEngine):
-    """vLLM's."""
-
-    def receive_weights(self, update_info: Any) -> None:
-        torch.accelerator.synchronize()
-        super().receive_weights(update_info)
 
 
 @dataclass
@@ -86,8 +79,12 @@ class NcclTrainerEngine(NCCLTrainerWeightTransferEngine):
             joined.result()
 
 
+def sender(at: Meeting, client: Any, source: Source) -> Any:
+    return made_by_vllm(trainer(at), client, source)
+
+
 def trainer(at: Meeting) -> NcclTrainerInitInfo:
-    """The learner's end, as vLLM's factory makes it from this."""
+    """What vLLM's factory makes the learner's end of."""
     return NcclTrainerInitInfo(at.num_workers + 1, rank=at.rank)
 
 

@@ -1,0 +1,158 @@
+"""An engine in a process of its own, which Ray knows nothing of: for CPUs, where vLLM forks its core from it.
+
+actor                                          the engine's process                        the engine's core
+EngineProcess.ask --(number, method, arguments)--> HostedEngine.ask --> AsyncLLM --vLLM's--> the model
+              <--(number, error, answer)----------
+"""
+
+import asyncio
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import traceback
+from functools import partial
+from itertools import count
+from typing import Any
+
+from cluster.fleet.calls import Died
+from cluster.fleet.hosted_engine import HostedEngine, log_tail
+from cluster.fleet.processes import collect_seldom
+from rollout.config import EngineConfig
+from rollout.ending import end_with
+from rollout.engine import load_vllm
+from rollout.vllm_quirks import enter_cpu_environment
+from rollout.vllm_quirks.forking import fork_cores, preloaded
+
+SCRIPT = ("-P", "-m", "cluster.fleet.engine_process")
+SIZE = 8  # bytes before a message, with how many it has
+READ = ("builtins", "cluster", "rollout", "learner", "evidence")  # whose errors every process can read
+Message = tuple[Any, ...]
+
+
+class EngineProcess:
+    """The actor's end. The process begins at once, and imports vLLM while nothing is asked of it.
+
+    name: of the engine, for messages. log: of the actor, where the process's output goes too.
+    """
+
+    def __init__(self, name: str, log: str, config: EngineConfig) -> None:
+        self.name, self.log = name, log
+        enter_cpu_environment(config)  # which OpenMP reads as the process begins
+        self._socket, theirs = socket.socketpair()
+        words = [*SCRIPT, name, log, str(theirs.fileno()), str(os.getpid())]
+        path = os.pathsep.join(filter(None, sys.path))  # which Ray has given the actor
+        env = os.environ | {"LD_PRELOAD": preloaded(os.environ), "PYTHONPATH": path}
+        self._process = subprocess.Popen([sys.executable, *words], pass_fds=[theirs.fileno()], env=env)
+        theirs.close()
+        self._numbers, self._asked = count(), dict[int, asyncio.Future[Any]]()
+        self._writer: asyncio.StreamWriter | None = None
+        self._opening = asyncio.Lock()
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """What `HostedEngine.ask` answers there.
+
+        Raises:
+            Died: the process, or the engine's core, is no more.
+            what the method raises.
+        """
+        writer = await self._open()
+        if writer.is_closing():
+            await self._reading
+            raise self._death()
+        number = next(self._numbers)
+        self._asked[number] = answer = asyncio.get_running_loop().create_future()
+        _send(writer, (number, method, arguments))
+        return await answer
+
+    async def _open(self) -> asyncio.StreamWriter:
+        async with self._opening:
+            if self._writer is None:
+                reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
+                self._reading = asyncio.create_task(self._read(reader, self._writer))
+        return self._writer
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (message := await _receive(reader)) is not None:
+            number, error, answer = message
+            asked = self._asked.pop(number)
+            if asked.cancelled():
+                continue
+            asked.set_exception(error) if error is not None else asked.set_result(answer)
+        writer.close()
+        await asyncio.to_thread(self._process.wait)
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(self._death())
+
+    def _death(self) -> Died:
+        status = self._process.returncode
+        return Died(f"{self.name} died: its process ended with status {status}\n{log_tail(self.log)}")
+
+
+async def _receive(reader: asyncio.StreamReader) -> Message | None:
+    """The next message; None at the end."""
+    try:
+        size = int.from_bytes(await reader.readexactly(SIZE), "little")
+        return tuple(pickle.loads(await reader.readexactly(size)))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _send(writer: asyncio.StreamWriter, message: Message) -> None:
+    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    writer.write(len(content).to_bytes(SIZE, "little") + content)
+
+
+async def serve(hosted: HostedEngine, connection: socket.socket) -> None:
+    """Answers what comes over the connection, each as soon as it is there, until the other end is gone."""
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    under_way = set[asyncio.Task[Any]]()
+    while (message := await _receive(reader)) is not None:
+        number, method, arguments = message
+        task = asyncio.create_task(hosted.ask(method, *arguments))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        task.add_done_callback(partial(_answer, writer, number))
+
+
+def _answer(writer: asyncio.StreamWriter, number: int, task: "asyncio.Task[Any]") -> None:
+    if task.cancelled():  # as the process ends
+        return
+    error = task.exception()
+    _send(writer, (number, None, task.result()) if error is None else (number, plain(error), None))
+
+
+def plain(error: BaseException) -> BaseException:
+    """The error as a process without vLLM can read it, with where it came from as a note."""
+    said = error
+    if type(error).__module__.partition(".")[0] not in READ:
+        kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), None)
+        said = kind(str(error)) if kind else RuntimeError(f"{type(error).__name__}: {error}")
+    said.add_note("".join(traceback.format_exception(error)))
+    return said
+
+
+def main(name: str, log: str, descriptor: str, parent: str) -> None:
+    """The engine's process, which ends with the actor's."""
+    end_with(int(parent))
+    connection = socket.socket(fileno=int(descriptor))
+    os.set_inheritable(connection.fileno(), False)
+    os.register_at_fork(after_in_child=partial(_leave, connection))
+    collect_seldom()
+    load_vllm()
+    collect_seldom()  # nor are pages written to that the core shares
+    fork_cores()
+    asyncio.run(serve(HostedEngine(name, log), connection))
+    os._exit(0)  # the actor is no more, and so is what would be told to end
+
+
+def _leave(connection: socket.socket) -> None:
+    """For the core: the connection is not its own, and it ends with the process that it was forked from."""
+    connection.close()
+    end_with(os.getppid())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
