@@ -31,6 +31,7 @@ from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
 from learner.parts import PartClock
+from learner.recompute import keep_products
 from learner.schedule import rate_factor
 from learner.sealed import SealedFile, seal
 
@@ -86,6 +87,8 @@ class ZeroEngine:
             add_adapter(causal_lm, config)
         if config.gradient_checkpointing:
             checkpoint_layers(causal_lm, config.zero_stage)
+        elif config.zero_stage < 3 and not torch.cuda.is_available():  # its checkpoints cannot keep anything
+            keep_products(causal_lm)
         self.vocabulary = len(head_of(causal_lm).weight)
         chunk = head_chunk(config, self.vocabulary, torch.cuda.is_available())
         student = Student(causal_lm, chunk, divergence_of(config, self.vocabulary))
