@@ -68,7 +68,7 @@ def _update_chunk(chunk: tuple[Tensor, ...], group: dict[str, Any], step: int, d
     before = torch.full((), step - 1.0, device=master.device)  # steps, to which `adamw` adds this one
     beta1, beta2 = group["betas"]
     given = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
-    streams = ([master], [grad_C.float()], [average], [square], [], [before])
+    streams: tuple[list[Tensor], ...] = ([master], [grad_C.float()], [average], [square], [], [before])
     adamw(*streams, fused=True, amsgrad=False, maximize=False, **given)
     noise = _noise(high_C, draw).to(torch.int32).bitwise_and_(0xFFFF)  # for both: each is itself on average
     exact = (*halves(master), rounded_at_random(average, noise), rounded_at_random(square, noise))

@@ -169,8 +169,7 @@ def _repacked(rows_RALD: Tensor, place_S: Tensor) -> Tensor:
     return rows_RALD.transpose(1, 2).flatten(0, 1)[place_S]
 
 
-@torch.library.custom_op("edge_opd::attended_rows", mutates_args=())  # named, so that `learner.recompute` can keep it
-def attended_rows(
+def _attended_rows(
     query_SAD: Tensor, key_SAD: Tensor, value_SAD: Tensor, rows_RL: Tensor, place_S: Tensor, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
     """(float32 [S, A, D], the normalizer of each padded token and head) of torch's own attention of CPUs."""
@@ -179,6 +178,10 @@ def attended_rows(
         *rows, 0.0, True, scale=scaling
     )
     return _repacked(out_RALD, place_S), normalizer_RAL
+
+
+# Has a name of its own among operators, by which `learner.recompute` keeps what it gives.
+attended_rows = torch.library.custom_op("edge_opd::attended_rows", _attended_rows, mutates_args=())
 
 
 class _OnCpu(torch.autograd.Function):

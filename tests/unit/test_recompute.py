@@ -125,7 +125,7 @@ def halved(module: torch.nn.Module, arguments: Any, output: Tensor) -> Tensor:
 
 
 def straight(module: torch.nn.Module, arguments: Any, output: Tensor) -> Tensor:
-    return torch.mm(arguments[0][0], module.weight.T).mul_(0.5)[None]  # type: ignore[operator]
+    return torch.mm(arguments[0][0], module.weight.T).mul_(0.5)[None]
 
 
 def clipping() -> PreTrainedModel:
