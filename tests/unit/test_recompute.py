@@ -1,6 +1,6 @@
 """What a layer on a CPU keeps, and that its gradients are those of a layer that keeps everything, to the last bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, query_pre_attn_scalar=16)),
     "experts": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS)),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two add some sums up in either order, of large tensors: then no two backward passes are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Alive(TorchDispatchMode):
