@@ -27,6 +27,7 @@ from learner.head import Distribution
 from learner.kept import KeptWeights
 from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of
+from learner.memory import give_back
 from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
@@ -98,6 +99,7 @@ class ZeroEngine:
         self.clock = PartClock(self.engine.device.type == "cuda")
         causal_lm.base_model.register_forward_hook(lambda *_: self.clock.mark("forward"))
         quirks.around_reduction(self.engine, lambda: self.clock.mark("backward"), lambda: self.clock.mark("reduce"))
+        self._give_back()
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -132,11 +134,19 @@ class ZeroEngine:
             loss = loss_of(batch) * self.num_ranks
             self.clock.mark("head")
             self.engine.backward(loss, scale_wrt_gas=False)
+            del loss
+            self._give_back()
             self.clock.mark("backward")
         before = quirks.norm_before_step([param for _, param in self._parameters()], self.config)
         norm = quirks.take_step(self.engine, before, skips)
+        self._give_back()
         self.clock.mark("optimizer")
         return norm
+
+    def _give_back(self) -> None:
+        """The next micro-batch has other lengths: its tensors would not fit where this one's were."""
+        if self.device.type == "cpu":
+            give_back()
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of each tensor of the model's files, tied ones once, without gathering.
