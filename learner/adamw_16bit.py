@@ -4,13 +4,13 @@ Legend: high = the bfloat16 nearest to a float32 number, low = what is missing, 
 16 bits with a sign. P = parameters of one flat tensor, C = those of a chunk.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}  # parameters in float32 at one time: on a CPU a chunk stays in its caches
 
@@ -64,41 +64,40 @@ def _chunks(streams: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
 
 def _update_chunk(chunk: tuple[Tensor, ...], group: dict[str, Any], step: int, draw: torch.Generator) -> None:
     high_C, low_C, average_C, square_C, grad_C = chunk
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    gradient = grad_C.float()
-    average = average_C.float().lerp_(gradient, 1 - beta1)
-    square = square_C.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-    master = joined(high_C, low_C).mul_(1 - lr * group["weight_decay"])
-    master.addcdiv_(average, scale, value=-lr / (1 - beta1**step))
-    for whole, half in zip(halves(master), (high_C, low_C), strict=True):
-        half.copy_(whole)
-    noise = _noise(high_C, draw)  # the same for both: each is itself on average
-    for exact, kept in ((average, average_C), (square, square_C)):
-        kept.copy_(rounded_at_random(exact, noise))
+    master, average, square = joined(high_C, low_C), average_C.float(), square_C.float()
+    before = torch.full((), step - 1.0, device=master.device)  # steps, to which `adamw` adds this one
+    beta1, beta2 = group["betas"]
+    given = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
+    streams: tuple[list[Tensor], ...] = ([master], [grad_C.float()], [average], [square], [], [before])
+    adamw(*streams, fused=True, amsgrad=False, maximize=False, **given)
+    noise = _noise(high_C, draw).to(torch.int32).bitwise_and_(0xFFFF)  # for both: each is itself on average
+    exact = (*halves(master), rounded_at_random(average, noise), rounded_at_random(square, noise))
+    for kept, whole in zip((high_C, low_C, average_C, square_C), exact, strict=True):
+        kept.copy_(whole)
 
 
 def halves(master: Tensor) -> tuple[Tensor, Tensor]:
     """A float32 tensor as (high, low), both bfloat16 in type; low is the bits of an int16."""
-    bits = master.view(torch.int32)
-    high = (bits + 0x8000) >> 16  # to the nearest; of two as near ones, to the larger
-    low = bits - (high << 16)
-    return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16).view(torch.bfloat16)
+    bits = master.view(torch.int32) + 0x8000  # so that high is the nearest; of two as near ones, the larger
+    low = bits.to(torch.int16).bitwise_xor_(-0x8000)  # the lower bits less what was added
+    high = bits.bitwise_right_shift_(16).to(torch.int16)
+    return high.view(torch.bfloat16), low.view(torch.bfloat16)
 
 
 def joined(high: Tensor, low: Tensor) -> Tensor:
     """The float32 tensor of the two halves, every bit of it."""
-    bits = high.view(torch.int16).to(torch.int32) << 16
-    return bits.add_(low.view(torch.int16)).view(torch.float32)
+    master = high.float()
+    master.view(torch.int32).add_(low.view(torch.int16).to(torch.int32))
+    return master
 
 
 def rounded_at_random(exact: Tensor, noise: Tensor) -> Tensor:
     """float32 to one of the two bfloat16 around it, on average itself.
 
-    noise: int16, every value as likely.
+    noise: int32, every value from 0 to 65,535 as likely.
     """
-    bits = exact.view(torch.int32) + (noise.to(torch.int32) & 0xFFFF)
-    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+    bits = exact.view(torch.int32) + noise
+    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
 
 
 def _noise(like_C: Tensor, draw: torch.Generator) -> Tensor:

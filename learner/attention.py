@@ -169,6 +169,21 @@ def _repacked(rows_RALD: Tensor, place_S: Tensor) -> Tensor:
     return rows_RALD.transpose(1, 2).flatten(0, 1)[place_S]
 
 
+def _attended_rows(
+    query_SAD: Tensor, key_SAD: Tensor, value_SAD: Tensor, rows_RL: Tensor, place_S: Tensor, scaling: float | None
+) -> tuple[Tensor, Tensor]:
+    """(float32 [S, A, D], the normalizer of each padded token and head) of torch's own attention of CPUs."""
+    rows = (_unpacked(packed_SAD, rows_RL) for packed_SAD in (query_SAD, key_SAD, value_SAD))
+    out_RALD, normalizer_RAL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *rows, 0.0, True, scale=scaling
+    )
+    return _repacked(out_RALD, place_S), normalizer_RAL
+
+
+# Has a name of its own among operators, by which `learner.recompute` keeps what it gives.
+attended_rows = torch.library.custom_op("edge_opd::attended_rows", _attended_rows, mutates_args=())
+
+
 class _OnCpu(torch.autograd.Function):
     """torch's own attention of CPUs over padded rows, of which packed tensors are kept for the backward pass.
 
@@ -186,10 +201,7 @@ class _OnCpu(torch.autograd.Function):
         scaling: float | None,
     ) -> Tensor:
         streams = (query_SAD, key_SAD, value_SAD)
-        rows = (_unpacked(packed_SAD, rows_RL) for packed_SAD in streams)
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out_RALD, normalizer_RAL = kernel(*rows, 0.0, True, scale=scaling)
-        out_SAD = _repacked(out_RALD, place_S)
+        out_SAD, normalizer_RAL = attended_rows(*streams, rows_RL, place_S, scaling)
         ctx.save_for_backward(*streams, out_SAD, normalizer_RAL, rows_RL, place_S)
         ctx.scaling = scaling
         return out_SAD

@@ -58,6 +58,9 @@ Read = TypeVar("Read")
 Schedule = Callable[[Optimizer], LambdaLR]
 
 
+CPU_BUCKET = 1 << 23  # gradients that ZeRO 1 and 2 copy, and widen, at one time; DeepSpeed's own 5e8 are all there are
+
+
 def zero_settings(config: LearnerConfig) -> dict[str, Any]:
     """The DeepSpeed configuration. Batch sizes are formal: `step` owns accumulation and `learner.batches` the scale.
 
@@ -65,6 +68,8 @@ def zero_settings(config: LearnerConfig) -> dict[str, Any]:
     With 16 bits an optimizer of our own gets the weights themselves, and only ranks add up in float32.
     """
     own = config.optimizer == "adamw_16bit"
+    small = config.zero_stage in (1, 2) and not torch.cuda.is_available()
+    bucket = {"reduce_bucket_size": CPU_BUCKET} if small else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -77,7 +82,7 @@ def zero_settings(config: LearnerConfig) -> dict[str, Any]:
         },
         "data_types": {"grad_accum_dtype": "bf16" if own else "fp32" if config.zero_stage else None},
         "communication_data_type": "fp32" if config.zero_stage else None,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_scatter": config.zero_stage > 0} | bucket,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": own,
         "steps_per_print": 10**9,

@@ -27,10 +27,12 @@ from learner.head import Distribution
 from learner.kept import KeptWeights
 from learner.load import DTYPES, load_causal_lm
 from learner.logits import head_of
+from learner.memory import give_back
 from learner.model import Student, checkpoint_layers
 from learner.names import held_tensors
 from learner.objectives import OBJECTIVES
 from learner.parts import PartClock
+from learner.recompute import keep_products
 from learner.schedule import rate_factor
 from learner.sealed import SealedFile, seal
 
@@ -86,6 +88,8 @@ class ZeroEngine:
             add_adapter(causal_lm, config)
         if config.gradient_checkpointing:
             checkpoint_layers(causal_lm, config.zero_stage)
+        elif config.zero_stage < 3 and not torch.cuda.is_available():  # its checkpoints cannot keep anything
+            keep_products(causal_lm)
         self.vocabulary = len(head_of(causal_lm).weight)
         chunk = head_chunk(config, self.vocabulary, torch.cuda.is_available())
         student = Student(causal_lm, chunk, divergence_of(config, self.vocabulary))
@@ -95,6 +99,7 @@ class ZeroEngine:
         self.clock = PartClock(self.engine.device.type == "cuda")
         causal_lm.base_model.register_forward_hook(lambda *_: self.clock.mark("forward"))
         quirks.around_reduction(self.engine, lambda: self.clock.mark("backward"), lambda: self.clock.mark("reduce"))
+        self._give_back()
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     @property
@@ -129,11 +134,19 @@ class ZeroEngine:
             loss = loss_of(batch) * self.num_ranks
             self.clock.mark("head")
             self.engine.backward(loss, scale_wrt_gas=False)
+            del loss
+            self._give_back()
             self.clock.mark("backward")
         before = quirks.norm_before_step([param for _, param in self._parameters()], self.config)
         norm = quirks.take_step(self.engine, before, skips)
+        self._give_back()
         self.clock.mark("optimizer")
         return norm
+
+    def _give_back(self) -> None:
+        """The next micro-batch has other lengths: its tensors would not fit where this one's were."""
+        if self.device.type == "cpu":
+            give_back()
 
     def parameter_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """(name, dtype, full shape) of each tensor of the model's files, tied ones once, without gathering.

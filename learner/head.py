@@ -1,7 +1,7 @@
-"""The language model's head, a chunk of positions at a time: each chunk's logits are recomputed in the backward pass.
+"""The language model's head, a chunk of logits at a time: each chunk is recomputed in the backward pass.
 
-Legend: N = response tokens of one packed sequence, C = positions of a chunk, H = hidden size, V = vocabulary,
-K = what is read at each position: the target's log-prob and, with a teacher, the divergence from it.
+Legend: N = response tokens of one packed sequence, C = positions of a chunk, H = hidden size, V = vocabulary, W = words
+of a part of it, K = what is read at each position: the target's log-prob and, with a teacher, the divergence from it.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +26,9 @@ class Distribution:
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext  # within it the weight is not sharded
 
 
+WIDENED = 8192  # words whose weights, and their gradients, a CPU holds in float32 at one time
+
+
 class _ChunkedHead(torch.autograd.Function):
     """Reads a head at N positions, with float32 logits of one chunk of them at a time, forward and backward.
 
@@ -43,15 +46,16 @@ class _ChunkedHead(torch.autograd.Function):
         divergence: Divergence | None,
         teacher: Distribution | None,
     ) -> Tensor:
-        readings_KN = hidden_NH.new_empty(1 if teacher is None else 2, len(targets_N), dtype=torch.float32)
-        normalizer_N = torch.empty_like(readings_KN[0])
-        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, form, teacher, chunk):
-            picked = logits.gather(1, targets_N[part, None]).squeeze(1)
-            if teacher is not None:
-                assert divergence is not None
-                readings_KN[1, part] = divergence(teacher_logits, logits)
-            normalizer_N[part] = _logsumexp_(logits)
-            readings_KN[0, part] = picked - normalizer_N[part]
+        readings_KN = hidden_NH.new_zeros(1 if teacher is None else 2, len(targets_N), dtype=torch.float32)
+        normalizer_N = torch.full_like(readings_KN[0], -torch.inf)
+        for words, factor_WH in _factors(weight_VH, teacher):
+            for part, logits, teacher_logits in _logit_chunks(hidden_NH, factor_WH, form, teacher, chunk):
+                readings_KN[0, part] += _picked(logits, targets_N[part], words)
+                if teacher is not None:
+                    assert divergence is not None
+                    readings_KN[1, part] = divergence(teacher_logits, logits)
+                normalizer_N[part] = normalizer_N[part].logaddexp(_logsumexp_(logits))
+        readings_KN[0] -= normalizer_N
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizer_N)
         ctx.form, ctx.chunk, ctx.divergence, ctx.teacher = form, chunk, divergence, teacher
         return readings_KN
@@ -59,37 +63,68 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_KN: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, normalizer_N = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden_NH)
+        grad_hidden = torch.zeros_like(hidden_NH, dtype=torch.float32)
         # A frozen head, as under an adapter, needs none.
-        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part, logits, teacher_logits in _logit_chunks(hidden_NH, weight_VH, ctx.form, ctx.teacher, ctx.chunk):
-            hidden, grad_C1, slope = hidden_NH[part], grad_KN[0, part, None], ctx.form.slope(logits)
-            pulled = _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part]) if ctx.teacher else None
-            # d logprob / d logits = onehot - softmax
-            grad_logits = logits.sub_(normalizer_N[part, None]).exp_().mul_(-grad_C1)
-            grad_logits.scatter_add_(1, targets_N[part, None], grad_C1)
-            if pulled is not None:
-                grad_logits += pulled
-            if ctx.form != AS_IT_IS:
-                grad_logits *= slope
-            narrow = grad_logits.to(weight_VH.dtype)
-            grad_hidden[part] = narrow @ weight_VH
+        grad_weight = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
+        for words, factor_WH in _factors(weight_VH, ctx.teacher):
+            grad_WH = None if grad_weight is None else torch.zeros_like(factor_WH, dtype=torch.float32)
+            for part, logits, teacher_logits in _logit_chunks(hidden_NH, factor_WH, ctx.form, ctx.teacher, ctx.chunk):
+                grad_C1, slope = grad_KN[0, part, None], ctx.form.slope(logits)
+                pulled = _pull_back(ctx.divergence, teacher_logits, logits, grad_KN[1, part]) if ctx.teacher else None
+                # d logprob / d logits = onehot - softmax
+                grad_logits = logits.sub_(normalizer_N[part, None]).exp_().mul_(-grad_C1)
+                _add_picked_(grad_logits, targets_N[part], words, grad_C1)
+                if pulled is not None:
+                    grad_logits += pulled
+                if ctx.form != AS_IT_IS:
+                    grad_logits *= slope
+                narrow = _factor(grad_logits.to(weight_VH.dtype))
+                _add_product_(grad_hidden[part], narrow, factor_WH)
+                if grad_WH is not None:
+                    _add_product_(grad_WH, narrow.T, hidden_NH[part])
             if grad_weight is not None:
-                _add_product_(grad_weight, narrow.T, hidden)
-        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VH.dtype), *[None] * 5
+                grad_weight[words] = grad_WH
+        return grad_hidden.to(hidden_NH.dtype), grad_weight, *[None] * 5
+
+
+def _factors(weight_VH: Tensor, teacher: Distribution | None) -> Iterator[tuple[slice, Tensor]]:
+    """(which words, their weights as a product takes them): all of them on a GPU, which widens nothing, and where whole
+    distributions are compared."""
+    size = len(weight_VH) if weight_VH.is_cuda or teacher is not None else WIDENED
+    with _instructions_of(weight_VH.dtype):
+        for start in range(0, len(weight_VH), size):
+            words = slice(start, min(start + size, len(weight_VH)))
+            yield words, _factor(weight_VH[words])
 
 
 def _logit_chunks(
-    hidden_NH: Tensor, weight_VH: Tensor, form: LogitForm, teacher: Distribution | None, chunk: int
+    hidden_NH: Tensor, factor_WH: Tensor, form: LogitForm, teacher: Distribution | None, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """(which positions, their logits, the teacher's logits there), a chunk of positions at a time."""
-    head_VH = _factor(weight_VH)
-    with _instructions_of(weight_VH.dtype), nullcontext() if teacher is None else teacher.whole():
+    with nullcontext() if teacher is None else teacher.whole():
         other = None if teacher is None else (teacher.hidden_NH, _factor(teacher.weight_VH), teacher.form)
         for start in range(0, len(hidden_NH), chunk):
             part = slice(start, start + chunk)
             theirs = None if other is None else other[2].apply_(_product(other[0][part], other[1].T))
-            yield part, form.apply_(_product(hidden_NH[part], head_VH.T)), theirs
+            yield part, form.apply_(_product(hidden_NH[part], factor_WH.T)), theirs
+
+
+def _picked(logits_CW: Tensor, targets_C: Tensor, words: slice) -> Tensor:
+    """[C]: each target's logit; 0 where it is not among the words."""
+    at_C, here_C = _places(targets_C, words)
+    return logits_CW.gather(1, at_C[:, None]).squeeze(1).where(here_C, 0.0)
+
+
+def _add_picked_(total_CW: Tensor, targets_C: Tensor, words: slice, added_C1: Tensor) -> None:
+    """Adds to each target that is among the words."""
+    at_C, here_C = _places(targets_C, words)
+    total_CW.scatter_add_(1, at_C[:, None], added_C1 * here_C[:, None])
+
+
+def _places(targets_C: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """(where each target is among the words, whether it is): any place where it is not."""
+    at_C = targets_C - words.start
+    return at_C.clamp(0, words.stop - words.start - 1), (at_C >= 0) & (targets_C < words.stop)
 
 
 def _logsumexp_(logits_CV: Tensor) -> Tensor:

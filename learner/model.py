@@ -19,7 +19,12 @@ def checkpoint_layers(causal_lm: PreTrainedModel, zero_stage: int) -> None:
 
     Reentrant under ZeRO-3, whose parameters have no shape between two runs of a layer, which the other kind compares.
     """
-    causal_lm.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
+    checkpoint_with(causal_lm, use_reentrant=zero_stage == 3)
+
+
+def checkpoint_with(causal_lm: PreTrainedModel, **told: object) -> None:
+    """Each decoder layer runs under `torch.utils.checkpoint.checkpoint`, which is told this."""
+    causal_lm.gradient_checkpointing_enable(told)
     for module in causal_lm.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # of a layer itself transformers asks this; what it holds has no dropout still

@@ -106,9 +106,9 @@ def learner_environment(plan: Plan) -> dict[str, str]:
     threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     if plan.device != "cpu":
         return {"PATH": tools, **threads}
-    # What a step frees is kept for the next one, since a new page costs more than what is written to it. oneDNN
-    # and torch's layer over it each keep what they made for the last 1024 shapes, and no two packs have one length: a
-    # step of the default recipe added 70 MB (findings/torch-cpu-keeps-every-length.sh).
+    # What a micro-batch frees is kept until its end (`learner.memory.give_back`), since a new page costs more than what
+    # is written to it. oneDNN and torch's layer over it each keep what they made for the last 1024 shapes, and no two
+    # packs have one length: a step of the default recipe added 70 MB (findings/torch-cpu-keeps-every-length.sh).
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
     memory |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(KEPT_SHAPES))
     return {"PATH": tools, "DS_ACCELERATOR": "cpu", **threads, **memory}

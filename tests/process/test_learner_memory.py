@@ -1,13 +1,17 @@
-"""A learner on a CPU does not grow with the lengths that it has seen (findings/torch-cpu-keeps-every-length.sh)."""
+"""A learner on a CPU does not grow with the lengths that it has seen (findings/torch-cpu-keeps-every-length.sh), and
+keeps no holes between two micro-batches."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from cluster.fleet.launch import learner_environment
 from cluster.fleet.placement import Plan
+from learner.config import LearnerConfig
+from learner.deepspeed_quirks import zero_settings
 from rollout.cores import cpu_flags
 
 GROWN = """
@@ -48,3 +52,44 @@ def test_a_learner_keeps_what_it_made_for_a_few_lengths_only() -> None:
     own = learner_environment(Plan("cpu", "shm", {}, 1, threads=1))
     assert grown(others | own) < 10, "torch keeps memory for each length again: see findings/"
     assert grown(others) > 80, "torch no longer keeps memory for each length: KEPT_SHAPES can go"
+
+
+HOLES = """
+import torch
+from pathlib import Path
+from learner.memory import give_back
+
+def held():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+blocks = [torch.ones(1 << 18) for _ in range(200)]
+full = held()
+del blocks[::2]
+freed = full - held()
+give_back()
+print(round(freed / 1e6), round((full - held()) / 1e6))
+"""
+
+
+def test_memory_that_is_freed_amid_the_heap_goes_back_to_the_system() -> None:
+    """Every other of 200 blocks of 1 MiB is freed, in a learner's environment."""
+    own = learner_environment(Plan("cpu", "shm", {}, 1, threads=1))
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], env=os.environ | own, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert before < 10, "malloc gives it back by itself: give_back can go"
+    assert after > 90
+
+
+@pytest.mark.parametrize(
+    ("stage", "on_gpu", "own"), [(1, False, True), (2, False, True), (3, False, False), (1, True, False)]
+)
+def test_zero_1_and_2_copy_a_part_of_the_gradients_at_a_time_on_a_cpu(
+    stage: int, on_gpu: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's own buckets hold 5e8: with 135 million parameters it copied, and widened, all of them at once."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    settings = zero_settings(LearnerConfig(zero_stage=stage))["zero_optimization"]
+    assert ("reduce_bucket_size" in settings) is own
+    assert settings.get("reduce_bucket_size", 0) * 4 < 64e6  # bytes of one in float32

@@ -39,7 +39,7 @@ def test_a_shapes_formula_counts_a_models_parameters(family: str, tmp_path: Path
 
 
 def test_what_the_plan_says_of_buckets_is_what_deepspeed_does_untold() -> None:
-    """`zero_settings` leaves them to it."""
+    """`zero_settings` leaves them to it on a GPU, which is all that is planned."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for stage, doubles in ((1, False), (2, False), (3, True)):

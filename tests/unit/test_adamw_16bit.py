@@ -1,10 +1,12 @@
 """AdamW in 16 bits against torch's AdamW in float32, and against its own rounding rules."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner import adamw_16bit
 from learner.adamw_16bit import AdamW16Bit, halves, joined, rounded_at_random
@@ -51,7 +53,7 @@ def test_two_halves_are_every_bit_of_a_float32_number() -> None:
 @pytest.mark.parametrize("value", [1.001, -3.3e-7, 2.5e-41, 1.0])
 def test_rounding_at_random_is_right_on_average_and_gives_a_neighbour(value: float) -> None:
     exact = torch.full((200_000,), value)
-    noise = torch.randint(-(1 << 15), 1 << 15, exact.shape, generator=torch.Generator().manual_seed(1)).short()
+    noise = torch.randint(0, 1 << 16, exact.shape, generator=torch.Generator().manual_seed(1)).int()
     found = rounded_at_random(exact, noise).float()
     spacing = float(torch.tensor(value).bfloat16().view(torch.int16).add(1).view(torch.bfloat16)) - float(
         torch.tensor(value).bfloat16()
@@ -133,6 +135,27 @@ def test_it_keeps_six_bytes_a_parameter() -> None:
     stepped(optimizer, parameter, gradients(1, 1000))
     tensors = [tensor for tensor in optimizer.state[parameter].values() if tensor.numel() > 1]
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == 6 * 1000
+
+
+def test_a_chunk_is_gone_over_few_times() -> None:
+    """Operators that make or fill a tensor of its size; each takes about as long as AdamW itself."""
+    parameter = torch.nn.Parameter(start(4096))
+    optimizer = AdamW16Bit([parameter], **SETTINGS)
+    stepped(optimizer, parameter, gradients(1, 4096))
+    passes = list[str]()
+
+    class Passes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            fused = func is torch.ops.aten._fused_adamw_.default  # which gives nothing back
+            if fused or (isinstance(made, Tensor) and made.numel() >= 1024 and not func.is_view):
+                passes.append(func.name())
+            return made
+
+    with Passes():
+        optimizer.step()
+    assert passes.count("aten::_fused_adamw_") == 1
+    assert len(passes) <= 27, passes
 
 
 @pytest.mark.parametrize(
