@@ -25,8 +25,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.default_model import prepare_default_model
+from cluster.fleet.launch import learner_environment
+from cluster.fleet.placement import Plan
 from cluster.sizing.speed import device_of
 from evidence.records import TrainRow
+from learner.products import widen_products
+from rollout.cores import cpu_flags, has_bfloat16, num_cores
 from tests.bench.figures import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +137,7 @@ def model_flops(rows: list[TrainRow]) -> float:
 def serve(side: str, setting: str) -> None:
     """Takes a step, and one for every line on stdin; tells seconds, gradient norm and peak memory of each."""
     told, kept, _ = SETTINGS[setting]
+    widened = widen_products() if DEVICE == "cpu" and not has_bfloat16(cpu_flags()) else None  # as a run's learner does
     step = (ours if side == "ours" else plain)(make_rows(kept), **told)
     for _ in itertools.chain([""], sys.stdin):
         start = time.perf_counter()
@@ -141,12 +146,14 @@ def serve(side: str, setting: str) -> None:
         print(
             "RESULT", json.dumps({"seconds": time.perf_counter() - start, "norm": norm, "gb": peak / 1e9}), flush=True
         )
+    del widened
 
 
 def start(side: str, setting: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tests.bench.learner_step", "--serve", side, setting]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+    own = learner_environment(Plan(DEVICE, "shm", {}, 1, threads=num_cores())) if side == "ours" else {}
+    return subprocess.Popen(command, text=True, cwd=ROOT, env=os.environ | own, **pipes)  # type: ignore[call-overload]
 
 
 def ask(process: "subprocess.Popen[str]") -> Any:
