@@ -204,11 +204,12 @@ function drawLanes(run) {
     const y = place * row;
     shape(svg, "text", { x: left - 6, y: y + 15, "text-anchor": "end" }).textContent = lane;
     shape(svg, "rect", { x: left, y: y + 3, width: width - left - right, height: row - 7, fill: "var(--line)", rx: 2 });
-    for (const [begin, end, which, busy] of spans) {
-      const [name, colour] = names[which], part = busy === undefined ? 1 : busy / (end - begin);
+    for (let at = 0; at < spans.length; at += 4) {  // of each its begin, its end, the place of its name, and what of it is work
+      const [begin, end, busy] = [spans[at], spans[at + 1], spans[at + 3]].map(hundredths => hundredths / 100);
+      const [name, colour] = names[spans[at + 2]], part = busy / (end - begin) || 1;
       const box = { x: left + begin * scale, y: y + 3, width: Math.max((end - begin) * scale, 0.8), height: row - 7 };
       const fill = colour === null ? "var(--c-base)" : COLOURS[colour], opacity = (colour === null ? 0.35 : 0.9) * (0.3 + 0.7 * part);
-      shape(shape(svg, "rect", { ...box, fill, opacity: opacity.toFixed(2) }), "title", {}).textContent = busy === undefined ?
+      shape(shape(svg, "rect", { ...box, fill, opacity: opacity.toFixed(2) }), "title", {}).textContent = spans[at + 3] >= spans[at + 1] - spans[at] ?
         `${name} ${(end - begin).toFixed(1)} s` : `${name} ${busy.toFixed(1)} s of ${(end - begin).toFixed(1)} s`;
     }
     shape(svg, "text", { x: width, y: y + 15, "text-anchor": "end" }).textContent = `${Math.round(share * 100)}%`;
