@@ -117,7 +117,7 @@ class Lanes:
         full = [track.began for track in tracks if track.is_full]
         begin = max(end - most, min((track.began for track in tracks), default=inf), *full)
         if begin >= end:
-            return {"title": "", "seconds": 0.0, "names": [], "rows": []}
+            return {"title": "", "begin": 0.0, "seconds": 0.0, "names": [], "rows": []}
         keys, seconds = sorted(self._tracks), end - begin
         drawn = _bounded(_Stretches.of([self._tracks[key] for key in keys], begin, end), seconds / PIXELS)
         worked = _Stretches.of(list(self._work.values()), begin, end)
@@ -127,6 +127,7 @@ class Lanes:
         span = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
         return {
             "title": f"the last {span}" if finished is None else f"{span} up to the end of the last step",
+            "begin": round(begin, 2),
             "seconds": round(seconds, 2),
             "names": [[name, COLOURS.get(name, 7) if is_work(name) else None] for name in names],
             "rows": [{"lane": lane, "share": share.get(lane, 0.0), "spans": rows[lane]} for lane in in_order(rows)],

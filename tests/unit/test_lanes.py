@@ -27,7 +27,7 @@ def test_a_lane_shows_its_spans_and_the_share_in_which_it_worked() -> None:
     lanes.add([Span("learner", "learn", 18.0, 19.0), Span("learner", "push", 19.0, 20.0)])  # the first one goes on
     lanes.add([Span("learner rank 1", "learn", 14.0, 16.0), Span("learner rank 1", "reduce", 16.0, 19.0)])
     shown = lanes.shown(10.0)
-    assert (shown["title"], shown["seconds"]) == ("the last 10 s", 10.0)
+    assert (shown["title"], shown["begin"], shown["seconds"]) == ("the last 10 s", 10.0, 10.0)
     assert shown["names"] == [["learn", 2], ["push", 3], ["reduce", None], ["wait for rollouts", None]]
     assert shown["rows"] == [
         {"lane": "driver", "share": 0.0, "spans": [0, 400, 3, 400]},
