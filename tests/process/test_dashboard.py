@@ -290,6 +290,40 @@ def test_a_drag_over_a_chart_shows_its_range_on_every_chart_of_its_kind(browser:
     assert labels("Groups by state") == groups and browser.value(ranges) == "" and browser.errors == []
 
 
+def test_of_many_engines_a_legend_tells_the_middle_and_the_ends_and_no_label_is_cut_off(
+    browser: Page, tmp_path: Path
+) -> None:
+    charts, rng = RunCharts("run", Recipe()), np.random.default_rng(0)
+    samples = [crowded(a_sample(2.0 * place), 16, rng) for place in range(60)]
+    charts.add(Batch(BEGAN, tuple(samples), steps=tuple(replace(a_step(step), dropped=0) for step in range(2000))))
+    (tmp_path / "out.html").write_text(page("many", data_of([charts.shown({})], 0, "finished")))
+    browser.open((tmp_path / "out.html").as_uri())
+    draw_all(browser)
+    legend = "document.querySelector('svg[aria-label^=Outstanding]').parentElement.querySelector('.legend')"
+    held = sorted(one.outstanding_tokens for name, one in samples[-1].engines.items() if "teacher" in name)
+    found = re.fullmatch(
+        r"16 teacher engines (\S+)k \[(\S+)k, (\S+)k\]", browser.value(f"{legend}.children[1].innerText")
+    )
+    assert found and [1e3 * float(one) for one in found.groups()] == pytest.approx(
+        [held[8], held[0], held[-1]], rel=1e-2
+    )
+    cut = (
+        "[...document.querySelectorAll('#charts svg')].flatMap(svg => [...svg.querySelectorAll('text')].filter(text =>"
+        " text.getBoundingClientRect().right > svg.getBoundingClientRect().right + 1).map(text => text.textContent))"
+    )
+    assert browser.value(cut) == [] and browser.errors == []
+
+
+def test_counts_of_nothing_are_drawn_at_zero_and_nothing_below_is(browser: Page, tmp_path: Path) -> None:
+    charts = RunCharts("run", Recipe())
+    charts.add(Batch(BEGAN, steps=tuple(replace(a_step(step), nonfinite_updates=0) for step in range(9))))
+    (tmp_path / "out.html").write_text(page("zero", data_of([charts.shown({})], 0, "finished")))
+    browser.open((tmp_path / "out.html").as_uri())
+    draw_all(browser)
+    ticks = "[...document.querySelectorAll('svg[aria-label^=Updates] text[text-anchor=end]')]"
+    assert min(browser.value(f"{ticks}.map(text => +text.textContent)")) == 0 and browser.errors == []
+
+
 def test_what_a_lane_did_is_told_where_the_mouse_is(browser: Page, run: Path, tmp_path: Path) -> None:
     browser.open(write_dashboard([run], tmp_path / "out.html").as_uri())
     browser.point("#lanes svg", 0.5)

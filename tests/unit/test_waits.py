@@ -89,6 +89,8 @@ def test_a_rank_is_no_engine_and_its_lane_is_beside_the_learners() -> None:
     lanes = ["student engine 0", "learner rank 10", "rollout service", "push", "learner rank 2", "learner", "driver"]
     shown = ["driver", "learner", "learner rank 2", "learner rank 10", "push", "rollout service", "student engine 0"]
     assert in_order(lanes) == shown and [lane for lane in shown if is_engine(lane)] == ["student engine 0"]
+    engines = [f"{pool} engine {place}" for pool in ("student", "teacher") for place in (0, 2, 10)] + ["vllm.example"]
+    assert in_order(sorted(engines)) == engines, "by their number"
     spans = [Span("learner", "learn", 0.0, 2.0), Span("learner rank 1", "sample", 0.0, 2.0)]
     assert waited(spans, 0.0, 2.0) == {("rollout", "lag"): 2.0}
 

@@ -4,6 +4,7 @@ const COLOURS = ["unguided", "pos", "neg", "near_zero", "all", "verifier", "soft
 const BANDS = 3;  // runs whose intervals are drawn over each other
 const HEIGHT = 150, LEFT = 46, BOTTOM = 18, TOP = 6, RIGHT = 8;
 const MANY = 24;  // lanes, from which on they are narrow
+const CROWD = 8;  // engines of a pool, beyond which they are told together
 const NEAR = 400;  // pixels beyond what is seen within which a chart is drawn
 const SVG = "http://www.w3.org/2000/svg";
 let data = null;
@@ -80,12 +81,22 @@ function linesOf(place, runs) {
       lines.push(line);
     });
   });
+  return grouped(lines);
+}
+
+const groupsOf = (items, key) => items.reduce((all, one) => all.set(key(one), [...all.get(key(one)) ?? [], one]), new Map());
+// Many engines of a pool have one colour, and one place in the legend.
+function grouped(lines) {
+  const groups = groupsOf(lines, line => line.name.replace(/ \d+$/, ""));
+  [...groups].filter(([, own]) => own.length > CROWD).forEach(([group, own], place) => own.forEach(line =>
+    Object.assign(line, { group, colour: data.runs.length > 1 ? line.colour : COLOURS[place], dash: "" })));
   return lines;
 }
 
 function rangeOf(lines, panel) {
   const values = lines.flatMap(line => (line.hasBand ? [line.top, line.low, line.high] : [line.top]).flat()).filter(value => value !== null);
   let low = least(values), high = most(values);
+  if (low === 0 && high === 0) return [0, 1];
   if (lines[0].base || (low > 0 && low < 0.5 * high)) low = Math.min(low, 0);
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   return [low, high];
@@ -116,12 +127,14 @@ function drawAxes(chart, panel, width) {
   }
   for (const at of ticks(...chart.rangeX, panel.x === "time" ? 3 : 5)) {
     const words = panel.x === "time" ? moment(at, chart.rangeX) : figure(at);
-    shape(chart.svg, "text", { x: chart.atX(at), y: HEIGHT - 3, "text-anchor": "middle" }).textContent = words;
+    const half = words.length * 3.3, x = Math.min(chart.atX(at), width - half);  // of a text of 11 pixels
+    shape(chart.svg, "text", { x, y: HEIGHT - 3, "text-anchor": "middle" }).textContent = words;
   }
 }
 
 function drawLine(chart, line) {
-  const style = { fill: "none", stroke: line.colour, "stroke-width": 1.6, "stroke-dasharray": line.dash };
+  const style = { fill: "none", stroke: line.colour, "stroke-width": line.group ? 1 : 1.6,
+    "stroke-opacity": line.group ? 0.5 : 1, "stroke-dasharray": line.dash };
   if (line.base) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.base, line.top), fill: line.colour, opacity: 0.55 });
   if (line.hasBand) shape(chart.svg, "path", { d: areaOf(chart, line.x, line.low, line.high), fill: line.colour, opacity: 0.14 });
   shape(chart.svg, "path", { d: pathOf(chart, line.x, line.top), ...style });
@@ -205,15 +218,22 @@ function point(kind, x) {
   for (const chart of charts) if (chart.panel.x === kind && chart.isDrawn && chart.lines.length) explain(chart, x);
 }
 
+// What the legend says of a line, or of those of a group together.
+function told(lines, x) {
+  const { name, group, colour, dash, low, high } = lines[0], item = element("span"), mark = element("i");
+  const places = lines.map(line => x === null ? line.x.length - 1 : nearest(line.x, x)), [on, off] = dash.split(" ");
+  mark.style.background = dash ? `repeating-linear-gradient(90deg, ${colour} 0 ${on}px, transparent ${on}px ${+on + +off}px)` : colour;
+  if (dash) mark.style.width = "1.6em";
+  const values = lines.map((line, place) => line.y[places[place]]).filter(value => value !== null).sort((a, b) => a - b);
+  const middle = values[Math.floor(values.length / 2)];
+  item.append(mark, group ? `${lines.length} ${group}s ` : `${name} `, element("b", figure(group ? middle : values[0])));
+  if (group) item.append(` [${figure(values[0])}, ${figure(values.at(-1))}]`);
+  else if (low) item.append(` [${figure(low[places[0]])}, ${figure(high[places[0]])}]`);
+  return item;
+}
+
 function explain(chart, x) {
-  const items = chart.lines.map(line => {
-    const at = x === null ? line.x.length - 1 : nearest(line.x, x);
-    const item = element("span"), mark = element("i");
-    mark.style.background = line.colour;
-    item.append(mark, `${line.name} `, element("b", figure(line.y[at])));
-    if (line.low) item.append(` [${figure(line.low[at])}, ${figure(line.high[at])}]`);
-    return item;
-  });
+  const items = [...groupsOf(chart.lines, line => line.group ?? line).values()].map(lines => told(lines, x));
   const at = x === null ? null : chart.lines[0].x[nearest(chart.lines[0].x, x)];
   if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? moment(at, chart.rangeX) : `step ${at}`));
   chart.legend.replaceChildren(...items);
