@@ -240,7 +240,7 @@ def _view_arguments(view: argparse.ArgumentParser) -> None:
     view.add_argument("run", metavar="RUN")
     which = view.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="K", help="from 0: step 1 of the console is 0; default: the last")
-    which.add_argument("--all", action="store_true", help="a page for each step, in RUN/view or the folder --out")
+    which.add_argument("--all", action="store_true", help="a page for each step, in RUN/view, beside it or in --out")
     view.add_argument("--prompt", metavar="P", help="all rollouts of one prompt, each to its end")
     view.add_argument("--tau", type=float, metavar="T", help="show another mask")
     view.add_argument("--region", metavar="R")

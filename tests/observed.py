@@ -77,9 +77,15 @@ def a_sample(seconds: float) -> Sample:
 
 
 def dense_spans(since: float, seconds: float, engines: int) -> list[Span]:
-    """Engines that score for 0.1 s each 0.2 s: the shortest stretches that a page is measured with."""
-    begins = [BEGAN + since + 0.2 * place for place in range(round(seconds / 0.2))]
-    return [Span(f"teacher engine {engine}", "score", at, at + 0.1) for at in begins for engine in range(engines)]
+    """Engines that score for 0.1 s each 0.2 s, each from a moment of its own on: the shortest stretches that a page is
+    measured with."""
+    offsets = [0.1 * engine / engines for engine in range(engines)]
+    begins = [
+        (engine, BEGAN + since + 0.2 * place + offset)
+        for place in range(round(seconds / 0.2))
+        for engine, offset in enumerate(offsets)
+    ]
+    return [Span(f"teacher engine {engine}", "score", at, at + 0.1) for engine, at in begins]  # fmt: skip
 
 
 def crowded(sample: Sample, each: int, rng: np.random.Generator) -> Sample:

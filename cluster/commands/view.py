@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -32,6 +33,12 @@ class Asked:
     prompt_id: str | None = None
     follow: bool = False
 
+    @property
+    def apart(self) -> str:
+        """What keeps its pages apart from the run's own, at the end of a name; empty for those."""
+        asked = {"tau": self.tau, "region": self.region, "prompt": self.prompt_id}
+        return "".join(f"-{key}-{quote(str(value), safe='')}" for key, value in asked.items() if value is not None)
+
 
 def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Path:
     """Writes the page of a run's step (default: its last) and returns its path.
@@ -40,9 +47,9 @@ def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Pat
         ValueError: not a run, no such step or prompt, a damaged shard, or a region that does not exist.
     """
     recipe, info = read_resolved(run).recipe, _shard_of(run, step)
-    path = out or Path(_name(run, info.step))
+    path = out or Path(_name(run, info.step, asked))
     # Of the steps beside it, those whose pages lie there already.
-    names = ["" if out else _name(run, info.step + way) for way in (-1, 1)]
+    names = ["" if out else _name(run, info.step + way, asked) for way in (-1, 1)]
     before, after = (name if name and (path.parent / name).is_file() else "" for name in names)
     decoder = _decoder(run, recipe, asked.follow)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,21 +57,22 @@ def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Pat
     return path
 
 
-def _name(run: Path, step: int) -> str:
-    return f"view-{run.resolve().name}-step-{step:06d}.html"
+def _name(run: Path, step: int, asked: Asked) -> str:
+    return f"view-{run.resolve().name}-step-{step:06d}{asked.apart}.html"
 
 
 def view_all(run: Path, asked: Asked, out: Path | None) -> Path:
     """Writes a page for each of a run's steps, each linked to those beside it (default: RUN/view, where the dashboard
-    finds them, also one that was written before), and returns the folder. ValueError as `view_run`."""
+    finds them, also one that was written before; of another mask or of one prompt a folder beside it), and returns the
+    folder. ValueError as `view_run`."""
     recipe, infos = read_resolved(run).recipe, list(_shards(run).values())
-    folder, decoder = out or run / FOLDER, _decoder(run, recipe, asked.follow)
+    folder, decoder = out or run / f"{FOLDER}{asked.apart}", _decoder(run, recipe, asked.follow)
     names = ["", *(f"step-{info.step:06d}.html" for info in infos), ""]
-    folder.mkdir(parents=True, exist_ok=True)
     for place, info in enumerate(infos):
         page = _page(run, recipe, info, asked, decoder, Neighbours(names[place], names[place + 2]))
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / names[place + 1]).write_text(page, encoding="utf-8")
-    if not out:
+    if not out and not asked.apart:
         list_views(run)
     return folder
 

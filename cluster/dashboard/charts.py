@@ -45,8 +45,8 @@ class RunCharts:
 
     def add(self, batch: Batch) -> None:
         """What is new."""
-        self._began, self._ended = min([self._began, *_times(batch)]), batch.ended
         self._lanes.add(batch.spans)
+        self._began, self._ended = min([self._began, self._lanes.began, *_times(batch)]), batch.ended
         pushes = [span for span in batch.spans if (span.lane, span.name) in PUSH_PARTS]
         self._pushes.extend(sorted(pushes, key=attrgetter("end")))
         for sample in batch.samples:
@@ -168,9 +168,8 @@ class RunCharts:
 
 
 def _times(batch: Batch) -> Iterator[float]:
-    """When something that it holds began, Unix times."""
+    """When samples and steps that it holds began, Unix times."""
     yield from (sample.time for sample in batch.samples)
-    yield from (span.begin for span in batch.spans)
     yield from (step.time - (step.wall_s or 0.0) for step in batch.steps if step.time is not None)
 
 

@@ -8,7 +8,7 @@ from math import isnan
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.dashboard.text import list_of, object_of, script_text
+from cluster.dashboard.text import script_text
 
 WHOLE = 480  # points of a chart at most
 VALUES = 12_000  # of all its series together, which is less where there are many
@@ -23,62 +23,74 @@ class Columns:
     """The series of one chart over a common x; None is a gap, and so is what a series had not before it came."""
 
     def __init__(self) -> None:
-        self.x = array("d")
-        self.series: dict[str, array[float]] = {}
+        self._rows = array("d")  # of each point its x, and the value of every series
+        self._series: dict[str, str] = {}  # in the order of a row; their names as text
         self._full = _Full()
         self._shown: str | None = None  # as long as nothing is new
+
+    @property
+    def _width(self) -> int:
+        return 1 + len(self._series)
 
     def append(self, x: float, values: Values) -> None:
         """One point of every series; an x without a value is left out. What is there from this x on goes: a resumed run
         repeats steps."""
-        while self.x and self.x[-1] >= x:
+        while self._rows and self._rows[-self._width] >= x:
             self._full, self._shown = _Full(), None
-            for column in (self.x, *self.series.values()):
-                column.pop()
+            del self._rows[-self._width :]
         known = {name: value for name, value in values.items() if value is not None}
         if not known:
             return
-        self._shown = None
-        for name in (name for name in known if name not in self.series):
-            self.series[name] = array("d", [NAN] * len(self.x))
-        self.x.append(x)
-        for name, column in self.series.items():
-            column.append(known.get(name, NAN))
+        if not known.keys() <= self._series.keys():
+            self._widen([name for name in known if name not in self._series])
+        self._add(x, [known.get(name, NAN) for name in self._series])
 
     def gap(self, x: float) -> None:
         """No line leads over x; of gaps that follow each other the first is enough."""
-        if not self.x or x <= self.x[-1] or all(map(isnan, (column[-1] for column in self.series.values()))):
-            return
+        width = self._width
+        if self._rows and x > self._rows[-width] and not all(map(isnan, self._rows[-width + 1 :])):
+            self._add(x, [NAN] * (width - 1))
+
+    def _add(self, x: float, values: list[float]) -> None:
         self._shown = None
-        self.x.append(x)
-        for column in self.series.values():
-            column.append(NAN)
+        self._rows.append(x)
+        self._rows.extend(values)
+
+    def _widen(self, names: list[str]) -> None:
+        """More series, which have no values before."""
+        known = self._values(0, len(self._rows) // self._width)
+        self._series |= {name: script_text(name) for name in names}
+        missing = np.full((len(names), known.shape[1]), NAN)
+        self._rows = array("d", np.concatenate([known, missing]).T.tobytes())
 
     def shown(self) -> str:
         """JSON: {"x": [...], "series": {name: [...]}}, at most WHOLE points and VALUES values, with null for a gap."""
         if self._shown is None:
-            x, *series = map(list_of, zip(*self._pieces(), strict=True))
-            self._shown = object_of({"x": x, "series": object_of(dict(zip(self.series, series, strict=True)))})
+            x, *series = self._points()
+            members = ",".join(f"{name}:[{text}]" for name, text in zip(self._series.values(), series, strict=True))
+            self._shown = f'{{"x":[{x}],"series":{{{members}}}}}'
         return self._shown
 
-    def _pieces(self) -> list[Points]:
-        """The points that are shown, in pieces that follow each other. A bucket that is full is looked at once: a write
-        takes as long at step 10,000 as at step 1,000."""
-        count, most = len(self.x), min(WHOLE, VALUES // max(len(self.series), 1))
+    def _points(self) -> Points:
+        """The points that are shown. A bucket that is full is looked at once: a write takes as long at step 10,000 as
+        at step 1,000."""
+        num, count = len(self._series), len(self._rows) // self._width
+        most = min(WHOLE, VALUES // max(num, 1))
         if count <= most:
-            return [_points(self._values(0, count))]
-        buckets = max(most // _marks(len(self.series)), 1)
+            return _points(self._values(0, count))
+        buckets = max(most // _marks(num), 1)
         size = 1 << (-(-count // buckets) - 1).bit_length()
-        if (size, len(self.series)) != (self._full.size, self._full.series):
-            self._full = _Full(size, len(self.series))
+        if (size, num) != (self._full.size, self._full.series):
+            self._full = _Full(size, num)
         begin, full = self._full.count, count // size * size
         if full > begin:
-            self._full = replace(self._full, count=full, pieces=[*self._full.pieces, self._thinned(begin, full)])
-        return [*self._full.pieces, *([self._thinned(full, count)] if count > full else [])]
+            points = _joined(self._full.points, self._thinned(begin, full))
+            self._full = replace(self._full, count=full, points=points)
+        return _joined(self._full.points, self._thinned(full, count)) if count > full else [*self._full.points]
 
     def _values(self, begin: int, end: int) -> NDArray[np.float64]:
         """[1 + S, N]: x and the series, of these points."""
-        return np.array([np.frombuffer(column)[begin:end] for column in (self.x, *self.series.values())])
+        return np.frombuffer(self._rows).reshape(-1, self._width)[begin:end].T.copy()
 
     def _thinned(self, begin: int, end: int) -> Points:
         values = self._values(begin, end)
@@ -92,7 +104,12 @@ class _Full:
     size: int = 0
     series: int = 0
     count: int = 0
-    pieces: Sequence[Points] = ()
+    points: Sequence[str] = ()
+
+
+def _joined(before: Sequence[str], points: Points) -> Points:
+    """before: as points, or nothing."""
+    return [f"{old},{new}" for old, new in zip(before, points, strict=True)] if before else points
 
 
 def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
@@ -109,8 +126,9 @@ def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:
     most = np.where(np.isnan(buckets), -np.inf, buckets).argmax(axis=2) + starts
     ends = np.minimum(starts + size, count) - 1
     gaps = np.isnan(buckets).all(axis=0).argmax(axis=1) + starts
-    places = np.unique(np.concatenate([starts, ends, gaps, least.ravel(), most.ravel()]))
-    return places[places < count]
+    is_shown = np.zeros(len(starts) * size, bool)
+    is_shown[np.concatenate([starts, ends, gaps, least.ravel(), most.ravel()])] = True
+    return np.flatnonzero(is_shown[:count])
 
 
 def _marks(series: int) -> int:

@@ -39,7 +39,8 @@ def data_of(runs: Sequence[str], every_s: float, ended: str) -> str:
 def page(title: str, data: str = "null", source: str = "", views: str = "") -> str:
     """The page. source: what it reads again and again, until the run is finished. views: where the list of token views
     will be that are made once the page is there."""
-    code = files("cluster.dashboard").joinpath("templates/page.js").read_text(encoding="utf-8")
+    scripts = files("cluster.dashboard").joinpath("templates")
+    code = "\n".join(scripts.joinpath(name).read_text(encoding="utf-8") for name in ("charts.js", "page.js"))
     template = environment("cluster.dashboard").get_template("dashboard.html.jinja")
     panels = script_text([panel.shown for panel in PANELS])
     return template.render(

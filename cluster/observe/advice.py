@@ -57,14 +57,6 @@ def _summed(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-def beside(steps: Sequence[StepRecord]) -> float:
-    """The share of the run's time between steps, which probes and checkpoints take; 0 where older lines do not say it.
-    The pace is of this process; of a run that was resumed the steps before count as its own do."""
-    walls = [step.wall_s for step in steps if step.wall_s]
-    pace = steps[-1].pace_s if steps else None
-    return max(0.0, 1 - sum(walls) / len(walls) / pace) if walls and pace else 0.0
-
-
 _WHO = {"learn": "The learner is", "push": "The weight push is"}
 SERVER = "the server at teacher.url"
 
@@ -89,7 +81,7 @@ def sentence(seen: Seen) -> str:
         return "No step is done yet."
     first, share = next(iter(shares.items()))
     others = ", ".join(f"{name} {other:.0%}" for name, other in list(shares.items())[1:4])
-    steps, between = min(len(seen.steps), RECENT), beside(seen.steps)
+    steps, between = min(len(seen.steps), RECENT), seen.beside
     of = f"of the last {steps} steps" if steps > 1 else "of the step"
     if between > share * (1 - between):
         found = f"Probes and checkpoints are the bottleneck: they take {between:.0%} of the run's time."
@@ -128,7 +120,7 @@ def _bottleneck(seen: Seen) -> Iterator[Advice]:
 
 
 def _beside(seen: Seen) -> Iterator[Advice]:
-    run, between = seen.recipe.run, beside(seen.steps)
+    run, between = seen.recipe.run, seen.beside
     if between > MUCH_BESIDE:
         keys = {"probe_every": run.probe_every, "checkpoint_every": run.checkpoint_every}
         often = " or ".join(f"run.{key} ({every})" for key, every in keys.items() if every)

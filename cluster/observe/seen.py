@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cluster.config import Recipe
@@ -29,6 +30,14 @@ class Seen:
     notes: Sequence[str] = ()  # what the start said of the prompts, and the last one of the GPUs' memory
     waits: Sequence[Window] = ()  # between the recent samples
     colocated: bool = False  # whether engines and ranks share a node's cores, or one GPU; False in older runs
+
+    @cached_property
+    def beside(self) -> float:
+        """The share of the run's time between steps, which probes and checkpoints take; 0 where older lines do not say
+        it. The pace is of this process; of a run that was resumed the steps before count as its own do."""
+        walls = [step.wall_s for step in self.steps if step.wall_s]
+        pace = self.steps[-1].pace_s if self.steps else None
+        return max(0.0, 1 - sum(walls) / len(walls) / pace) if walls and pace else 0.0
 
     @property
     def is_whole(self) -> bool:

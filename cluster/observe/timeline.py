@@ -36,9 +36,12 @@ NO_ENGINES = ("driver", "learner", RANKS, LANE, SERVICE)
 def in_order(lanes: Iterable[str]) -> list[str]:
     """Lanes as they are shown, engines last."""
 
-    def place(lane: str) -> tuple[int, int, str]:
+    def place(lane: str) -> tuple[int, str, int]:
         kind, number = _kind(lane)
-        return NO_ENGINES.index(kind) if kind in NO_ENGINES else len(NO_ENGINES), number, lane
+        if kind in NO_ENGINES:
+            return NO_ENGINES.index(kind), "", number
+        name, _, last = lane.rpartition(" ")
+        return len(NO_ENGINES), *((name, int(last)) if last.isdecimal() else (lane, 0))
 
     return sorted(lanes, key=place)
 

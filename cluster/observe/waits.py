@@ -1,11 +1,14 @@
 """What each of the two services waits for, read from the timeline: time in which it does nothing, by what goes on
 meanwhile. The causes are NeMo-RL's idle categories under this project's names."""
 
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from functools import cache
+from itertools import pairwise
 from math import inf
+from operator import attrgetter
 
 from cluster.observe.observer import Batch
 from cluster.observe.timeline import PUSH, is_engine
@@ -17,6 +20,7 @@ _WORK = {"sample", "score"}  # of an engine, for a step
 _WEIGHTS = {*PUSH, ("driver", "pause scoring"), ("driver", "sleep"), ("driver", "wake")}
 _ENGINE = "engine"  # any of them
 _START = ("driver", "start engines")
+_BEGIN = attrgetter("begin")
 # What goes on while a service waits, the first that does is the cause. verify, write: the rollout service does so, and
 # its engines nothing. lag: the learner learns, and until it has, the staleness bound lets no further group begin.
 CAUSES: dict[str, dict[str, set[tuple[str, str]]]] = {
@@ -81,27 +85,33 @@ class Waits:
 
     def __init__(self, every_s: float) -> None:
         self._apart = Apart(every_s)
-        self._coming: list[tuple[float, str, str, float]] = []  # a heap by the spans' beginning
-        self._begun: list[Span] = []
+        self._coming: list[Span] = []
+        self._begun: list[Span] = []  # and may last
         self._windows: deque[tuple[float, float]] = deque()
         self._sampled, self._starts = -inf, list[float]()  # the last sample, and when engines began to start since then
 
-    def add(self, batch: Batch) -> Iterator[Window]:
+    def add(self, batch: Batch) -> list[Window]:
         """The windows that are known now; at the run's end the last one too."""
-        for span in batch.spans:
-            heappush(self._coming, (span.begin, span.lane, span.name, span.end))
-            if (span.lane, span.name) == _START:
-                self._starts.append(span.begin)
+        self._coming += batch.spans
+        self._starts += [span.begin for span in batch.spans if span.name == _START[1] and span.lane == _START[0]]
         for sample in batch.samples:
             if not sample.fault:
                 self._add_sample(sample.time)
+        known = []
         while self._windows and (batch.ended or self._windows[0][1] < self._sampled):
-            begin, end = self._windows.popleft()
-            while self._coming and self._coming[0][0] < end:
-                since, lane, name, until = heappop(self._coming)
-                self._begun.append(Span(lane, name, since, until))
+            known.append(self._windows.popleft())
+        return list(self._waited(known)) if known else []
+
+    def _waited(self, windows: Iterable[tuple[float, float]]) -> Iterator[Window]:
+        """windows: the begin and end of each, ascending."""
+        coming, place = sorted(self._coming, key=_BEGIN), 0
+        for begin, end in windows:
+            begun = bisect_left(coming, end, lo=place, key=_BEGIN)
+            self._begun += coming[place:begun]
+            place = begun
             yield Window(begin, end, waited(self._begun, begin, end))
             self._begun = [span for span in self._begun if span.end > end]
+        self._coming = coming[place:]
 
     def _add_sample(self, time: float) -> None:
         start = max((start for start in self._starts if self._sampled < start < time), default=time)
@@ -117,32 +127,41 @@ def windows(samples: Sequence[Sample], spans: Sequence[Span], every_s: float) ->
     if not samples:
         return []
     recent = tuple(span for span in spans if span.end > samples[0].time)
-    return list(Waits(every_s).add(Batch(samples[-1].time, tuple(samples), recent, ended="finished")))
+    return Waits(every_s).add(Batch(samples[-1].time, tuple(samples), recent, ended="finished"))
 
 
 def waited(spans: Iterable[Span], begin: float, end: float) -> dict[tuple[str, str], float]:
     """Of [begin, end] in Unix seconds, how long each service waited, s, by (service, cause)."""
-    edges = [(begin, 0, ("", "")), (end, 0, ("", ""))]
-    for span in spans:
-        since, until = max(span.begin, begin), min(span.end, end)
+    under_way = defaultdict[tuple[str, str], list[list[float]]](list)  # by what it is of, stretches that are apart
+    for span in sorted(spans, key=_BEGIN):
+        since = span.begin if span.begin > begin else begin
+        until = span.end if span.end < end else end
         if since < until:
-            edges += [(since, 1, (span.lane, span.name)), (until, -1, (span.lane, span.name))]
-    edges.sort()
-    open_spans, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for place, (at, change, key) in enumerate(edges[:-1]):
-        open_spans[key] += change
-        if (seconds := edges[place + 1][0] - at) > 0:
-            on = {pair for pair, count in open_spans.items() if count > 0}
+            own = under_way[_of(span.lane, span.name)]
+            if not own or since > own[-1][1]:
+                own.append([since, until])
+            elif until > own[-1][1]:
+                own[-1][1] = until
+    edges = [(begin, ("", "")), (end, ("", ""))]
+    edges += [(at, key) for key, own in under_way.items() for stretch in own for at in stretch]
+    on, found = set[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
+    for (at, key), (after, _) in pairwise(sorted(edges)):
+        on ^= {key}
+        if after > at:
             for pair in _waiting(on):
-                found[pair] += seconds  # type: ignore[assignment]
+                found[pair] += after - at
     return dict(found)
+
+
+@cache
+def _of(lane: str, name: str) -> tuple[str, str]:
+    """What goes on, of any engine alike."""
+    return (_ENGINE if is_engine(lane) else lane), name
 
 
 def _waiting(on: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Services that do nothing while this is under way, each with the cause."""
-    engines = {name for lane, name in on if is_engine(lane)}
-    on = on | {(_ENGINE, name) for name in engines}
-    if not engines & _WORK:
+    if not any((_ENGINE, name) in on for name in _WORK):
         yield "rollout", _cause("rollout", on)
     if not any(lane == "learner" for lane, _ in on):
         yield "learner", _cause("learner", on)

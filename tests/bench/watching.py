@@ -1,11 +1,11 @@
-"""What watching a run costs: one real run, of which every second step is watched, by everything but trackers.
+"""What watching a run costs: one real run, of which every second step is watched, by everything that needs no network.
 
     python -m tests.bench.watching [--steps 60] [--whole]
 
 With --whole the steps are those of local-smoke; otherwise the default model has few and short rollouts, so that a step
-is short and what is shown of it a large part. In a watched step the observer asks, and files, page and Ray's figures
-are written; in the others it does nothing. The figures are the ratio of a watched step to the mean of its neighbours,
-and the processor time of the threads that show the run. Engines count in both (`tests.bench.counting`).
+is short and what is shown of it a large part. In a watched step the observer asks, and files, page, Ray's figures and
+TensorBoard's are written; in the others it does nothing. The figures are the ratio of a watched step to the mean of its
+neighbours, and the processor time of the threads that show the run. Engines count in both (`tests.bench.counting`).
 """
 
 import argparse
@@ -81,8 +81,9 @@ def main() -> None:
     setattr(watch, "Observer", InTurns)  # noqa: B010
     with tempfile.TemporaryDirectory() as temporary:
         recipe, settings = (LOCAL_SMOKE, WHOLE) if arguments.whole else (RECIPE, SMALL)
-        made = load_recipe(recipe, [*settings, f"run.steps={steps}"])
+        made = load_recipe(recipe, [*settings, f"run.steps={steps}", 'observe.trackers=["tensorboard"]'])
         assert start.run_recipe(made, str(Path(temporary) / "run"), None) == 0
+        assert [sink.name for sink in sinks] == ["files", "page", "Ray's metrics", "tensorboard"], "everything is on"
         records = read_steps(Path(temporary) / "run" / "metrics.jsonl")
     say({step: record.wall_s or 0.0 for step, record in records.items() if step >= WARM}, sinks)
 

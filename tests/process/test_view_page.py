@@ -129,6 +129,23 @@ def test_the_pages_of_a_run_are_linked_to_the_steps_beside_them(browser: Page, r
     assert browser.errors == []
 
 
+def test_another_masks_pages_are_beside_the_runs_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(run), "--all"]) == 0
+    own = {path.name: path.read_bytes() for path in (run / "view").iterdir()}
+    asked = {("--tau", "0.25"): "view-tau-0.25", ("--region", "neg", "--prompt", "a"): "view-region-neg-prompt-a"}
+    for options, folder in asked.items():
+        capsys.readouterr()
+        assert main(["view", str(run), "--all", *options]) == 0
+        assert capsys.readouterr().out.strip() == str(run / folder)
+        assert sorted(path.name for path in (run / folder).iterdir()) == sorted(own.keys() - {"steps.js"})
+        assert (run / folder / "step-000000.html").read_bytes() != own["step-000000.html"]
+        assert {path.name: path.read_bytes() for path in (run / "view").iterdir()} == own
+    assert main(["view", str(run), "--all", "--prompt", "no/where"]) == 2
+    assert {path.name for path in run.glob("view*")} == {"view", *asked.values()}
+    assert main(["view", str(run), "--all"]) == 0
+    assert {path.name: path.read_bytes() for path in (run / "view").iterdir()} == own
+
+
 def test_a_step_is_linked_to_the_pages_beside_it_that_are_there(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,13 @@
 """What each service waited for, from made-up timelines whose seconds are counted by hand."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import cluster.observe.waits as waits_module
 from cluster.dashboard.charts import charts_of
 from cluster.dashboard.panels import PANELS
 from cluster.observe.observer import Batch
@@ -13,7 +16,7 @@ from cluster.observe.timeline import CALLS, in_order, is_engine
 from cluster.observe.waits import CAUSES, Waits, Window, together, waited
 from evidence.telemetry import Sample, Span, pieces
 from rollout.stages import SERVICE, VERIFY, WRITE
-from tests.observed import observed_run
+from tests.observed import BEGAN, dense_spans, observed_run
 
 STUDENT, TEACHER = "student engine 0", "teacher engine 0"
 # A step on-policy: sampled and scored from 0 to 4 (0.5 s of verifying in between, 0.1 s of writing), learned to 7,
@@ -64,10 +67,30 @@ def test_side_by_side_only_what_nothing_covers_is_a_wait() -> None:
     )
 
 
+def test_of_many_engines_only_what_all_of_them_do_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 engines, each with a stretch of 0.1 s each 0.2 s, are looked at where the first begins and the last ends; each
+    1/1000 s by itself has the same waits, but for half of one at each of the 15 pauses."""
+    looked, waiting = list[float](), waits_module._waiting
+    monkeypatch.setattr(waits_module, "_waiting", lambda on: looked.append(1.0) or waiting(on))
+    spans = [span for span in dense_spans(-BEGAN, 4.0, 64) if span.end < 3.0] + [Span("learner", "learn", 2.5, 3.5)]
+    found = waited(spans, 0.0, 4.0)
+    assert 0 < len(looked) < 50
+    expected = Counter[tuple[str, str]]()
+    for at in (np.arange(4000) + 0.5) / 1000:
+        on = {span.lane for span in spans if span.begin <= at < span.end}
+        if on <= {"learner"}:
+            expected["rollout", "lag" if on else "other"] += 1
+        if "learner" not in on:
+            expected["learner", "other"] += 1
+    assert found == pytest.approx({pair: count / 1000 for pair, count in expected.items()}, abs=0.01)
+
+
 def test_a_rank_is_no_engine_and_its_lane_is_beside_the_learners() -> None:
     lanes = ["student engine 0", "learner rank 10", "rollout service", "push", "learner rank 2", "learner", "driver"]
     shown = ["driver", "learner", "learner rank 2", "learner rank 10", "push", "rollout service", "student engine 0"]
     assert in_order(lanes) == shown and [lane for lane in shown if is_engine(lane)] == ["student engine 0"]
+    engines = [f"{pool} engine {place}" for pool in ("student", "teacher") for place in (0, 2, 10)] + ["vllm.example"]
+    assert in_order(sorted(engines)) == engines, "by their number"
     spans = [Span("learner", "learn", 0.0, 2.0), Span("learner rank 1", "sample", 0.0, 2.0)]
     assert waited(spans, 0.0, 2.0) == {("rollout", "lag"): 2.0}
 
