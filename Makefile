@@ -9,12 +9,12 @@ READY := .venv/.ready
 PEER := .venv/peer
 SMOKE := runs/local-smoke
 LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
-# Engines have the machine to themselves, since each takes every core; the other tests go two files at a time, and so do
-# those that start one process after another, which imports or computes on one core for most of the time.
+# Runs that are timed, or whose engines take every core, have the machine to themselves. The other tests go two files at a
+# time, and so do those whose processes import or compute on one core for most of the time.
 PYTEST := $(BIN)/python -m pytest --durations=40 --durations-min=1
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
-	adapter mixed_steps head failed_runs guide ray_contract)
+	adapter mixed_steps failed_runs ray_contract)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process

@@ -82,9 +82,10 @@ class UnderWay:
                 name = log.stem.rpartition("-")[0]
                 found[name] = process
                 with suppress(psutil.NoSuchProcess):
-                    cores = [one for one in process.children(recursive=True) if name_of(one).startswith(CORE)]
-                    for core in cores:
-                        found |= {f"{name} process": core.parent(), f"{name} core": core}  # the first may be the actor
+                    family = [process, *process.children(recursive=True)]
+                    for core in (one for one in family if name_of(one).startswith(CORE)):
+                        parent = core.parent()  # whoever took the core, once what started it is gone
+                        found |= {f"{name} process": parent if parent in family else process, f"{name} core": core}
                         workers = [child for child in core.children() if name_of(child).startswith(WORKER)]
                         found |= {f"{name} worker": worker for worker in workers[-1:]}
         self.seen.update(everyone if self._through is None else found.values())  # a cluster's Ray outlives a run

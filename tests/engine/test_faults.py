@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from cluster.errors import PREEMPTED
 from cluster.run.replay import learned_groups
@@ -14,7 +13,6 @@ from tests.faults import UnderWay, under_way
 from tests.runs import ONE_ENGINE, lines, small_arguments
 
 STEPS = 24
-DELTA = "weights.transport=gloo", "weights.delta=true"
 MANY = (
     f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=12.0",
     "faults.grace_s=120.0", "weights.deadline_s=60.0",
@@ -29,11 +27,9 @@ def after_steps(run_dir: Path, run: UnderWay, more: int) -> None:
 
 
 def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
-    """One engine of two is killed and the core of the other stopped; then the core of the only teacher is killed.
-    Pushes carry what changed; successors do not hold what it changed from, and get whole weights."""
+    """One engine of two is killed and the core of the other stopped; then the core of the only teacher is killed."""
     run_dir = tmp_path / "run"
-    settings = (f"model.path={small_model}", "student.num_engines=2", *DELTA, *MANY)
-    with under_way(small_arguments(run_dir, *settings)) as run:
+    with under_way(small_arguments(run_dir, f"model.path={small_model}", "student.num_engines=2", *MANY)) as run:
         after_steps(run_dir, run, 2)
         run.send("student engine 0", signal.SIGKILL)
         run.send("student engine 1 core", signal.SIGSTOP)
@@ -44,11 +40,6 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
     hung = r"(?:student engine 1: no answer|no answer from student engine 1 )"  # to a ping, or amid a push
     for lost in (r"student engine 0 died: ", hung, r"teacher engine 0 died: "):
         assert re.search(f"{lost}.*; it is replaced", said), said
-    why = "(?:worker .* of the engines does not hold the push before it|the push before it did not come to its end)"
-    assert re.search(rf"weight push of version \d+ to the student engines: whole, since {why}", said), said
-    pushed = [record["pushed_bytes"] for record in lines(run_dir / "metrics.jsonl")]
-    size = sum(tensor.nbytes for tensor in load_file(small_model / "model.safetensors").values())
-    assert min(pushed) > 0 and sorted(pushed)[STEPS // 2] < 0.2 * size and max(pushed) < 1.01 * size, pushed
     groups = [f"{step:06d}-{slot:03d}" for step in range(STEPS) for slot in range(2)]
     assert sorted(learned_groups(RunDir(run_dir))) == groups
     assert not run.left_behind()

@@ -3,6 +3,7 @@ has made wrong or needless. One local Ray with two GPUs, which it does not look 
 """
 
 import asyncio
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -63,9 +64,11 @@ class Actor:
 def local_ray() -> Iterator[None]:
     stay_on_loopback()
     ask_for_a_token(os.environ)
+    faulthandler.dump_traceback_later(300, exit=True)  # pytest's own limit is of the tests alone
     ray.init(
         address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
+    faulthandler.cancel_dump_traceback_later()
     yield
     ray.shutdown()
 
@@ -85,7 +88,7 @@ def actors(local_ray: None) -> Iterator[Any]:
 
 
 def told(actor: Any, method: str, *arguments: Any) -> Any:
-    return ray.get(getattr(actor, method).remote(*arguments), timeout=60)
+    return ray.get(getattr(actor, method).remote(*arguments), timeout=25)
 
 
 def test_the_version_is_the_one_that_was_seen() -> None:
@@ -145,10 +148,12 @@ def test_an_actor_sees_its_own_gpu_only(actors: Any) -> None:
 def test_whoever_shares_a_gpu_has_the_first_that_ray_sees(actors: Any) -> None:
     """`cluster.sizing.claims` counts on it."""
     group = placement_group([{"CPU": 1, "GPU": 1}])
-    ray.get(group.ready(), timeout=60)
-    shares = [actors(num_cpus=0.3, num_gpus=0.33, placement_group=group) for _ in range(3)]
-    assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in shares} == {"0"}
-    remove_placement_group(group)
+    try:
+        ray.get(group.ready(), timeout=25)
+        shares = [actors(num_cpus=0.3, num_gpus=0.33, placement_group=group) for _ in range(3)]
+        assert {told(actor, "environment", "CUDA_VISIBLE_DEVICES") for actor in shares} == {"0"}
+    finally:
+        remove_placement_group(group)
 
 
 def test_gpus_keep_the_names_that_a_host_has_for_them(actors: Any) -> None:

@@ -16,9 +16,9 @@ from cluster.observe.grafana import ROWS, promql
 from tests.faults import UnderWay, under_way
 from tests.pages import MONITORING
 from tests.prometheus import Prometheus, fetched, serving
-from tests.runs import ONE_ENGINE, lines, small_arguments
+from tests.runs import lines, small_arguments
 
-SETTINGS = ("run.steps=400", "run.max_policy_lag=1", "observe.every_s=2", *ONE_ENGINE)
+SETTINGS = ("run.steps=400", "run.max_policy_lag=1", "observe.every_s=2")
 SECONDS = 120.0  # for what a report or a scrape brings
 # No verifier, no GPU, no frozen model; and Ray has no counter that never grew.
 ABSENT = {
