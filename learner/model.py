@@ -4,6 +4,10 @@ Legend: S = tokens of one packed sequence, N = response tokens, H = hidden size.
 positions only: logits of the whole sequence never exist.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,7 +31,21 @@ def checkpoint_with(causal_lm: PreTrainedModel, **told: object) -> None:
     causal_lm.gradient_checkpointing_enable(told)
     for module in causal_lm.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = True  # of a layer itself transformers asks this; what it holds has no dropout still
+            module.training = True  # which transformers asks of a layer before it does so
+            module._gradient_checkpointing_func = partial(_evaluated, module, module._gradient_checkpointing_func)
+
+
+def _evaluated(layer: nn.Module, checkpoint: Callable[..., Any], run: Callable[..., Any], *inputs: Any) -> Any:
+    """The checkpoint of a layer that runs as one that is not trained: some families' have dropout of their own."""
+
+    def run_without_dropout(*inputs: Any) -> Any:
+        layer.training = False
+        try:
+            return run(*inputs)
+        finally:
+            layer.training = True
+
+    return checkpoint(run_without_dropout, *inputs)
 
 
 def hidden_states(

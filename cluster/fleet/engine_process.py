@@ -28,6 +28,7 @@ from rollout.vllm_quirks.forking import fork_cores, preloaded
 SCRIPT = ("-P", "-m", "cluster.fleet.engine_process")
 SIZE = 8  # bytes before a message, with how many it has
 READ = ("builtins", "cluster", "rollout", "learner", "evidence")  # whose errors every process can read
+UNSENDABLE = (pickle.PickleError, TypeError, AttributeError, ValueError)  # as pickle raises them
 Message = tuple[Any, ...]
 
 
@@ -74,17 +75,20 @@ class EngineProcess:
         return self._writer
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await _receive(reader)) is not None:
-            number, error, answer = message
-            asked = self._asked.pop(number)
-            if asked.cancelled():
-                continue
-            asked.set_exception(error) if error is not None else asked.set_result(answer)
-        writer.close()
-        await asyncio.to_thread(self._process.wait)
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(self._death())
+        try:
+            while (message := await _receive(reader)) is not None:
+                number, error, answer = message
+                asked = self._asked.pop(number)
+                if asked.cancelled():
+                    continue
+                asked.set_exception(error) if error is not None else asked.set_result(answer)
+        finally:  # nobody would read what it still says
+            writer.close()
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_exception(self._death())
 
     def _death(self) -> Died:
         status = self._process.returncode
@@ -121,17 +125,31 @@ def _answer(writer: asyncio.StreamWriter, number: int, task: "asyncio.Task[Any]"
     if task.cancelled():  # as the process ends
         return
     error = task.exception()
-    _send(writer, (number, None, task.result()) if error is None else (number, plain(error), None))
+    answer = None if error is not None else task.result()
+    try:
+        _send(writer, (number, None if error is None else plain(error), answer))
+    except UNSENDABLE as reason:
+        _send(writer, (number, RuntimeError(f"found an answer that cannot be sent: {reason}"), None))
 
 
 def plain(error: BaseException) -> BaseException:
     """The error as a process without vLLM can read it, with where it came from as a note."""
     said = error
-    if type(error).__module__.partition(".")[0] not in READ:
+    if not _is_read_everywhere(error):
         kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), None)
         said = kind(str(error)) if kind else RuntimeError(f"{type(error).__name__}: {error}")
     said.add_note("".join(traceback.format_exception(error)))
     return said
+
+
+def _is_read_everywhere(error: BaseException) -> bool:
+    if type(error).__module__.partition(".")[0] not in READ:
+        return False
+    try:  # not one that is made of more than its message
+        pickle.loads(pickle.dumps(error))
+    except UNSENDABLE:
+        return False
+    return True
 
 
 def main(name: str, log: str, descriptor: str, parent: str) -> None:

@@ -26,7 +26,8 @@ class RayEngine:
             self._footprint = await self._ask("footprint")
             return host
         except RayTaskError as error:  # of whatever kind: vLLM's log says more than its errors
-            said = f"{self.name} did not start: {one_line(error.cause)}\n{await self._ask('log_tail')}"
+            reason = one_line(error.cause).partition("  last lines of ")[0]  # which come below
+            said = f"{self.name} did not start: {reason}\n{await self._ask('log_tail')}"
             raise RuntimeError(said) from None
 
     async def sample(

@@ -55,6 +55,14 @@ class Engine:
     async def strange(self):
         raise OfVllm("a request that is not known")
 
+    async def generator(self):
+        return (number for number in range(3))
+
+    async def made_of_more(self):
+        from rollout.template import Refusal
+
+        raise Refusal("model", [], ValueError("never"))
+
 engine_process.HostedEngine = Engine
 engine_process.load_vllm = engine_process.fork_cores = lambda: None
 engine_process.main(*sys.argv[1:])
@@ -128,6 +136,19 @@ def test_an_error_arrives_as_itself_and_one_of_a_library_as_its_kind_and_words(
     with pytest.raises(RuntimeError) as of_vllm:
         run(begin, lambda process: process.ask("strange"))
     assert str(of_vllm.value) == "OfVllm: a request that is not known"
+
+
+def test_what_cannot_be_sent_is_an_error_and_the_next_question_is_answered(
+    begin: Callable[[], EngineProcess],
+) -> None:
+    async def use(process: EngineProcess) -> float:
+        with pytest.raises(RuntimeError, match=r"^found an answer that cannot be sent: .*generator"):
+            await process.ask("generator")
+        with pytest.raises(ValueError, match=r"^model: found a chat template .*never"):
+            await process.ask("made_of_more")
+        return float(await process.ask("wait", 0.0))
+
+    assert run(begin, use) == 0.0
 
 
 def test_openmp_has_its_threads_before_the_process_begins(

@@ -1,6 +1,7 @@
 """What a layer on a CPU keeps, and that its gradients are those of a layer that keeps everything, to the last bit."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     OlmoConfig,
     OlmoForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -27,7 +30,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner import attention
-from learner.model import Student
+from learner.model import Student, checkpoint_layers
 from learner.recompute import keep_products
 from tests.reference import logprobs_of
 from tests.unit.test_student import ROWS, forward
@@ -111,6 +114,19 @@ def test_every_bit_of_a_gradient_is_what_it_was_and_half_of_the_bytes_are_kept(f
         assert grad is None or torch.equal(grad, found[name]), name
     print(f"{family} {dtype}: {kept_bytes / all_bytes:.2f} of {all_bytes} bytes")
     assert kept_bytes < 0.6 * all_bytes
+
+
+@pytest.mark.parametrize("stage", [None, 2, 3])
+def test_a_layer_with_dropout_of_its_own_drops_nothing(stage: int | None) -> None:
+    """transformers checkpoints layers that are trained only, in which OPT's calls of dropout would draw."""
+    sizes = {"vocab_size": 2048, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 192, "num_hidden_layers": 3}
+    model = partial(OPTForCausalLM, OPTConfig(**sizes, num_attention_heads=4, dropout=0.5))
+    whole, again = (student_of(model, torch.float32) for _ in range(2))
+    keep_products(again.causal_lm) if stage is None else checkpoint_layers(again.causal_lm, stage)
+    (logprobs, expected, _), (same, found, _) = gradients(whole), gradients(again)
+    assert torch.equal(logprobs, same)
+    for name, grad in expected.items():
+        assert grad is not None and torch.equal(grad, found[name]), name
 
 
 def test_a_float32_reference_has_these_log_probs_and_gradients() -> None:
