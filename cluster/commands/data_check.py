@@ -102,7 +102,8 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     if task.probe_file:
         probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
         questions += zip(probes.places, (one for one in probes.prompts if isinstance(one, ProbePrompt)), strict=True)
-        check_main_tag(task, [one for _, one in questions])
+        if not probes.faults:  # a row at fault may be the one that has the tag
+            check_main_tag(task, [one for _, one in questions])
         x = [(prompt.turns, "") for prompt in probes.prompts]
         files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
     if task.chat_probes and prompts and task.probe_file:

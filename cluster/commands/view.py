@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +23,8 @@ from evidence.shards import read_shard, shard_of
 from evidence.sidecar import read_student
 from evidence.view.heatmap import MAX_TOKENS, Neighbours, RowText, choose_shown, heatmap, student_samples
 
+LONGEST = 80  # characters of what is asked, in a name: a file system takes 255 bytes
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -37,7 +40,13 @@ class Asked:
     def apart(self) -> str:
         """What keeps its pages apart from the run's own, at the end of a name; empty for those."""
         asked = {"tau": self.tau, "region": self.region, "prompt": self.prompt_id}
-        return "".join(f"-{key}-{quote(str(value), safe='')}" for key, value in asked.items() if value is not None)
+        return "".join(f"-{key}-{_short(str(value))}" for key, value in asked.items() if value is not None)
+
+
+def _short(text: str) -> str:
+    """As a part of a file's name. What is cut is longer than LONGEST still, so that it is no other text's name."""
+    name = quote(text, safe="")
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{sha256(text.encode()).hexdigest()[:12]}"
 
 
 def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Path:

@@ -66,9 +66,14 @@ def _verdict(least: float, last: ProbeRecord, gap: Gap | None, console: Console)
     name, rate = next(iter(last.rates.items()))
     if rate.share >= least:
         return 0
-    of = "" if gap is None or gap.is_of_probe else " for training questions"
-    teacher = f" (the teacher's{of}: {gap.teacher[name].share:.2f})" if gap else ""
-    console.print(
-        f"{RATES[name].label} is {rate.share:.2f} of {rate.n} answers, expected at least {least:.2f}{teacher}"
-    )
+    teacher = f" (the teacher's{_of(gap, name)}: {gap.teacher[gap.main].share:.2f})" if gap else ""
+    said = f"{RATES[name].label} is {rate.share:.2f} of {rate.n} answers, expected at least {least:.2f}{teacher}"
+    console.print(said, markup=False, soft_wrap=True)
     return 1
+
+
+def _of(gap: Gap, name: str) -> str:
+    """What the teacher's rate is of, where that is not the rate `name` of the probe's questions: before `task.main_tag`
+    the main rate had another name."""
+    rate = "" if gap.main == name else f" {RATES[gap.main].label}"
+    return rate + ("" if gap.is_of_probe else " for training questions")

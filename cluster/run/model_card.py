@@ -80,7 +80,8 @@ def write_model_card(
     """README.md of RUN/export, from the run's own first and last probe, and its gap where that was measured; `notes`
     are those of `Notes.card`."""
     ended = recipe.export.choose if probes[1].ends(recipe.run.steps) else "last"
-    chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[task.rates[0]].label)
+    by = next(iter(probes[1].rates))  # an older run's may be another than the task's main rate of today
+    chosen = _CHOSEN[ended].format(average=recipe.export.average, rate=RATES[by].label)
     card = _CARD.format(
         base=_plain(_base(recipe.model.path, model)),
         title=_plain(folder.root.name),

@@ -58,7 +58,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Where the pages of the step before and of the step after are; empty where there is none."""
+    """Files beside it: the pages of the step before and of the step after; empty where there is none."""
 
     before: str = ""
     after: str = ""

@@ -63,6 +63,19 @@ def test_a_main_rate_without_a_question_is_refused(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == said
 
 
+def test_rows_at_fault_are_told_before_a_main_rate_that_they_leave_without_a_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tag may be that of the rows at fault."""
+    rows = write(tmp_path / "rows.jsonl", ROWS)
+    probe = write(tmp_path / "probe.jsonl", [PROBES[1], {"question": None, "answer": "Ada", "tags": ["key"]}])
+    assert main(["data", "check", rows, "--probe", probe, "--set", "task.main_tag=key"]) == 2
+    said = capsys.readouterr()
+    fault = f"edge-opd: {probe}, line 2: found question = None, expected a text that is not blank"
+    assert said.err.startswith(fault) and said.err.count("\n") == 1
+    assert "  1 prompts, 1 rows at fault" in said.out
+
+
 def test_a_row_is_shown_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", ["", "{oops", *ROWS])
     assert main(["data", "check", rows, "--row", "5"]) == 2

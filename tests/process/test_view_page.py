@@ -1,7 +1,9 @@
 """The page of a step's tokens in a real Chromium: search, filters, one prompt's group, and the steps beside it."""
 
+import re
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -154,6 +156,41 @@ def test_a_step_is_linked_to_the_pages_beside_it_that_are_there(
         assert main(["view", str(run), "--step", str(step)]) == 0
     text = Path("view-run-step-000001.html").read_text()
     assert 'href="view-run-step-000000.html"' in text and "the step after" not in text
+
+
+def of_prompts(run: Path, *prompts: str) -> None:
+    """Two steps more, 3 and 4, of a rollout of each of these prompts."""
+    for step in (3, 4):
+        rows = shard([of_prompt(index, prompt) for index, prompt in enumerate(prompts)], step)
+        Manifest(run / "manifest.jsonl").append_written(
+            write_shard(rows, str(run / "shards"), f"step-{step:06d}.arrow")
+        )
+
+
+def test_a_link_finds_the_page_of_a_prompt_with_any_id(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = "rows/one two#3"
+    of_prompts(run, odd)
+    for step in (3, 4):
+        assert main(["view", str(run), "--step", str(step), "--prompt", odd]) == 0
+    page = Path("view-run-step-000004-prompt-rows%2Fone%20two%233.html").read_text()
+    (link,) = re.findall('id="before" href="([^"]*)"', page)
+    before = Path(unquote(link))  # as a browser reads it
+    assert before.name == "view-run-step-000003-prompt-rows%2Fone%20two%233.html" and before.is_file()
+
+
+def test_prompts_with_long_ids_have_pages_of_their_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = [f"{'é' * 200}-{end}" for end in "ab"]
+    of_prompts(run, *long)
+    for prompt in long:
+        assert main(["view", str(run), "--prompt", prompt]) == 0
+    pages = list(tmp_path.glob("view-run-step-000004-prompt-%C3%A9*.html"))
+    assert len(pages) == 2 and max(len(page.name) for page in pages) < 150
 
 
 def test_a_long_answer_of_one_prompt_is_shown_to_its_end(run: Path, tmp_path: Path) -> None:
