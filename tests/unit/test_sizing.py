@@ -74,6 +74,19 @@ def test_an_engine_of_a_command_takes_what_others_leave_of_its_cards() -> None:
     assert beside_others(EngineConfig(), []) == EngineConfig()
 
 
+@pytest.mark.parametrize(("free", "held"), [(0, ", held by process 4321"), (1.6, "")])
+def test_an_engine_of_a_command_is_refused_where_others_leave_nothing(free: float, held: str) -> None:
+    """A share of 0 is none for vLLM, which then takes 0.9 of the card."""
+    taken = card(80, free, index=1, holders=(4321,) if held else ())
+    with pytest.raises(ValueError) as refused:
+        beside_others(EngineConfig(tensor_parallel_size=2), [card(80), taken])
+    assert str(refused.value) == (
+        f"placement: asked a share of GPU 1 for an engine, found {free:.1f} of 80.0 GiB free{held}; expected a card of "
+        "its own: end the other run, or choose a card with CUDA_VISIBLE_DEVICES"
+    )
+    assert beside_others(EngineConfig(), [card(80, 1.7)]).gpu_memory_utilization == 0.02
+
+
 def test_published_sizes_come_out() -> None:
     assert EIGHT_B.parameters == pytest.approx(8.19e9, rel=0.001)  # Qwen3-8B
     assert EIGHT_B.cache_bytes(BF16) == 36 * 2 * 8 * 128 * 2 == 147_456
