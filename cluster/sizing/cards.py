@@ -84,7 +84,7 @@ def visible(cards: Sequence[Card], devices: str) -> list[Card]:
     it says nothing. What it names and nobody knows is left out."""
     if not devices.strip():
         return list(cards)
-    named = ([card for card in cards if _is_called(card, part)] for part in _parts(devices))
+    named = ([card for card in cards if _is_called(card, part)] for part in parts_of(devices))
     return [found[0] for found in named if found]
 
 
@@ -110,7 +110,7 @@ def settle_devices(environment: MutableMapping[str, str], ask: Ask = nvidia_smi)
     environment.setdefault(ORDER, AS_LISTED)
     if not environment.get(DEVICES):
         return
-    parts = _parts(environment[DEVICES])
+    parts = parts_of(environment[DEVICES])
     try:
         listed = [uuid for _, _, uuid in _listed(ask)] if not all(part.isdigit() for part in parts) else []
     except FileNotFoundError:  # no driver: nobody will look for a card
@@ -118,7 +118,8 @@ def settle_devices(environment: MutableMapping[str, str], ask: Ask = nvidia_smi)
     environment[DEVICES] = ",".join(part if part.isdigit() else _in_full(part, listed) for part in parts)
 
 
-def _parts(devices: str) -> list[str]:
+def parts_of(devices: str) -> list[str]:
+    """The names in CUDA_VISIBLE_DEVICES as far as CUDA reads them."""
     return list(takewhile(lambda part: part not in NONE, (part.strip() for part in devices.split(",") if part.strip())))
 
 
