@@ -621,7 +621,12 @@ def test_the_nodes_of_a_cluster_are_asked_side_by_side(monkeypatch: pytest.Monke
 
     def ask(scheduling_strategy: Any, **_: Any) -> Any:
         node = scheduling_strategy.node_id
-        return SimpleNamespace(remote=lambda: done.append(f"ask {node[0]}") or node)
+
+        def remote() -> str:
+            done.append(f"ask {node[0]}")
+            return str(node)
+
+        return SimpleNamespace(remote=remote)
 
     def get(asked: str | Sequence[str], timeout: float) -> list[Card] | list[list[Card]]:
         done.append("get")
