@@ -25,7 +25,7 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
 
     Raises:
         TimeoutError: it has not started within its deadline; what it had started is ended.
-        ValueError: CUDA_VISIBLE_DEVICES names a GPU that this machine lacks.
+        ValueError: CUDA_VISIBLE_DEVICES names a GPU that this machine lacks, or others leave nothing of a card.
     """
     import torch
 

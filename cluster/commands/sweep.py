@@ -21,7 +21,7 @@ from cluster.report.sweep import Key, Whole, write_summary
 from cluster.run.gap import required
 from cluster.run.record import read_gap, read_probes
 from cluster.run.rundir import RunDir
-from cluster.sizing.cards import DEVICES, SHARED_BY, find_cards
+from cluster.sizing.cards import DEVICES, SHARED_BY, find_cards, parts_of
 from evidence.require import first_line
 
 Settings = tuple[str, ...]  # each TABLE.KEY=VALUE, as `--set` takes it
@@ -163,8 +163,8 @@ def cards_of(environment: Mapping[str, str]) -> list[str]:
     own."""
     if environment.get("RAY_ADDRESS"):
         return []
-    given = [part.strip() for part in environment.get(DEVICES, "").split(",")]
-    return [part for part in given if part] or [str(card.index) for card in find_cards()]
+    devices = environment.get(DEVICES, "")
+    return parts_of(devices) if devices.strip() else [str(card.index) for card in find_cards()]
 
 
 def dealt(cards: Sequence[str], jobs: int) -> list[dict[str, str]]:

@@ -32,7 +32,7 @@ from cluster.sizing.cards import Card, own_cards, settle_devices
 from rollout.cores import num_cores
 
 LOOK_S = 1  # between two looks at what the cluster has given
-CARDS_S = 60.0  # for a node's answer, with the start of a worker there
+CARDS_S = 60.0  # for all nodes' answers, with the start of a worker on each
 
 
 def connect() -> None:
@@ -105,13 +105,10 @@ def cluster_cards(left: Callable[[list[Card]], list[Card]] = list) -> list[Card]
     """
     if has_own_ray():
         return own_cards(left)
-    found: list[Card] = []
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("GPU"):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = ray.remote(own_cards).options(num_cpus=0, scheduling_strategy=there).remote()
-            found += ray.get(asked, timeout=CARDS_S)
-    return found
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    asked = [ray.remote(own_cards).options(num_cpus=0, scheduling_strategy=node).remote() for node in there]
+    return [card for cards in ray.get(asked, timeout=CARDS_S) for card in cards]
 
 
 def has_own_ray() -> bool:

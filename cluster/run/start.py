@@ -147,11 +147,7 @@ async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: Ru
         if "bfloat16" in (recipe.student.dtype, recipe.learner.dtype) and not has_bfloat16(cpu_flags()):
             sink.say(NO_BFLOAT16)
     else:
-        import torch  # the version of its CUDA
-
-        with await asyncio.to_thread(Look) as look:
-            cards, claim = cluster_cards(look.left), look.claim if has_own_ray() else None
-            recipe, plan = with_planned_memory(recipe, plan, model, cards, torch.version.cuda, said.append, claim)
+        recipe, plan = await _with_memory(recipe, plan, model, said.append)
         for line in said:
             sink.say(line)
     sink.stage("starting engines and learner")
@@ -159,6 +155,17 @@ async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: Ru
         used = plan_in_use(recipe, plan, said)
         await retried_beside(recipe.faults.store_s, folder.memory, partial(append_plan, folder.memory, used))
     return recipe, plan
+
+
+async def _with_memory(recipe: Recipe, plan: Plan, model: str, say: Callable[[str], None]) -> tuple[Recipe, Plan]:
+    """As `with_planned_memory`, with what the host's other runs leave where Ray does not share the GPUs out."""
+    import torch  # the version of its CUDA
+
+    cuda = torch.version.cuda
+    if not has_own_ray():
+        return with_planned_memory(recipe, plan, model, cluster_cards(), cuda, say)
+    with await asyncio.to_thread(Look) as look:
+        return with_planned_memory(recipe, plan, model, cluster_cards(look.left), cuda, say, look.claim)
 
 
 def idle_room(recipe: Recipe) -> str:

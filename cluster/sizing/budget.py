@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.config import Recipe
 from cluster.fleet.placement import Plan
-from cluster.sizing.cards import Card, beside_others
+from cluster.sizing.cards import Card, beside_others, held_by
 from cluster.sizing.memory import (
     GIB,
     SPARE,
@@ -215,10 +215,9 @@ def _require(least: Budget, room: float) -> None:
             f"with on {card.name}; expected a larger card, or {KEYS[_largest(least)]}"
         )
     if needs > room_of(card):
-        held = f", held by process {', '.join(map(str, card.holders))}" if card.holders else ""
         raise ValueError(
             f"placement: asked {needs / GIB:.1f} GiB of GPU {card.index}, found {card.free / GIB:.1f} of "
-            f"{card.total / GIB:.1f} GiB free{held}; expected a card of its own: end the other run, or "
+            f"{card.total / GIB:.1f} GiB free{held_by(card)}; expected a card of its own: end the other run, or "
             "choose a card with CUDA_VISIBLE_DEVICES"
         )
 

@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 from rollout.config import ALONE, EngineConfig
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 DEVICES = "CUDA_VISIBLE_DEVICES"
 ORDER, AS_LISTED = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"  # the numbers of nvidia-smi and of Ray; CUDA's own are by speed
-SHARED_BY = "EDGE_OPD_RUNS_A_CARD"  # how many runs of a sweep share each card: none sees yet what the others will take
+SHARED_BY = "EDGE_OPD_RUNS_A_CARD"  # how many runs of a sweep share each card: the first leaves the others their part
 FREE_SHARE = 0.95  # of the free memory of a card: what is left is CUDA's own, and what others take meanwhile
+LEAST_SHARE = 0.02  # of a card: no engine starts with less, and a share of 0 is none: vLLM takes its own
 ASK_S = 20.0  # a driver that is in trouble may never answer
 FIELDS = ("index", "name", "memory.total", "memory.free", "driver_version", "compute_cap", "uuid")
 NONE = ("-1", "NoDevFiles")  # after which CUDA sees no more of CUDA_VISIBLE_DEVICES
@@ -83,7 +84,7 @@ def visible(cards: Sequence[Card], devices: str) -> list[Card]:
     it says nothing. What it names and nobody knows is left out."""
     if not devices.strip():
         return list(cards)
-    named = ([card for card in cards if _is_called(card, part)] for part in _parts(devices))
+    named = ([card for card in cards if _is_called(card, part)] for part in parts_of(devices))
     return [found[0] for found in named if found]
 
 
@@ -109,7 +110,7 @@ def settle_devices(environment: MutableMapping[str, str], ask: Ask = nvidia_smi)
     environment.setdefault(ORDER, AS_LISTED)
     if not environment.get(DEVICES):
         return
-    parts = _parts(environment[DEVICES])
+    parts = parts_of(environment[DEVICES])
     try:
         listed = [uuid for _, _, uuid in _listed(ask)] if not all(part.isdigit() for part in parts) else []
     except FileNotFoundError:  # no driver: nobody will look for a card
@@ -117,7 +118,8 @@ def settle_devices(environment: MutableMapping[str, str], ask: Ask = nvidia_smi)
     environment[DEVICES] = ",".join(part if part.isdigit() else _in_full(part, listed) for part in parts)
 
 
-def _parts(devices: str) -> list[str]:
+def parts_of(devices: str) -> list[str]:
+    """The names in CUDA_VISIBLE_DEVICES as far as CUDA reads them."""
     return list(takewhile(lambda part: part not in NONE, (part.strip() for part in devices.split(",") if part.strip())))
 
 
@@ -161,11 +163,27 @@ def _rows(ask: Ask) -> list[list[str]]:
 
 def beside_others(config: EngineConfig, cards: Sequence[Card]) -> EngineConfig:
     """With a share of its cards that nothing else has, where the recipe names none: an engine refuses to start where
-    less is free than its share."""
+    less is free than its share.
+
+    Raises:
+        ValueError: others leave next to nothing of a card.
+    """
     if config.gpu_memory_utilization or not cards:
         return config
-    free = min(card.free / card.total for card in cards[: config.tensor_parallel_size])
-    return replace(config, gpu_memory_utilization=round(min(ALONE, FREE_SHARE * free), 3))
+    card = min(cards[: config.tensor_parallel_size], key=lambda card: card.free / card.total)
+    share = round(min(ALONE, FREE_SHARE * (card.free / card.total)), 3)
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"placement: asked a share of GPU {card.index} for an engine, found {card.free / GIB:.1f} of "
+            f"{card.total / GIB:.1f} GiB free{held_by(card)}; expected a card of its own: end the other run, or "
+            "choose a card with CUDA_VISIBLE_DEVICES"
+        )
+    return replace(config, gpu_memory_utilization=share)
+
+
+def held_by(card: Card) -> str:
+    """For a message on what others have of it."""
+    return f", held by process {', '.join(map(str, card.holders))}" if card.holders else ""
 
 
 def _card(row: Sequence[str], holders: dict[int, tuple[int, ...]]) -> Card:

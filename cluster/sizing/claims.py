@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Look:
 
     Raises:
         TimeoutError: somebody else looks for `deadline_s` seconds; names the process.
+        OSError: the folder cannot be written, or somebody's file in it cannot be locked.
     """
 
     def __init__(self, folder: Path | None = None, deadline_s: float = LOOK_S) -> None:
@@ -75,7 +76,11 @@ class Look:
         return found
 
     def claim(self, asked: Mapping[Card, float]) -> None:
-        """Takes bytes of cards that `left` has given, until this process ends."""
+        """Takes bytes of cards that `left` has given, until this process ends.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         for card, size in asked.items():
             if card.uuid:
                 _write(self._folder, Claim(card.uuid, os.getpid(), int(size), self._others(card)))
@@ -97,11 +102,12 @@ class Look:
 
 def _write(folder: Path, claim: Claim) -> None:
     """A file that this process keeps locked: nothing closes it before the end."""
-    file, path = tempfile.mkstemp(prefix=PREFIX, dir=folder)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    os.fchmod(file, 0o644)
-    os.write(file, json.dumps(asdict(claim)).encode())
-    atexit.register(Path(path).unlink, missing_ok=True)
+    with _named(folder / f"{PREFIX}..."):
+        file, path = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+        atexit.register(Path(path).unlink, missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.fchmod(file, 0o644)
+        os.write(file, json.dumps(asdict(claim)).encode())
 
 
 def _standing(folder: Path) -> Iterator[Claim]:
@@ -124,11 +130,29 @@ def _standing(folder: Path) -> Iterator[Claim]:
 
 def _opened(path: Path) -> int:
     """A file that every user may lock. One who may not write to it can."""
-    with suppress(FileExistsError):
-        made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        os.fchmod(made, 0o644)
-        return made
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with _named(path):
+        with suppress(FileExistsError):
+            made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(made, 0o644)
+            return made
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Who cannot make or open a file hears which, and what would help."""
+    try:
+        yield
+    except OSError as error:
+        if os.path.lexists(path):
+            raise OSError(
+                f"placement: {path}: found a file that cannot be locked ({error.strerror}), expected one that every "
+                "user may read: have it removed while no run starts"
+            ) from None
+        raise OSError(
+            f"placement: {path}: found that it cannot be written ({error.strerror}), expected a {path.parent} that can "
+            "be: on a read-only root mount one"
+        ) from None
 
 
 def _taken(file: int, kind: int) -> bool:

@@ -1,6 +1,8 @@
 """Two runs by hand on one card: each sees what the other takes, before either has taken it."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -125,6 +127,29 @@ def test_who_waits_for_another_ones_look_hears_whose_it_is(tmp_path: Path) -> No
     threading.Timer(0.5, held.close).start()
     with Look(tmp_path):
         assert time.monotonic() - begun > 0.4
+
+
+def test_a_place_for_claims_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """As where the root is read only; here the folder goes, once before the look and once within it."""
+    expected = f"found that it cannot be written (No such file or directory), expected a {tmp_path / 'tmp'} that can be"
+    with pytest.raises(OSError, match=re.escape(f"placement: {tmp_path / 'tmp' / LOCK}: {expected}")):
+        Look(tmp_path / "tmp")
+    (tmp_path / "tmp").mkdir()
+    with Look(tmp_path / "tmp") as look:
+        cards = look.left([card(80)])
+        shutil.rmtree(tmp_path / "tmp")
+        with pytest.raises(OSError, match=re.escape(f"placement: {tmp_path / 'tmp' / PREFIX}...: {expected}")):
+            look.claim({cards[0]: GIB})
+
+
+def test_somebody_elses_file_in_the_locks_place_is_named(tmp_path: Path) -> None:
+    """One of mode 600 opens for its owner and for root alone, a link for nobody."""
+    found = f"placement: {tmp_path / LOCK}: found a file that cannot be locked (Too many levels of symbolic links), "
+    (tmp_path / LOCK).symlink_to("/etc/passwd")
+    with pytest.raises(
+        OSError, match=re.escape(f"{found}expected one that every user may read: have it removed while no run starts")
+    ):
+        Look(tmp_path)
 
 
 def test_what_is_no_claim_and_what_was_left_is_passed_over(tmp_path: Path) -> None:

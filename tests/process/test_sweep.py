@@ -170,6 +170,8 @@ def test_the_cards_are_those_that_the_environment_leaves_whatever_it_calls_them(
     monkeypatch.setattr("cluster.commands.sweep.find_cards", lambda: found)
     assert cards_of({}) == cards_of({"CUDA_VISIBLE_DEVICES": ""}) == ["0", "1"]
     assert cards_of({"CUDA_VISIBLE_DEVICES": "GPU-1a, GPU-2b"}) == ["GPU-1a", "GPU-2b"]
+    assert cards_of({"CUDA_VISIBLE_DEVICES": "1, -1, 0"}) == ["1"]  # where CUDA's list ends
+    assert cards_of({"CUDA_VISIBLE_DEVICES": "-1"}) == []
     assert cards_of({"RAY_ADDRESS": "10.0.0.1:6379"}) == []
 
 

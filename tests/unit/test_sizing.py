@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig
 
 from cluster.config import ModelConfig, Recipe, RunConfig, TeacherConfig
+from cluster.fleet import ray_cluster
 from cluster.fleet.placement import Plan, Share, make_plan
 from cluster.observe.seen import read_seen
 from cluster.observe.sinks import MetricsSink
@@ -72,6 +73,19 @@ def test_an_engine_of_a_command_takes_what_others_leave_of_its_cards() -> None:
     )
     assert beside_others(EngineConfig(gpu_memory_utilization=0.3), [with_free(60)]).gpu_memory_utilization == 0.3
     assert beside_others(EngineConfig(), []) == EngineConfig()
+
+
+@pytest.mark.parametrize(("free", "held"), [(0, ", held by process 4321"), (1.6, "")])
+def test_an_engine_of_a_command_is_refused_where_others_leave_nothing(free: float, held: str) -> None:
+    """A share of 0 is none for vLLM, which then takes 0.9 of the card."""
+    taken = card(80, free, index=1, holders=(4321,) if held else ())
+    with pytest.raises(ValueError) as refused:
+        beside_others(EngineConfig(tensor_parallel_size=2), [card(80), taken])
+    assert str(refused.value) == (
+        f"placement: asked a share of GPU 1 for an engine, found {free:.1f} of 80.0 GiB free{held}; expected a card of "
+        "its own: end the other run, or choose a card with CUDA_VISIBLE_DEVICES"
+    )
+    assert beside_others(EngineConfig(), [card(80, 1.7)]).gpu_memory_utilization == 0.02
 
 
 def test_published_sizes_come_out() -> None:
@@ -555,7 +569,7 @@ def begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def begin(nodes: Sequence[Share], **learner: Any) -> RunDir:
         recipe = Recipe(model=ModelConfig(path=str(tiny_model)), learner=LearnerConfig(**learner))
         monkeypatch.setattr(start, "plan_for", lambda recipe: make_plan(recipe, nodes))
-        monkeypatch.setattr(start, "cluster_cards", lambda left: left([card(80)]))
+        monkeypatch.setattr(start, "cluster_cards", lambda left=list: left([card(80)]))
         monkeypatch.setattr("cluster.sizing.claims.FOLDER", Path(mkdtemp(dir=tmp_path)))  # each start is a process
         monkeypatch.setattr(start, "check_caches", lambda *_: None)
         monkeypatch.setattr(start, "_serve", serve)
@@ -580,6 +594,49 @@ def test_what_was_planned_is_in_the_runs_folder_start_by_start(
     (line,) = given.said
     assert "in a step of 512 tokens a batch" in line and line in capsys.readouterr().out
     assert read_seen(folder.root).notes == [line], "the page shows the last start's"
+
+
+def test_on_a_cluster_of_rays_a_run_neither_waits_for_who_looks_nor_claims(
+    begun: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray gives to one run it gives to nobody else."""
+
+    def look() -> None:
+        raise AssertionError("this host's lock is asked for")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(start, "Look", look)
+    (plan,) = read_plans(begun(ONE_GPU).memory)
+    assert plan.device == "cuda" and plan.engines["student"].kv_cache_gib > 0
+
+
+def test_the_nodes_of_a_cluster_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each starts a worker for it, which takes seconds. Their cards stay in the nodes' order."""
+    done, (first, second, dead, cpus) = list[str](), [name * 56 for name in "abcd"]
+    cards = {first: card(80, index=0), second: card(80, index=1)}
+    nodes = [
+        {"NodeID": name, "Alive": name != dead, "Resources": {"GPU": float(name != cpus)}}
+        for name in (*cards, dead, cpus)
+    ]
+
+    def ask(scheduling_strategy: Any, **_: Any) -> Any:
+        node = scheduling_strategy.node_id
+
+        def remote() -> str:
+            done.append(f"ask {node[0]}")
+            return str(node)
+
+        return SimpleNamespace(remote=remote)
+
+    def get(asked: str | Sequence[str], timeout: float) -> list[Card] | list[list[Card]]:
+        done.append("get")
+        return [cards[asked]] if isinstance(asked, str) else [[cards[node]] for node in asked]
+
+    told = SimpleNamespace(nodes=lambda: nodes, remote=lambda _: SimpleNamespace(options=ask), get=get)
+    monkeypatch.setattr(ray_cluster, "ray", told)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ray_cluster.cluster_cards() == [*cards.values()]
+    assert done == ["ask a", "ask b", "get"]
 
 
 def test_on_cpus_the_defaults_in_use_are_there_too(begun: Callable[..., RunDir]) -> None:
