@@ -15,6 +15,8 @@ from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
 from cluster.own_files import add_follow, require_own_files
 from rollout.ending import end_uncollected
 
+RUN, REGION = "the folder of a run, such as runs/NAME", "pos, neg, near_zero or all: which tokens the mask keeps"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     end_uncollected()
@@ -159,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-opd", description="Evidence-guided on-policy distillation.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (text, act, add_arguments) in COMMANDS.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         add_arguments(command)
         command.set_defaults(act=act)
     return parser
@@ -169,24 +171,22 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     _recipe_arguments(run)
     run.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME")
     run.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, and from shards")
-    auto = "the same where there is a run, else begin: for whatever starts a run again by itself"
-    run.add_argument("--resume=auto", action="store_true", dest="resume_auto", help=auto)
+    run.add_argument("--resume=auto", action="store_true", dest="resume_auto", help="the same, or begin where none is")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.toml")
+    parser.add_argument("recipe", metavar="RECIPE.toml", help="such as cluster/recipes/local-smoke.toml")
     _add_set(parser)
 
 
 def _probe_arguments(probe: argparse.ArgumentParser) -> None:
-    where = "a Hugging Face folder, a hub id, a run, 'default', or http://HOST:PORT/v1"
-    probe.add_argument("source", metavar="MODEL_OR_RUN", help=where)
-    probe.add_argument("--task", default="identity")
+    probe.add_argument("source", metavar="MODEL_OR_RUN", help="folder, hub id, run, 'default' or http://HOST:PORT/v1")
+    probe.add_argument("--task", default="identity", metavar="T", help="task.name of a model (default identity)")
     probe.add_argument("--model", metavar="NAME", help="which of a server's models (default: its only one)")
-    probe.add_argument("--timeout", type=float, default=120.0, help="seconds for one request to a server (default 120)")
+    probe.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for a request (default 120)")
     omit = "of the keys of a request, those that a server refuses: seed,max_tokens (then max_completion_tokens is sent)"
     probe.add_argument("--omit", metavar="KEY,...", type=lambda keys: keys.split(","), default=[], help=omit)
-    probe.add_argument("--json", action="store_true")
+    probe.add_argument("--json", action="store_true", help="print one JSON object")
     _add_set(probe)
 
 
@@ -194,7 +194,7 @@ def _data_arguments(data: argparse.ArgumentParser) -> None:
     parts = data.add_subparsers(required=True, metavar="openthoughts|check")
     filtered = parts.add_parser("openthoughts", help="filter OpenThoughts-114K to the math task's training rows")
     filtered.add_argument("source", metavar="IN.parquet", help="OpenThoughts-114K, either layout; a file or a folder")
-    filtered.add_argument("out", metavar="OUT.jsonl")
+    filtered.add_argument("out", metavar="OUT.jsonl", help="training rows for task.prompts_file")
     filtered.add_argument("--limit", type=int, default=8000, help="rows to keep, after shuffling (default 8000)")
     filtered.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
     filtered.set_defaults(part=_data_openthoughts)
@@ -209,10 +209,10 @@ def _data_arguments(data: argparse.ArgumentParser) -> None:
 
 def _shards_arguments(shards: argparse.ArgumentParser) -> None:
     shards.add_argument("dir", metavar="DIR", help="a run or a folder of shards")
-    shards.add_argument("--json", action="store_true")
-    shards.add_argument("--tau", type=float)
-    shards.add_argument("--tau-kind", help="value (nats) or quantile (of a step's evidence)")
-    shards.add_argument("--region")
+    shards.add_argument("--json", action="store_true", help="print one JSON object")
+    shards.add_argument("--tau", type=float, metavar="T", help="recompute the mask with this threshold")
+    shards.add_argument("--tau-kind", metavar="K", help="value (nats) or quantile (of a step's evidence)")
+    shards.add_argument("--region", metavar="R", help=REGION)
     add_follow(shards)
 
 
@@ -237,13 +237,13 @@ def _report_arguments(report: argparse.ArgumentParser) -> None:
 
 
 def _view_arguments(view: argparse.ArgumentParser) -> None:
-    view.add_argument("run", metavar="RUN")
+    view.add_argument("run", metavar="RUN", help=RUN)
     which = view.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="K", help="from 0: step 1 of the console is 0; default: the last")
     which.add_argument("--all", action="store_true", help="a page for each step, in RUN/view, beside it or in --out")
     view.add_argument("--prompt", metavar="P", help="all rollouts of one prompt, each to its end")
-    view.add_argument("--tau", type=float, metavar="T", help="show another mask")
-    view.add_argument("--region", metavar="R")
+    view.add_argument("--tau", type=float, metavar="T", help="show the mask with this threshold")
+    view.add_argument("--region", metavar="R", help=REGION)
     view.add_argument("--out", type=Path, metavar="FILE.html", help="default: view-RUN-step-K.html here")
     add_follow(view)
 
@@ -256,7 +256,7 @@ def _dashboard_arguments(dashboard: argparse.ArgumentParser) -> None:
 
 def _to_file(kind: str, suffix: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("run", metavar="RUN")
+        parser.add_argument("run", metavar="RUN", help=RUN)
         parser.add_argument("--out", type=Path, metavar=f"FILE.{suffix}", help=f"default: {kind}-RUN.{suffix} here")
         add_follow(parser)
 

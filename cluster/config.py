@@ -28,6 +28,7 @@ from rollout.tasks.config import TaskConfig
 TEACHERS = ("frozen", "live", "snapshot", "ema")
 GROUP_ORDERS = ("begun", "done")
 DEFAULT_MODEL = "default"
+SHIPPED = Path(__file__).parent / "recipes"
 TASK_PATHS = (("task", "prompts_file"), ("task", "ordinary_file"), ("task", "probe_file"))
 PATHS = (*TASK_PATHS, ("run", "storage"), ("model", "path"), ("teacher", "path"))
 
@@ -263,7 +264,11 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         own = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         asked = f"{readers[-1]}: base: " if readers else ""
-        raise ValueError(f"{asked}{path}: found no such file, expected a recipe in TOML") from None
+        likely = [near for near in (path / "config.toml", SHIPPED / f"{path.stem}.toml") if near.is_file()]
+        meant = f"; did you mean {likely[0]}?" if likely else ""
+        if path.is_dir():
+            raise ValueError(f"{asked}{path}: found a folder, expected a recipe in TOML{meant}") from None
+        raise ValueError(f"{asked}{path}: found no such file, expected a recipe in TOML{meant}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a recipe") from None
     named = own.pop("base", [])

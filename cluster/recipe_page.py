@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.config import Recipe
-from cluster.typed import build
+from cluster.typed import KINDS, build
 from rollout.tasks import build_task
 
 Row = tuple[str, str, str, str, str]  # key, type, default, range, meaning
 
-_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", bool | str: "true, false or text"}
+_TYPES = {kind: words.removeprefix("a ") for kind, words in KINDS.items()}
 _WRONG: dict[Any, tuple[Any, ...]] = {
     int: (-1,), float: (-1.0, float("nan")), str: ("?",), bool: (), bool | str: ("?",),
 }  # fmt: skip

@@ -66,6 +66,8 @@ def read_resolved(run: Path, overrides: Sequence[str] = ()) -> Resolved:
 
 
 def _tables(run: Path, path: Path) -> dict[str, Any]:
+    if not run.is_dir():
+        raise ValueError(f"{run}: found no such folder, expected a run directory")
     if not path.is_file():
         raise ValueError(f"{run}: found no config.toml, expected a run directory")
     try:

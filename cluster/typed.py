@@ -1,8 +1,8 @@
 """Plain tables, as TOML has them, to frozen dataclasses; unknown keys and wrong types are refused by name."""
 
 import dataclasses
+import difflib
 import tomllib
-import types
 import typing
 from datetime import date
 from typing import Any, TypeVar
@@ -11,18 +11,25 @@ from rollout.config import TemplateVariables
 from rollout.tasks.rows import LONE_SURROGATE
 
 T = TypeVar("T")
+KINDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", bool | str: "true, false or text",
+}  # fmt: skip
 
 
-def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
-    """An instance of a (nested) dataclass from a plain table, refusing what it does not know."""
+def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "", root: type | None = None) -> T:
+    """An instance of a (nested) dataclass from a plain table, refusing what it does not know.
+
+    root: the outermost dataclass, whose keys an unknown one may have been meant as.
+    """
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in table.items():
         where = f"{prefix}{key}"
         if key not in known:
-            raise ValueError(f"{source}: {where}: found an unknown key, expected one of {', '.join(sorted(known))}")
-        values[key] = _convert(known[key], value, source, where)
+            keys = f"{', '.join(sorted(known))}{_meant(key, known, prefix, root or cls)}"
+            raise ValueError(f"{source}: {where}: found an unknown key, expected one of {keys}")
+        values[key] = _convert(known[key], value, source, where, root or cls)
     try:
         return cls(**values)
     except ValueError as error:
@@ -30,13 +37,21 @@ def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") ->
         raise ValueError(f"{source}: {text if '.' in text.split(':')[0] else prefix + text}") from None
 
 
-def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
+def _meant(key: str, known: typing.Iterable[str], prefix: str, root: type) -> str:
+    """The keys of other tables that are spelt so, or one of this table that is spelt nearly so; "" without any."""
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, known, n=1)]
+    tables = {name: kind for name, kind in typing.get_type_hints(root).items() if dataclasses.is_dataclass(kind)}
+    same = [f"{name}.{key}" for name, kind in tables.items() if key in typing.get_type_hints(kind)]
+    return f"; did you mean {' or '.join(same or near)}?" if same or near else ""
+
+
+def _convert(kind: Any, value: Any, source: str, where: str, root: type) -> Any:
     if dataclasses.is_dataclass(kind) or kind is TemplateVariables:
         if not isinstance(value, dict):
             raise ValueError(f"{source}: {where}: found {value!r}, expected a table")
         if kind is TemplateVariables:
             return _variables(value, source)
-        return build(typing.cast(type, kind), value, source, f"{where}.")
+        return build(typing.cast(type, kind), value, source, f"{where}.", root)
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         many = inner[-1] is ...  # of any length
@@ -44,12 +59,11 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
             expected = "a list" if many else f"a list of {len(inner)}"
             raise ValueError(f"{source}: {where}: found {value!r}, expected {expected}")
         inner = inner[:1] * len(value) if many else inner
-        return tuple(_convert(k, v, source, where) for k, v in zip(inner, value, strict=True))
+        return tuple(_convert(k, v, source, where, root) for k, v in zip(inner, value, strict=True))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) not in (typing.get_args(kind) or (kind,)):
-        name = kind.__name__ if not isinstance(kind, types.UnionType) else str(kind)
-        raise ValueError(f"{source}: {where}: found {value!r}, expected {name}")
+        raise ValueError(f"{source}: {where}: found {value!r}, expected {KINDS[kind]}")
     return value
 
 

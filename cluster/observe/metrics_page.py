@@ -30,7 +30,7 @@ _PLACEHOLDERS = {"stages": "NAME", "sums": "SPLIT"}
 _SHOWN_RATES = {**RATES, "correct:TAG": RATES["correct:TAG"]}  # TAG: of a probe's questions
 
 SHOWN_STEP: list[Row] = [
-    ("busy_fraction", "mean", "", "busy_s / wall_s; at lag 0 what is missing from 1 is hidden waiting"),
+    ("busy_fraction", "mean", "", "busy_s / wall_s; at staleness 0 what is missing from 1 is hidden waiting"),
     ("stages.NAME.tokens_per_s", "mean", "tokens/s", "0 in no time"),
     *((f"push_parts.{part}", "number", "s", f"{meaning}; absent in older lines") for part, meaning in PUSHED.items()),
     ("peak_bytes.host", "whole numbers", "bytes", "of each rank: most of its process since its start; absent before"),
@@ -47,7 +47,7 @@ SHOWN_STEP: list[Row] = [
     ("mismatch_k3", "mean", "nats", "estimate of KL(engine || learner) a token; null when nothing was compared"),
     ("mismatch_abs", "mean", "nats", "|learner - engine| a token; null when nothing was compared"),
 ]
-LEARNERS: list[Row] = [  # also by themselves, beside `metrics`
+LEARNERS: list[Row] = [  # twice in a line: by themselves, and under `metrics`
     ("lr", "number", "", "the learning rate of the step"),
     ("policy_loss", "number", "nats", "the objective without the KL penalty to the reference"),
     ("anchor_kl", "number", "nats", "the KL penalty to the reference, before beta_kl; absent without one"),
@@ -75,15 +75,17 @@ DIAGNOSTICS: list[Row] = [  # of each split
 def step_rows() -> list[Row]:
     """(key, kind, unit, meaning) of every key of a line of metrics.jsonl.
 
-    NAME is a stage's name, SPLIT one of `evidence.diagnostics.SPLITS`.
+    NAME is a stage's name, SPLIT one of `evidence.diagnostics.SPLITS`. `[metrics.]`: see `both_ways`.
     """
     rows = [_FORMAT, *_rows(StepRecord, _STEP_NAMES), *SHOWN_STEP]
-    rows += [*LEARNERS, *_under("metrics", LEARNERS)]
-    return rows + _under("diagnostics.SPLIT", DIAGNOSTICS)
+    rows += [(f"[metrics.]{key}", kind, unit, meaning) for key, kind, unit, meaning in LEARNERS]
+    return rows + [(f"diagnostics.SPLIT.{key}", kind, unit, meaning) for key, kind, unit, meaning in DIAGNOSTICS]
 
 
-def _under(prefix: str, rows: Sequence[Row]) -> list[Row]:
-    return [(f"{prefix}.{key}", kind, unit, meaning) for key, kind, unit, meaning in rows]
+def both_ways(key: str) -> list[str]:
+    """The keys that a row's key stands for."""
+    _, optional, own = key.rpartition("[metrics.]")
+    return [own, f"metrics.{own}"] if optional else [own]
 
 
 def probe_rows() -> list[Row]:
@@ -146,7 +148,7 @@ def tables(charts: Mapping[str, Sequence[str]]) -> str:
     """Every table as Markdown. charts: as `figures.table`'s."""
     parts = []
     for title, rows in (
-        (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)})", step_rows()),
+        (f"metrics.jsonl (NAME: a stage; SPLIT: {', '.join(SPLITS)}; [metrics.]: with it and without)", step_rows()),
         ("probes.jsonl", probe_rows()),
         (f"samples.jsonl (stats: {', '.join(COUNTED)})", [_FORMAT, *telemetry_rows(Sample)]),
         ("trace.jsonl", [_FORMAT, *telemetry_rows(Span)]),

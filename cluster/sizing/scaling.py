@@ -172,7 +172,7 @@ def _seconds() -> str:
             seconds = [f"{value:.1f}" if fits(name, gpus) else "-" for value in parts]
             rows.append([name, str(gpus), f"{ROLLOUTS_A_GPU * gpus:,}", *seconds])
     words = (
-        "Seconds, at lag 0; -: does not fit. Formulas in [cluster/sizing/speed.py](../cluster/sizing/speed.py):\n"
+        "Seconds, at staleness 0; -: does not fit. Formulas in [cluster/sizing/speed.py](../cluster/sizing/speed.py):\n"
         "`sample_seconds` (weights and caches read once a token, over the memory's bandwidth), `score_seconds` (2\n"
         "operations a parameter and token, and attention's own), `learn_seconds` (three times that), `push_seconds`\n"
         "(2 bytes a parameter over InfiniBand)."

@@ -85,8 +85,9 @@ def once(rows: Iterable[Placed[P]], ids: dict[str, str], asked: dict[Turns, str]
             if first != where:
                 row = ValueError(f"{where}: found prompt_id {row.prompt_id!r} of {first} again, expected each one once")
         elif isinstance(row, ProbePrompt):
-            first = asked.get(unled(row.turns)) or asked.setdefault(folded(row.turns), where)
-            if first != where:
+            trained = asked.get(unled(row.turns))
+            first = trained or asked.setdefault(folded(row.turns), where)
+            if trained or first != where:  # both files may be the same one
                 row = ValueError(f"{where}: found the question of {first} again, expected one that is only here")
         yield where, row
 

@@ -47,24 +47,28 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[learner]\nlearning_rate = 1.0", "learner.learning_rate", "an unknown key", "lr, lr_end, lr_schedule"),
         ("[teacher]\nbackend = 'x'", "teacher.backend", "an unknown key", "cpu_threads, dtype"),
         ("lr = 1.0", "lr", "an unknown key", "learner"),
+        ("lr = 1.0", "lr", "an unknown key", "weights; did you mean learner.lr?"),
+        ("[run]\nwindow = 1", "run.window", "an unknown key", "did you mean student.window or teacher.window?"),
+        ("[learner]\nlr_shedule = 'x'", "learner.lr_shedule", "an unknown key", "; did you mean learner.lr_schedule?"),
+        ("[lerner]\nlr = 1.0", "lerner", "an unknown key", "weights; did you mean learner?"),
         ("learner = 3", "learner", "3", "a table"),
         ("learner = [1]", "learner", "[1]", "a table"),
         # Types
-        ("[run]\nname = 3", "run.name", "3", "str"),
-        ("[run]\nsteps = '3'", "run.steps", "'3'", "int"),
-        ("[run]\nsteps = 3.0", "run.steps", "3.0", "int"),
-        ("[run]\nsteps = true", "run.steps", "True", "int"),
-        ("[weights]\nin_flight = 1", "weights.in_flight", "1", "bool"),
-        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "bool | str"),
+        ("[run]\nname = 3", "run.name", "3", "a text"),
+        ("[run]\nsteps = '3'", "run.steps", "'3'", "a whole number"),
+        ("[run]\nsteps = 3.0", "run.steps", "3.0", "a whole number"),
+        ("[run]\nsteps = true", "run.steps", "True", "a whole number"),
+        ("[weights]\nin_flight = 1", "weights.in_flight", "1", "true or false"),
+        ("[student]\nenforce_eager = 1", "student.enforce_eager", "1", "true, false or text"),
         ("[student]\nenforce_eager = 'yes'", "student.enforce_eager", "'yes'", "true, false or 'auto'"),
-        ("[learner]\nlr = true", "learner.lr", "True", "float"),
-        ("[learner]\nlr = '1e-5'", "learner.lr", "'1e-5'", "float"),
+        ("[learner]\nlr = true", "learner.lr", "True", "a number"),
+        ("[learner]\nlr = '1e-5'", "learner.lr", "'1e-5'", "a number"),
         ("[learner]\nbetas = 0.9", "learner.betas", "0.9", "a list of 2"),
         ("[learner]\nbetas = [0.9, 0.95, 0.99]", "learner.betas", "[0.9, 0.95, 0.99]", "a list of 2"),
-        ("[learner]\nbetas = [0.9, 'x']", "learner.betas", "'x'", "float"),
-        ("[run]\nname = ['a']", "run.name", "['a']", "str"),
-        ("[run]\nname = {a = 1}", "run.name", "{'a': 1}", "str"),
-        ("[run]\nname = 2026-01-01", "run.name", "datetime.date(2026, 1, 1)", "str"),
+        ("[learner]\nbetas = [0.9, 'x']", "learner.betas", "'x'", "a number"),
+        ("[run]\nname = ['a']", "run.name", "['a']", "a text"),
+        ("[run]\nname = {a = 1}", "run.name", "{'a': 1}", "a text"),
+        ("[run]\nname = 2026-01-01", "run.name", "datetime.date(2026, 1, 1)", "a text"),
         # Ranges
         ("[run]\nsteps = 0", "run.steps", "0", "at least 1"),
         ("[run]\nseed = -1", "run.seed", "-1", "0 or more"),
@@ -140,7 +144,13 @@ def test_a_refusal_names_file_key_found_and_expected(
 
 def test_a_missing_file_a_folder_and_text_that_is_not_toml_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: found no such file, expected a recipe in TOML"
-    assert "expected a recipe" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path}: found a folder, expected a recipe in TOML"
+    shipped = Path(__file__).parents[2] / "cluster" / "recipes" / "local-smoke.toml"
+    assert refusal(Path("local-smoke")).endswith(f"expected a recipe in TOML; did you mean {shipped}?")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").touch()
+    assert refusal(run).endswith(f"found a folder, expected a recipe in TOML; did you mean {run / 'config.toml'}?")
     assert "found text that is not TOML" in refusal(write(tmp_path, "[run\nsteps = 1"))
     binary = tmp_path / "recipe.toml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -207,7 +217,7 @@ def test_a_malformed_set_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_set_is_checked_like_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "")
-    assert refusal(path, "run.steps=many") == f"{path}: run.steps: found 'many', expected int"
+    assert refusal(path, "run.steps=many") == f"{path}: run.steps: found 'many', expected a whole number"
     assert "run.stepz: found an unknown key" in refusal(path, "run.stepz=1")
     assert "lerner: found an unknown key" in refusal(path, "lerner.lr=1.0")
     assert "learner.lr: found -1.0, expected more than 0" in refusal(path, "learner.lr=-1.0")

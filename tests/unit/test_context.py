@@ -771,6 +771,9 @@ def test_a_probe_may_not_repeat_a_training_question(tmp_path: Path, question: st
     led = [{"messages": [SYSTEM, USER | {"content": question}], "answer": "Ada"}]
     with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
         task_of(tmp_path, [ROW], led)
+    both = write(tmp_path / "both.jsonl", [ROW | {"answer": "Ada"}])  # one file as both
+    with pytest.raises(ValueError, match=r"both\.jsonl, line 1: found the question of .*both\.jsonl, line 1 again"):
+        build_task(TaskConfig(name="context", prompts_file=both, probe_file=both))
     with pytest.raises(ValueError, match=message.replace("line 2: ", "line 1: ")):
         task_of(tmp_path, [{"messages": [SYSTEM, USER], "context": "Ada."}], [{"question": question, "answer": "Ada"}])
     others = [

@@ -1,8 +1,10 @@
 """Pages: those made from the code are up to date, links and commands work."""
 
+import argparse
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -160,6 +162,23 @@ def test_commands_within_a_sentence_are_understood() -> None:
             assert arguments[0] in COMMANDS, page.name
             if len(arguments) > 1 and not arguments[1].startswith("-"):  # else it names a command, or an option of it
                 _parser().parse_args([argument.removesuffix("...") for argument in arguments])
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A command line's own parser, and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
+def test_help_says_what_each_command_and_each_argument_is() -> None:
+    every = [one for one in parsers(_parser()) if one.prog not in ("edge-opd", "edge-opd data")]
+    assert len(every) > len(COMMANDS)
+    silent = [f"{one.prog} {action.dest}" for one in every for action in one._actions if not action.help]
+    assert not silent
+    assert not [one.prog for one in every if not one.description and not one.prog.startswith("edge-opd data ")]
 
 
 def runs_as_a_module(name: str) -> bool:

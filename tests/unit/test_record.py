@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.observe.metrics_page import LEARNERS, probe_rows, step_rows, tables
+from cluster.observe.metrics_page import LEARNERS, both_ways, probe_rows, step_rows, tables
 from cluster.run.figures import Pushed
 from cluster.run.formats import total_of
 from cluster.run.record import (
@@ -408,7 +408,7 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
 
 def test_the_page_has_every_key_of_the_lines_and_no_other() -> None:
     for rows, line in ((step_rows(), line_of_step(a_step())), (probe_rows(), line_of_probe(a_probe()))):
-        named = [key for key, *_ in rows]
+        named = [key for row, *_ in rows for key in both_ways(row)]
         assert sorted(named) == sorted(set(keys(line)))
         assert all(kind and meaning for _, kind, _, meaning in rows)
 

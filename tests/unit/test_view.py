@@ -417,5 +417,7 @@ def test_bad_input_is_one_line(
 def test_a_folder_without_a_run_or_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", str(tmp_path)]) == 2
     assert "found no config.toml, expected a run directory" in capsys.readouterr().err
+    assert main(["view", str(tmp_path / "none")]) == 2
+    assert "none: found no such folder, expected a run directory" in capsys.readouterr().err
     assert main(["view", str(fake_run(tmp_path / "empty", {0: {"selfname": (0, 4)}}))]) == 2
     assert "found no shards in manifest.jsonl" in capsys.readouterr().err
