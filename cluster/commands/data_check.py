@@ -2,48 +2,29 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cluster.commands.data_file import FileCheck, Prompt, check_file
 from cluster.config import Recipe, load_recipe, located
 from cluster.errors import printable
 from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
 from cluster.requests import renderer_of
 from cluster.run.lengths import lengths_near
-from cluster.run.notes import SHOWN, thinking_note
 from cluster.typed import build, parse_overrides
-from rollout.arrival import Difference
 from rollout.contrast import check_wrong_contexts, num_wrong_contexts
 from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
 from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
-from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
 SHOWN_FAULTS = 20
 SHOWN_ROWS = 10  # of those that do not fit
 SHOWN_CHARS = 400  # of a text of the first row
-
-Prompt = TaskPrompt | ProbePrompt
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """One file: how its rows are read, the prompts with their places, and what is wrong with the others."""
-
-    path: str
-    layout: str
-    unread: Sequence[str]
-    places: Sequence[str]
-    prompts: Sequence[Prompt]
-    faults: Sequence[str]
-    special: Sequence[tuple[str, str]]  # places of rows whose texts have special tokens, and these
-    notes: Sequence[str]  # what the chat template says itself, and makes of r
-    shown: int  # the prompt to show, from 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     named = replace(recipe.task, name="context", prompts_file=rows, probe_file=probe or recipe.task.probe_file)
     recipe = located(replace(recipe, task=named))
     task, asked, renderer = recipe.task, dict[Turns, str](), renderer_of(recipe, resolve_model(recipe.model.path))
-    training = _file(task.prompts_file, "task.prompts_file", training_rows(task, asked), recipe, renderer, row)
+    training = check_file(task.prompts_file, "task.prompts_file", training_rows(task, asked), recipe, renderer, row)
     prompts = [one for one in training.prompts if isinstance(one, TaskPrompt)]
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
@@ -100,7 +81,7 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
     questions: list[tuple[str, ProbePrompt]] = []
     if task.probe_file:
-        probes = _file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
+        probes = check_file(task.probe_file, "task.probe_file", probe_rows(task, asked), recipe, renderer)
         questions += zip(probes.places, (one for one in probes.prompts if isinstance(one, ProbePrompt)), strict=True)
         if not probes.faults:  # a row at fault may be the one that has the tag
             check_main_tag(task, [one for _, one in questions])
@@ -149,56 +130,6 @@ def _longest(sizes: Sequence[Sizes]) -> list[int]:
 def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -> list[Sizes]:
     lengths = lengths_near(renderer, {pair for pairs in views.values() for pair in pairs}, most)
     return [Sizes(view, [lengths[pair] for pair in pairs], most) for view, pairs in views.items()]
-
-
-def _file(
-    path: str, key: str, rows: Iterable[Placed[P]], recipe: Recipe, renderer: Renderer, shown: int | None = None
-) -> FileCheck:
-    layout, unread = columns_of(path, key, recipe.task)
-    places, prompts, faults, special, found = [], [], [], [], Counter[Difference]()
-    for where, row in rows:
-        if isinstance(row, ValueError):
-            faults.append(str(row))
-            continue
-        try:
-            differing = [renderer.difference(row.turns, context) for context in _contexts(row, recipe)]
-        except ValueError as error:
-            faults.append(f"{where}: {error}")
-        else:
-            places.append(where)
-            prompts.append(row)
-            found.update(one for one in differing[:1] if one is not None)
-            if tokens := renderer.special_tokens_in(row.texts):
-                special.append((where, " ".join(sorted(tokens))))
-    notes = _notes(found, recipe, renderer) if key == "task.prompts_file" else []
-    return FileCheck(path, layout.name, unread, places, prompts, faults, special, notes, _place(places, shown, path))
-
-
-def _place(places: Sequence[str], row: int | None, path: str) -> int:
-    """Of the prompt to show among all."""
-    if row is None:
-        return 0
-    found = [place for place, where in enumerate(places) if where.endswith(f" {row}")]
-    if not found:
-        raise ValueError(f"--row: found {row}, expected the number of a row of {path} that is a prompt")
-    return found[0]
-
-
-def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
-    own = [str(said) for said in (renderer.own_text, renderer.own_end) if said.text]
-    differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
-    more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
-    return [*own, *differing, *more, *thinking_note(recipe, renderer)]
-
-
-def _wordings(prompt: Prompt) -> tuple[str, ...]:
-    return prompt.contexts if isinstance(prompt, TaskPrompt) else (prompt.context,)
-
-
-def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
-    """What a run may put into the prompt."""
-    own = prompt.wrong_contexts if isinstance(prompt, TaskPrompt) and num_wrong_contexts(recipe.evidence) else ()
-    return (*_wordings(prompt), *own)
 
 
 def to_text(check: DataCheck) -> str:

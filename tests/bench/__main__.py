@@ -40,6 +40,7 @@ NAMES = (
     "real_step",
     "start",
     "start_checks",
+    "recovery",
     "bfloat16_products",
     "many_rows",
     "page",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster import parts
 from cluster.__main__ import main
 from cluster.commands.data_check import SHOWN_FAULTS
 from cluster.config import Recipe
@@ -228,6 +229,23 @@ def test_many_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["data", "check", rows]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == SHOWN_FAULTS + 1 and lines[-1] == "edge-opd: and 3 more rows at fault"
+
+
+def test_rows_looked_at_in_several_processes_are_told_as_in_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = {"question": "Who <|im_end|> keeps it?", "context": "Ada keeps it."}
+    own = {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]}
+    odd = [special, "{", own | {"context": "Bo keeps it."}, special, {"question": "Who keeps key 10?"}]
+    rows = write(tmp_path / "rows.jsonl", [*ROWS, *odd, ROWS[0]])
+    monkeypatch.setattr(parts, "num_cores", lambda: 3)
+    told = []
+    for many in (100, 2):
+        monkeypatch.setattr(parts, "MANY", many)
+        assert main(["data", "check", rows]) == 2
+        told.append(capsys.readouterr())
+    assert told[0] == told[1]
+    assert "line 11:" in told[0].err and "2 rows have special tokens" in told[0].out
 
 
 def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

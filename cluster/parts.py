@@ -1,0 +1,35 @@
+"""Python work over many things at once: a process a core, each with a part of them."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from rollout.cores import num_cores
+
+T = TypeVar("T")
+MANY = 10_000  # things below which to start processes takes longer than the work
+_work: Callable[[range], Any]
+
+
+def in_parts(work: Callable[[range], T], count: int) -> list[T]:
+    """What `work` makes of consecutive ranges that cover range(count), in their order.
+
+    Each but a small count's is made in a process that is forked from this one: it has what `work` reaches without being
+    sent it, and sends its answer alone. Not for a process with threads that hold locks, or with a GPU.
+    """
+    parts = num_cores() if count >= MANY else 1
+    ranges = [range(count * place // parts, count * (place + 1) // parts) for place in range(parts)]
+    if parts == 1:
+        return [work(ranges[0])]
+    with ProcessPoolExecutor(parts, multiprocessing.get_context("fork"), _hold, (work,)) as processes:
+        return list(processes.map(_do, ranges))
+
+
+def _hold(work: Callable[[range], Any]) -> None:
+    global _work
+    _work = work
+
+
+def _do(part: range) -> Any:
+    return _work(part)
