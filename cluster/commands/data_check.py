@@ -13,7 +13,7 @@ from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
 from cluster.requests import renderer_of
 from cluster.run.lengths import lengths_near
-from cluster.run.notes import SHOWN, thinking_note
+from cluster.run.notes import SHOWN, others, said_of
 from cluster.typed import build, parse_overrides
 from rollout.arrival import Difference
 from rollout.contrast import check_wrong_contexts, num_wrong_contexts
@@ -21,12 +21,14 @@ from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
 from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
+from rollout.tasks.notes import UNREAD
 from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
 SHOWN_FAULTS = 20
 SHOWN_ROWS = 10  # of those that do not fit
 SHOWN_CHARS = 400  # of a text of the first row
+SPECIAL = "rows have special tokens in their texts, which the model reads as its own"
 
 Prompt = TaskPrompt | ProbePrompt
 
@@ -170,7 +172,8 @@ def _file(
             found.update(one for one in differing[:1] if one is not None)
             if tokens := renderer.special_tokens_in(row.texts):
                 special.append((where, " ".join(sorted(tokens))))
-    notes = _notes(found, recipe, renderer) if key == "task.prompts_file" else []
+    training = [row for row in prompts if isinstance(row, TaskPrompt)]
+    notes = _notes(found, training, recipe, renderer) if key == "task.prompts_file" else []
     return FileCheck(path, layout.name, unread, places, prompts, faults, special, notes, _place(places, shown, path))
 
 
@@ -184,11 +187,11 @@ def _place(places: Sequence[str], row: int | None, path: str) -> int:
     return found[0]
 
 
-def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
-    own = [str(said) for said in (renderer.own_text, renderer.own_end) if said.text]
-    differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
-    more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
-    return [*own, *differing, *more, *thinking_note(recipe, renderer)]
+def _notes(
+    found: Counter[Difference], prompts: Sequence[TaskPrompt], recipe: Recipe, renderer: Renderer
+) -> list[str]:
+    own, differing, last = said_of(recipe, renderer, prompts, found)
+    return [*own, *differing[:SHOWN], *others(len(differing) - SHOWN), *last]
 
 
 def _wordings(prompt: Prompt) -> tuple[str, ...]:
@@ -218,8 +221,9 @@ def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
         *_contents(file.prompts),
         *_tokens(sizes),
         *_too_long(file, sizes),
-        *_special(file),
-        *_said(file),
+        *_rows_with(file.special, SPECIAL),
+        *_rows_with(_unread(file), UNREAD),
+        *(f"  {note}" for note in file.notes),
         *_row(file),
     ]
 
@@ -228,13 +232,12 @@ def _contents(prompts: Sequence[Prompt]) -> list[str]:
     judges = Counter(prompt.judge or "none" for prompt in prompts)
     turns = Counter(len(prompt.turns) for prompt in prompts)
     tags = Counter(tag for prompt in prompts if isinstance(prompt, ProbePrompt) for tag in prompt.tags)
-    contexts = [prompt.context for prompt in prompts if isinstance(prompt, TaskPrompt)]
+    given = [prompt.contexts for prompt in prompts if isinstance(prompt, TaskPrompt)]
+    contexts, several = {text for texts in given for text in texts}, sum(len(texts) > 1 for texts in given)
+    said = f"  contexts: {len(contexts - {''})} different; {given.count(('',))} rows without"
+    drawn = f"; {several} with several, of which each group of rollouts draws one" if several else ""
     return [
-        *(
-            [f"  contexts: {len(set(contexts) - {''})} different; {contexts.count('')} rows without"]
-            if contexts
-            else []
-        ),
+        *([f"{said}{drawn}"] if given else []),
         f"  answers by judge: {_counted(judges)}",
         f"  turns: {_counted(dict(sorted(turns.items())))}",
         *([f"  tags: {_counted(tags)}"] if tags else []),
@@ -260,11 +263,9 @@ def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     return [f"  {len(found)} do not fit: more than {most} tokens{_listed(found)}"]
 
 
-def _special(file: FileCheck) -> list[str]:
-    """Nothing where no text has any."""
-    found = [f"{where} ({tokens})" for where, tokens in file.special]
-    said = f"  {len(found)} rows have special tokens in their texts, which the model reads as its own"
-    return [f"{said}{_listed(found)}"] if found else []
+def _rows_with(found: Sequence[tuple[str, str]], said: str) -> list[str]:
+    """Nothing where no row has any."""
+    return [f"  {len(found)} {said}{_listed([f'{where} ({what})' for where, what in found])}"] if found else []
 
 
 def _listed(found: Sequence[str]) -> str:
@@ -272,15 +273,16 @@ def _listed(found: Sequence[str]) -> str:
     return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
 
 
-def _said(file: FileCheck) -> list[str]:
-    return [f"  {note}" for note in file.notes]
+def _unread(file: FileCheck) -> list[tuple[str, str]]:
+    rows = zip(file.places, file.prompts, strict=True)
+    return [(where, ", ".join(row.unread)) for where, row in rows if row.unread]
 
 
 def _row(file: FileCheck) -> list[str]:
     prompt, name = file.prompts[file.shown], "shown" if file.shown else "first"
     texts = [(role, text) for role, text in prompt.turns]
     if isinstance(prompt, TaskPrompt):
-        texts.append(("r", prompt.context))
+        texts += [("r", text) for text in prompt.contexts]
     if prompt.answer is not None:
         texts.append((f"answer ({prompt.judge})", prompt.answer))
     return [f"  {name}: {file.places[file.shown]}", *(f"    {key}: {_shortened(text)}" for key, text in texts)]

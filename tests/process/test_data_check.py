@@ -215,6 +215,34 @@ def test_rows_whose_texts_have_special_tokens_are_counted(
     assert "special tokens" not in capsys.readouterr().out
 
 
+def test_rows_whose_turns_have_more_than_a_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def chat(question: str, **beside: Any) -> list[dict[str, Any]]:
+        answer = {"role": "assistant", "content": "Hello.", **beside}
+        return [{"role": "user", "content": "Hi."}, answer, {"role": "user", "content": question}]
+
+    odd = [chat("1?", reasoning_content="A greeting."), chat("2?"), chat("3?", thinking="A greeting.", weight=0)]
+    path = write(tmp_path / "rows.jsonl", [{"messages": turns, "context": "Ada."} for turns in odd])
+    probe = write(tmp_path / "probe.jsonl", [{"messages": chat("4?", name="Ada"), "answer": "Ada"}])
+    assert main(["data", "check", path, "--probe", probe]) == 0
+    told = capsys.readouterr().out
+    said = "rows have keys in their turns that nothing reads, beside the role and the text: "
+    assert f"\n  2 {said}{path}, line 1 (reasoning_content); {path}, line 3 (thinking, weight)\n" in told
+    assert f"\n  1 {said}{probe}, line 1 (name)\n" in told
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS)]) == 0
+    assert "in their turns" not in capsys.readouterr().out
+
+
+def test_several_wordings_of_a_context_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of passages looks the same, of which each group of rollouts would see one."""
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0] | {"context": ["Ada.", "She has it."]}, *ROWS[1:]])
+    assert main(["data", "check", rows]) == 0
+    said = capsys.readouterr().out
+    assert "  contexts: 10 different; 0 rows without; 1 with several, of which each group of rollouts draws one\n" in said
+    assert said.endswith("    r: Ada.\n    r: She has it.\n")
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS)]) == 0
+    assert "with several" not in capsys.readouterr().out
+
+
 def test_nothing_of_a_row_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     title = "\x1b]0;mine\x07"
     good, bad = ROWS[0] | {"question": f"Who {title}?"}, {"question": None, "prompt_id": title, title: 1}

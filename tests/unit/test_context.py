@@ -498,6 +498,13 @@ BAD: list[tuple[Any, str]] = [
         turns({"role": "user", "content": [{"type": "text", "text": "Who?"}]}),
         "found a list in messages[0].content, expected a text: join the texts of its parts",
     ),
+    *(
+        (
+            turns({"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": kind} | part]}),
+            f"found a part of the type '{kind}' in messages[0].content, expected turns of text only",
+        )
+        for kind, part in [("image", {}), ("image_url", {"text": None, "image_url": {"url": "a.png"}})]
+    ),
     (turns({"role": "critic", "content": "Who?"}), "found messages[0].role = 'critic', expected system, user or"),
     (turns({"role": ["user"], "content": "Who?"}), "found messages[0].role = ['user'], expected system"),
     (turns(USER, USER), "found messages[1].role = 'user', expected the assistant's turn"),
@@ -680,6 +687,55 @@ def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
     config = config_of(tmp_path, [ROW], [PROBE])
     assert row_notes(config, build_task(config)) == []
+    config = config_of(tmp_path, [LAYOUTS[-1][1]], [PROBE])
+    assert row_notes(config, build_task(config)) == [f"{config.prompts_file}: columns that nothing reads: system"]
+
+
+THINKS = ASSISTANT | {"reasoning_content": "Who has it? Ada.", "name": None, "tool_calls": []}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(
+    ("row", "columns", "unread"),
+    [
+        ({"messages": [USER, THINKS, USER], "context": "Ada."}, Columns(), ("reasoning_content",)),
+        ({"chat": [SYSTEM, USER, THINKS | {"id": 0}]}, Columns("chat", context="chat"), ("id", "reasoning_content")),
+        ({"prompt": [USER], "completion": [THINKS]}, Columns(), ("reasoning_content",)),
+        (
+            {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hm.", "thought": "A greeting."},
+                          {"from": "human", "value": "Who?"}], "context": "Ada."},
+            Columns(),
+            ("thought",),
+        ),
+        ({"messages": [USER, ASSISTANT | {"thinking": ""}, USER], "context": ["Ada.", "She."]}, Columns(), ()),
+        (ROW, Columns(), ()),
+    ],
+)  # fmt: skip
+def test_what_a_turn_has_beside_its_text_is_said(
+    tmp_path: Path, row: dict[str, Any], columns: Columns, unread: tuple[str, ...], name: str
+) -> None:
+    """A thought beside an answer is in no prompt, nor in a context that the answer becomes."""
+    (prompt,) = task_of(tmp_path, [row], name=name, columns=columns).training
+    assert prompt.unread == unread
+    assert not any("Who has it?" in text or "A greeting." in text for text in prompt.texts)
+
+
+def test_keys_in_turns_that_nothing_reads_are_said_of_each_file(tmp_path: Path) -> None:
+    def asked(question: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        return [USER, answer, {"role": "user", "content": question}]
+
+    rows = [
+        {"messages": asked(f"{n}?", answer), "context": "Ada."}
+        for n, answer in enumerate([THINKS, ASSISTANT | {"weight": 1}, ASSISTANT])
+    ]
+    config = config_of(tmp_path, [*rows, {"messages": [USER], "context": "Ada."}],
+                       [{"messages": asked("Who?", THINKS), "answer": "Ada"}])  # fmt: skip
+    said = "rows have keys in their turns that nothing reads, beside the role and the text: "
+    assert row_notes(config, build_task(config)) == [
+        f"{config.prompts_file}: 2 of 4 {said}reasoning_content, weight",
+        f"{config.probe_file}: 1 of 1 {said}reasoning_content",
+    ]
+    assert repr(build_task(config).training[0]).count("reasoning") == 0, "what an older run was begun with is the same"
 
 
 def test_special_tokens_in_rows_are_said_of_each_file(tmp_path: Path, tokenizer: Any) -> None:
