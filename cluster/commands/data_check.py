@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
 from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
-from rollout.tasks.notes import UNREAD
+from rollout.tasks.notes import SAID_WHOLE, UNREAD, idle_note, sentence_of
 from rollout.tasks.placed import P, Placed, columns_of
 from rollout.tasks.problems import with_wrong_contexts
 
@@ -187,21 +187,17 @@ def _place(places: Sequence[str], row: int | None, path: str) -> int:
     return found[0]
 
 
-def _notes(
-    found: Counter[Difference], prompts: Sequence[TaskPrompt], recipe: Recipe, renderer: Renderer
-) -> list[str]:
+def _notes(found: Counter[Difference], prompts: Sequence[TaskPrompt], recipe: Recipe, renderer: Renderer) -> list[str]:
     own, differing, last = said_of(recipe, renderer, prompts, found)
-    return [*own, *differing[:SHOWN], *others(len(differing) - SHOWN), *last]
-
-
-def _wordings(prompt: Prompt) -> tuple[str, ...]:
-    return prompt.contexts if isinstance(prompt, TaskPrompt) else (prompt.context,)
+    told = [*own, *differing[:SHOWN], *others(len(differing) - SHOWN), *last]
+    return [*told, *idle_note(recipe.task, prompts)]
 
 
 def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
     """What a run may put into the prompt."""
-    own = prompt.wrong_contexts if isinstance(prompt, TaskPrompt) and num_wrong_contexts(recipe.evidence) else ()
-    return (*_wordings(prompt), *own)
+    if isinstance(prompt, ProbePrompt):
+        return (prompt.context,)
+    return (*prompt.contexts, *(prompt.wrong_contexts if num_wrong_contexts(recipe.evidence) else ()))
 
 
 def to_text(check: DataCheck) -> str:
@@ -222,7 +218,8 @@ def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
         *_tokens(sizes),
         *_too_long(file, sizes),
         *_rows_with(file.special, SPECIAL),
-        *_rows_with(_unread(file), UNREAD),
+        *_rows_with(_having(file, lambda row: ", ".join(row.unread)), UNREAD),
+        *_rows_with(_having(file, sentence_of), SAID_WHOLE),
         *(f"  {note}" for note in file.notes),
         *_row(file),
     ]
@@ -273,9 +270,9 @@ def _listed(found: Sequence[str]) -> str:
     return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
 
 
-def _unread(file: FileCheck) -> list[tuple[str, str]]:
-    rows = zip(file.places, file.prompts, strict=True)
-    return [(where, ", ".join(row.unread)) for where, row in rows if row.unread]
+def _having(file: FileCheck, what: Callable[[Prompt], str]) -> list[tuple[str, str]]:
+    """The places of rows that have something, and what."""
+    return [(where, had) for where, row in zip(file.places, file.prompts, strict=True) if (had := what(row))]
 
 
 def _row(file: FileCheck) -> list[str]:

@@ -50,7 +50,7 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> Notes:
 def said_of(
     recipe: Recipe, renderer: Renderer, prompts: Sequence[TaskPrompt], found: Counter[Difference]
 ) -> tuple[list[str], list[str], list[str]]:
-    """What the template says itself in these prompts, what tells (x, r) from x in how many, and what to know besides."""
+    """What the template says itself in these prompts, what tells (x, r) from x in how many, and what else to know."""
     bare = any("system" not in dict(prompt.before) for prompt in prompts)  # as `own_text` is rendered
     own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
     differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]

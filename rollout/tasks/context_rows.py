@@ -122,7 +122,7 @@ class RowReader:
     def _wordings(self, own: Row, where: str) -> tuple[str, ...]:
         """Of a context that is a list of texts; none of any other."""
         value, name = own.get("context"), self._called("context")
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        if not isinstance(value, list) or any(isinstance(text, dict) for text in value):
             return ()
         texts = self._texts(own, "context", where)
         if len({*texts}) < len(texts):

@@ -71,7 +71,7 @@ def _turn(turn: Any, key: str, where: str) -> tuple[str, str]:
     if isinstance(content, list):
         odd = next((part for part in content if isinstance(part, dict) and not isinstance(part.get("text"), str)), None)
         if odd is not None:
-            kind = shown(odd.get("type"))
-            raise ValueError(f"{where}: found a part of the type {kind} in {key}.{keys[1]}, expected turns of text only")
+            kind, place = shown(odd.get("type")), f"{key}.{keys[1]}"
+            raise ValueError(f"{where}: found a part of the type {kind} in {place}, expected turns of text only")
         raise ValueError(f"{where}: found a list in {key}.{keys[1]}, expected a text: join the texts of its parts")
     return ROLES[role], checked_text(content, f"{key}.{keys[1]}", where)
