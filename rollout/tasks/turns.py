@@ -7,7 +7,7 @@ from rollout.tasks.rows import checked_text, shown
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 KEYS = (("role", "content"), ("from", "value"))  # of a turn, as most files have it and as ShareGPT has it
-NOTHING = (None, "", [], {})  # what a key may hold that says nothing
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a key may hold that says nothing
 
 
 def read_turns(value: Any, key: str, where: str) -> Turns:
@@ -52,7 +52,7 @@ def last_role(value: Any) -> str:
 def unread_keys(turns: Any) -> set[str]:
     """The keys of a list of turns that hold something and that nothing reads, such as the thought beside an answer."""
     rich = (turn for turn in turns if isinstance(turn, dict) and len(turn) > 2) if isinstance(turns, list) else ()
-    return {str(key) for turn in rich for key in turn.keys() - {*_keys(turn)} if turn[key] not in NOTHING}
+    return {str(key) for turn in rich for key in turn.keys() - {*_keys(turn)} if turn[key] not in EMPTY}
 
 
 def _keys(turn: Any) -> tuple[str, str] | tuple[()]:
