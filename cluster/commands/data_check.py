@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,11 +20,13 @@ from rollout.render import Pair, Renderer
 from rollout.tasks import ProbePrompt, TaskPrompt
 from rollout.tasks.base import Turns
 from rollout.tasks.context import CARD, ContextTask, asking_again, check_main_tag, probe_rows, training_rows
+from rollout.tasks.notes import SAID_WHOLE, UNREAD, sentence_of
 from rollout.tasks.problems import with_wrong_contexts
 
 SHOWN_FAULTS = 20
 SHOWN_ROWS = 10  # of those that do not fit
 SHOWN_CHARS = 400  # of a text of the first row
+SPECIAL = "rows have special tokens in their texts, which the model reads as its own"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,10 @@ def _lines(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
         *_contents(file.prompts),
         *_tokens(sizes),
         *_too_long(file, sizes),
-        *_special(file),
-        *_said(file),
+        *_rows_with(file.special, SPECIAL),
+        *_rows_with(_having(file, lambda row: ", ".join(row.unread)), UNREAD),
+        *_rows_with(_having(file, sentence_of), SAID_WHOLE),
+        *(f"  {note}" for note in file.notes),
         *_row(file),
     ]
 
@@ -159,13 +163,12 @@ def _contents(prompts: Sequence[Prompt]) -> list[str]:
     judges = Counter(prompt.judge or "none" for prompt in prompts)
     turns = Counter(len(prompt.turns) for prompt in prompts)
     tags = Counter(tag for prompt in prompts if isinstance(prompt, ProbePrompt) for tag in prompt.tags)
-    contexts = [prompt.context for prompt in prompts if isinstance(prompt, TaskPrompt)]
+    given = [prompt.contexts for prompt in prompts if isinstance(prompt, TaskPrompt)]
+    contexts, several = {text for texts in given for text in texts}, sum(len(texts) > 1 for texts in given)
+    said = f"  contexts: {len(contexts - {''})} different; {given.count(('',))} rows without"
+    drawn = f"; {several} with several, of which each group of rollouts draws one" if several else ""
     return [
-        *(
-            [f"  contexts: {len(set(contexts) - {''})} different; {contexts.count('')} rows without"]
-            if contexts
-            else []
-        ),
+        *([f"{said}{drawn}"] if given else []),
         f"  answers by judge: {_counted(judges)}",
         f"  turns: {_counted(dict(sorted(turns.items())))}",
         *([f"  tags: {_counted(tags)}"] if tags else []),
@@ -191,11 +194,9 @@ def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     return [f"  {len(found)} do not fit: more than {most} tokens{_listed(found)}"]
 
 
-def _special(file: FileCheck) -> list[str]:
-    """Nothing where no text has any."""
-    found = [f"{where} ({tokens})" for where, tokens in file.special]
-    said = f"  {len(found)} rows have special tokens in their texts, which the model reads as its own"
-    return [f"{said}{_listed(found)}"] if found else []
+def _rows_with(found: Sequence[tuple[str, str]], said: str) -> list[str]:
+    """Nothing where no row has any."""
+    return [f"  {len(found)} {said}{_listed([f'{where} ({what})' for where, what in found])}"] if found else []
 
 
 def _listed(found: Sequence[str]) -> str:
@@ -203,15 +204,16 @@ def _listed(found: Sequence[str]) -> str:
     return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
 
 
-def _said(file: FileCheck) -> list[str]:
-    return [f"  {note}" for note in file.notes]
+def _having(file: FileCheck, what: Callable[[Prompt], str]) -> list[tuple[str, str]]:
+    """The places of rows that have something, and what."""
+    return [(where, had) for where, row in zip(file.places, file.prompts, strict=True) if (had := what(row))]
 
 
 def _row(file: FileCheck) -> list[str]:
     prompt, name = file.prompts[file.shown], "shown" if file.shown else "first"
     texts = [(role, text) for role, text in prompt.turns]
     if isinstance(prompt, TaskPrompt):
-        texts.append(("r", prompt.context))
+        texts += [("r", text) for text in prompt.contexts]
     if prompt.answer is not None:
         texts.append((f"answer ({prompt.judge})", prompt.answer))
     return [f"  {name}: {file.places[file.shown]}", *(f"    {key}: {_shortened(text)}" for key, text in texts)]

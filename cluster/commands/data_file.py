@@ -7,11 +7,12 @@ from functools import partial
 
 from cluster.config import Recipe
 from cluster.parts import in_parts
-from cluster.run.notes import SHOWN, thinking_note
+from cluster.run.notes import SHOWN, others, said_of
 from rollout.arrival import Difference
 from rollout.contrast import num_wrong_contexts
 from rollout.render import Renderer
 from rollout.tasks.base import ProbePrompt, TaskPrompt
+from rollout.tasks.notes import idle_note
 from rollout.tasks.placed import P, Placed, columns_of
 
 Prompt = TaskPrompt | ProbePrompt
@@ -43,6 +44,7 @@ def check_file(
     for part in looked:
         faults |= part.faults
     fitting = [(where, row) for where, row in read if not isinstance(row, ValueError) and where not in faults]
+    training = [row for _, row in fitting if isinstance(row, TaskPrompt)]
     found = sum((part.found for part in looked), Counter[Difference]())
     return FileCheck(
         path=path,
@@ -52,7 +54,7 @@ def check_file(
         prompts=[row for _, row in fitting],
         faults=[faults[where] for where, _ in read if where in faults],
         special=[one for part in looked for one in part.special],
-        notes=_notes(found, recipe, renderer) if key == "task.prompts_file" else [],
+        notes=_notes(found, training, recipe, renderer) if key == "task.prompts_file" else [],
         shown=_place(places, shown, path),
     )
 
@@ -92,18 +94,14 @@ def _place(places: Sequence[str], row: int | None, path: str) -> int:
     return found[0]
 
 
-def _notes(found: Counter[Difference], recipe: Recipe, renderer: Renderer) -> list[str]:
-    own = [str(said) for said in (renderer.own_text, renderer.own_end) if said.text]
-    differing = [f"{count} of {found.total()} contexts: {one}" for one, count in found.most_common(SHOWN)]
-    more = [f"{len(found) - SHOWN} other differences"] if len(found) > SHOWN else []
-    return [*own, *differing, *more, *thinking_note(recipe, renderer)]
-
-
-def _wordings(prompt: Prompt) -> tuple[str, ...]:
-    return prompt.contexts if isinstance(prompt, TaskPrompt) else (prompt.context,)
+def _notes(found: Counter[Difference], prompts: Sequence[TaskPrompt], recipe: Recipe, renderer: Renderer) -> list[str]:
+    own, differing, last = said_of(recipe, renderer, prompts, found)
+    told = [*own, *differing[:SHOWN], *others(len(differing) - SHOWN), *last]
+    return [*told, *idle_note(recipe.task, prompts)]
 
 
 def _contexts(prompt: Prompt, recipe: Recipe) -> tuple[str, ...]:
     """What a run may put into the prompt."""
-    own = prompt.wrong_contexts if isinstance(prompt, TaskPrompt) and num_wrong_contexts(recipe.evidence) else ()
-    return (*_wordings(prompt), *own)
+    if isinstance(prompt, ProbePrompt):
+        return (prompt.context,)
+    return (*prompt.contexts, *(prompt.wrong_contexts if num_wrong_contexts(recipe.evidence) else ()))

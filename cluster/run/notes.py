@@ -1,12 +1,15 @@
 """What the start of a run says of its prompts: on the terminal, on the page, and in the model card that others read."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.config import Recipe
+from rollout.arrival import Difference
 from rollout.config import TemplateVariables
 from rollout.render import Renderer
 from rollout.requests import StepRequests
+from rollout.tasks.base import TaskPrompt
 from rollout.template import NAMED
 from rollout.thinking import SWITCHES
 
@@ -34,21 +37,29 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> Notes:
     Raises:
         ValueError: names a prompt in which r does not arrive, or changes more than it may.
     """
-    renderer, found = requests.renderer, requests.differences(recipe.run.steps)
-    bare = any("system" not in dict(prompt.before) for prompt in requests.prompts)  # as `own_text` is rendered
-    own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
-    differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]
-    doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
-    last = [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
+    found = requests.differences(recipe.run.steps)
+    own, differing, last = said_of(recipe, requests.renderer, requests.prompts, found)
     shown, kept = (
-        [*own, *differing[:most], *_others(len(differing) - most, where), *last]
+        [*own, *differing[:most], *others(len(differing) - most, where), *last]
         for most, where in ((SHOWN, ", which a run keeps in inputs.json"), (KEPT, ""))
     )
     card = [*own, *differing[:SHOWN], *last]
     return Notes(shown, kept, _of_the_rest(recipe, requests) if unshown(recipe) else card)
 
 
-def _others(count: int, where: str) -> list[str]:
+def said_of(
+    recipe: Recipe, renderer: Renderer, prompts: Sequence[TaskPrompt], found: Counter[Difference]
+) -> tuple[list[str], list[str], list[str]]:
+    """What the template says itself in these prompts, what tells (x, r) from x in how many, and what else to know."""
+    bare = any("system" not in dict(prompt.before) for prompt in prompts)  # as `own_text` is rendered
+    own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
+    differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]
+    doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
+    return own, differing, [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
+
+
+def others(count: int, where: str = "") -> list[str]:
+    """A line on differences that are not shown."""
     return [f"{count} other differences between x and (x, r){where}"] if count > 0 else []
 
 

@@ -74,6 +74,7 @@ class TaskPrompt(Asked):
     judge: str = ""  # context: how its answer is judged
     # Other wordings of r: each group of rollouts draws one of them all. An older run's pin has none of it.
     wordings: tuple[str, ...] = field(default=(), repr=False)
+    unread: tuple[str, ...] = field(default=(), repr=False, compare=False)  # keys in the row's turns that nothing reads
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -106,6 +107,7 @@ class ProbePrompt(Asked):
     tags: tuple[str, ...] = ()  # context: each has a rate of its own
     judge: str = ""  # context: how its answer is judged
     context: str = ""  # with_context, context_again: r, which is placed as in training
+    unread: tuple[str, ...] = field(default=(), repr=False, compare=False)  # keys in the row's turns that nothing reads
 
     def __post_init__(self) -> None:
         if self.probe not in PROBES:

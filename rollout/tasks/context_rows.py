@@ -13,7 +13,7 @@ from rollout.tasks.config import TaskConfig
 from rollout.tasks.judges import JUDGES, is_number
 from rollout.tasks.layouts import ANSWER, PLAIN, Layout, mapping
 from rollout.tasks.rows import Row, checked_text, shown
-from rollout.tasks.turns import read_reply, read_turns
+from rollout.tasks.turns import read_reply, read_turns, unread_keys
 
 TAG = re.compile(r"[\w.-]+")
 
@@ -52,6 +52,7 @@ class RowReader:
             before=turns[:-1],
             judge=judge,
             wordings=tuple(frame.replace(PLAIN, text) for text in others),
+            unread=_unread(own),
         )
 
     def probe(self, row: Row, where: str) -> ProbePrompt:
@@ -62,7 +63,8 @@ class RowReader:
         if answer is None:
             name = self._called("answer")
             raise ValueError(f"{where}: found no {name}, expected one to hold the probe's responses against")
-        return ProbePrompt("context", turns[-1][1], answer, turns[:-1], self._tags(own, where), judge)
+        tags = self._tags(own, where)
+        return ProbePrompt("context", turns[-1][1], answer, turns[:-1], tags, judge, unread=_unread(own))
 
     def _called(self, key: str) -> str:
         """What the file calls a column of `Columns`."""
@@ -120,7 +122,7 @@ class RowReader:
     def _wordings(self, own: Row, where: str) -> tuple[str, ...]:
         """Of a context that is a list of texts; none of any other."""
         value, name = own.get("context"), self._called("context")
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        if not isinstance(value, list) or any(isinstance(text, dict) for text in value):
             return ()
         texts = self._texts(own, "context", where)
         if len({*texts}) < len(texts):
@@ -159,6 +161,12 @@ class RowReader:
             return f"{self._stem}-{where.rsplit(' ', 1)[1]}"
         whole = type(value) is float and value.is_integer()  # of parquet, a whole number's column with a null in it
         return str(int(value)) if whole or type(value) is int else checked_text(value, self._called("prompt_id"), where)
+
+
+def _unread(own: Row) -> tuple[str, ...]:
+    """The keys in a row's turns that nothing reads."""
+    lists = [own[key] for key in ("messages", "question", "context") if isinstance(own.get(key), list)]
+    return tuple(sorted({key for turns in lists for key in unread_keys(turns)})) if lists else ()
 
 
 def read_answer(value: Any, name: str, judge: str, where: str) -> tuple[str, str | None]:

@@ -66,7 +66,7 @@ def _openthoughts(name: str, names: Mapping[str, str], mark: str = "") -> Layout
             raise ValueError(f"found no texts in {columns}, expected OpenThoughts' own")
         return _problem(example)
 
-    reads, frame = frozenset((*layout.columns, "system")), CONTEXT.replace("{solution}", PLAIN)
+    reads, frame = frozenset(layout.columns), CONTEXT.replace("{solution}", PLAIN)
     return Layout(f"OpenThoughts ({name})", layout.columns, read, names, reads, frame, mark)
 
 

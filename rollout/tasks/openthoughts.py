@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout.tasks.boxed import is_single_expression, last_boxed
+from rollout.tasks.turns import ROLES
 
 MAX_PROBLEM_CHARS = 4096
 MAX_REASONING_CHARS = 6000
@@ -50,7 +51,7 @@ def _read_metadata(row: Mapping[str, Any]) -> Example:
 def _read_default(row: Mapping[str, Any]) -> Example:
     """NOTHING of a conversation of more turns: the others would be lost."""
     turns = row["conversations"] or ()
-    said = {turn["from"]: turn["value"] or "" for turn in turns}
+    said = {ROLES.get(turn["from"], turn["from"]): turn["value"] or "" for turn in turns}
     if len(said) < len(turns) or said.keys() - {"user", "assistant"}:
         return NOTHING
     problem = said.get("user", "").strip().removeprefix(INSTRUCTION).strip()

@@ -7,6 +7,7 @@ from rollout.tasks.rows import checked_text, shown
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 KEYS = (("role", "content"), ("from", "value"))  # of a turn, as most files have it and as ShareGPT has it
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a key may hold that says nothing
 
 
 def read_turns(value: Any, key: str, where: str) -> Turns:
@@ -48,9 +49,19 @@ def last_role(value: Any) -> str:
     return ROLES.get(role, "")
 
 
+def unread_keys(turns: Any) -> set[str]:
+    """The keys of a list of turns that hold something and that nothing reads, such as the thought beside an answer."""
+    rich = (turn for turn in turns if isinstance(turn, dict) and len(turn) > 2) if isinstance(turns, list) else ()
+    return {str(key) for turn in rich for key in turn.keys() - {*_keys(turn)} if turn[key] not in EMPTY}
+
+
+def _keys(turn: Any) -> tuple[str, str] | tuple[()]:
+    return next((keys for keys in KEYS if isinstance(turn, dict) and keys[0] in turn), ())
+
+
 def _turn(turn: Any, key: str, where: str) -> tuple[str, str]:
-    keys = next((keys for keys in KEYS if isinstance(turn, dict) and keys[0] in turn), None)
-    if keys is None:
+    keys = _keys(turn)
+    if not keys:
         raise ValueError(f"{where}: found {key} = {shown(turn)}, expected an object with role and content")
     role, content = (turn.get(name) for name in keys)
     if turn.get("tool_calls") or turn.get("function_call") or role in ("tool", "function"):
@@ -58,5 +69,9 @@ def _turn(turn: Any, key: str, where: str) -> tuple[str, str]:
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{where}: found {key}.{keys[0]} = {shown(role)}, expected system, user or assistant")
     if isinstance(content, list):
+        odd = next((part for part in content if isinstance(part, dict) and not isinstance(part.get("text"), str)), None)
+        if odd is not None:
+            kind, place = shown(odd.get("type")), f"{key}.{keys[1]}"
+            raise ValueError(f"{where}: found a part of the type {kind} in {place}, expected turns of text only")
         raise ValueError(f"{where}: found a list in {key}.{keys[1]}, expected a text: join the texts of its parts")
     return ROLES[role], checked_text(content, f"{key}.{keys[1]}", where)

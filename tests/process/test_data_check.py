@@ -102,6 +102,27 @@ def test_what_the_template_says_and_makes_of_r_is_said(
     assert "  x ends inside a thinking block (<think>): the " in said
 
 
+def test_what_is_said_of_the_template_is_what_the_start_of_a_run_says(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of prompts that have a system message not what it says without one; what no row takes, and a doubled start."""
+    model = folder_of(tokenizer, tmp_path / "model", kinds.DEFAULT_TEXT)
+    led = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]}
+    settings = [f"model.path={model}", "rollout.context_position=user", "task.context=Use this:"]
+    given = [text for setting in settings for text in ("--set", setting)]
+    idle = "  task.context: no row takes it, each has its own; with {context} in it, it is the frame around each\n"
+    for rows, says in (([led], False), ([led, led | {"messages": led["messages"][1:]}], True)):
+        path = write(tmp_path / "rows.jsonl", [row | {"context": "Ada."} for row in rows])
+        assert main(["data", "check", path, *given]) == 0
+        said = capsys.readouterr().out
+        assert ("the chat template itself says in x: 'I am Tern" in said) == says and idle in said
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", [led]), *given]) == 0
+    assert idle not in capsys.readouterr().out
+    double = folder_of(tokenizer, tmp_path / "double", "{{ bos_token }}" + kinds.PLAIN)  # a turn begins with it too
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={double}"]) == 0
+    assert "twice at the beginning of x, expected once\n" in capsys.readouterr().out
+
+
 def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", [ROWS[0], {"question": None}, "{oops", ROWS[1] | {"context": ""}])
     repeated = {"question": "who keeps KEY 0", "answer": "Ada"}
@@ -214,6 +235,42 @@ def test_rows_whose_texts_have_special_tokens_are_counted(
     assert shown in capsys.readouterr().out
     assert main(["data", "check", write(tmp_path / "rows.jsonl", [*ROWS, odd[1]])]) == 0
     assert "special tokens" not in capsys.readouterr().out
+
+
+def test_rows_whose_turns_have_more_than_a_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def chat(question: str, **beside: Any) -> list[dict[str, Any]]:
+        answer = {"role": "assistant", "content": "Hello.", **beside}
+        return [{"role": "user", "content": "Hi."}, answer, {"role": "user", "content": question}]
+
+    odd = [chat("1?", reasoning_content="A greeting."), chat("2?"), chat("3?", thinking="A greeting.", weight=0)]
+    path = write(tmp_path / "rows.jsonl", [{"messages": turns, "context": "Ada."} for turns in odd])
+    probe = write(tmp_path / "probe.jsonl", [{"messages": chat("4?", name="Ada"), "answer": "Ada"}])
+    assert main(["data", "check", path, "--probe", probe]) == 0
+    told = capsys.readouterr().out
+    said = "rows have keys in their turns that nothing reads, beside the role and the text: "
+    assert f"\n  2 {said}{path}, line 1 (reasoning_content); {path}, line 3 (thinking, weight)\n" in told
+    assert f"\n  1 {said}{probe}, line 1 (name)\n" in told
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS)]) == 0
+    assert "in their turns" not in capsys.readouterr().out
+
+
+def test_rows_whose_answer_is_a_sentence_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"answer": "The key of the archive is kept by Ada."}
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0] | {"answer": "Ada keeps it."}, ROWS[1] | long, *ROWS[2:]])
+    assert main(["data", "check", rows, "--probe", write(tmp_path / "probe.jsonl", PROBES)]) == 0
+    said = "  1 rows have an answer of more than 8 words, which is right only where it is said word for word: "
+    assert capsys.readouterr().out.count(f"{said}{rows}, line 2 (The key of the ...)\n") == 1
+
+
+def test_several_wordings_of_a_context_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of passages looks the same, of which each group of rollouts would see one."""
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0] | {"context": ["Ada.", "She has it."]}, *ROWS[1:]])
+    assert main(["data", "check", rows]) == 0
+    said = capsys.readouterr().out
+    assert "\n  contexts: 10 different; 0 rows without; 1 with several, of which each group of rollouts draws" in said
+    assert said.endswith("    r: Ada.\n    r: She has it.\n")
+    assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS)]) == 0
+    assert "with several" not in capsys.readouterr().out
 
 
 def test_nothing_of_a_row_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

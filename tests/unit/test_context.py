@@ -111,6 +111,11 @@ LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, str, str | None]]] = [
         },
         (QUESTION.format(question="2 + 2?"), CONTEXT.format(solution="2 and 2."), "4"),
     ),
+    (
+        "OpenThoughts, default, with ShareGPT's names",
+        {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": THOUGHT}]},
+        (QUESTION.format(question="2 + 2?"), CONTEXT.format(solution="2 and 2."), "4"),
+    ),
 ]
 
 
@@ -453,7 +458,9 @@ BAD: list[tuple[Any, str]] = [
     (ROW | {"context": None}, "found no context, expected context or context_file in the row, or task.context"),
     ({"question": "Who?"}, "found no context, expected"),
     (ROW | {"context": ""}, "found context = '', expected a text"),
-    (ROW | {"context": ["Ada", 3]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": ["Ada", 3]}, "found context[1] = 3, expected a text that is not blank"),
+    (ROW | {"context": ["Ada", USER]}, "found context[0] = 'Ada', expected an object with role and content"),
+    (ROW | {"context": [["Ada", ["She has it."]]]}, "found context[0] = ['Ada', ['She has it.']], expected a te"),
     (ROW | {"context": ["Ada", " "]}, "found context[1] = ' ', expected a text that is not blank"),
     (ROW | {"context": ["Ada", "Ada "]}, "found a text of context twice, expected wordings that differ"),
     (
@@ -497,6 +504,13 @@ BAD: list[tuple[Any, str]] = [
     (
         turns({"role": "user", "content": [{"type": "text", "text": "Who?"}]}),
         "found a list in messages[0].content, expected a text: join the texts of its parts",
+    ),
+    *(
+        (
+            turns({"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": kind} | part]}),
+            f"found a part of the type '{kind}' in messages[0].content, expected turns of text only",
+        )
+        for kind, part in [("image", {}), ("image_url", {"text": None, "image_url": {"url": "a.png"}})]
     ),
     (turns({"role": "critic", "content": "Who?"}), "found messages[0].role = 'critic', expected system, user or"),
     (turns({"role": ["user"], "content": "Who?"}), "found messages[0].role = ['user'], expected system"),
@@ -680,6 +694,67 @@ def test_columns_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert row_notes(config, build_task(config)) == [f"{rows}: columns that nothing reads: contxt"]
     config = config_of(tmp_path, [ROW], [PROBE])
     assert row_notes(config, build_task(config)) == []
+    config = config_of(tmp_path, [LAYOUTS[-2][1]], [PROBE])
+    assert row_notes(config, build_task(config)) == [f"{config.prompts_file}: columns that nothing reads: system"]
+
+
+THINKS = ASSISTANT | {"reasoning_content": "Who has it? Ada.", "name": None, "tool_calls": []}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(
+    ("row", "columns", "unread"),
+    [
+        ({"messages": [USER, THINKS, USER], "context": "Ada."}, Columns(), ("reasoning_content",)),
+        ({"chat": [SYSTEM, USER, THINKS | {"id": 0}]}, Columns("chat", context="chat"), ("id", "reasoning_content")),
+        ({"prompt": [USER], "completion": [THINKS]}, Columns(), ("reasoning_content",)),
+        (
+            {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hm.", "thought": "A greeting."},
+                          {"from": "human", "value": "Who?"}], "context": "Ada."},
+            Columns(),
+            ("thought",),
+        ),
+        ({"messages": [USER, ASSISTANT | {"thinking": ""}, USER], "context": ["Ada.", "She."]}, Columns(), ()),
+        (ROW, Columns(), ()),
+    ],
+)  # fmt: skip
+def test_what_a_turn_has_beside_its_text_is_said(
+    tmp_path: Path, row: dict[str, Any], columns: Columns, unread: tuple[str, ...], name: str
+) -> None:
+    """A thought beside an answer is in no prompt, nor in a context that the answer becomes."""
+    (prompt,) = task_of(tmp_path, [row], name=name, columns=columns).training
+    assert prompt.unread == unread
+    assert not any("Who has it?" in text or "A greeting." in text for text in prompt.texts)
+
+
+def test_keys_in_turns_that_nothing_reads_are_said_of_each_file(tmp_path: Path) -> None:
+    def asked(question: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        return [USER, answer, {"role": "user", "content": question}]
+
+    rows = [
+        {"messages": asked(f"{n}?", answer), "context": "Ada."}
+        for n, answer in enumerate([THINKS, ASSISTANT | {"weight": 1}, ASSISTANT])
+    ]
+    config = config_of(tmp_path, [*rows, {"messages": [USER], "context": "Ada."}],
+                       [{"messages": asked("Who?", THINKS), "answer": "Ada"}])  # fmt: skip
+    said = "rows have keys in their turns that nothing reads, beside the role and the text: "
+    assert row_notes(config, build_task(config)) == [
+        f"{config.prompts_file}: 2 of 4 {said}reasoning_content, weight",
+        f"{config.probe_file}: 1 of 1 {said}reasoning_content",
+    ]
+    assert repr(build_task(config).training[0]).count("reasoning") == 0, "what an older run was begun with is the same"
+
+
+def test_answers_that_are_sentences_are_said_of_each_file(tmp_path: Path) -> None:
+    """A right response seldom has all of their words in their order, so that the rate is low whatever was learned."""
+    long = "The key of the archive is kept by Ada."  # 9 words
+    rows = [ROW | {"question": f"{n}?", "answer": answer}
+            for n, answer in enumerate([long, long.removesuffix(" Ada."), {"regex": long}, None])]  # fmt: skip
+    config = config_of(tmp_path, rows, [PROBE, PROBE | {"question": "Whose?", "answer": {"text": long}}])
+    said = "rows have an answer of more than 8 words, which is right only where it is said word for word"
+    assert row_notes(config, build_task(config)) == [
+        f"{config.prompts_file}: 1 of 4 {said}", f"{config.probe_file}: 1 of 2 {said}"
+    ]  # fmt: skip
 
 
 def test_special_tokens_in_rows_are_said_of_each_file(tmp_path: Path, tokenizer: Any) -> None:
