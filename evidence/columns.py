@@ -13,7 +13,7 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """An Arrow array of one value a row; rows of a list type are numpy arrays, or sequences of them where nested."""
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
-    offsets = pa.array(np.cumsum([0, *(len(value) for value in values)], dtype=np.int32))
+    offsets = pa.array(np.cumsum([0, *map(len, values)], dtype=np.int32))
     if pa.types.is_list(kind.value_type):
         return pa.ListArray.from_arrays(
             offsets, column_of([item for value in values for item in value], kind.value_type)

@@ -5,6 +5,7 @@ mask are as long as `response_ids`. Further columns (a top-k teacher, say) are a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -27,32 +28,32 @@ _BOOLS = pa.list_(pa.bool_())
 Columns = dict[str, tuple[pa.DataType, Callable[[EvidenceRecord], Any]]]
 
 COLUMNS: Columns = {
-    "rollout_id": (pa.string(), lambda r: r.scored.sample.request.rollout_id),
-    "prompt_id": (pa.string(), lambda r: r.scored.sample.request.prompt_id),
-    "group_id": (pa.string(), lambda r: r.scored.sample.request.group_id),
-    "guided": (pa.bool_(), lambda r: r.scored.sample.request.guided),
-    "context_position": (_NAME, lambda r: r.scored.sample.request.context_position),
-    "finish_reason": (_NAME, lambda r: r.scored.sample.finish_reason),
-    "policy_version_min": (pa.int32(), lambda r: r.scored.sample.policy_version_min),
-    "policy_version_max": (pa.int32(), lambda r: r.scored.sample.policy_version_max),
-    "teacher_version": (pa.int32(), lambda r: r.scored.teacher_version),
-    "prompt_ids": (_IDS, lambda r: r.scored.sample.request.prompt_ids),
-    "context_prompt_ids": (_IDS, lambda r: r.scored.sample.request.context_prompt_ids),
-    "response_ids": (_IDS, lambda r: r.scored.sample.response_ids),
-    "sampler_logprobs": (_FLOATS, lambda r: r.scored.sample.sampler_logprobs),
-    "teacher_context_logprobs": (_FLOATS, lambda r: r.scored.teacher_context_logprobs),
-    "teacher_logprobs": (_FLOATS, lambda r: r.scored.teacher_logprobs),
-    "evidence": (_FLOATS, lambda r: r.evidence),
-    "weight": (_FLOATS, lambda r: r.weight),
-    "mask": (_BOOLS, lambda r: r.mask),
-    "reward": (pa.float32(), lambda r: r.reward),
+    "rollout_id": (pa.string(), attrgetter("scored.sample.request.rollout_id")),
+    "prompt_id": (pa.string(), attrgetter("scored.sample.request.prompt_id")),
+    "group_id": (pa.string(), attrgetter("scored.sample.request.group_id")),
+    "guided": (pa.bool_(), attrgetter("scored.sample.request.guided")),
+    "context_position": (_NAME, attrgetter("scored.sample.request.context_position")),
+    "finish_reason": (_NAME, attrgetter("scored.sample.finish_reason")),
+    "policy_version_min": (pa.int32(), attrgetter("scored.sample.policy_version_min")),
+    "policy_version_max": (pa.int32(), attrgetter("scored.sample.policy_version_max")),
+    "teacher_version": (pa.int32(), attrgetter("scored.teacher_version")),
+    "prompt_ids": (_IDS, attrgetter("scored.sample.request.prompt_ids")),
+    "context_prompt_ids": (_IDS, attrgetter("scored.sample.request.context_prompt_ids")),
+    "response_ids": (_IDS, attrgetter("scored.sample.response_ids")),
+    "sampler_logprobs": (_FLOATS, attrgetter("scored.sample.sampler_logprobs")),
+    "teacher_context_logprobs": (_FLOATS, attrgetter("scored.teacher_context_logprobs")),
+    "teacher_logprobs": (_FLOATS, attrgetter("scored.teacher_logprobs")),
+    "evidence": (_FLOATS, attrgetter("evidence")),
+    "weight": (_FLOATS, attrgetter("weight")),
+    "mask": (_BOOLS, attrgetter("mask")),
+    "reward": (pa.float32(), attrgetter("reward")),
 }
 # What a kind of evidence reads beyond these, if anything: columns of the shards whose mask_rule names it.
 KIND_COLUMNS: dict[str, Columns] = {
-    "teacher_student": {"student_logprobs": (_FLOATS, lambda r: r.scored.student_logprobs)},
+    "teacher_student": {"student_logprobs": (_FLOATS, attrgetter("scored.student_logprobs"))},
     "contrastive": {  # a list a wrong context
-        "wrong_context_prompt_ids": (pa.list_(_IDS), lambda r: r.scored.sample.request.wrong_context_prompt_ids),
-        "wrong_context_logprobs": (pa.list_(_FLOATS), lambda r: r.scored.wrong_context_logprobs),
+        "wrong_context_prompt_ids": (pa.list_(_IDS), attrgetter("scored.sample.request.wrong_context_prompt_ids")),
+        "wrong_context_logprobs": (pa.list_(_FLOATS), attrgetter("scored.wrong_context_logprobs")),
     },
 }
 
@@ -69,7 +70,7 @@ def to_table(records: Sequence[EvidenceRecord], metadata: Mapping[str, str]) -> 
     """
     stamped = {**metadata, "schema_version": str(SCHEMA_VERSION)}
     columns = COLUMNS | KIND_COLUMNS.get(_check_metadata(stamped, "new shard").kind, {})
-    arrays = [column_of([get(record) for record in records], kind) for kind, get in columns.values()]
+    arrays = [column_of(list(map(get, records)), kind) for kind, get in columns.values()]
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()], stamped)
     table = pa.Table.from_arrays(arrays, schema=schema)
     check_table(table, "new shard")

@@ -42,7 +42,10 @@ def scored_streams(scored: Sequence[ScoredSample], advantages: Sequence[float | 
     ValueError names the rollout when a per-token stream is not as long as the response or a log-prob is not finite.
     """
     for one in scored:
-        _check(one)
+        _check_lengths(one)
+    if not are_finite(scored):
+        bad, found = next((one, found) for one in scored if (found := not_finite(one)))
+        raise ValueError(f"rollout {bad.sample.request.rollout_id}: {found}, expected a finite log-prob")
     return StepStreams(
         step=step,
         lengths_R=[len(one.sample.response_ids) for one in scored],
@@ -72,22 +75,38 @@ def _student(scored: Sequence[ScoredSample]) -> Floats | None:
     return joined(known) if len(known) == len(scored) else None
 
 
-def _check(scored: ScoredSample) -> None:
-    sample = scored.sample
-    streams = {
-        "sampler_logprobs": sample.sampler_logprobs,
+def log_probs(scored: ScoredSample) -> dict[str, Floats]:
+    """By name, all that there are of a rollout."""
+    known = {
+        "sampler_logprobs": scored.sample.sampler_logprobs,
         "teacher_context_logprobs": scored.teacher_context_logprobs,
         "teacher_logprobs": scored.teacher_logprobs,
-        **{f"wrong_context_logprobs {index}": values for index, values in enumerate(scored.wrong_context_logprobs)},
     }
     if scored.student_logprobs is not None:
-        streams["student_logprobs"] = scored.student_logprobs
-    where = f"rollout {sample.request.rollout_id}"
-    expected = (len(sample.response_ids),)
-    for name, values in streams.items():
-        if values.shape != expected:
-            raise ValueError(f"{where}: {name}: found shape {values.shape}, expected {expected} as response_ids")
+        known["student_logprobs"] = scored.student_logprobs
+    for index, values in enumerate(scored.wrong_context_logprobs):
+        known[f"wrong_context_logprobs {index}"] = values
+    return known
+
+
+def are_finite(scored: Sequence[ScoredSample]) -> bool:
+    """Whether all log-probs of all rollouts are finite numbers: one look, where `not_finite` is one a rollout."""
+    return bool(np.isfinite(joined([values for one in scored for values in log_probs(one).values()])).all())
+
+
+def not_finite(scored: ScoredSample) -> str:
+    """The first log-prob of a rollout that is not a finite number: its stream, value and place; empty where all are."""
+    for name, values in log_probs(scored).items():
         finite = np.isfinite(values)
         if not finite.all():
             bad = int(np.argmin(finite))
-            raise ValueError(f"{where}: {name}: found {values[bad]} at token {bad}, expected a finite log-prob")
+            return f"{name}: found {values[bad]} at token {bad}"
+    return ""
+
+
+def _check_lengths(scored: ScoredSample) -> None:
+    expected = scored.sample.response_ids.shape
+    for name, values in log_probs(scored).items():
+        if values.shape != expected:
+            where = f"rollout {scored.sample.request.rollout_id}: {name}"
+            raise ValueError(f"{where}: found shape {values.shape}, expected {expected} as response_ids")

@@ -215,6 +215,7 @@ class StepRequests:
         return GroupRequests(place, step_seed(self.seed, step) + slot * count, rows, self.renderer.eos_token_ids)
 
 
+@lru_cache(1)  # every group of a step asks
 def step_seed(seed: int, step: int) -> int:
     """The engine's seed of a step, far from its neighbours since vLLM adds the sample's index to it."""
     return int(np.random.default_rng([seed, step]).integers(2**31))

@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from evidence.records import Floats, Ids, Sample, ScoredSample
 
 
@@ -42,7 +40,8 @@ async def score_all(
     unknown = [(ids, sample) for ids, sample in under_x if not (sampled_by_student and _was_sampled_from_x(sample))]
     passes = ((teacher, under_x), (teacher, under_r), (teacher, under_wrong), (student, unknown))
     wanted = [(scorer, work) for scorer, work in passes if scorer is not None]
-    found = await asyncio.gather(*(_score(scorer, work) for scorer, work in wanted))
+    asked = iter(await asyncio.gather(*(_score(scorer, work) for scorer, work in wanted if work)))  # each is a task
+    found = [next(asked) if work else {} for _, work in wanted]
     scored = [_gather(sample, teacher_version, *found) for sample in samples]
     return scored, sum(len(ids) + len(sample.response_ids) for _, work in wanted for ids, sample in work)
 
@@ -60,10 +59,9 @@ Scores = Mapping[str, list[Floats]]  # of one pass, by rollout_id
 
 async def _score(scorer: Scorer, work: Pass) -> Scores:
     scores: defaultdict[str, list[Floats]] = defaultdict(list)
-    if work:
-        rows = await scorer.score([ids for ids, _ in work], [sample.response_ids for _, sample in work])
-        for (_, sample), logprobs in zip(work, rows, strict=True):
-            scores[sample.request.rollout_id].append(logprobs)
+    rows = await scorer.score([ids for ids, _ in work], [sample.response_ids for _, sample in work])
+    for (_, sample), logprobs in zip(work, rows, strict=True):
+        scores[sample.request.rollout_id].append(logprobs)
     return scores
 
 
@@ -79,19 +77,3 @@ def _gather(
         student_logprobs=None if student is None else student.get(rollout, [sample.sampler_logprobs])[0],
         wrong_context_logprobs=tuple(wrong.get(rollout, plain[rollout] * len(sample.request.wrong_context_prompt_ids))),
     )
-
-
-def not_finite(scored: ScoredSample) -> str:
-    """The first log-prob of a rollout that is not a finite number: its stream, value and place; empty where all are."""
-    streams = {
-        "sampler_logprobs": scored.sample.sampler_logprobs,
-        "teacher_context_logprobs": scored.teacher_context_logprobs,
-        "teacher_logprobs": scored.teacher_logprobs,
-        "student_logprobs": scored.student_logprobs,
-        **{f"wrong_context_logprobs {index}": one for index, one in enumerate(scored.wrong_context_logprobs)},
-    }
-    for name, logprobs in streams.items():
-        places = [] if logprobs is None else np.flatnonzero(~np.isfinite(logprobs)).tolist()
-        if places:
-            return f"{name}: found {logprobs[places[0]]} at token {places[0]}"  # type: ignore[index]
-    return ""

@@ -67,6 +67,7 @@ class RolloutStream:
         # them, by the version that their engine had at first; inf before an engine has them
         self._due: dict[str, float] = {}
         self._done: dict[str, Group] = {}
+        self._oldest = inf  # no group that is done has a token of a version before it
         self._under_way: set[asyncio.Task[Group]] = set()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
@@ -154,6 +155,9 @@ class RolloutStream:
 
     def _drop_stale(self, oldest: int) -> int:
         """Begins again what holds a token of a version before `oldest`; returns the number of rollouts."""
+        if oldest <= self._oldest:
+            return 0
+        self._oldest = oldest
         stale = [name for name, group in self._done.items() if group.version_min < oldest]
         groups = [self._leave(name).requests for name in stale]
         for group in groups:
@@ -183,7 +187,9 @@ class RolloutStream:
         if task.cancelled():
             return
         if task.exception() is None:
-            self._done[task.result().requests.name] = task.result()
+            group = task.result()
+            self._done[group.requests.name] = group
+            self._oldest = min(self._oldest, group.version_min)
         self._failure = self._failure or task.exception()
         self._changed.set()
 

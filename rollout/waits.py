@@ -35,7 +35,8 @@ class Deadlines:
         """See `deadline`."""
         async with deadline(seconds, late) as limit:
             self._limits[limit] = seconds
-            self._begin(limit)
+            if self._are_paused:
+                limit.reschedule(None)
             try:
                 yield
             finally:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -12,10 +11,11 @@ from evidence.advantage import Rewards, RewardSums, reward_sums
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample, ShardInfo
 from evidence.rule import EvidenceConfig, judge_all
 from evidence.schema import reads
+from evidence.streams import are_finite, not_finite
 from evidence.telemetry import Activity
 from rollout.config import RolloutConfig, SamplingConfig
 from rollout.requests import GroupRequests, StepRequests
-from rollout.score import Scorer, not_finite, score_all
+from rollout.score import Scorer, score_all
 from rollout.stages import SERVICE, VERIFY, WRITE, Meter, StageTime, Stopwatch
 from rollout.tasks.base import TaskPrompt
 from rollout.tasks.boxed_pool import Verdicts
@@ -89,7 +89,7 @@ class RolloutWorker:
     reward: the task's verifier, see `rewarder`. verdicts: what its processes have said so far. student_scorer: the
     student's engines, needed by `teacher_student` evidence only. skips: whether a rollout with a log-prob that is not
     finite is left out; otherwise it is an error. activity: of the service. verifies: whether the task has what can be
-    verified; else that is no stretch of the timeline.
+    verified; else nobody is asked, and no response is decoded for it.
     """
 
     def __init__(
@@ -138,11 +138,12 @@ class RolloutWorker:
         ]
 
     async def verify(self, samples: Sequence[Sample]) -> Rewards:
-        """The responses' rewards. The loop goes on meanwhile."""
+        """The responses' rewards, None where the task has nothing to verify. The loop goes on meanwhile."""
+        if not self._verifies:
+            return (None,) * len(samples)
         loop = asyncio.get_running_loop()
         verifiers = [self.reward(sample) for sample in samples]
-        told = self._activity.piece(SERVICE, VERIFY) if self._verifies else nullcontext()
-        with self._any.piece(), told:
+        with self._any.piece(), self._activity.piece(SERVICE, VERIFY):
             return tuple(await asyncio.gather(*(loop.run_in_executor(self._beside, ask) for ask in verifiers)))
 
     async def score(
@@ -153,7 +154,8 @@ class RolloutWorker:
         with self._any.piece(), self._scoring.piece():
             scored, tokens = await score_all(self.scorer, samples, teacher_version, self.student_scorer, by_student)
         self._scoring.count(tokens)
-        kept = [pair for pair in zip(scored, rewards, strict=True) if self._is_finite(pair[0])]
+        pairs = list(zip(scored, rewards, strict=True))
+        kept = pairs if are_finite(scored) else [pair for pair in pairs if self._is_finite(pair[0])]
         if not kept:
             raise RuntimeError(f"scoring: found no rollout of group {group.name} with finite log-probs, expected some")
         finite, theirs = zip(*kept, strict=True)

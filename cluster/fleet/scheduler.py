@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -41,21 +42,19 @@ class _Lost(Exception):
 
 @dataclass(eq=False)
 class Load:
-    """What an engine has under way."""
+    """What an engine has under way. number: in the order in which engines were opened."""
 
     engine: EngineClient
+    number: int = 0
     sequences: int = 0
     tokens: int = 0
+    is_lost: bool = False
     _calls: "set[asyncio.Future[Any]]" = field(default_factory=set)
-    _is_lost: bool = False
 
-    def add(self, work: Work) -> None:
-        self.sequences += work.sequences
-        self.tokens += work.tokens
-
-    def remove(self, work: Work) -> None:
-        self.sequences -= work.sequences
-        self.tokens -= work.tokens
+    @property
+    def place(self) -> "tuple[int, int, Load]":
+        """Among all loads, of which the first is to get work."""
+        return self.tokens, self.number, self
 
     async def run(self, call: Callable[[EngineClient], Awaitable[T]]) -> T:
         """What `call` makes of the engine; `_Lost` once `lose` is called, whether or not the engine answers."""
@@ -65,7 +64,7 @@ class Load:
             return await task
         except asyncio.CancelledError:
             mine = asyncio.current_task()
-            if not self._is_lost or (mine is not None and mine.cancelling()):
+            if not self.is_lost or (mine is not None and mine.cancelling()):
                 raise
             raise _Lost from None
         finally:
@@ -73,7 +72,7 @@ class Load:
 
     def lose(self) -> None:
         """Gives up every call."""
-        self._is_lost = True
+        self.is_lost = True
         for task in self._calls:
             task.cancel()
 
@@ -104,11 +103,14 @@ class Scheduler:
         on_death: Callable[[EngineClient, Died], None] | None = None,
     ) -> None:
         self._activity = activity or Activity()
-        self.loads = [Load(engine) for engine in engines]
         self._room, self._on_death = BATCHES * max_num_seqs, on_death
         self._waiting: list[Waiting] = []  # a heap
         self._numbers = itertools.count()
         self._failure: Exception | None = None
+        self.loads: list[Load] = []
+        self._open: list[tuple[int, int, Load]] = []  # places of the loads with room, in order: engines may be hundreds
+        for engine in engines:
+            self.open(engine)
 
     @property
     def num_waiting(self) -> int:
@@ -121,7 +123,9 @@ class Scheduler:
 
     def open(self, engine: EngineClient) -> None:
         """The engine takes work from now on."""
-        self.loads.append(Load(engine))
+        load = Load(engine, next(self._numbers))
+        self.loads.append(load)
+        insort(self._open, load.place)
         self._give_out()
 
     def lose(self, engine: EngineClient) -> None:
@@ -129,6 +133,7 @@ class Scheduler:
         for load in [load for load in self.loads if load.engine is engine]:
             self.loads.remove(load)
             load.lose()
+            self._book(load, 0, 0)
 
     def fail(self, failure: Exception) -> None:
         """Whatever waits ends so, whatever is under way, since its engine may be one that never answers, and whatever
@@ -156,7 +161,7 @@ class Scheduler:
                     raise
                 self._on_death(load.engine, death)
             finally:
-                load.remove(work)
+                self._book(load, -work.sequences, -work.tokens)
                 self._give_out()
 
     async def _place(self, lane: Lane, number: int, work: Work) -> Load:
@@ -170,7 +175,7 @@ class Scheduler:
             return await place
         except asyncio.CancelledError:
             if not place.cancelled() and place.exception() is None:  # an engine was found
-                place.result().remove(work)
+                self._book(place.result(), -work.sequences, -work.tokens)
                 self._give_out()
             raise
 
@@ -179,13 +184,22 @@ class Scheduler:
         while self._waiting:
             *_, work, place = self._waiting[0]
             if not place.cancelled():
-                open_loads = [load for load in self.loads if load.sequences < self._room]
-                if not open_loads:
+                if not self._open:
                     return
-                lightest = min(open_loads, key=lambda load: load.tokens)
-                lightest.add(work)
+                lightest = self._open[0][-1]
+                self._book(lightest, work.sequences, work.tokens)
                 place.set_result(lightest)
             heapq.heappop(self._waiting)
+
+    def _book(self, load: Load, sequences: int, tokens: int) -> None:
+        """So much more is under way at the load; its place among those with room follows."""
+        found = bisect_left(self._open, load.place)
+        if self._open[found : found + 1] == [load.place]:
+            del self._open[found]
+        load.sequences += sequences
+        load.tokens += tokens
+        if load.sequences < self._room and not load.is_lost:
+            insort(self._open, load.place)
 
 
 class EnginePool:
@@ -245,6 +259,8 @@ async def _by_group(keys: Iterable[Hashable], one: Callable[[Members], Awaitable
     groups: dict[Hashable, Members] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
+    if len(groups) == 1:  # as where a group of rollouts is scored: without a task, which costs more than all else here
+        return await one(*groups.values())
     parts = await asyncio.gather(*(one(members) for members in groups.values()))
     placed = {
         index: value

@@ -153,5 +153,6 @@ class Task(Protocol):
         ...
 
     def reward(self, prompt: TaskPrompt, response: str) -> float | None:
-        """The verifier's reward of a response to a training prompt, 0.0 or 1.0; None where nothing can verify it."""
+        """The verifier's reward of a response to a training prompt, 0.0 or 1.0; None where the prompt has no `answer`.
+        A run of whose prompts none has one does not ask."""
         ...

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evidence.kinds import EVIDENCE_KINDS
 from evidence.records import EvidenceRecord, RolloutRequest, Sample, ScoredSample
 from evidence.rule import REGIONS, SOFT_WEIGHTS, TAU_KINDS, EvidenceConfig, judge, judge_all, remask, reweigh
+from evidence.streams import are_finite, log_probs, not_finite
 from tests.fakes import scored_step
 
 logprobs = st.floats(min_value=-60, max_value=0, width=32)
@@ -178,6 +179,19 @@ def test_a_log_prob_that_is_not_finite_is_refused(name: str, bad: float, positio
     streams[name][position] = bad
     with pytest.raises(ValueError, match=rf"^rollout step3/row7: {name}_logprobs: found .* at token {position}, "):
         judge(scored_sample(**streams), EvidenceConfig())
+
+
+@pytest.mark.parametrize("name", log_probs(scored_step([1])[0]))
+def test_of_a_step_the_rollout_stream_and_token_are_named_that_are_not_finite(name: str) -> None:
+    """Of a step with every stream, all finite but for one number of the last rollout."""
+    scored = scored_step([3, 1, 4])
+    assert are_finite(scored) and not any(map(not_finite, scored))
+    log_probs(scored[-1])[name][3] = math.nan
+    assert not are_finite(scored) and [not_finite(one) for one in scored[:2]] == ["", ""]
+    said = rf"^rollout r2: {name}: found nan at token 3, expected a finite log-prob$"
+    for kind in EVIDENCE_KINDS:
+        with pytest.raises(ValueError, match=said):
+            judge_all(scored, [None] * 3, EvidenceConfig(kind=kind), step=0)
 
 
 @pytest.mark.parametrize("name", ["sampler", "teacher_context", "teacher"])

@@ -96,6 +96,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, lane: Lane, sequences: int, tokens: int) -> None:
         piece = Piece(len(self.pieces), lane, Work(sequences, tokens))
         self.pieces.append(piece)
+        with_room = [load for load in self.scheduler.loads if load.sequences < BATCHES * BATCH]
+        lightest = min(with_room, key=lambda load: load.tokens).engine if with_room else None  # the first of equal ones
 
         async def begin() -> None:
             work = self.scheduler.run(lane, piece.work, lambda engine: self.call(piece, engine))
@@ -103,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         self.runner.run(begin())
         self.turn()
+        assert piece.engine is lightest
 
     @precondition(lambda self: self.running())
     @rule(data=st.data(), fails=st.booleans())

@@ -100,6 +100,13 @@ def test_what_the_service_does_itself_is_on_the_timeline(tokenizer: Any, verifie
     assert all(span.end >= span.begin for span in spans)
 
 
+def test_where_nothing_can_be_verified_no_response_is_decoded_and_nobody_is_asked(tokenizer: Any) -> None:
+    asked: list[str] = []
+    service = Service(tokenizer, reward=lambda prompt, response: asked.append(response) or 1.0, verifies=False)
+    records = service.records()
+    assert [record.reward for record in records] == [None] * 12 and not asked
+
+
 # Requests
 
 
