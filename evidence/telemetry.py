@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from math import inf
+from math import inf, isfinite
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -190,6 +190,8 @@ def _checked(record: R) -> R:
         is_one = type(value) is dict if is_mapping else type(value) in types
         if not is_one or (is_mapping and not all(type(one) in types for one in value.values())):
             raise TypeError(f"{name}: found {value!r}, expected {kind}")
+        if type(value) is float and not isfinite(value):  # a time
+            raise TypeError(f"{name}: found {value!r}, expected a finite number")
     return record
 
 

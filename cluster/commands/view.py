@@ -12,6 +12,7 @@ import pyarrow as pa
 from cluster.commands.decoding import Decode, Decoder, decoder_of
 from cluster.config import Recipe
 from cluster.dashboard.views import FOLDER, list_views
+from cluster.observe.files import place_for
 from cluster.resolved import read_resolved
 from cluster.run.rundir import RunDir
 from evidence.columns import flat_column
@@ -56,12 +57,11 @@ def view_run(run: Path, step: int | None, asked: Asked, out: Path | None) -> Pat
         ValueError: not a run, no such step or prompt, a damaged shard, or a region that does not exist.
     """
     recipe, info = read_resolved(run).recipe, _shard_of(run, step)
-    path = out or Path(_name(run, info.step, asked))
+    path = place_for(out or Path(_name(run, info.step, asked)))
     # Of the steps beside it, those whose pages lie there already.
     names = ["" if out else _name(run, info.step + way, asked) for way in (-1, 1)]
     before, after = (name if name and (path.parent / name).is_file() else "" for name in names)
     decoder = _decoder(run, recipe, asked.follow)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(run, recipe, info, asked, decoder, Neighbours(before, after)), encoding="utf-8")
     return path
 
@@ -108,7 +108,7 @@ def _shards(run: Path) -> dict[int, ShardInfo]:
     """The shards that stand, by step."""
     by_step = {info.step: info for info in Manifest(run / "manifest.jsonl").written().values()}
     if not by_step:
-        raise ValueError(f"{run}: found no shards in manifest.jsonl, expected a run with at least one step")
+        raise ValueError(f"{run}: found no shards in manifest.jsonl, expected those of at least one step")
     return dict(sorted(by_step.items()))
 
 

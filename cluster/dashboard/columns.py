@@ -1,7 +1,7 @@
 """Series that grow while a run lasts, and thinned to what a chart can show."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 
@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from cluster.dashboard.text import script_text
 
-WHOLE = 480  # points of a chart at most
+WHOLE = 480  # points of a chart of which all are shown, and at most of those before the newest of a longer one
 VALUES = 12_000  # of all its series together, which is less where there are many
+NEWEST = 240  # points of a longer one that are all shown
+NEWEST_VALUES = 3_000  # of all its series together
+STRIDE = 32  # points more or less of the newest: those before them are looked at as seldom
 OWN_PEAKS = 8  # series up to which each keeps its own peaks; of more the chart keeps its least and its greatest
 NAN = float("nan")
 
@@ -25,7 +28,7 @@ class Columns:
     def __init__(self) -> None:
         self._rows = array("d")  # of each point its x, and the value of every series
         self._series: dict[str, str] = {}  # in the order of a row; their names as text
-        self._full = _Full()
+        self._known = _Drawn()
         self._shown: str | None = None  # as long as nothing is new
 
     @property
@@ -36,7 +39,7 @@ class Columns:
         """One point of every series; an x without a value is left out. What is there from this x on goes: a resumed run
         repeats steps."""
         while self._rows and self._rows[-self._width] >= x:
-            self._full, self._shown = _Full(), None
+            self._known, self._shown = _Drawn(), None
             del self._rows[-self._width :]
         known = {name: value for name, value in values.items() if value is not None}
         if not known:
@@ -64,52 +67,78 @@ class Columns:
         self._rows = array("d", np.concatenate([known, missing]).T.tobytes())
 
     def shown(self) -> str:
-        """JSON: {"x": [...], "series": {name: [...]}}, at most WHOLE points and VALUES values, with null for a gap."""
+        """JSON: {"x": [...], "series": {name: [...]}}, with null for a gap. Of a chart that is thinned also "each", how
+        many points a bucket has of which only some are there, and "whole", the x from which on all are."""
         if self._shown is None:
-            x, *series = self._points()
+            drawn = self._drawn()
+            x, *series = drawn.text() or [""]
             members = ",".join(f"{name}:[{text}]" for name, text in zip(self._series.values(), series, strict=True))
-            self._shown = f'{{"x":[{x}],"series":{{{members}}}}}'
+            whole = self._rows[drawn.cut * self._width] if drawn.size > 1 else None
+            thin = "" if whole is None else f',"each":{drawn.size},"whole":{whole:.13g}'
+            self._shown = f'{{"x":[{x}],"series":{{{members}}}{thin}}}'
         return self._shown
 
-    def _points(self) -> Points:
-        """The points that are shown. A bucket that is full is looked at once: a write takes as long at step 10,000 as
-        at step 1,000."""
+    def _drawn(self) -> "_Drawn":
+        """The points that are shown. A point is looked at once as it comes, once as it is no more among the newest, and
+        once as its bucket is full: a write takes as long at step 10,000 as at step 1,000."""
         num, count = len(self._series), len(self._rows) // self._width
         most = min(WHOLE, VALUES // max(num, 1))
-        if count <= most:
-            return _points(self._values(0, count))
-        buckets = max(most // _marks(num), 1)
-        size = 1 << (-(-count // buckets) - 1).bit_length()
-        if (size, num) != (self._full.size, self._full.series):
-            self._full = _Full(size, num)
-        begin, full = self._full.count, count // size * size
-        if full > begin:
-            points = _joined(self._full.points, self._thinned(begin, full))
-            self._full = replace(self._full, count=full, points=points)
-        return _joined(self._full.points, self._thinned(full, count)) if count > full else [*self._full.points]
+        cut = 0 if count <= most else max(count - min(NEWEST, NEWEST_VALUES // num), 0) // STRIDE * STRIDE
+        size = 1 << max(-(-cut // max(most // _marks(num), 1)) - 1, 0).bit_length()
+        if (size, num) != (self._known.size, self._known.series):
+            self._known = _Drawn(size, num)
+        self._known = self._known.at(cut, count, self._values)
+        return self._known
 
     def _values(self, begin: int, end: int) -> NDArray[np.float64]:
         """[1 + S, N]: x and the series, of these points."""
         return np.frombuffer(self._rows).reshape(-1, self._width)[begin:end].T.copy()
 
-    def _thinned(self, begin: int, end: int) -> Points:
-        values = self._values(begin, end)
-        return _points(values[:, thinned(values[1:], self._full.size)])
-
 
 @dataclass(frozen=True)
-class _Full:
-    """Of `series` series the buckets of `size` points that are full. count: the points that they are of."""
+class _Drawn:
+    """What is shown of `series` series: of the buckets of `size` points which are full some, of the points from `full`
+    to `cut` some, and of those from there to `count` all."""
 
-    size: int = 0
+    size: int = 1
     series: int = 0
+    full: int = 0
+    cut: int = 0
     count: int = 0
-    points: Sequence[str] = ()
+    buckets: Sequence[str] = ()
+    rest: Sequence[str] = ()
+    newest: Sequence[str] = ()
+
+    def text(self) -> Points:
+        """All of them; nothing where there is none."""
+        parts = [part for part in (self.buckets, self.rest, self.newest) if part]
+        return [",".join(row) for row in zip(*parts, strict=True)]
+
+    def at(self, cut: int, count: int, values: Callable[[int, int], NDArray[np.float64]]) -> "_Drawn":
+        """The same with more points. values: of them from one place to another."""
+
+        def some(begin: int, end: int) -> Points:
+            found = values(begin, end)
+            return _points(found[:, thinned(found[1:], self.size)]) if end > begin else []
+
+        full, buckets, rest, newest = cut // self.size * self.size, self.buckets, self.rest, self.newest
+        if full > self.full:
+            buckets = _joined(buckets, some(self.full, full))
+        if cut > self.cut:
+            rest = some(full, cut)
+            left = self.count - cut  # of those that were the newest
+            newest = [text.split(",", cut - self.cut)[-1] for text in newest] if left > 0 else ()
+        begin = max(self.count, cut)
+        if count > begin:
+            newest = _joined(newest, _points(values(begin, count)))
+        return replace(self, full=full, cut=cut, count=count, buckets=buckets, rest=rest, newest=newest)
 
 
-def _joined(before: Sequence[str], points: Points) -> Points:
-    """before: as points, or nothing."""
-    return [f"{old},{new}" for old, new in zip(before, points, strict=True)] if before else points
+def _joined(before: Sequence[str], after: Sequence[str]) -> Points:
+    """Points after others; either may be nothing."""
+    if not (before and after):
+        return [*before, *after]
+    return [f"{old},{new}" for old, new in zip(before, after, strict=True)]
 
 
 def thinned(y: NDArray[np.float64], size: int) -> NDArray[np.intp]:

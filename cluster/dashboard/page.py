@@ -19,6 +19,7 @@ from cluster.dashboard.lanes import COLOURS
 from cluster.dashboard.panels import PANELS
 from cluster.dashboard.text import list_of, object_of, script_text
 from cluster.dashboard.views import LIST, views_of
+from cluster.observe.files import place_for
 from cluster.observe.observer import FINISHED, STARTING, Batch
 from cluster.observe.seen import GAP, read_seen
 from cluster.run.record import read_gap
@@ -141,16 +142,15 @@ def write_dashboard(runs: Sequence[Path], out: Path | None) -> Path:
     out: default dashboard-RUN.html here, or dashboard.html for several.
 
     Raises:
-        ValueError: not a run, or a damaged file; names it.
+        ValueError: not a run, or a damaged file; names it. Or `out` is a folder.
     """
     seen = [read_seen(run) for run in runs]
-    path = out or Path(f"dashboard-{seen[0].name}.html" if len(runs) == 1 else PAGE)
+    path = place_for(out or Path(f"dashboard-{seen[0].name}.html" if len(runs) == 1 else PAGE))
     shown, names = [], told_apart([run.resolve() for run in runs])
     for run, one, name in zip(runs, seen, names, strict=True):
         prefix = os.path.relpath(run.resolve(), path.resolve().parent) + "/"
         shown.append(charts_of(replace(one, name=name)).shown(views_of(run, prefix)))
     title = ", ".join(names)
-    path.parent.mkdir(parents=True, exist_ok=True)
     ended = FINISHED if all(one.is_whole for one in seen) else "before"
     write_whole(path, page(title, data_of(shown, 0, ended)))
     return path

@@ -6,7 +6,6 @@ from math import isinf
 
 from cluster.config import Recipe
 from cluster.observe.seen import RECENT_SAMPLES, Seen
-from cluster.observe.waits import together
 from cluster.run.figures import HELP
 from cluster.run.record import StepRecord
 
@@ -22,6 +21,7 @@ IDLE = 0.3  # share of the time that one service waits for the other, from which
 WEAK = 0.5  # share of the teacher's answers, below which it is said
 BESIDE = 0.1  # share of the run's time in probes and checkpoints, from which it is said
 MUCH_BESIDE = 1 / 3  # from which there is advice on it
+ROLLOUTS = ("sample", "score", "verify")  # stages of the rollout service
 FEW = 20  # samples, or windows between them, below which nothing is said of them
 
 
@@ -57,7 +57,32 @@ def _summed(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-_WHO = {"learn": "The learner is", "push": "The weight push is"}
+def _waited(seen: Seen) -> dict[tuple[str, str], float]:
+    """`seen.waited`; empty where too little is known."""
+    return seen.waited if len(seen.waits) >= FEW else {}
+
+
+def bottleneck(seen: Seen) -> dict[str, float]:
+    """The stages' shares, that of the bottleneck first and the others by size. It is the largest; a learner that waits
+    for rollouts while their engines do not wait for it is none. verify: what the rollout service only did."""
+    waited, shares = _waited(seen), stage_shares(seen.steps)
+    if shares and (verify := waited.get(("rollout", "verify"), 0.0)) > BESIDE:
+        shares["verify"] = verify
+    by_size = sorted(shares, key=lambda name: -shares[name])
+    learner, engines = _each_waits(seen)
+    if by_size[:1] == ["learn"] and learner > IDLE >= engines:
+        by_size.sort(key=lambda name: name not in ROLLOUTS)
+    return {name: shares[name] for name in by_size}
+
+
+def _each_waits(seen: Seen) -> tuple[float, float]:
+    """Where the two services work side by side, the shares in which the learner waits for rollouts, and idle engines
+    for the learner; else 0."""
+    waited = _waited(seen) if seen.recipe.run.max_policy_lag else {}
+    return waited.get(("learner", "rollouts"), 0.0), waited.get(("rollout", "lag"), 0.0)
+
+
+_WHO = {"learn": "The learner is", "push": "The weight push is", "verify": "The verifier is"}
 SERVER = "the server at teacher.url"
 
 
@@ -76,7 +101,7 @@ def _who(stage: str, recipe: Recipe) -> str:
 
 def sentence(seen: Seen) -> str:
     """The bottleneck in one sentence."""
-    shares = stage_shares(seen.steps)
+    shares = bottleneck(seen)
     if not shares:
         return "No step is done yet."
     first, share = next(iter(shares.items()))
@@ -101,11 +126,12 @@ def _moves(seen: Seen) -> dict[str, str]:
         "score": f"More or faster scoring{f' by {SERVER}' if scorer == SERVER else keys}",
         "learn": f"A faster learner: {ranks}learner.micro_batch_tokens, or fewer prompts a step",
         "push": "A faster push: weights.transport, or learner.lora_rank",
+        "verify": "Faster verdicts: more cores for the rollout service, or answers that are quicker to judge",
     }
 
 
 def _bottleneck(seen: Seen) -> Iterator[Advice]:
-    shares, lag, moves = stage_shares(seen.steps), seen.recipe.run.max_policy_lag, _moves(seen)
+    shares, lag, moves = bottleneck(seen), seen.recipe.run.max_policy_lag, _moves(seen)
     first = next(iter(shares), "")
     if first not in moves:
         return
@@ -190,7 +216,8 @@ def _teacher(seen: Seen) -> Iterator[Advice]:
     if gap is None:
         return
     told, base = gap.teacher[gap.main], gap.base[gap.main]
-    shown = f"the teacher with the context shows {gap.main} in {told.share:.2f} of {told.n} answers"
+    to = "" if gap.is_of_probe else " to training questions"  # which are not those of the probe
+    shown = f"the teacher with the context shows {gap.main} in {told.share:.2f} of {told.n} answers{to}"
     if gap.is_zero:
         yield Advice(f"{shown}, the base in {base.share:.2f} without it: there is nothing to learn", f"Try {HELP}.")
         return
@@ -234,24 +261,30 @@ def _queue(seen: Seen) -> Iterator[Advice]:
 
 
 def _idle(seen: Seen) -> Iterator[Advice]:
-    """Where the two services work side by side, the one that waits for the other."""
-    if len(seen.waits) < FEW or not seen.recipe.run.max_policy_lag:
-        return
-    seconds, waited = sum(window.end - window.begin for window in seen.waits), together(seen.waits).seconds
-    learner, engines = (waited.get(of, 0.0) / seconds for of in (("learner", "rollouts"), ("rollout", "lag")))
-    if learner > IDLE:
-        shares = stage_shares(seen.steps)
-        stage = max(("sample", "score"), key=lambda name: shares.get(name, 0.0))
-        pool = _pools(seen.recipe)[stage]
-        act = f"Of sample and score it waits for {stage}: "
-        if pool == SERVER:
-            act += f"{SERVER} has to be faster."
-        else:
-            act += f"{_moves(seen)[stage]}." if seen.colocated else f"add {pool} engines ({pool}.num_engines)."
-        yield Advice(f"the learner waited for rollouts in {learner:.0%} of the time", act)
-    if engines > IDLE:
-        act = "More of them would not help: fewer would do as much, until the learner is faster."
-        yield Advice(f"finished groups and idle engines waited for the learner in {engines:.0%} of the time", act)
+    """The service that waits for the other."""
+    learner, engines = _each_waits(seen)
+    starved = f"the learner waited for rollouts in {learner:.0%} of the time"
+    idle = f"finished groups and idle engines waited for the learner in {engines:.0%} of the time"
+    if min(learner, engines) > IDLE:
+        act = f"They take turns: raise run.max_policy_lag ({seen.recipe.run.max_policy_lag})."
+        yield Advice(f"{starved}, and {idle}", act)
+    elif learner > IDLE:
+        yield Advice(starved, _for_rollouts(seen))
+    elif engines > IDLE:
+        yield Advice(idle, "More of them would not help: fewer would do as much, until the learner is faster.")
+
+
+def _for_rollouts(seen: Seen) -> str:
+    """What makes them come sooner."""
+    shares = bottleneck(seen)
+    stage = max(ROLLOUTS, key=lambda name: shares.get(name, 0.0))
+    if stage == "verify":
+        return f"It waits for the verifier: {_moves(seen)[stage]}."
+    pool, waits_for = _pools(seen.recipe)[stage], f"Of sample and score it waits for {stage}:"
+    if pool == SERVER:
+        return f"{waits_for} {SERVER} has to be faster."
+    more = _moves(seen)[stage] if seen.colocated else f"add {pool} engines ({pool}.num_engines)"
+    return f"{waits_for} {more}."
 
 
 RULES: tuple[Callable[[Seen], Iterator[Advice]], ...] = (

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.observe.files import place_for
 from cluster.observe.seen import Seen, read_seen
 from cluster.observe.timeline import in_order
 from evidence.telemetry import Span
@@ -25,8 +26,7 @@ def write_trace(run: Path, out: Path | None) -> Path:
     seen = read_seen(run)
     if not seen.spans:
         raise ValueError(f"{run}: found no spans in trace.jsonl, expected a run of this version with at least one")
-    path = out or Path(f"trace-{seen.name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = place_for(out or Path(f"trace-{seen.name}.json"))
     path.write_text(json.dumps({"traceEvents": list(events(seen))}), encoding="utf-8")
     return path
 

@@ -59,13 +59,20 @@ class Feeder:
     def __init__(self, sink: Sink, say: Callable[[str], None]) -> None:
         self._sink, self._say, self.name = sink, say, sink.name
         self._waiting: queue.Queue[Batch | None] = queue.Queue(BACKLOG)
+        self._has_lost = False
         self._thread = threading.Thread(target=self._run, name=f"observe-{sink.name}", daemon=True)
         self._thread.start()
 
     def put(self, batch: Batch | None) -> None:
         """Never waits. None: there is nothing after it."""
-        with suppress(queue.Full):
+        if not self._thread.is_alive():
+            return
+        try:
             self._waiting.put_nowait(batch)
+        except queue.Full:
+            if not self._has_lost:
+                self._say(f"observe: {self.name}: too far behind the run; what is new until it goes on is lost there")
+            self._has_lost = True
 
     def join(self, seconds: float) -> bool:
         """Waits for the end of what was put, for at most so long; whether it came."""

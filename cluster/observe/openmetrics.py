@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.observe.figures import COUNTER, FIGURES, GAUGE, RAY_PREFIX
+from cluster.observe.files import place_for
 from cluster.observe.observer import FAILED, FINISHED, Batch
 from cluster.observe.seen import Seen, read_seen
 from cluster.observe.values import Key, Values
@@ -29,10 +30,9 @@ def export_metrics(run: Path, out: Path | None) -> Path:
         ValueError: not a run, or one whose lines have no times, as those of older versions.
     """
     seen = read_seen(run)
-    path = out or Path(f"metrics-{seen.name}.txt")
     if not seen.steps or any(step.time is None for step in seen.steps):
         raise ValueError(f"{run}: found no times in metrics.jsonl, expected a run of this version with a step")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = place_for(out or Path(f"metrics-{seen.name}.txt"))
     with path.open("w", encoding="utf-8") as file:
         file.writelines(lines(seen))
     return path

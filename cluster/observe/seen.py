@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.config import Recipe
 from cluster.observe.files import SAMPLES, TRACE
-from cluster.observe.waits import Window, windows
+from cluster.observe.waits import Window, together, windows
 from cluster.resolved import read_resolved
 from cluster.run.record import Gap, ProbeRecord, StepRecord, read_gap, read_notes, read_plans, read_probes, read_steps
 from evidence.telemetry import Sample, Span, read_samples, read_spans
@@ -38,6 +38,12 @@ class Seen:
         walls = [step.wall_s for step in self.steps if step.wall_s]
         pace = self.steps[-1].pace_s if self.steps else None
         return max(0.0, 1 - sum(walls) / len(walls) / pace) if walls and pace else 0.0
+
+    @cached_property
+    def waited(self) -> dict[tuple[str, str], float]:
+        """The share of the time of `waits` that each service waited, by (service, cause)."""
+        seconds = sum(window.end - window.begin for window in self.waits)
+        return {of: waited / seconds for of, waited in together(self.waits).seconds.items()} if self.waits else {}
 
     @property
     def is_whole(self) -> bool:

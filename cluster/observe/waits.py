@@ -2,7 +2,7 @@
 meanwhile. The causes are NeMo-RL's idle categories under this project's names."""
 
 from bisect import bisect_left
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -69,8 +69,11 @@ class Apart:
 
 def together(windows: Sequence[Window]) -> Window:
     """Windows that follow each other, as one."""
-    seconds = sum((Counter(window.seconds) for window in windows), Counter[tuple[str, str]]())
-    return Window(windows[0].begin, windows[-1].end, dict(seconds))
+    found = defaultdict[tuple[str, str], float](float)
+    for window in windows:
+        for of, seconds in window.seconds.items():
+            found[of] += seconds
+    return Window(windows[0].begin, windows[-1].end, dict(found))
 
 
 class Waits:

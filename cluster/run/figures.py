@@ -102,7 +102,8 @@ class StepRecord:
     @property
     def learner_parts(self) -> dict[str, float]:
         """Seconds of the parts of the learner's step, keys of `learner.report.PARTS`; none in older lines."""
-        return {part: self.metrics[f"{part}_s"] for part in PARTS if f"{part}_s" in self.metrics}
+        found = {part: self.metrics.get(f"{part}_s", math.nan) for part in PARTS}
+        return {part: seconds for part, seconds in found.items() if math.isfinite(seconds)}
 
     @property
     def reward_mean(self) -> float | None:

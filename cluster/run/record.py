@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.run.checked import rates_of, require_finite, require_numbers, require_whole
 from cluster.run.figures import (
     END,
     STEP,
@@ -36,7 +37,6 @@ from evidence.files import write_whole
 from evidence.lines import append_line, read_lines
 from evidence.mismatch import Mismatch
 from evidence.rates import RATES
-from rollout.probe import Rate
 from rollout.stages import StageTime
 from rollout.tasks.boxed_pool import Verdicts
 
@@ -128,15 +128,24 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
     line = migrated_step(found)
     younger: Line = {name: line.get(name) for name in _YOUNGER}
     parts, peaks = line.get("push_parts"), line.get("peak_bytes")
-    _require_numbers({name: line[name] for name in _STEP_FIELDS if name != "weights_digest"} | younger)
-    _require_numbers({f"push_parts.{part}": seconds for part, seconds in (parts or {}).items()})
+    require_numbers({name: line[name] for name in _STEP_FIELDS if name != "weights_digest"} | younger)
+    require_whole("step", line["step"])
+    require_finite({name: line.get(name) for name in ("time", "wall_s", "busy_s", "pace_s")})
+    for name, stage in line["stages"].items():
+        require_finite({f"stages.{name}.{key}": stage[key] for key in ("seconds", "tokens")}, none=False)
+    held: Line = {"metrics": line["metrics"], "push_parts": parts, "rewards": line["rewards"]}
+    held |= {"mismatch": line["mismatch"], "verdicts": line.get("verdicts")} | {
+        f"sums.{name}": sums for name, sums in line["sums"].items()
+    }
+    for name, values in held.items():
+        require_numbers({f"{name}.{key}": value for key, value in (values or {}).items()}, none=False)
     for kind, ranks in (peaks or {}).items():
-        _require_numbers({f"peak_bytes.{kind}[{rank}]": most for rank, most in enumerate(ranks)})
+        require_numbers({f"peak_bytes.{kind}[{rank}]": most for rank, most in enumerate(ranks)}, none=False)
     return StepRecord(
         **{name: line[name] for name in _STEP_FIELDS},
         stages={name: StageTime(stage["seconds"], stage["tokens"]) for name, stage in line["stages"].items()},
         stats={name: TokenStats(**sums) for name, sums in line["sums"].items()},
-        metrics=line["metrics"],
+        metrics=dict(line["metrics"]),
         rewards=None if line["rewards"] is None else RewardSums(**line["rewards"]),
         mismatch=None if line["mismatch"] is None else Mismatch(**line["mismatch"]),
         **younger,
@@ -149,20 +158,16 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
 
 def _probe(found: Mapping[str, Any]) -> ProbeRecord:
     line = migrated_probe(found)
-    _require_numbers({name: line[name] for name in ("step", "time", "questions", "samples")})
-    rates = {name: Rate(k, n) for name, (k, n) in line["counts"].items()}
+    require_numbers({name: line[name] for name in ("step", "time", "questions", "samples")})
+    require_whole("step", line["step"])
+    require_finite({"time": line["time"]})
+    require_numbers({f"verdicts.{key}": value for key, value in (line.get("verdicts") or {}).items()}, none=False)
+    counted = rates_of("counts", line["counts"])
     verdicts = Verdicts(**line["verdicts"]) if line.get("verdicts") else None
     if (weights := line.get("weights")) not in (STEP, END, None):
         raise ValueError(f"weights: found {weights!r}, expected {STEP!r} or {END!r}")
     asked = line["questions"], line["samples"]
-    return ProbeRecord(line["step"], line["time"], line["probe"], rates, *asked, verdicts, weights)
-
-
-def _require_numbers(values: Mapping[str, Any]) -> None:
-    """TypeError names one that is none; None is what an older line does not say."""
-    for name, value in values.items():
-        if type(value) not in (int, float, type(None)):
-            raise TypeError(f"{name}: found {value!r}, expected a number")
+    return ProbeRecord(line["step"], line["time"], line["probe"], counted, *asked, verdicts, weights)
 
 
 def read_steps(path: Path) -> dict[int, StepRecord]:
@@ -219,10 +224,10 @@ def read_plans(path: Path) -> list[MemoryPlan]:
 def _plan(line: Mapping[str, Any]) -> MemoryPlan:
     if line["format"] != PLAN_FORMAT:
         raise ValueError(f"format: found {line['format']!r}, expected {PLAN_FORMAT}: a newer version wrote it")
-    _require_numbers({name: line[name] for name in ("time", "micro_batch_tokens")})
+    require_numbers({name: line[name] for name in ("time", "micro_batch_tokens")})
     engines = {pool: EnginePlan(**plan) for pool, plan in line["engines"].items()}
     for pool, plan in line["engines"].items():
-        _require_numbers({f"engines.{pool}.{name}": value for name, value in plan.items()})
+        require_numbers({f"engines.{pool}.{name}": value for name, value in plan.items()})
     said, sleep = tuple(str(one) for one in line["said"]), bool(line["engines_sleep"])
     shared = bool(line.get("colocated", False))  # older lines do not say it
     return MemoryPlan(line["time"], str(line["device"]), line["micro_batch_tokens"], engines, sleep, said, shared)
@@ -255,11 +260,13 @@ def read_gap(path: Path) -> Gap | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        teacher, base = ({key: Rate(*pair) for key, pair in found[name].items()} for name in ("teacher", "base"))
+        teacher, base = (rates_of(name, found[name]) for name in ("teacher", "base"))
+        if not teacher.keys() <= base.keys():
+            raise ValueError(f"base: found {', '.join(base)}, expected {', '.join(teacher)}")
         probe = str(found["probe"])
         asked = "probe" if probe == "identity" else "training"  # where an older run does not say it
         return Gap(float(found["time"]), probe, teacher, base, str(found.get("questions", asked)))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: found no gap ({error}), expected what a run wrote") from None
 
 

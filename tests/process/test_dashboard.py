@@ -21,7 +21,7 @@ from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
 from cluster.dashboard.charts import RunCharts, charts_of
-from cluster.dashboard.columns import VALUES, WHOLE, Columns
+from cluster.dashboard.columns import NEWEST, STRIDE, VALUES, WHOLE, Columns
 from cluster.dashboard.lanes import BOXES
 from cluster.dashboard.page import DATA, PAGE, PageSink, StartingPage, data_of, page, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
@@ -290,6 +290,35 @@ def test_a_drag_over_a_chart_shows_its_range_on_every_chart_of_its_kind(browser:
     assert labels("Groups by state") == groups and browser.value(ranges) == "" and browser.errors == []
 
 
+def test_a_short_range_of_a_long_run_has_every_new_step_and_says_what_of_older_ones_is_left_out(
+    browser: Page, tmp_path: Path
+) -> None:
+    charts = RunCharts("run", Recipe(run=RunConfig(steps=5000)))
+    charts.add(Batch(BEGAN, steps=tuple(map(a_step, range(5000)))))
+    (tmp_path / "out.html").write_text(page("long", data_of([charts.shown({})], 0, "finished")))
+    browser.open((tmp_path / "out.html").as_uri())
+    norm = "document.querySelector('svg[aria-label=\"Gradient norm\"]')"
+
+    def shown(low: float, high: float) -> tuple[int, str]:
+        """How many points the line has, and what stands below it."""
+        browser.value(f"zoom('step', [{low}, {high}])")
+        draw_all(browser)
+        path = f"({norm}.querySelector('path')?.getAttribute('d') ?? '')"
+        return browser.value(f"{path}.split(/[ML]/).length - 1"), browser.value(f"{norm}.nextSibling.innerText")
+
+    said = re.compile(r"of each 64 points the first, last, least and greatest; all from step (\d+) on$")
+    count, words = shown(4900, 5000)
+    assert count == 101 and re.fullmatch(r"norm \S+", words)
+    count, words = shown(1000, 1999)
+    found = said.search(words)
+    assert found and 5000 - NEWEST - STRIDE < int(found[1]) <= 5001 - NEWEST and 1000 / 64 * 2 < count <= 17 * 5
+    count, words = shown(1002.2, 1002.8)
+    assert count == 0 and words.startswith("none of this range is shown: ") and said.search(words)
+    browser.value("zoom('step', null)")
+    draw_all(browser)
+    assert re.fullmatch(r"norm \S+", browser.value(f"{norm}.nextSibling.innerText")) and browser.errors == []
+
+
 def test_of_many_engines_a_legend_tells_the_middle_and_the_ends_and_no_label_is_cut_off(
     browser: Page, tmp_path: Path
 ) -> None:
@@ -384,6 +413,17 @@ def test_a_time_in_which_nobody_asked_is_one_gap() -> None:
     chart = json.loads(charts.shown({}))["charts"][place]
     gaps = [values is None for values in chart["series"]["student engine 0"]]
     assert gaps == [False] * 3 + [True] + [False] * 3 and chart["x"][3] == BEGAN + 304.0
+
+
+def test_a_clock_that_is_set_back_ends_no_page_and_no_share_is_beyond_the_whole() -> None:
+    charts = RunCharts("run", Recipe(observe=ObserveConfig(every_s=2.0)))
+    times = [*map(float, range(0, 22, 2)), 8.0, 10.0, 12.0, 15.0, 18.0]
+    spans = [span for step in range(3) for span in spans_of(step)]
+    charts.add(Batch(BEGAN, tuple(map(a_sample, times)), tuple(spans), (a_step(0),), ended="finished"))
+    place = next(place for place, panel in enumerate(PANELS) if panel.title == "What the learner waited for")
+    chart = json.loads(charts.shown({}))["charts"][place]
+    shares = [sum(values) for values in zip(*chart["series"].values(), strict=True) if None not in values]
+    assert [x - BEGAN for x in chart["x"]][-3:] == [12.0, 15.0, 18.0] and all(0 <= share <= 1 for share in shares)
 
 
 def test_a_run_that_died_is_said_to_be_silent(browser: Page, tmp_path: Path) -> None:
@@ -567,7 +607,7 @@ def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path: Path, engines: in
     rows = data["runs"][0]["lanes"]["rows"]
     assert len(rows) >= engines and 10 * engines < sum(len(row["spans"]) // 4 for row in rows) <= BOXES
     by_title = dict(zip((panel.title for panel in PANELS), data["runs"][0]["charts"], strict=True))
-    assert all(len(chart["x"]) <= WHOLE for chart in by_title.values())
+    assert all(len(chart["x"]) <= WHOLE + NEWEST + STRIDE for chart in by_title.values())
     norm, outstanding = by_title["Gradient norm"], by_title["Outstanding tokens"]
     assert len(norm["x"]) > WHOLE // 4 and (norm["x"][0], norm["x"][-1]) == (1, 10_000)
     assert max(norm["series"]["norm"]) == 5.0 and min(norm["series"]["norm"]) == 3.0  # no peak is lost
@@ -612,11 +652,43 @@ def test_a_chart_that_grows_is_the_chart_that_is_made_at_once_and_loses_no_peak(
             at_once.gap(x + 0.5)
     assert grown.shown() == at_once.shown()
     shown = json.loads(grown.shown())
-    assert WHOLE // 4 < len(shown["x"]) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
+    older = [x for x in shown["x"] if x < shown["whole"]]
+    assert WHOLE // 4 < len(older) <= WHOLE and (shown["x"][0], shown["x"][-1]) == (0, last - 1)
     assert [x for x, value in zip(shown["x"], shown["series"]["a"], strict=True) if value is None] == [777.5, 3210.5]
     assert max(value for value in shown["series"]["a"] if value is not None) == 99.0
     smallest = min(values["b"] for x, values in enumerate(points) if x > 1500 and x != last - 300)
     assert min(value for value in shown["series"]["b"] if value is not None) == pytest.approx(smallest, rel=1e-4)
+
+
+def test_of_a_long_chart_the_newest_points_are_all_there_and_of_each_bucket_before_its_ends_and_peaks() -> None:
+    grown, values = Columns(), np.random.default_rng(0).normal(size=10_000)
+    for x, value in enumerate(values.tolist()):
+        grown.append(x, {"a": value})
+        if x % 7 == 0:
+            grown.shown()
+    shown = json.loads(grown.shown())
+    whole, each = shown["whole"], shown["each"]
+    assert 10_000 - NEWEST - STRIDE < whole <= 10_000 - NEWEST and shown["x"][-10_000 + whole :] == list(
+        range(whole, 10_000)
+    )
+    expected = set[int]()
+    for begin in range(0, whole, each):
+        part = values[begin : min(begin + each, whole)]
+        expected |= {begin, begin + len(part) - 1, begin + int(part.argmin()), begin + int(part.argmax())}
+    assert set(shown["x"][: -10_000 + whole]) == expected and len(expected) <= WHOLE
+    assert shown["series"]["a"] == pytest.approx(values[np.array(shown["x"], int)].tolist(), rel=1e-4)
+    short = Columns()
+    for x in range(WHOLE):
+        short.append(x, {"a": 1.0})
+    assert json.loads(short.shown()).keys() == {"x", "series"}  # all of them are there
+
+
+@pytest.mark.parametrize("command", ["dashboard", "trace", "export-metrics"])
+def test_a_folder_to_write_to_is_refused_by_its_name(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    assert main([command, str(run), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"edge-opd: --out: found the folder {tmp_path}, expected a file\n"
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:

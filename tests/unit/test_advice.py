@@ -256,6 +256,10 @@ def test_the_teachers_own_rate_is_what_there_is_to_learn() -> None:
     assert of(gap(72), 2, 72) == [] and of(gap(72), 2, 79) == []  # within the probe's own interval: it may have more
     assert of(gap(72), 83) == []  # the base's probe, before anything is learned
     assert of(replace(gap(72), questions="training"), 2, 83) == []  # of other questions than the probe's
+    (weak,) = of(replace(gap(40), questions="training"), 2, 83)
+    assert weak.startswith(
+        "the teacher with the context shows selfname in 0.42 of 96 answers to training questions, the"
+    )
     beyond = replace(LAG, learner=replace(LAG.learner, evidence_scale=1.25))
     assert said(Seen("run", beyond, steps_of(), probes(2, 83), gap=gap(72))) == []  # further than the teacher
     other = ProbeRecord(8, None, "identity", {"capability": Rate(96, 96)}, 12, 8)
@@ -304,6 +308,40 @@ def test_the_service_that_waits_for_the_other_is_said() -> None:
         of(LAG, steps_of(), {("rollout", "lag"): 0.6}) == []
         and of(Recipe(), steps_of(), {("rollout", "lag"): 0.8}) == []
     )
+
+
+def test_a_learner_that_waits_for_rollouts_is_not_the_bottleneck() -> None:
+    stages = {"sample": StageTime(4.5, 9), "score": StageTime(3.0, 9), "learn": StageTime(5.0, 9)}
+    seen = Seen("run", LAG, steps_of(stages=stages), waits=windows_of({("learner", "rollouts"): 0.9}))
+    of = "of the last 12 steps"
+    assert sentence(seen) == f"The student's engines are the bottleneck: sample is 45% {of} (score 30%, learn 50%)."
+    assert str(advice(seen)[0]).startswith("sample takes 45% of the wall time. More or faster sampling: ")
+    learner = f"The learner is the bottleneck: learn is 50% {of} (sample 45%, score 30%)."
+    assert sentence(replace(seen, recipe=Recipe())) == learner  # by turns, each waits for the other
+    assert sentence(replace(seen, waits=windows_of({("learner", "rollouts"): 0.6}))) == learner
+    assert sentence(replace(seen, waits=seen.waits[1:])) == learner
+
+
+def test_services_that_take_turns_are_told_one_thing() -> None:
+    """Not more engines and fewer of them."""
+    waits = windows_of({("learner", "rollouts"): 0.7, ("rollout", "lag"): 0.8})
+    (found,) = said(Seen("run", LAG, steps_of(), waits=waits))
+    assert found == (
+        "the learner waited for rollouts in 35% of the time, and finished groups and idle engines waited for the "
+        "learner in 40% of the time. They take turns: raise run.max_policy_lag (1)."
+    )
+
+
+def test_a_verifier_that_all_wait_for_is_the_bottleneck() -> None:
+    stages = {"sample": StageTime(3.0, 9), "score": StageTime(2.0, 9), "learn": StageTime(4.0, 9)}
+    waits = windows_of({("learner", "rollouts"): 1.0, ("rollout", "verify"): 0.9})
+    seen = Seen("run", LAG, steps_of(stages=stages), waits=waits)
+    of = "of the last 12 steps"
+    assert sentence(seen) == f"The verifier is the bottleneck: verify is 45% {of} (learn 40%, sample 30%, score 20%)."
+    first, waiting = map(str, advice(seen))
+    assert first.startswith("verify takes 45% of the wall time. Faster verdicts: ") and "engines" not in waiting
+    assert waiting.startswith("the learner waited for rollouts in 50% of the time. It waits for the verifier: Faster")
+    assert "verify" not in sentence(replace(seen, waits=windows_of({("rollout", "verify"): 0.19})))
 
 
 def test_a_run_whose_teacher_is_the_bottleneck_is_told_nothing_of_the_student() -> None:

@@ -116,7 +116,18 @@ def test_a_gap_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> 
         path.write_text(json.dumps({key: of for key, of in json.loads(path.read_text()).items() if key != "questions"}
                                    | {"probe": name}))  # fmt: skip
         assert read_gap(path) == found
-    for text in ("", "[]", '{"teacher": {}}'):
+    counts = '{"selfname": [1, 2]}'
+    for text in (
+        *(
+            "",
+            "[]",
+            '{"teacher": {}}',
+            '{"teacher": null}',
+            f'{{"teacher": {{"selfname": ["x", 2]}}, "base": {counts}}}',
+        ),
+        '{"time": 1, "probe": "identity", "teacher": {}, "base": {}}',
+        f'{{"time": 1, "probe": "identity", "teacher": {counts}, "base": {{"mention": [1, 2]}}}}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"gap\.json: found no gap \(.*\), expected what a run wrote"):
             read_gap(path)

@@ -244,6 +244,24 @@ def test_a_sink_that_hangs_holds_up_itself_only() -> None:
     assert len(good.all("steps")) == 5 and good.batches[-1].ended == "finished"
 
 
+def test_a_sink_that_loses_what_is_new_is_said_once_and_one_that_has_failed_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.observe.observer.BACKLOG", 2)
+    never = threading.Event()
+
+    def fail() -> None:
+        raise OSError("disk full")
+
+    said = observed(answers, [Failing(lambda: never.wait(120))], close_s=0.1)
+    assert said == [
+        "observe: failing: too far behind the run; what is new until it goes on is lost there",
+        "observe: failing: not done 0.1 s after the run's end; what it had still to write may be missing",
+    ]
+    never.set()
+    assert observed(answers, [Failing(fail)]) == ["observe: failing: disk full; the run goes on without it"]
+
+
 @pytest.mark.parametrize(
     ("error", "asked", "may_restart", "ended"),
     [
@@ -329,6 +347,8 @@ def test_a_torn_last_line_never_happened_and_a_newer_format_is_refused(tmp_path:
         (SAMPLES, "groups", ["done"], "an object of int"),
         (SAMPLES, "groups", 3, "an object of int"),
         (SAMPLES, "fault", 3, "str"),
+        (SAMPLES, "time", float("nan"), "a finite number"),
+        (TRACE, "end", float("inf"), "a finite number"),
         (TRACE, "begin", "now", "float"),
         (TRACE, "lane", 1, "str"),
     ],

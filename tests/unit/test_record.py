@@ -406,6 +406,54 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
             read_probes(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("step", None, "step: found None, expected a whole number"),
+        ("time", math.nan, "time: found nan, expected a finite number"),
+        ("pace_s", math.inf, "pace_s: found inf, expected a finite number"),
+        ("stages.sample.seconds", None, "stages.sample.seconds: found None, expected a number"),
+        ("stages.sample.tokens", math.nan, "stages.sample.tokens: found nan, expected a finite number"),
+        ("metrics.lr", "x", "metrics.lr: found 'x', expected a number"),
+        ("metrics", None, "'NoneType' object is not iterable"),
+        ("sums.all.active", None, "sums.all.active: found None, expected a number"),
+        ("mismatch.k3", "x", "mismatch.k3: found 'x', expected a number"),
+        ("rewards.total", None, "rewards.total: found None, expected a number"),
+        ("verdicts", {"judged": "x"}, "verdicts.judged: found 'x', expected a number"),
+    ],
+)
+def test_a_step_that_nothing_could_show_is_named_with_its_line(
+    path: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    *above, key = path.split(".")
+    line = line_of_step(a_step(0))
+    place = line
+    for name in above:
+        place = place[name]
+    place[key] = value
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl: line 1: .*\({re.escape(said)}\)"):
+        read_steps(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"counts": {}}, "counts: found none, expected a rate"),
+        ({"counts": {"selfname": [97, 96]}}, "counts.selfname: found [97, 96], expected [k, n], k of n answers"),
+        ({"counts": {"selfname": [None, 96]}}, "counts.selfname: found [None, 96], expected [k, n], k of n answers"),
+        ({"step": None}, "step: found None, expected a whole number"),
+        ({"time": math.nan}, "time: found nan, expected a finite number"),
+    ],
+)
+def test_a_probe_that_nothing_could_show_is_named_with_its_line(
+    found: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "probes.jsonl").write_text(json.dumps(line_of_probe(a_probe(0)) | found) + "\n")
+    with pytest.raises(ValueError, match=rf"probes\.jsonl: line 1: .*\({re.escape(said)}\)"):
+        read_probes(tmp_path / "probes.jsonl")
+
+
 def test_the_page_has_every_key_of_the_lines_and_no_other() -> None:
     for rows, line in ((step_rows(), line_of_step(a_step())), (probe_rows(), line_of_probe(a_probe()))):
         named = [key for row, *_ in rows for key in both_ways(row)]

@@ -64,12 +64,12 @@ function ticks(low, high, count) {
 function linesOf(place, runs) {
   const lines = [], panel = PANELS[place];
   runs.forEach(({ run, index }) => {
-    const { x: when, series } = run.charts[place], below = when.map(() => 0);
+    const { x: when, series, each, whole } = run.charts[place], below = when.map(() => 0);
     const gaps = when.map((_, at) => Object.values(series).every(values => values[at] === null));
-    const x = panel.x === "time" && data.runs.length > 1 ? when.map(at => at - run.began) : when;
+    const zero = panel.x === "time" && data.runs.length > 1 ? run.began : 0, x = zero ? when.map(at => at - zero) : when;
     const known = Object.keys(series).every(name => name in WORK);
     Object.keys(series).filter(name => !(panel.bands && / (low|high)$/.test(name))).forEach((name, order) => {
-      const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name] };
+      const many = data.runs.length > 1, line = { name: many ? `${run.name} ${name}` : name, x, y: series[name], each, whole: whole - zero };
       line.colour = COLOURS[(many ? index : known ? WORK[name] : order) % COLOURS.length];
       line.dash = many ? ["", "6 3", "2 3", "8 3 2 3"][order % 4] : "";
       if (panel.stacked && !many) {
@@ -182,14 +182,22 @@ function cut(line, [low, high]) {
   return Object.fromEntries(part);
 }
 
+// What is left out of a range that begins before every point is there.
+function leftOut(lines, range, kind) {
+  const thin = range ? lines.filter(({ whole }) => range[0] < whole) : [], from = most(thin.map(({ whole }) => whole));
+  return thin.length ? `of each ${most(thin.map(({ each }) => each))} points the first, last, least and greatest; all from ` +
+    `${kind === "time" ? moment(from, [range[0], from]) : `step ${from}`} on` : "";
+}
+
 function layOut(chart) {
   const width = chart.width, range = zoomed[chart.panel.x], lines = linesOf(chart.place, chart.runs);
+  chart.leftOut = leftOut(lines, range, chart.panel.x);
   chart.isDrawn = true;
   chart.lines = (range ? lines.map(line => cut(line, range)) : lines).filter(line => line.top.some(value => value !== null));
   chart.svg.replaceChildren();
   chart.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   if (!chart.lines.length) {
-    chart.legend.replaceChildren("nothing in this range");
+    chart.legend.replaceChildren(chart.leftOut ? `none of this range is shown: ${chart.leftOut}` : "nothing in this range");
     return;
   }
   const xs = chart.lines.flatMap(line => line.x);
@@ -236,7 +244,7 @@ function explain(chart, x) {
   const items = [...groupsOf(chart.lines, line => line.group ?? line).values()].map(lines => told(lines, x));
   const at = x === null ? null : chart.lines[0].x[nearest(chart.lines[0].x, x)];
   if (at !== null) items.unshift(element("span", chart.panel.x === "time" ? moment(at, chart.rangeX) : `step ${at}`));
-  chart.legend.replaceChildren(...items);
+  chart.legend.replaceChildren(...items, chart.leftOut);
   chart.cursor.setAttribute("visibility", at === null ? "hidden" : "visible");
   if (at !== null) for (const end of ["x1", "x2"]) chart.cursor.setAttribute(end, chart.atX(at));
 }
@@ -284,16 +292,4 @@ function follow(svg, kind, of) {
 function zoom(kind, range) {
   zoomed[kind] = range;
   render(data);
-}
-
-const RANGES = { step: ([low, high]) => `steps ${Math.ceil(low)} to ${Math.floor(high)}`,
-  time: range => range.map(at => moment(at, range)).join(" to ") };
-
-// A button for each range that is not all.
-function drawRanges() {
-  return Object.keys(zoomed).filter(kind => zoomed[kind]).map(kind => {
-    const button = element("button", `${RANGES[kind](zoomed[kind])}: show all`);
-    button.addEventListener("click", () => zoom(kind, null));
-    return button;
-  });
 }

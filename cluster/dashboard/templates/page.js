@@ -100,6 +100,18 @@ function drawPicker() {
   });
 }
 
+const RANGES = { step: ([low, high]) => `steps ${Math.ceil(low)} to ${Math.floor(high)}`,
+  time: range => range.map(at => moment(at, range)).join(" to ") };
+
+// A button for each range that is not all.
+function drawRanges() {
+  return Object.keys(zoomed).filter(kind => zoomed[kind]).map(kind => {
+    const button = element("button", `${RANGES[kind](zoomed[kind])}: show all`);
+    button.addEventListener("click", () => zoom(kind, null));
+    return button;
+  });
+}
+
 // The run's host may have another time than this computer: what counts is when the data last changed here.
 function state() {
   const box = document.getElementById("state"), isOver = data.ended && !(data.ended in PATIENCE_S);
