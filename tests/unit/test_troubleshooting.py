@@ -79,7 +79,7 @@ OURS = (
     "group ...: reward: found ..., expected a finite number",
     "found shape ..., expected ... as evidence",
     "found shape ..., expected ... as response_ids",
-    "found ... at token ..., expected a finite log-prob",
+    "rollout ...: ..., expected a finite log-prob",
     "rollout ...: found ... token strings, expected ...",
     "rollout ...: found ... log-probs of the student, expected ...",
     "shard name: found ..., expected a plain file name that does not start with a dot",
