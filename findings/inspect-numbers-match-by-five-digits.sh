@@ -6,8 +6,8 @@
 # that numbers are normalized before they are compared, and not that they are rounded. Of whole numbers of six digits an
 # answer that is off by one is right nine times in ten, and so is one of seven digits that is off by ten. location "any"
 # does the same. So a benchmark of arithmetic, of counts or of money is kinder the larger its numbers are, and the log
-# does not show it: the answer in it is the rounded one. Without numeric the end of the text is compared, and 25 is right
-# for 5. Whoever needs whole numbers to be whole numbers needs a scorer of their own.
+# does not show it: the answer in it is the rounded one. Without numeric the end of the text is compared, and 25 is
+# right for 5. Whoever needs whole numbers to be whole numbers needs a scorer of their own.
 #
 # Seen, on Python 3.11, without a model; answers that are taken for the target's
 #                                            numeric   numeric, anywhere   as text
