@@ -35,6 +35,7 @@ class Scenario:
     extra: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)  # "teacher" and "base" to a model's folder
     model: str = ""  # another folder than the job's
+    bucket: int = 0  # gradients that ZeRO 1 and 2 reduce at one time, in the place of ours
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ def step(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[s
     report = trainer.step(scenario.rows)
     after = full_parameters(engine)
     return {"shapes": shapes, "before": before, "gradients": gradients, "report": report, "after": after}
+
+
+def in_buckets(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
+    """`step`, and how often DeepSpeed reduced gradients."""
+    zero, counted = engine.engine.optimizer, []
+    reduce = zero.reduce_ipg_grads
+    zero.reduce_ipg_grads = lambda *args, **kwargs: (counted.append(1), reduce(*args, **kwargs))[1]
+    return step(engine, trainer, scenario) | {"reduced": len(counted)}
 
 
 def two_steps(engine: "ZeroEngine", trainer: "Trainer", scenario: Scenario) -> dict[str, Any]:
@@ -340,6 +349,7 @@ ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] =
     act.__name__: act
     for act in (
         step,
+        in_buckets,
         two_steps,
         adapter_steps,
         sixteen_bits,
@@ -357,13 +367,17 @@ ACTS: dict[str, Callable[["ZeroEngine", "Trainer", Scenario], dict[str, Any]]] =
 
 
 def run(model: str, scenario: Scenario, num_ranks: int) -> dict[str, Any]:
+    from learner import deepspeed_quirks
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
     from learner.frozen import FrozenModel
     from learner.train import Trainer
 
     config = LearnerConfig(num_ranks=num_ranks, **scenario.learner)
+    ours = deepspeed_quirks.CPU_BUCKET
+    deepspeed_quirks.CPU_BUCKET = scenario.bucket or ours
     engine = ZeroEngine(scenario.model or model, config)
+    deepspeed_quirks.CPU_BUCKET = ours
     models = {role: FrozenModel(path, config, engine.device) for role, path in scenario.frozen.items()}
     result = ACTS[scenario.act](engine, Trainer(engine, config, **models), scenario)
     result["frozen"] = [sum(p.numel() for p in model._trunk.parameters()) for model in models.values()]

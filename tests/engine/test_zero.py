@@ -47,6 +47,7 @@ CHECKPOINTS |= {
     f"16bit-{stage}": {"dtype": "bfloat16", "stage": stage, "optimizer": "adamw_16bit"} for stage in SIXTEEN
 }
 BUDGETS = {"row-by-row": 1, "one-pack": 100_000}
+BUCKETED, BUCKETS = (1, 2), (0, 50_000)  # stages that reduce gradients in buckets; 0: ours, which holds all of them
 ADDED = (1, 2, 3)  # the stages that add bfloat16 gradients up in float32
 EXPORTS: dict[str, dict[str, Any]] = {
     "export": {},
@@ -272,9 +273,14 @@ def scenarios(
         for stage in ADDED
         for name, kind in [("all", three), *((str(index), only(three, index)) for index in range(3))]
     }
+    buckets = {
+        f"buckets-{kept}-{bucket}": replace(of(soft_rows, kept, act="in_buckets"), bucket=bucket)
+        for kept in BUCKETED
+        for bucket in BUCKETS
+    }
     one_row = {f"one-row-{stage}": of(soft_rows[:1], stage) for stage in STAGES}
     again = {f"recomputed-{stage}": of(soft_rows, stage, gradient_checkpointing=True) for stage in STAGES}
-    return grid | common | lora | added | one_row | again | clipped | overflow
+    return grid | common | lora | added | buckets | one_row | again | clipped | overflow
 
 
 def launch(job: Job, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
@@ -386,6 +392,18 @@ def test_every_stage_and_packing_gives_the_reference_gradient(
     assert_same(gradient, reference_gradient(model, soft_rows, BETA))
     expected = reference_loss(plain_model(model), soft_rows, BETA)[0].item()
     assert results.loss(name) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", BUCKETED)
+def test_many_buckets_give_the_gradient_of_one(
+    results: Results, model: Path, soft_rows: list[TrainRow], stage: int
+) -> None:
+    """Some parameters are larger than a bucket, and some share one."""
+    one, many = (results.of(f"buckets-{stage}-{bucket}") for bucket in BUCKETS)
+    assert many["reduced"] > one["reduced"] + 2
+    assert_same(many["gradients"][0], reference_gradient(model, soft_rows, BETA))
+    for name, tensor in one["after"].items():
+        assert torch.equal(many["after"][name], tensor), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
