@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster.config import Recipe
-from cluster.parts import in_parts
+from cluster.forks import in_parts
 from cluster.run.notes import SHOWN, others, said_of
 from rollout.arrival import Difference
 from rollout.contrast import num_wrong_contexts

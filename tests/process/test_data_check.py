@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster import parts
+from cluster import forks
 from cluster.__main__ import main
 from cluster.commands.data_check import SHOWN_FAULTS
 from cluster.config import Recipe
@@ -295,10 +295,10 @@ def test_rows_looked_at_in_several_processes_are_told_as_in_one(
     own = {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]}
     odd = [special, "{", own | {"context": "Bo keeps it."}, special, {"question": "Who keeps key 10?"}]
     rows = write(tmp_path / "rows.jsonl", [*ROWS, *odd, ROWS[0]])
-    monkeypatch.setattr(parts, "num_cores", lambda: 3)
+    monkeypatch.setattr(forks, "num_cores", lambda: 3)
     told = []
     for many in (100, 2):
-        monkeypatch.setattr(parts, "MANY", many)
+        monkeypatch.setattr(forks, "MANY", many)
         assert main(["data", "check", rows]) == 2
         told.append(capsys.readouterr())
     assert told[0] == told[1]
