@@ -113,7 +113,7 @@ for name, kind, config, arch, rope in (
         )
 EOF
 export HOME="$folder"
-env/bin/python -W ignore ask.py 2>ask.log | tee seen || { tail ask.log; exit 1; }
+env/bin/python ask.py 2>ask.log | tee seen || { tail ask.log; exit 1; }
 diff seen - <<'EOF' || { echo "changed"; tail ask.log; exit 1; }
 Llama 3.1 plain: default, frequencies 1.000 to 1.000, nats 0.000 0.000
 Llama 3.1 scaled: default, frequencies 0.125 to 1.000, nats 0.004 0.423

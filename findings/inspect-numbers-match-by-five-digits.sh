@@ -15,6 +15,7 @@
 #   100004 for 100000                        1         1                   0
 #   271829 for 271828                        1         1                   0
 #   3.141594 for 3.141592                    1         1                   0
+#   25 for 5                                 0         0                   1
 #   300 products of two numbers of three digits
 #     right                                  300       300                 300
 #     off by 1                               274       274                 0
@@ -51,6 +52,7 @@ PAIRS = {
     "100004 for 100000": [(100004, 100000)],
     "271829 for 271828": [(271829, 271828)],
     "3.141594 for 3.141592": [("3.141594", "3.141592")],
+    "25 for 5": [(25, 5)],
     "300 products, right": [(product, product) for product in products],
     "300 products, off by 1": [(product + 1, product) for product in products],
     "300 products, off by 10": [(product + 10, product) for product in products],
@@ -66,6 +68,7 @@ diff seen - <<'EOF' || { echo "changed"; tail ask.log; exit 1; }
 100004 for 100000: of 1 numeric 1, anywhere 1, text 0
 271829 for 271828: of 1 numeric 1, anywhere 1, text 0
 3.141594 for 3.141592: of 1 numeric 1, anywhere 1, text 0
+25 for 5: of 1 numeric 0, anywhere 0, text 1
 300 products, right: of 300 numeric 300, anywhere 300, text 300
 300 products, off by 1: of 300 numeric 274, anywhere 274, text 0
 300 products, off by 10: of 300 numeric 14, anywhere 14, text 0

@@ -111,4 +111,5 @@ bias: 6 tensors, 0.00 of the change in the merged model
 nats with lora_bias: 0.000
 merged with lora_bias: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.
 EOF
+! grep -i bias ask.log || { echo "changed: it is said in a log"; exit 1; }
 echo "as stated: mergekit 0.1.5, peft 0.21.2"

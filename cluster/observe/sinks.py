@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from cluster.errors import printable
 from cluster.run.record import ProbeRecord, StepRecord
 from evidence.rates import RATES
 from rollout.probe import Rate
@@ -37,7 +38,7 @@ class MetricsSink:
             self._status.update(escape(text))
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def show_step(self, record: StepRecord) -> None:
         """A step whose line is written."""

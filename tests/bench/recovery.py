@@ -58,12 +58,12 @@ def replaced(run: UnderWay, folder: Path, turn: int) -> tuple[float, float]:
 
 
 def spent(process: psutil.Process) -> float:
-    """Processor seconds of a process and of all that it has started."""
+    """Processor seconds of a process and of all that it has started, also of what of that has ended."""
     total = 0.0
     for one in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
-            total += times.user + times.system
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -2,18 +2,21 @@
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from rich.console import Console
 
 from tests.bench import pairs
 from tests.bench.figures import Figure
 from tests.bench.pairs import Measured, checkout, commit_of, measure, run, to_json
+from tests.bench.recovery import spent
 
 TOY = """
 import json
@@ -128,3 +131,16 @@ def test_a_figure_is_the_mean_of_its_rounds_and_one_of_zero_has_no_ratio() -> No
     assert [(figure.name, figure.value) for figure in measured.figures()] == [("a", 2.0), ("b", 0.5)]
     assert measured.ratios("a") == [0.5] and measured.ratios("b") == []
     assert [row["rounds"] for row in json.loads(json.dumps(to_json(measured)))] == [[1.0, 3.0, None], [0.5, None, None]]
+
+
+def test_what_an_engine_has_spent_counts_what_it_started_and_what_of_that_has_ended() -> None:
+    """As a bare engine's start does, which it is held against."""
+    burn = "import time\nwhile time.process_time() < {}: pass"
+    ended = f"subprocess.run([sys.executable, '-c', {burn.format(0.6)!r}], check=True)"
+    script = f"import subprocess, sys\n{ended}\nprint(flush=True)\nsys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        found = spent(psutil.Process(process.pid))
+        process.stdin.close()
+    assert found >= 0.6

@@ -21,7 +21,7 @@ from cluster.__main__ import main
 from cluster.config import Recipe, RunConfig
 from cluster.dashboard import columns
 from cluster.dashboard.charts import RunCharts, charts_of
-from cluster.dashboard.columns import NEWEST, STRIDE, VALUES, WHOLE, Columns
+from cluster.dashboard.columns import NEWEST, NEWEST_VALUES, STRIDE, VALUES, WHOLE, Columns
 from cluster.dashboard.lanes import BOXES
 from cluster.dashboard.page import DATA, PAGE, PageSink, StartingPage, data_of, page, told_apart, write_dashboard
 from cluster.dashboard.panels import PANELS
@@ -681,6 +681,14 @@ def test_of_a_long_chart_the_newest_points_are_all_there_and_of_each_bucket_befo
     for x in range(WHOLE):
         short.append(x, {"a": 1.0})
     assert json.loads(short.shown()).keys() == {"x", "series"}  # all of them are there
+
+
+def test_a_chart_of_very_many_series_has_its_newest_point() -> None:
+    wide = Columns()
+    for x in range(2 * STRIDE):
+        wide.append(x, dict.fromkeys(map(str, range(NEWEST_VALUES + 1)), float(x)))
+    shown = json.loads(wide.shown())
+    assert shown["x"][-1] == 2 * STRIDE - 1 and shown["whole"] <= 2 * STRIDE - 1 and shown["x"][0] == 0
 
 
 @pytest.mark.parametrize("command", ["dashboard", "trace", "export-metrics"])

@@ -157,6 +157,13 @@ def test_console_page_and_exporter_say_the_same_time_left() -> None:
     assert replace(step, pace_s=None).left_s(50) == 46 * 10.0  # an older line
 
 
+def test_nothing_that_is_said_moves_the_terminal() -> None:
+    """A column's name, say, or a key of a turn, which a start names and somebody else may have written."""
+    said = StringIO()
+    MetricsSink(1, Console(file=said)).say("columns that nothing reads: \x1b]0;mine\x07\x1b[2J, \u202eids\nmore")
+    assert said.getvalue() == "columns that nothing reads:  ]0;mine  [2J,  ids\nmore\n"
+
+
 def test_every_figure_is_on_a_chart_or_known_not_to_be() -> None:
     assert set(charts()) | NO_CHART == set(FIGURES) and not set(charts()) & NO_CHART
     assert all(panel.figures for panel in PANELS) and len({panel.title for panel in PANELS}) == len(PANELS)

@@ -410,6 +410,7 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
     ("path", "value", "said"),
     [
         ("step", None, "step: found None, expected a whole number"),
+        ("step", 1.0, "step: found 1.0, expected a whole number"),
         ("time", math.nan, "time: found nan, expected a finite number"),
         ("pace_s", math.inf, "pace_s: found inf, expected a finite number"),
         ("stages.sample.seconds", None, "stages.sample.seconds: found None, expected a number"),
@@ -441,8 +442,10 @@ def test_a_step_that_nothing_could_show_is_named_with_its_line(
     [
         ({"counts": {}}, "counts: found none, expected a rate"),
         ({"counts": {"selfname": [97, 96]}}, "counts.selfname: found [97, 96], expected [k, n], k of n answers"),
+        ({"counts": {"selfname": [-1, 96]}}, "counts.selfname: found [-1, 96], expected [k, n], k of n answers"),
         ({"counts": {"selfname": [None, 96]}}, "counts.selfname: found [None, 96], expected [k, n], k of n answers"),
         ({"step": None}, "step: found None, expected a whole number"),
+        ({"verdicts": {"judged": "x"}}, "verdicts.judged: found 'x', expected a number"),
         ({"time": math.nan}, "time: found nan, expected a finite number"),
     ],
 )
