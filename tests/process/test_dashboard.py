@@ -683,6 +683,14 @@ def test_of_a_long_chart_the_newest_points_are_all_there_and_of_each_bucket_befo
     assert json.loads(short.shown()).keys() == {"x", "series"}  # all of them are there
 
 
+def test_a_chart_of_more_series_than_it_has_room_for_has_its_newest_point() -> None:
+    """As of a probe with a tag for each of its questions."""
+    columns = Columns()
+    for x in range(64):
+        columns.append(x, {f"correct:{tag}": float(x) for tag in range(3001)})
+    assert json.loads(columns.shown())["x"][-1] == 63
+
+
 @pytest.mark.parametrize("command", ["dashboard", "trace", "export-metrics"])
 def test_a_folder_to_write_to_is_refused_by_its_name(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
