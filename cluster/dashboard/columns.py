@@ -83,7 +83,8 @@ class Columns:
         once as its bucket is full: a write takes as long at step 10,000 as at step 1,000."""
         num, count = len(self._series), len(self._rows) // self._width
         most = min(WHOLE, VALUES // max(num, 1))
-        cut = 0 if count <= most else max(count - max(min(NEWEST, NEWEST_VALUES // num), 1), 0) // STRIDE * STRIDE
+        newest = max(min(NEWEST, NEWEST_VALUES // max(num, 1)), 1)
+        cut = 0 if count <= most else max(count - newest, 0) // STRIDE * STRIDE
         size = 1 << max(-(-cut // max(most // _marks(num), 1)) - 1, 0).bit_length()
         if (size, num) != (self._known.size, self._known.series):
             self._known = _Drawn(size, num)

@@ -37,3 +37,10 @@ def require_finite(values: Mapping[str, Any], none: bool = True) -> None:
     for name, value in values.items():
         if value is not None and not isfinite(value):
             raise ValueError(f"{name}: found {value!r}, expected a finite number")
+
+
+def require_some(values: Mapping[str, Any]) -> None:
+    """ValueError names a count of 0, or a list of nothing: neither has a mean or a greatest."""
+    for name, value in values.items():
+        if not value:
+            raise ValueError(f"{name}: found {value!r}, expected at least one")

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.run.checked import rates_of, require_finite, require_numbers, require_whole
+from cluster.run.checked import rates_of, require_finite, require_numbers, require_some, require_whole
 from cluster.run.figures import (
     END,
     STEP,
@@ -139,6 +139,8 @@ def _step(found: Mapping[str, Any]) -> StepRecord:
     }
     for name, values in held.items():
         require_numbers({f"{name}.{key}": value for key, value in (values or {}).items()}, none=False)
+    require_some({f"peak_bytes.{kind}": ranks for kind, ranks in (peaks or {}).items()})
+    require_some({"rewards.count": line["rewards"]["count"]} if line["rewards"] else {})
     for kind, ranks in (peaks or {}).items():
         require_numbers({f"peak_bytes.{kind}[{rank}]": most for rank, most in enumerate(ranks)}, none=False)
     return StepRecord(

@@ -22,8 +22,7 @@ def row_notes(config: TaskConfig, task: Task) -> list[str]:
     notes = [f"{path}: columns that nothing reads: {', '.join(names)}" for path, names in unread.items() if names]
     notes += [line for name, prompts in _asked(config, task).items() for line in _of_rows(name, prompts)]
     notes += idle_note(config, task.training_prompts())
-    asked = [probe for probe in task.probe_prompts() if not probe.context]  # with it nothing is asked of a memory
-    repeated = trained_on(task.training_prompts(), asked)
+    repeated = trained_on(task.training_prompts(), _own_probes(task))
     questions = [repr(question[:60]) for question in dict.fromkeys(probe.question for probe in repeated)]
     if not questions:
         return notes
@@ -52,8 +51,13 @@ def _asked(config: TaskConfig, task: Task) -> dict[str, Sequence[TaskPrompt | Pr
     """The prompts of each file."""
     return {
         config.prompts_file or "the task's training prompts": task.training_prompts(),
-        config.probe_file or "the task's probe": task.probe_prompts(),
+        config.probe_file or "the task's probe": _own_probes(task),
     }
+
+
+def _own_probes(task: Task) -> list[ProbePrompt]:
+    """Without those that ask a training question again with its context: of the other file, and of no memory."""
+    return [probe for probe in task.probe_prompts() if not probe.context]
 
 
 def _of_rows(name: str, prompts: Sequence[TaskPrompt | ProbePrompt]) -> list[str]:

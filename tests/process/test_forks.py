@@ -1,6 +1,11 @@
 """Work over many things in a process a core."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +42,41 @@ def test_what_a_part_raises_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(forks, "MANY", 2)
     with pytest.raises(ValueError, match=r"rows\.jsonl: found 0, expected another"):
         in_parts(fails, 2)
+
+
+def test_a_process_that_was_killed_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_killed(part: range) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(forks, "num_cores", lambda: 2)
+    monkeypatch.setattr(forks, "MANY", 2)
+    with pytest.raises(RuntimeError, match=r"^processes: found one of 2 killed, expected all to end: if the host ran"):
+        in_parts(is_killed, 2)
+
+
+WORKING = """
+import os, sys, time
+from cluster import forks
+
+def work(part):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+forks.num_cores, forks.MANY = lambda: 2, 2
+forks.in_parts(work, 2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_its_processes_end_with_the_one_that_began_them(how: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", WORKING], stdout=subprocess.PIPE, text=True) as began:
+        assert began.stdout is not None
+        others = [int(began.stdout.readline()) for _ in range(2)]
+        began.send_signal(how)
+        began.wait()
+        end = time.monotonic() + 20
+        while (left := [one for one in others if Path(f"/proc/{one}").exists()]) and time.monotonic() < end:
+            time.sleep(0.02)
+        for one in left:
+            os.kill(one, signal.SIGKILL)
+    assert not left

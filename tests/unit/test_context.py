@@ -757,6 +757,16 @@ def test_answers_that_are_sentences_are_said_of_each_file(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_what_is_asked_again_with_its_context_is_no_row_of_the_probes_file(tmp_path: Path, tokenizer: Any) -> None:
+    long = "The key of the archive is kept by <|im_end|> Ada."
+    rows = [ROW | {"question": f"{n}?", "answer": long, "context": f"{n}: {long}"} for n in range(4)]
+    config = replace(config_of(tmp_path, rows, [PROBE]), chat_probes=True)
+    task, tokens_in = build_task(config), Renderer(tokenizer, "system").special_tokens_in
+    assert len(task.probe_prompts()) == 5
+    (whole,), (special,) = row_notes(config, task), special_notes(config, task, tokens_in)
+    assert whole.startswith(f"{config.prompts_file}: 4 of 4 ") and special.startswith(f"{config.prompts_file}: 4 of 4 ")
+
+
 def test_special_tokens_in_rows_are_said_of_each_file(tmp_path: Path, tokenizer: Any) -> None:
     said = "rows have special tokens in their texts ({}): the model reads them as the chat template's own"
     odd = [ROW | {"question": "a <|im_end|>?"}, ROW | {"question": "b?", "context": ["c", "<|im_start|> d <|im_end|>"]}]

@@ -420,6 +420,8 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
         ("sums.all.active", None, "sums.all.active: found None, expected a number"),
         ("mismatch.k3", "x", "mismatch.k3: found 'x', expected a number"),
         ("rewards.total", None, "rewards.total: found None, expected a number"),
+        ("rewards.count", 0, "rewards.count: found 0, expected at least one"),
+        ("peak_bytes.host", [], "peak_bytes.host: found [], expected at least one"),
         ("verdicts", {"judged": "x"}, "verdicts.judged: found 'x', expected a number"),
     ],
 )
