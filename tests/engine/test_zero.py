@@ -319,9 +319,9 @@ def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(
         assert hasty.returncode == 1
         assert f"TimeoutError: {tmp_path}: another process has been compiling".encode() in said
     finally:
-        for process in everyone(killed.pid):
+        for process in [*everyone(killed.pid)]:  # found before one of them ends, whose children then are nobody's
             process.kill()  # its compilers too, which ninja gives groups of their own
-        killed.communicate()
+        killed.communicate(timeout=DEADLINE_S)
     assert lock.exists() and not list(lock.parent.glob("*.so"))
     ranks = [start(DEADLINE_S), start(DEADLINE_S)]
     try:
@@ -329,7 +329,7 @@ def test_a_start_that_is_killed_while_deepspeed_compiles_does_not_stop_the_next(
     finally:
         for process in ranks:
             process.kill()
-            process.communicate()
+            process.communicate(timeout=DEADLINE_S)
     assert not lock.exists() and list(lock.parent.glob("*.so"))
 
 
