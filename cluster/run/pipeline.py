@@ -27,39 +27,22 @@ from cluster.fleet.assembly import Services
 from cluster.fleet.calls import Died
 from cluster.fleet.roster import GRACE_S, News
 from cluster.observe.sinks import MetricsSink
-from cluster.run.answers import answered, paired
+from cluster.run.asking import Asker
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.choice import Choice
 from cluster.run.figures import Pushed
-from cluster.run.gap import measured, required, teaches_itself
 from cluster.run.handover import Handover, canary_texts
-from cluster.run.record import (
-    END,
-    STEP,
-    Answer,
-    ProbeRecord,
-    append_probe,
-    append_step,
-    probe_record,
-    step_record,
-    write_answers,
-    write_gap,
-)
+from cluster.run.record import END, append_step, step_record
 from cluster.run.replay import Resumed, require_same_weights
 from cluster.run.rundir import RunDir
 from cluster.run.stop import Stop
 from cluster.run.teacher_check import TeacherCheck
 from evidence.manifest import Manifest
 from evidence.patience import retried_beside
-from evidence.records import Ids
 from evidence.sidecar import write_student
-from rollout.probe import summarise
 from rollout.render import Renderer
-from rollout.requests import step_seed
 from rollout.stages import StageTime, StepTime, Stopwatch
 from rollout.tasks.base import Task
-from rollout.tasks.boxed import verdicts
-from rollout.tasks.boxed_pool import Verdicts
 
 T = TypeVar("T")
 NEWS_S = 5.0  # for which the rollout service is asked for news at a time
@@ -84,14 +67,15 @@ class Pipeline:
         choice: Choice,
         engines_sleep: bool = False,
     ) -> None:
-        self.recipe, self.run_dir, self.sink, self.renderer, self.task = recipe, run_dir, sink, renderer, task
+        self.recipe, self.run_dir, self.sink = recipe, run_dir, sink
         self.rollout, self.learner = services.rollout, services.learner
         self._engines_sleep, self._stop, self._choice = engines_sleep, stop, choice
         self.manifest = Manifest(run_dir.manifest)
         self.checkpoints = Checkpoints(run_dir.checkpoints, recipe.faults.store_s, sink.say)
-        self.texts = canary_texts(self.task.training_prompts(), self.renderer)
+        self.texts = canary_texts(task.training_prompts(), renderer)
         self._handover = Handover(services, self.texts, recipe.weights, sink.say)
         self._teacher_check = TeacherCheck(recipe, run_dir, *self.texts[0])
+        self.asker = Asker(recipe, task, renderer, services.rollout, run_dir, sink, self._attended)
         self.pushed, self._skipped = Pushed("", 0.0), Skipped(recipe.faults)
         self._first: tuple[int, float] | None = None  # step of this process, and when it began
         # Lines about lost engines; the student version whose weights the teacher holds.
@@ -112,9 +96,10 @@ class Pipeline:
         await self._stored(self.run_dir.metrics, same)
         await self._teacher_check.run(self.rollout, self.learner, version, partial(self._attended, version))
         if version == 0:
-            await self._measure_gap(await self.probe(0))
+            await self.asker.measure_gap(await self.asker.probe(0))
         elif self._choice.lacks(version):  # the run ended between the step and its probe
-            await self._choice.see(await self.probe(version))
+            await self._choice.see(await self.asker.probe(version))
+        await self._refresh_teacher(version)
         with self._stop.between_steps():
             while version < steps and not self._choice.is_level(version):
                 await self._step(version)
@@ -126,40 +111,16 @@ class Pipeline:
         await self._end(version)
         return version
 
-    async def _measure_gap(self, base: ProbeRecord) -> None:
-        """What there is to learn. RuntimeError where something is required of a run that has nothing to learn."""
-        config = self.recipe.probe
-        if not config.gap or not teaches_itself(self.recipe):
-            return
-        self.sink.stage("asking the teacher what there is to learn")
-
-        async def texts(what: str, prompts: list[Ids], seed: int) -> list[list[str]]:
-            sampling = config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special)
-            asked = self.rollout.texts(what, prompts, sampling, config.samples, seed)
-            return await self._attended(0, asked)
-
-        gap = await measured(self.recipe, self.task, self.renderer, texts, base.rates, self.sink.say)
-        required(self.recipe, gap)  # can be reached
-        if gap is None:
-            return
-        await self._stored(self.run_dir.gap, partial(write_gap, self.run_dir.gap, gap))
-        self.sink.say(gap.line())
-        if gap.is_zero and (config.require or config.require_of_teacher):
-            raise RuntimeError(gap.warning())
-        if gap.is_zero:
-            self.sink.say(gap.warning())
-
     async def _step(self, step: int) -> None:
         """From version `step` to the next."""
         run, begun = self.recipe.run, time.perf_counter()
         if self._teacher_check.is_due(step):
             await self._teacher_check.run(self.rollout, self.learner, step)
-        stages = await self._refresh_teacher(step)
         self.sink.stage(f"step {step + 1}: sampling and scoring")
         await self.rollout.advance(step, self.pushed.digest)
         produced = await self._attended(step, self.rollout.take(step))
         await self._stored(self.run_dir.manifest, partial(self.manifest.append_written, produced.shard))
-        clock = Stopwatch()
+        clock, stages = Stopwatch(), dict[str, StageTime]()
         if self._engines_sleep:
             await self.rollout.sleep()
             stages["sleep"] = clock.stage(0)
@@ -175,11 +136,7 @@ class Pipeline:
             await self.rollout.wake_up()
             stages["wake"] = clock.stage(0)
         version = step + 1
-        self.sink.stage(f"step {version}: pushing weights")
-        # With a lag rollouts go on anyway; without one no sequence is beside another that was not there before.
-        begin = partial(self.rollout.advance, version) if run.max_policy_lag else None
-        self.pushed = await self._handover.push("student", version, begin=begin)
-        stages["push"] = clock.stage(0)
+        stages |= await self._hand_on(version)
         took = StepTime(time.perf_counter() - begun, stages, self._pace(step, begun))
         record = step_record(step, produced, learned, took, self.pushed, self.recipe.rollout.sampler)
         await self._stored(self.run_dir.metrics, partial(append_step, self.run_dir.metrics, record))
@@ -188,7 +145,7 @@ class Pipeline:
         if run.checkpoint_every and version % run.checkpoint_every == 0:
             await self._save(version)
         if self._choice.probes(version):
-            await self._choice.see(await self.probe(version))
+            await self._choice.see(await self.asker.probe(version))
 
     def _pace(self, step: int, begun: float) -> float:
         """Seconds a step since the first one of this process, with what was between them; `step` began at `begun`."""
@@ -205,7 +162,8 @@ class Pipeline:
             held = version + 1  # not those of `version`
             self.pushed = await self._handover.push("student", held)
         # Other answers than those that chose the best weights, or the end.
-        await self.probe(version, END, seed=version + 1 if self._choice.probes(version) else version, held=held)
+        seed = version + 1 if self._choice.probes(version) else version
+        await self.asker.probe(version, END, seed=seed, held=held)
         self._say(await self.rollout.news(0.0, self._lines_seen, {}))
 
     async def _save(self, version: int) -> None:
@@ -257,9 +215,29 @@ class Pipeline:
         # The learner does not run the average, so it cannot say what it scores.
         await self._handover.push("teacher", version, canary=self.recipe.teacher.kind != "ema")
 
+    def _teacher_follows(self, version: int) -> bool:
+        """Whether the teacher takes the weights of `version`, after which there are steps to come."""
+        return version < self.recipe.run.steps and self.recipe.teacher.due(self._teacher_version, version)
+
+    async def _hand_on(self, version: int) -> dict[str, StageTime]:
+        """The stages in which the engines take `version`, which the learner has just made."""
+        clock, run = Stopwatch(), self.recipe.run
+        self.sink.stage(f"step {version}: pushing weights")
+        follows = self._teacher_follows(version)
+        # With a lag rollouts go on anyway; without one no sequence is beside another that was not there before.
+        begin = partial(self.rollout.advance, version) if run.max_policy_lag else None
+        # No rollout begins before its teacher is there: a short one would be scored by that of the version before.
+        self.pushed = await self._handover.push("student", version, begin=None if follows else begin)
+        stages = {"push": clock.stage(0)}
+        if follows:
+            stages |= await self._refresh_teacher(version)
+            if begin is not None:
+                await begin(self.pushed.digest)
+        return stages
+
     async def _refresh_teacher(self, version: int) -> dict[str, StageTime]:
         """The stage, if the teacher takes the weights of `version`."""
-        if not self.recipe.teacher.due(self._teacher_version, version):
+        if not self._teacher_follows(version):
             return {}
         clock = Stopwatch()
         self.sink.stage(f"refreshing the teacher with version {version}")
@@ -268,32 +246,3 @@ class Pipeline:
         await self._hand_teacher(version)
         await self.rollout.resume_scoring(version)
         return {"refresh": clock.stage(0)}
-
-    async def probe(
-        self, step: int, weights: str = STEP, seed: int | None = None, held: int | None = None
-    ) -> ProbeRecord:
-        """The task's probe on the student engines, without r but for the questions that come with it; appended to
-        probes.jsonl.
-
-        weights: STEP or END. seed, held: where they are not `step`; held: the version that the engines hold.
-        """
-        self.sink.stage(f"probe at step {step}")
-        config, prompts = self.recipe.probe, self.task.probe_prompts()
-        questions = [self.renderer.context_prompt_ids(prompt.turns, prompt.context) for prompt in prompts]
-        seed = step_seed(self.recipe.run.seed, step if seed is None else seed)
-        sampling = config.sampling(self.renderer.eos_token_ids, self.renderer.keeps_special)
-        asked = self.rollout.texts(f"probe at step {step}", questions, sampling, config.samples, seed)
-        responses = list(paired(prompts, await self._attended(step if held is None else held, asked, scores=False)))
-        limit = f"probe.max_tokens = {config.max_tokens}"
-        rated = answered(responses, self.renderer, f"probe at step {step}", limit, self.sink.say)
-        before = verdicts()
-        result = await asyncio.to_thread(summarise, rated, self.task)  # a verifier may take its time
-        judged = verdicts() - before
-        record = probe_record(result, step, self.task.name, judged if judged != Verdicts() else None, weights)
-        told = [Answer(prompt.probe, prompt.question, text) for prompt, text in responses]
-        answers = self.run_dir.answers_of(step)
-        # First, since a probe that has its line is not asked again.
-        await self._stored(answers, partial(write_answers, answers, told))
-        await self._stored(self.run_dir.probes, partial(append_probe, self.run_dir.probes, record))
-        self.sink.show_probe(record)
-        return record

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from cluster.config import Recipe, load_recipe
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
-from cluster.run import pipeline as loop
+from cluster.run import asking
 from cluster.run.checks import check_recipe, check_task
 from cluster.run.figures import Pushed
 from cluster.run.finish import finish
@@ -328,14 +328,14 @@ def test_a_probe_that_has_its_line_has_its_answers(
         return write
 
     for name in ("append_probe", "write_answers"):
-        monkeypatch.setattr(loop, name, amid(name, getattr(loop, name)))
+        monkeypatch.setattr(asking, name, amid(name, getattr(asking, name)))
     nobody: Any = None
     asked = MetricsSink(steps=1), Renderer(tokenizer, "user"), build_task(recipe.task), nobody, nobody
     run = Pipeline(recipe, Services(Silent(), nobody), folder, *asked)  # type: ignore[arg-type]
     with pytest.raises(Killed):
-        asyncio.run(run.probe(0))
+        asyncio.run(run.asker.probe(0))
     assert read_answers(folder.answers_of(0)) and not read_probes(folder.probes)
-    assert asyncio.run(run.probe(0)).step == 0 and list(read_probes(folder.probes)) == [0]
+    assert asyncio.run(run.asker.probe(0)).step == 0 and list(read_probes(folder.probes)) == [0]
 
 
 @pytest.mark.parametrize("key", ["probe.require", "probe.require_of_teacher", "probe.temperature"])
@@ -351,11 +351,11 @@ def test_nothing_to_learn_ends_a_run_of_which_something_is_required(
     base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
     nothing = "found self-name in 0.00 of the teacher's 96 answers with the context and in 0.00 without it"
     if key == "probe.temperature":
-        asyncio.run(pipeline._measure_gap(base))
+        asyncio.run(pipeline.asker.measure_gap(base))
         assert nothing in capsys.readouterr().out
     else:
         with pytest.raises(RuntimeError, match=nothing):
-            asyncio.run(pipeline._measure_gap(base))
+            asyncio.run(pipeline.asker.measure_gap(base))
     gap = read_gap(tmp_path / "gap.json")
     assert gap is not None and gap.is_zero and gap.base == base.rates
 
@@ -366,7 +366,7 @@ def test_a_share_of_a_teacher_that_was_not_asked_ends_a_run_before_its_first_ste
     async def nothing_fits(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(loop, "measured", nothing_fits)
+    monkeypatch.setattr(asking, "measured", nothing_fits)
     recipe = load_recipe(RECIPE, ["probe.require_of_teacher=0.5", "rollout.context_position=user"])
     task, nobody = build_task(recipe.task), None
     renderer = Renderer(tokenizer, "user")
@@ -374,4 +374,4 @@ def test_a_share_of_a_teacher_that_was_not_asked_ends_a_run_before_its_first_ste
     run = Pipeline(recipe, services, RunDir(tmp_path), sink, renderer, task, nobody, nobody)  # type: ignore[arg-type]
     base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
     with pytest.raises(RuntimeError, match=r"probe\.require_of_teacher: found 0\.5 and no gap\.json"):
-        asyncio.run(run._measure_gap(base))
+        asyncio.run(run.asker.measure_gap(base))

@@ -30,7 +30,9 @@ from cluster.run.rundir import RunDir
 from cluster.run.start import shard_metadata
 from cluster.run.stop import heeding
 from cluster.weights.parts import Sent
+from evidence.manifest import Manifest
 from evidence.records import Floats, Ids, ShardInfo
+from evidence.shards import read_shard
 from learner.report import LearnedStep
 from rollout.tasks import build_task
 from rollout.tokenizer import load_tokenizer
@@ -285,6 +287,28 @@ def test_a_teacher_that_follows_is_lost_while_the_learner_learns(
     groups, _, said = run(tmp_path, {}, *settings)
     assert not left and sorted(groups) == GROUPS
     assert said.count("; the services start again") == starts - 1
+
+
+@pytest.mark.parametrize("kind", ["live", "ema", "snapshot"])
+def test_no_rollout_is_scored_by_a_teacher_that_is_older_than_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With a lag rollouts go on while a long probe is asked between two steps: time enough to be sampled and scored."""
+    ask, every = Mortal.texts, 2 if kind == "snapshot" else 1
+
+    async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
+        await engine._work(20.0)
+        return await ask(engine, *arguments)
+
+    monkeypatch.setattr(Mortal, "texts", texts)
+    settings = f"teacher.kind={kind}", f"teacher.snapshot_every={every}", "run.probe_every=1", "faults.silent_s=60.0"
+    run(tmp_path, {}, "run.max_policy_lag=1", *settings)
+    shards = Manifest(RunDir(tmp_path).manifest).written().values()
+    held = [(shard.step, row) for shard in shards for row in read_shard(shard.uri).to_pylist()]
+    assert {row["teacher_version"] for _, row in held} == set(range(0, STEPS - 1, every))  # each step is sampled ahead
+    for step, row in held:
+        oldest = row["policy_version_min"]
+        assert oldest // every * every <= row["teacher_version"] <= step and step - 1 <= oldest
 
 
 def test_engines_that_are_lost_in_one_push_after_another_are_replaced(

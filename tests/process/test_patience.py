@@ -27,7 +27,7 @@ from cluster.config import Recipe, load_recipe
 from cluster.faults import FaultsConfig
 from cluster.fleet.assembly import Services
 from cluster.observe.sinks import MetricsSink
-from cluster.run import checkpoints, pipeline, replay, start
+from cluster.run import asking, checkpoints, pipeline, replay, start
 from cluster.run import finish as finishing
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.notes import Notes
@@ -431,9 +431,9 @@ def test_the_gap_waits_for_a_disk(tmp_path: Path, tokenizer: Any, monkeypatch: p
     services, sink = Services(Silent(), nobody), MetricsSink(steps=1)  # type: ignore[arg-type]
     asked: Any = (services, RunDir(tmp_path), sink, Renderer(tokenizer, "user"), task, nobody, nobody)
     run = pipeline.Pipeline(recipe, *asked)
-    written = failing_once(monkeypatch, pipeline, "write_gap", errno.ENOSPC)
+    written = failing_once(monkeypatch, asking, "write_gap", errno.ENOSPC)
     base = probe_record(summarise([(prompt, "No.") for prompt in task.probe_prompts()], task), 0, "identity")
-    asyncio.run(run._measure_gap(base))
+    asyncio.run(run.asker.measure_gap(base))
     assert len(written) == 2 and (tmp_path / "gap.json").is_file()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import load_recipe
+from cluster.config import TeacherConfig, load_recipe
 from cluster.errors import Preempted
 from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
@@ -35,7 +35,11 @@ class Stepping(Pipeline):
 
     def __init__(self, signals: dict[int, list[signal.Signals]], seconds: float, folder: Path, every: int) -> None:
         run = SimpleNamespace(steps=5, probe_every=0, keep_checkpoints=2)
-        self.recipe = SimpleNamespace(run=run, faults=FaultsConfig(store_s=60.0))  # type: ignore[assignment]
+        self.recipe = SimpleNamespace(  # type: ignore[assignment]
+            run=run, faults=FaultsConfig(store_s=60.0), teacher=TeacherConfig()
+        )
+        self.asker: Any = self
+        self._teacher_version = 0
         self.checkpoints, self.every = Checkpoints(folder), every
         self.ranks = Ranks()
         self.learner: Any = self.ranks
@@ -66,7 +70,7 @@ class Stepping(Pipeline):
     async def probe(self, step: int, weights: str = "", seed: int | None = None, held: int | None = None) -> Any:
         return None
 
-    async def _measure_gap(self, base: Any) -> None:
+    async def measure_gap(self, base: Any) -> None:
         pass
 
     async def _end(self, version: int) -> None:

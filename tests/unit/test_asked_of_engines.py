@@ -87,7 +87,7 @@ def asked_by_a_run(recipe: Recipe, model: str, tmp_path: Path) -> FakeService:
     pipeline = Pipeline(recipe, services, RunDir(tmp_path), sink, renderer_of(recipe, model), task, nobody, nobody)
 
     async def both() -> None:
-        await pipeline._measure_gap(await pipeline.probe(0))
+        await pipeline.asker.measure_gap(await pipeline.asker.probe(0))
 
     asyncio.run(both())
     return service

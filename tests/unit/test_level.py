@@ -74,7 +74,8 @@ class Stepping(Pipeline):
         self.rollout: Any = SimpleNamespace(news=self.nothing)
         self._handover: Any = SimpleNamespace(push=self.pushing, go_on=lambda bound: None)
         self._teacher_check: Any = SimpleNamespace(run=self.nothing)
-        self.run_dir, self._lines_seen = RunDir(folder), 0
+        self.run_dir, self._lines_seen, self._teacher_version = RunDir(folder), 0, 0
+        self.asker: Any = self
         self._stop: Any = SimpleNamespace(between_steps=nullcontext, asked="")
         self.steps: list[int] = []
         self.ends: list[tuple[int, int | None, int | None]] = []
@@ -85,14 +86,14 @@ class Stepping(Pipeline):
     async def pushing(self, pool: str, version: int) -> Pushed:
         return Pushed("", 0.0)
 
-    async def _measure_gap(self, base: Any) -> None:
+    async def measure_gap(self, base: Any) -> None:
         pass
 
     async def _step(self, step: int) -> None:
         self.steps.append(step + 1)
         self.learner.version = step + 1
         if self._choice.probes(step + 1):
-            await self._choice.see(await self.probe(step + 1))
+            await self._choice.see(await self.asker.probe(step + 1))
 
     async def probe(
         self, step: int, weights: str = STEP, seed: int | None = None, held: int | None = None
