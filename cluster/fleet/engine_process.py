@@ -44,7 +44,8 @@ class EngineProcess:
         self._socket, theirs = socket.socketpair()
         words = [*SCRIPT, name, log, str(theirs.fileno()), str(os.getpid())]
         path = os.pathsep.join(filter(None, sys.path))  # which Ray has given the actor
-        env = os.environ | {"LD_PRELOAD": preloaded(os.environ), "PYTHONPATH": path}
+        own = {"PYTHONPATH": path, "LD_PRELOAD": preloaded(os.environ)}
+        env = own | os.environ | own  # `setproctitle` names no core whose first variable is set again, as others are
         self._process = subprocess.Popen([sys.executable, *words], pass_fds=[theirs.fileno()], env=env)
         theirs.close()
         self._numbers, self._asked = count(), dict[int, asyncio.Future[Any]]()

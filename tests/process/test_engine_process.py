@@ -58,6 +58,13 @@ class Engine:
     async def generator(self):
         return (number for number in range(3))
 
+    async def titled(self, variable, title):
+        import setproctitle
+
+        os.environ[variable] = "a longer value"
+        setproctitle.setproctitle(title)
+        return open("/proc/self/comm").read().strip()
+
     async def made_of_more(self):
         from rollout.template import Refusal
 
@@ -107,6 +114,18 @@ def run(begin: Callable[[], EngineProcess], use: Callable[[EngineProcess], Await
         return await asyncio.wait_for(use(begin()), 60)
 
     return asyncio.run(asked())
+
+
+def test_a_core_has_the_title_that_vllm_gives_it(
+    begin: Callable[[], EngineProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever variable is set again before: the first one that a process begins with must not be."""
+    monkeypatch.setattr(os, "environ", {"SET_AGAIN": "1"} | os.environ)
+
+    async def use(process: EngineProcess) -> str:
+        return str(await process.ask("titled", "SET_AGAIN", "VLLM::EngineCore"))
+
+    assert run(begin, use) == "VLLM::EngineCor"  # Linux keeps 15 characters
 
 
 def test_each_answer_comes_as_soon_as_it_is_there(begin: Callable[[], EngineProcess]) -> None:
