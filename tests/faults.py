@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,21 +72,19 @@ class UnderWay:
 
     def processes(self) -> dict[str, psutil.Process]:
         """Its actors that are alive by the names of their logs, the core of each engine as "NAME core", the process
-        that has started it as "NAME process", and one of the workers that a core has with tensor parallelism as "NAME
-        worker"."""
-        folder, found = Path(tempfile.gettempdir()) / f"edge-opd-logs-{os.getuid()}", dict[str, psutil.Process]()
+        that has forked it as "NAME process", one of the workers that a core has with tensor parallelism as "NAME
+        worker", and what CPU engines are forked from as "fork server"."""
+        found = dict[str, psutil.Process]()
         everyone = self._everyone() if self.process.poll() is None else []
         for process in everyone:
-            for log in folder.glob(f"*-{process.pid}.log"):
-                name = log.stem.rpartition("-")[0]
-                found[name] = process
-                with suppress(psutil.NoSuchProcess):
-                    family = [process, *process.children(recursive=True)]
-                    for core in (one for one in family if name_of(one).startswith(CORE)):
-                        parent = core.parent()  # whoever took the core, once what started it is gone
-                        found |= {f"{name} process": parent if parent in family else process, f"{name} core": core}
-                        workers = [child for child in core.children() if name_of(child).startswith(WORKER)]
-                        found |= {f"{name} worker": worker for worker in workers[-1:]}
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):
+                name, number = engine_of(process)
+                if number == process.pid:
+                    found[name] = process
+                elif name_of(process).startswith(CORE):
+                    found |= core_of(name, process, everyone)
+                elif is_server(process) and not is_server(process.parent()):
+                    found["fork server"] = process
         self.seen.update(everyone if self._through is None else found.values())  # a cluster's Ray outlives a run
         return found
 
@@ -122,6 +119,36 @@ class UnderWay:
         agents = [process for process in alive if name_of(process) in AGENTS]
         _, late = psutil.wait_procs(agents, timeout=AGENTS_S)
         return [process for process in alive if process not in agents] + late
+
+
+def engine_of(process: psutil.Process) -> tuple[str, int]:
+    """The name of the engine, or the other actor, to whose log its output goes, and the number of the actor's process;
+    -1 where it goes elsewhere."""
+    name, _, number = Path(os.readlink(f"/proc/{process.pid}/fd/1")).stem.rpartition("-")
+    return name, int(number) if number.isdecimal() else -1
+
+
+def core_of(name: str, core: psutil.Process, everyone: Sequence[psutil.Process]) -> dict[str, psutil.Process]:
+    """An engine's core, a worker of it, and who has forked it: whoever took it, once that is gone, is not the
+    engine's."""
+    parent = core.parent()
+    workers = [child for child in core.children() if name_of(child).startswith(WORKER)]
+    processes = {f"{name} process": parent} if parent in everyone and "-P" in parent.cmdline() else {}
+    return {f"{name} core": core, **processes, **{f"{name} worker": worker for worker in workers[-1:]}}
+
+
+def is_server(process: psutil.Process | None) -> bool:
+    """Whether CPU engines are forked from it, or it is such a fork, unless it has another name by now."""
+    with suppress(psutil.NoSuchProcess):
+        return process is not None and "cluster.fleet.fork_server" in process.cmdline()
+    return False
+
+
+def title_of(process: psutil.Process) -> str:
+    """What it is called, and its number."""
+    with suppress(psutil.NoSuchProcess):
+        return f"{' '.join(process.cmdline())[:100]} ({process.pid}, {process.status()})"
+    return f"({process.pid})"
 
 
 def name_of(process: psutil.Process) -> str:

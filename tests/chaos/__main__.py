@@ -29,7 +29,7 @@ from tests.chaos.places import Place, can_be, place_of
 from tests.chaos.schedule import BEGINS, PARALLEL, START, Planned, kind_of, schedule
 from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, records_of, trained_is_written
 from tests.fakes import tiny_model
-from tests.faults import UnderWay, under_way
+from tests.faults import UnderWay, title_of, under_way
 from tests.runs import small_arguments
 
 STEPS, PROMPTS, LAG = 48, 2, 1
@@ -46,7 +46,7 @@ def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
     """The run of this seed with up to `count` faults, in `folder`."""
     kind, began = kind_of(seed), time.monotonic()
     arguments = small_arguments(folder, f"model.path={model}", *SETTINGS, *OF_A_KIND.get(kind, ()))
-    left, resumes, hits, lines = 0, 0, list[Hit](), list[tuple[float, str]]()
+    left, resumes, hits, lines = list[str](), 0, list[Hit](), list[tuple[float, str]]()
     with place_of(kind) as place:
         plan = schedule(seed, count)
         while True:
@@ -55,7 +55,7 @@ def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
                 made = faults_of(run, place, plan[len(hits) :], folder, began)
                 hits += made
                 status, said, errors = run.end(END_S)
-                left += len(run.left_behind())
+                left += map(title_of, run.left_behind())
                 lines += run.lines
             # Only a fault of this attempt is a reason for another.
             if not (status and made and (made[-1].target == "driver" or made[-1].moment == START) and resumes < count):
@@ -117,7 +117,7 @@ def report(outcomes: list[Outcome], out: Path) -> None:
     columns = "seed", "run", "fault", "at", "survived", "noticed", "back", "once each", "proven", "left behind", "well"
     table = Table(*columns)
     for found in outcomes:
-        of_run = str(found.groups_once), str(found.left_behind), str(found.is_well)
+        of_run = str(found.groups_once), str(len(found.left_behind)), str(found.is_well)
         for fault in found.faults:
             table.add_row(str(found.seed), found.kind, *shown(fault), of_run[0], yes(fault.proven), *of_run[1:])
     Console().print(table)

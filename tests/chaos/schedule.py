@@ -37,7 +37,7 @@ def shots(kind: str) -> list[Shot]:
     second host's: with the driver's own all ends."""
     workers = [f"{name} worker" for name in ENGINES[:2]] if kind == PARALLEL else []
     parts = [f"{name} {part}" for part in ("process", "core") for name in ENGINES]
-    names = [*ENGINES, *parts, *workers, "learner", "rollout"]
+    names = [*ENGINES, *parts, *workers, "fork server", "learner", "rollout"]
     raylet = [("raylet", number) for number in SIGNALS] if kind == THREE_HOSTS else []
     return [(name, number) for name in names for number in SIGNALS] + [("driver", signal.SIGKILL), *raylet]
 

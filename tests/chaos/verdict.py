@@ -49,7 +49,7 @@ class Fault:
 @dataclass(frozen=True)
 class Outcome:
     """What became of one run. resumes: by the harness, after a fault that only a person mends: a driver's, or one amid
-    the start."""
+    the start. left_behind: the processes that outlived it, by their titles."""
 
     seed: int
     kind: str
@@ -57,7 +57,7 @@ class Outcome:
     resumes: int
     groups_once: bool
     trained_is_written: bool
-    left_behind: int
+    left_behind: list[str]
     wall_s: float
     faults: list[Fault]
 
@@ -88,7 +88,7 @@ def trained_is_written(folder: Path, steps: int) -> bool:
 
 def fault_of(hit: Hit, said: Lines, records: Sequence[Record], status: int, lag: int) -> Fault:
     """Where all services start again, a lost engine's successor is one of theirs."""
-    engine = re.sub(" (process|core|worker)$", "", hit.target)
+    engine = r"\w+ engine \d+" if hit.target == "fork server" else re.sub(" (process|core|worker)$", "", hit.target)
     noticed = since(hit.at, said, (rf"{engine}.*; it is replaced", "the services start again"))
     back = since(hit.at, said, (f"{engine} serves again", "resumed at step"))
     return Fault(

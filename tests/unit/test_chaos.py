@@ -160,7 +160,7 @@ def test_a_folder_says_what_was_learned(
 
 
 FAULT = Fault("learner", "SIGKILL", STEPS, 9.0, 1.0, None, survived=True, proven=None)
-WELL = Outcome(3, THREE_HOSTS, 0, 1, True, True, 0, 99.0, [FAULT, replace(FAULT, proven=True)])
+WELL = Outcome(3, THREE_HOSTS, 0, 1, True, True, [], 99.0, [FAULT, replace(FAULT, proven=True)])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ WELL = Outcome(3, THREE_HOSTS, 0, 1, True, True, 0, 99.0, [FAULT, replace(FAULT,
         {"status": 1},
         {"groups_once": False},
         {"trained_is_written": False},
-        {"left_behind": 1},
+        {"left_behind": ["a process"]},
         {"faults": [replace(FAULT, proven=False)]},
         {"faults": [replace(FAULT, survived=False)]},
     ],
