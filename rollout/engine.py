@@ -22,6 +22,7 @@ from rollout.config import AdapterConfig, EngineConfig, SamplingConfig
 from rollout.engine_arguments import engine_arguments, optional_arguments
 from rollout.outputs import require_ended, response_logprobs, to_sample
 from rollout.tally import Tally
+from rollout.vllm_quirks.environment import enter_cpu_environment, enter_gpu_environment
 from rollout.vllm_quirks.scheduling import FIRST, scheduling_arguments
 from rollout.waits import Turnstile
 
@@ -57,9 +58,9 @@ class Engine:
         sleeps: bool = False,
     ) -> None:
         if device == "cpu":
-            quirks.enter_cpu_environment(config)
+            enter_cpu_environment(config)
         else:
-            quirks.enter_gpu_environment()
+            enter_gpu_environment()
         load_vllm()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM

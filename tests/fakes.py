@@ -89,7 +89,7 @@ class FakeEngine:
     async def stop(self) -> None:
         self.told.append(("stop",))
 
-    def kill(self) -> None:
+    def kill(self, grace_s: float = 0.0) -> None:
         self.told.append(("kill",))
 
     async def score(self, prompts: Sequence[Ids], responses: Sequence[Ids], base: bool = False) -> list[Floats]:

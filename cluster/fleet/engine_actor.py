@@ -1,11 +1,13 @@
 """The Ray shell around an engine. Nothing is decided here."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
 from cluster.fleet.engine_process import EngineProcess
+from cluster.fleet.fork_server import forked, place
 from cluster.fleet.hosted_engine import HostedEngine, log_tail
 from cluster.fleet.network import keep_gloo_on_this_host
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
@@ -33,8 +35,10 @@ class EngineActor:
     ) -> None:
         self.log = settle(name)
         keep_gloo_on_this_host()
-        on_cpu = device == "cpu"
-        self._engine = EngineProcess(name, self.log, config) if on_cpu else HostedEngine(name, self.log)
+        self._engine: EngineProcess | HostedEngine = HostedEngine(name, self.log)
+        if device == "cpu":
+            at = place(config, ray.get_runtime_context().get_node_id())
+            self._engine = EngineProcess(name, self.log, config, partial(forked, at))
         receiver = RECEIVER if backend else None
         self._arguments = (model, key, config, device, backend, receiver, in_flight, adapter, sleeps)
 
@@ -45,7 +49,7 @@ class EngineActor:
 
     async def footprint(self) -> Footprint:
         """The engine's processes."""
-        return own_footprint()
+        return own_footprint(*self._engine.processes())
 
     async def log_tail(self) -> str:
         """The last lines of the log, for the message of a failure."""

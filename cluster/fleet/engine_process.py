@@ -1,4 +1,5 @@
-"""An engine in a process of its own, which Ray knows nothing of: for CPUs, where vLLM forks its core from it.
+"""An engine in a process of its own, which Ray knows nothing of: for CPUs, where vLLM forks its core from it. It is
+begun here, or forked by `cluster.fleet.fork_server`.
 
 actor                                          the engine's process                        the engine's core
 EngineProcess.ask --(number, method, arguments)--> HostedEngine.ask --> AsyncLLM --vLLM's--> the model
@@ -12,9 +13,10 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from cluster.fleet.calls import Died
 from cluster.fleet.hosted_engine import HostedEngine, log_tail
@@ -22,7 +24,7 @@ from cluster.fleet.processes import collect_seldom
 from rollout.config import EngineConfig
 from rollout.ending import end_with
 from rollout.engine import load_vllm
-from rollout.vllm_quirks import enter_cpu_environment
+from rollout.vllm_quirks.environment import cpu_environment
 from rollout.vllm_quirks.forking import fork_cores, preloaded
 
 SCRIPT = ("-P", "-m", "cluster.fleet.engine_process")
@@ -32,25 +34,52 @@ UNSENDABLE = (pickle.PickleError, TypeError, AttributeError, ValueError)  # as p
 Message = tuple[Any, ...]
 
 
+class Child(Protocol):
+    """The engine's process, as a `subprocess.Popen` of it."""
+
+    pid: int
+    returncode: int | None
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+Begin = Callable[[str, str, EngineConfig, socket.socket], Child]  # of an engine: its name, its log, its end
+
+
+def begun(name: str, log: str, config: EngineConfig, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """The process of an engine begins, and imports vLLM while nothing is asked of it."""
+    words = [*SCRIPT, name, log, str(connection.fileno()), str(os.getpid())]
+    return subprocess.Popen([sys.executable, *words], pass_fds=[connection.fileno()], env=environment(config))
+
+
+def environment(config: EngineConfig) -> dict[str, str]:
+    """Of a process that holds such an engine, or forks those that do."""
+    path = os.pathsep.join(filter(None, sys.path))  # which Ray has given the actor
+    own = {"PYTHONPATH": path, "LD_PRELOAD": preloaded(os.environ)}
+    # `setproctitle` names no core whose first variable is set again, as others are.
+    return own | cpu_environment(os.environ, config) | own
+
+
 class EngineProcess:
-    """The actor's end. The process begins at once, and imports vLLM while nothing is asked of it.
+    """The actor's end.
 
     name: of the engine, for messages. log: of the actor, where the process's output goes too.
     """
 
-    def __init__(self, name: str, log: str, config: EngineConfig) -> None:
+    def __init__(self, name: str, log: str, config: EngineConfig, begin: Begin = begun) -> None:
         self.name, self.log = name, log
-        enter_cpu_environment(config)  # which OpenMP reads as the process begins
         self._socket, theirs = socket.socketpair()
-        words = [*SCRIPT, name, log, str(theirs.fileno()), str(os.getpid())]
-        path = os.pathsep.join(filter(None, sys.path))  # which Ray has given the actor
-        own = {"PYTHONPATH": path, "LD_PRELOAD": preloaded(os.environ)}
-        env = own | os.environ | own  # `setproctitle` names no core whose first variable is set again, as others are
-        self._process = subprocess.Popen([sys.executable, *words], pass_fds=[theirs.fileno()], env=env)
+        self._process = begin(name, log, config, theirs)
         theirs.close()
         self._numbers, self._asked = count(), dict[int, asyncio.Future[Any]]()
         self._writer: asyncio.StreamWriter | None = None
         self._opening = asyncio.Lock()
+
+    def processes(self) -> Sequence[int]:
+        """That hold the engine, which may not be this one's child."""
+        return (self._process.pid,)
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """What `HostedEngine.ask` answers there.
@@ -156,13 +185,22 @@ def _is_read_everywhere(error: BaseException) -> bool:
 def main(name: str, log: str, descriptor: str, parent: str) -> None:
     """The engine's process, which ends with the actor's."""
     end_with(int(parent))
-    connection = socket.socket(fileno=int(descriptor))
-    os.set_inheritable(connection.fileno(), False)
-    os.register_at_fork(after_in_child=partial(_leave, connection))
+    load()
+    run(name, log, socket.socket(fileno=int(descriptor)))
+
+
+def load() -> None:
+    """All that does not depend on the engine."""
     collect_seldom()
     load_vllm()
-    collect_seldom()  # nor are pages written to that the core shares
+    collect_seldom()  # nor are pages written to that a fork shares
     fork_cores()
+
+
+def run(name: str, log: str, connection: socket.socket) -> NoReturn:
+    """The engine, until the other end of the connection is gone."""
+    os.set_inheritable(connection.fileno(), False)
+    os.register_at_fork(after_in_child=partial(_leave, connection))
     asyncio.run(serve(HostedEngine(name, log), connection))
     os._exit(0)  # the actor is no more, and so is what would be told to end
 

@@ -50,8 +50,8 @@ class EngineClient(Protocol):
     async def stop(self) -> None:
         """Ends the engine and what it started."""
 
-    def kill(self) -> None:
-        """Ends an engine that does not stop, and what it started."""
+    def kill(self, grace_s: float = 0.0) -> None:
+        """Ends the engine, and what it started. grace_s: which one that was stopped has to end by itself."""
 
 
 Maker = Callable[[], EngineClient]  # of the engine of one place of the placement; each time a new one

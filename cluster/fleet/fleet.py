@@ -22,6 +22,7 @@ from evidence.telemetry import Activity, EngineState
 from rollout.config import EngineConfig
 from rollout.waits import Deadlines
 
+ENDING_S = 3.0  # for a process that was told to end
 STOP_DEADLINE_S = 15.0  # for engines that may be hung: they are killed after it
 
 
@@ -149,9 +150,9 @@ class Fleet:
         ending = [asyncio.create_task(engine.stop()) for engine in everyone]
         if ending:
             await asyncio.wait(ending, timeout=STOP_DEADLINE_S)
-        for engine, task in zip(everyone, ending, strict=True):
+        for task in ending:
             task.cancel()
-            engine.kill()
+        await asyncio.gather(*(asyncio.to_thread(engine.kill, ENDING_S) for engine in everyone))
 
 
 def _own(argument: Any, offset: int) -> Any:

@@ -1,6 +1,6 @@
 """An engine, and what it is asked for by name, in whichever process it is: the actor's own, or one of its."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from cluster.fleet.calls import Died
@@ -22,6 +22,10 @@ class HostedEngine:
 
     def __init__(self, name: str, log: str) -> None:
         self.name, self.log = name, log
+
+    def processes(self) -> Sequence[int]:
+        """That hold it, beside this one and what it has started."""
+        return ()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """What the engine's method answers. A dead core speaks through its log."""

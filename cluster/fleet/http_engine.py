@@ -175,5 +175,5 @@ class HttpEngine:
         if self._client is not None:
             await self._client.close()
 
-    def kill(self) -> None:
+    def kill(self, grace_s: float = 0.0) -> None:
         """Nothing: the server is somebody else's."""

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Recipe
 from cluster.fleet.engine_actor import EngineActor
 from cluster.fleet.engines import EngineClient, Maker
+from cluster.fleet.fork_server import ForkServer, place
 from cluster.fleet.http_engine import HttpEngine
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_engine import RayEngine
@@ -79,6 +81,18 @@ def build_engines(
         return {"student": students, "teacher": [server]}
     teachers = build("teacher", recipe.teacher, backend if recipe.teacher.follows else None, in_flight, None)
     return {"student": students, "teacher": teachers}
+
+
+def fork_servers(recipe: Recipe, plan: Plan) -> list[ForkServer]:
+    """Those of which this host's CPU engines are forked, one for each configuration of OpenMP."""
+    if plan.device != "cpu":
+        return []
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    here = ray.get_runtime_context().get_node_id()
+    configs = [recipe.student, *([] if recipe.teacher.url else [recipe.teacher])]
+    wanted = {place(config, here): config for config in configs}
+    # Among many hosts there may be no engine on this one.
+    return [ForkServer(at, config, at_once=nodes == 1) for at, config in wanted.items()]
 
 
 def adapter_of(recipe: Recipe, model: str) -> AdapterConfig | None:

@@ -69,12 +69,22 @@ def collect_seldom() -> None:
     gc.set_threshold(100_000, 20, 50)
 
 
-def own_processes() -> list[Process]:
+def own_processes(*others: int) -> list[Process]:
     """This process and what it started, the youngest first, but for Python's trackers of resources: these end by
-    themselves once all others have, and give back the semaphores and the shared memory that those have left."""
-    own = psutil.Process()
-    started = [process for process in reversed(own.children(recursive=True)) if not _tracks(process)]
-    return [(process.pid, process.create_time()) for process in (*started, own)]
+    themselves once all others have, and give back the semaphores and the shared memory that those have left.
+
+    others: the numbers of processes that count with what this one started.
+    """
+    found = dict.fromkeys(one for number in (os.getpid(), *others) for one in _family(number))
+    started = [process for process in reversed(found) if not _tracks(process)]
+    return [(process.pid, process.create_time()) for process in started]
+
+
+def _family(number: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(number)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 def _tracks(process: psutil.Process) -> bool:

@@ -62,11 +62,11 @@ class RayEngine:
     async def stop(self) -> None:
         await self._ask("shutdown")
 
-    def kill(self) -> None:
-        """Also the processes that it started: those of an engine that was stopped or killed outlive its actor."""
+    def kill(self, grace_s: float = 0.0) -> None:
+        """Also the processes that it started: those of an engine that hangs or was killed outlive its actor."""
         ray.kill(self._handle)
         if self._footprint is not None:
-            self._footprint.end()
+            self._footprint.end(grace_s)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.name, self._handle, method, *arguments)

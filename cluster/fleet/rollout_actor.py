@@ -13,7 +13,7 @@ from cluster.config import Recipe
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import Maker
 from cluster.fleet.fleet import Fleet
-from cluster.fleet.launch import build_engines
+from cluster.fleet.launch import build_engines, fork_servers
 from cluster.fleet.placement import Plan
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import News
@@ -169,5 +169,6 @@ class RolloutActor(Rollouts):
         metadata: dict[str, str],
     ) -> None:
         self.log = settle("rollout")
+        self._fork_servers = fork_servers(recipe, plan)
         engines = build_engines(recipe, plan, reserved, models)
         super().__init__(recipe, engines, models["student"], storage, metadata, plan.starts_in_turn)

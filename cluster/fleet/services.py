@@ -19,7 +19,7 @@ from cluster.config import Recipe
 from cluster.fleet.arriving import arrive, keep, room_beside
 from cluster.fleet.calls import all_within, ask, each_within, within
 from cluster.fleet.canary import CanaryText
-from cluster.fleet.fleet import STOP_DEADLINE_S
+from cluster.fleet.fleet import ENDING_S, STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.ray_cluster import Footprint
 from cluster.fleet.roster import GRACE_S, News
@@ -33,7 +33,6 @@ from rollout.config import SamplingConfig
 from rollout.stages import SERVICE as ROLLOUT
 from rollout.worker import StepRollouts
 
-ENDING_S = 3.0  # for a process that was told to end
 Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
 Note = Callable[[Iterable[Span]], None]  # what a service says of its own time
 

@@ -4,8 +4,9 @@ engine's start.
     python -m tests.bench.recovery [--rounds 4]
 
 A small run with two student engines and a staleness of 1, whose first engine is killed again and again: its actor, its
-process and its core in turns. A tiny random model with the default one's tokenizer. The rest of the run works meanwhile
-on the same cores, a bare engine (`tests.bench.start`) starts alone. Processor seconds are the successor's own.
+process and its core in turns; what they are forked from stands. A tiny random model with the default one's tokenizer.
+The rest of the run works meanwhile on the same cores, a bare engine (`tests.bench.start`) starts alone. Processor
+seconds are the successor's own.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -54,13 +56,14 @@ def replaced(run: UnderWay, folder: Path, turn: int) -> tuple[float, float]:
     begun = time.monotonic()
     run.wait_until("it serves again", partial(served_again, run, turn))
     seconds = time.monotonic() - begun
-    return seconds, spent(run.processes()[ENGINE])
+    found = run.processes()
+    return seconds, spent([found[ENGINE], found[f"{ENGINE} process"]])
 
 
-def spent(process: psutil.Process) -> float:
-    """Processor seconds of a process and of all that it has started, also of what of that has ended."""
+def spent(processes: Sequence[psutil.Process]) -> float:
+    """Processor seconds of processes and of all that they have started, also of what of that has ended."""
     total = 0.0
-    for one in (process, *process.children(recursive=True)):
+    for one in {one for process in processes for one in (process, *process.children(recursive=True))}:
         with suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system

@@ -30,7 +30,7 @@ from evidence.records import RolloutRequest, Sample
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine_arguments import engine_arguments
 from rollout.requests import GroupRequests
-from rollout.vllm_quirks import enter_cpu_environment, enter_gpu_environment
+from rollout.vllm_quirks.environment import enter_cpu_environment, enter_gpu_environment
 from tests.bench.figures import Figure
 
 # Of a GPU, for each of the two engines: its share of the memory, and a cache of its own size, since one that starts

@@ -101,7 +101,7 @@ def bare(model: Path) -> tuple[float, float]:
 def measure_bare(model: str) -> None:
     """One token of vLLM's own engine in this process; prints when it was there."""
     from rollout.engine_arguments import engine_arguments
-    from rollout.vllm_quirks import enter_cpu_environment
+    from rollout.vllm_quirks.environment import enter_cpu_environment
 
     config = load_recipe(RECIPE, [item for item in SETTINGS if item.startswith("student.")]).student
     enter_cpu_environment(config)

@@ -37,7 +37,7 @@ def test_nothing_outlives_a_run_whose_ray_is_killed(tmp_path: Path, small_model:
 def test_an_engine_that_hangs_does_not_outlive_a_rollout_service_that_is_lost(
     tmp_path: Path, small_model: Path
 ) -> None:
-    """On a cluster, whose Ray goes on: it kills an actor within seconds of its owner's end, also one that is stopped."""
+    """On a cluster, whose Ray goes on: it kills an actor soon after its owner's end, also one that is stopped."""
     run_dir = tmp_path / "run"
     arguments = small_arguments(run_dir, f"model.path={small_model}", "run.steps=10000", *MANY[1:])
     with place_of(THREE_HOSTS) as place, under_way(arguments, place.through) as run:

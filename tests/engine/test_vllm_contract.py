@@ -36,7 +36,7 @@ from rollout import vllm_quirks as quirks
 from rollout.config import TEMPERATURES, AdapterConfig, EngineConfig, SamplingConfig
 from rollout.cores import cpu_flags, has_bfloat16
 from rollout.probe import ProbeConfig
-from rollout.vllm_quirks import forking, sampling, scheduling
+from rollout.vllm_quirks import environment, forking, sampling, scheduling
 from tests import fakes
 from tests.process.test_checks import POSITIONS
 from tests.process.test_folder import beside, beside_torchs, in_shards, torchs_beside_a_trainers, two_of_torchs
@@ -283,7 +283,7 @@ def test_flashinfer_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> Non
     os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
     with pytest.raises(ImportError, match="flashinfer"):
         sampler.flashinfer_sampler_supported()
-    quirks.enter_gpu_environment()
+    environment.enter_gpu_environment()
     assert sampler.flashinfer_sampler_supported() is False
 
 
@@ -293,7 +293,7 @@ def test_a_core_is_forked_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
     assert get_mp_context().get_start_method() == "fork", changed("it never forks")
-    quirks.enter_gpu_environment()
+    environment.enter_gpu_environment()
     assert get_mp_context().get_start_method() == "spawn"
 
 

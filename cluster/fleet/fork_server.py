@@ -1,0 +1,255 @@
+"""A process that has imported vLLM, and forks the CPU engines of its host: the import takes ten seconds of a processor,
+for each engine and for each that is replaced, and a fork none.
+
+rollout service                  fork server                              an engine's actor
+ForkServer ------- begins -----> imports, forks <--- Birth, descriptors --- Forked
+                                 the engine's process  -- number, status -->
+
+It ends with the rollout service, and so do the engines that it forked; one of them also as soon as its actor is gone.
+"""
+
+import os
+import pickle
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cluster.fleet import engine_process
+from cluster.fleet.engine_process import Child, begun, environment
+from rollout.config import EngineConfig
+from rollout.ending import end_with
+from rollout.vllm_quirks.environment import cpu_environment
+
+SCRIPT = ("-P", "-m", "cluster.fleet.fork_server")
+SIZE = 8  # bytes of a number, on the way
+FORKS_S = 60.0  # within which a server has imported and forked
+ASKS_S = ENDS_S = 10.0  # within which who asks has said for what; which a process that was killed takes to end
+LOST = -signal.SIGKILL  # how an engine has ended whose fork server is no more
+STREAMS = 1, 2  # output and errors, which go where the actor's do
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What an engine's process is to be: its name, its log, and the actor's environment and folder."""
+
+    name: str
+    log: str
+    environment: Mapping[str, str]
+    folder: str
+
+
+def place(config: EngineConfig, node: str) -> Path:
+    """Where engines of this configuration ask to be forked, in the run's folder of this host.
+
+    node: Ray's, since several may see one folder. OpenMP reads its own variables as a process begins.
+    """
+    of_openmp = sorted(cpu_environment({}, config).items())
+    return Path(tempfile.gettempdir()) / f"fork-{zlib.crc32(repr(of_openmp).encode()):08x}-{node[:8]}"
+
+
+class ForkServer:
+    """The rollout service's end.
+
+    at: see `place`. at_once: whether it imports before the first engine asks.
+    """
+
+    def __init__(self, at: Path, config: EngineConfig, at_once: bool) -> None:
+        at.unlink(missing_ok=True)  # of a service before
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(at))
+            listener.listen(128)
+            words = [*SCRIPT, str(listener.fileno()), str(os.getpid()), str(int(at_once))]
+            command, env = [sys.executable, *words], environment(config)
+            self._process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=env)
+
+
+class Forked:
+    """An engine's process that a fork server has forked.
+
+    Raises:
+        OSError: the server has not, within `FORKS_S`.
+    """
+
+    returncode: int | None = None
+
+    def __init__(self, at: Path, birth: Birth, connection: socket.socket) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        try:
+            self._server.settimeout(FORKS_S)
+            self._server.connect(str(at))
+            content = pickle.dumps(birth)
+            socket.send_fds(self._server, [_bytes(len(content))], [connection.fileno(), *STREAMS])
+            self._server.sendall(content)
+            self.pid = _number(self._server)
+        except OSError:
+            self._server.close()
+            raise
+        self._server.settimeout(ENDS_S)
+
+    def kill(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._server.shutdown(socket.SHUT_WR)
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            try:
+                self.returncode = _number(self._server)
+            except OSError:
+                self.returncode = LOST
+        return self.returncode
+
+
+def forked(at: Path, name: str, log: str, config: EngineConfig, connection: socket.socket) -> Child:
+    """The process of an engine, by the fork server `at` that place; where none answers, one of the actor's own."""
+    try:
+        return Forked(at, Birth(name, log, environment(config), str(Path.cwd())), connection)
+    except OSError:
+        return begun(name, log, config, connection)
+
+
+class Nursery:
+    """The fork server's own side.
+
+    listener: who wants an engine asks there.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener, self._own = listener, os.getpid()
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._askers: dict[int, socket.socket] = {}  # by the number of the process that each was given
+        self._selector = selectors.DefaultSelector()
+
+    def birth(self) -> tuple[Birth, socket.socket]:
+        """Forks what is asked for, and kills what nobody asks for any more, without end. It returns in the forks only,
+        to each what it is to be, and its connection."""
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # or the next line has no effect
+        signal.set_wakeup_fd(self._wake.fileno())
+        self._selector.register(self._listener, selectors.EVENT_READ, self._fork)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._bury)
+        while True:
+            for key, _ in self._selector.select():
+                if (born := key.data()) is not None:
+                    return born
+
+    def _fork(self) -> tuple[Birth, socket.socket] | None:
+        asker, _ = self._listener.accept()
+        asked = _asked(asker)
+        if asked is None:
+            asker.close()
+            return None
+        birth, descriptors = asked
+        pid = os.fork()
+        if pid == 0:
+            self._leave(asker)
+            _settle(birth, descriptors)
+            return birth, socket.socket(fileno=descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._askers[pid] = asker
+        self._selector.register(asker, selectors.EVENT_READ, partial(self._kill, pid))
+        _tell(asker, pid)
+        return None
+
+    def _kill(self, pid: int) -> None:
+        """Its actor is gone, or wants it gone. It is not buried yet, so that the number is its own."""
+        self._selector.unregister(self._askers[pid])
+        os.kill(pid, signal.SIGKILL)
+
+    def _bury(self) -> None:
+        self._woken.recv(1024)
+        for pid in list(self._askers):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                asker = self._askers.pop(pid)
+                if asker in self._selector.get_map():
+                    self._selector.unregister(asker)
+                _tell(asker, os.waitstatus_to_exitcode(status))
+                asker.close()
+
+    def _leave(self, asker: socket.socket) -> None:
+        """For a fork: what is the server's is not its own, and it ends with it."""
+        end_with(self._own)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for one in (asker, self._listener, self._woken, self._wake, *self._askers.values()):
+            one.close()
+
+
+def _asked(asker: socket.socket) -> tuple[Birth, list[int]] | None:
+    """What is to be forked, and its descriptors: its connection, output and errors. None where it does not arrive
+    whole."""
+    asker.settimeout(ASKS_S)
+    descriptors: list[int] = []
+    try:
+        size, descriptors, _, _ = socket.recv_fds(asker, SIZE, 1 + len(STREAMS))
+        return pickle.loads(_exactly(asker, int.from_bytes(size, "little"))), descriptors
+    except (OSError, EOFError):
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return None
+
+
+def _settle(birth: Birth, descriptors: Sequence[int]) -> None:
+    """The fork has the actor's output, folder and environment."""
+    for descriptor, stream in zip(descriptors[1:], STREAMS, strict=True):
+        os.dup2(descriptor, stream)
+        os.close(descriptor)
+    os.chdir(birth.folder)
+    for variable in os.environ.keys() - birth.environment.keys():
+        del os.environ[variable]
+    for variable, value in birth.environment.items():
+        if os.environ.get(variable) != value:  # no other: see `environment`
+            os.environ[variable] = value
+
+
+def _tell(asker: socket.socket, number: int) -> None:
+    with suppress(OSError):  # it is gone
+        asker.sendall(_bytes(number))
+
+
+def _number(server: socket.socket) -> int:
+    """The next that the server tells. OSError where it does not."""
+    return int.from_bytes(_exactly(server, SIZE), "little", signed=True)
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(SIZE, "little", signed=True)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    """ConnectionError where it ends before."""
+    content = b""
+    while len(content) < size:
+        part = connection.recv(size - len(content))
+        if not part:
+            raise ConnectionError(f"found {len(content)} bytes, expected {size}")
+        content += part
+    return content
+
+
+def main(descriptor: str, parent: str, at_once: str) -> None:
+    """The fork server, which ends with the rollout service; and each engine that it forks."""
+    end_with(int(parent))
+    listener = socket.socket(fileno=int(descriptor))
+    os.set_inheritable(listener.fileno(), False)
+    if not int(at_once):
+        select.select([listener], [], [])
+    engine_process.load()
+    birth, connection = Nursery(listener).birth()
+    engine_process.run(birth.name, birth.log, connection)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

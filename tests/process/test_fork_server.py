@@ -1,0 +1,262 @@
+"""The fork server with an engine that loads nothing: what it forks is the actor's in all but its parent, ends with the
+actor and with the server, and is begun by the actor itself where no server forks it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.fleet import engine_process, fork_server
+from cluster.fleet.calls import Died
+from cluster.fleet.engine_process import EngineProcess
+from cluster.fleet.fork_server import Birth, Forked, ForkServer, forked, place
+from rollout.config import EngineConfig
+from tests.runs import ROOT
+
+NAME = "student engine 0"
+CONFIG = EngineConfig(cpu_threads=1)
+# The scripts of both processes, with an engine that says what it is, and whose core is a process that it forks.
+COMMON = """
+import asyncio, multiprocessing, os, sys, time
+from cluster.fleet import engine_process, fork_server
+
+class Engine:
+    def __init__(self, name, log):
+        print(f"the output of {name}", flush=True)
+
+    async def ask(self, method, *arguments):
+        return await getattr(self, method)(*arguments)
+
+    async def told(self):
+        return os.getppid(), os.getcwd(), dict(os.environ)
+
+    async def core(self):
+        self.forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        self.forked.start()
+        return os.getpid(), self.forked.pid
+
+    async def held(self):
+        time.sleep(600)
+
+    async def titled(self, variable, title):
+        import setproctitle
+
+        os.environ[variable] = "a longer value"
+        setproctitle.setproctitle(title)
+        return open("/proc/self/comm").read().strip()
+
+engine_process.HostedEngine = Engine
+engine_process.load_vllm = engine_process.fork_cores = lambda: None
+"""
+SERVER = COMMON + "fork_server.main(*sys.argv[1:])"
+OWN = COMMON + "engine_process.main(*sys.argv[1:])"
+PARENT = """
+import sys
+from pathlib import Path
+from cluster.fleet import fork_server
+from rollout.config import EngineConfig
+
+fork_server.SCRIPT = (sys.argv[1],)
+fork_server.ForkServer(Path(sys.argv[2]), EngineConfig(cpu_threads=1), at_once=True)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a fork server of this test would listen."""
+    for name, script in (("server.py", SERVER), ("own.py", OWN), ("parent.py", PARENT)):
+        (tmp_path / name).write_text(script)
+    (tmp_path / "log").write_text("last line\n")
+    monkeypatch.setattr(fork_server, "SCRIPT", (str(tmp_path / "server.py"),))
+    monkeypatch.setattr(engine_process, "SCRIPT", (str(tmp_path / "own.py"),))
+    monkeypatch.setattr(os, "environ", os.environ | {"PYTHONPATH": str(ROOT)})
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def server(at: Path) -> Iterator[ForkServer]:
+    made = ForkServer(at, CONFIG, at_once=True)
+    yield made
+    made._process.kill()
+    made._process.wait()
+
+
+def run(at: Path, use: Callable[[EngineProcess], Awaitable[Any]]) -> Any:
+    """What `use` finds of an engine that asks there."""
+
+    async def asked() -> Any:
+        process = EngineProcess(NAME, str(at.with_name("log")), CONFIG, partial(forked, at))
+        try:
+            return await asyncio.wait_for(use(process), 60)
+        finally:
+            process._process.kill()
+            await asyncio.to_thread(process._process.wait)
+
+    return asyncio.run(asked())
+
+
+def test_a_fork_has_the_actors_environment_folder_and_output(
+    at: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server's own have changed since: a variable more, one less, another value."""
+    changed = {key: value for key, value in os.environ.items() if key != "HOME"}
+    monkeypatch.setattr(os, "environ", changed | {"ONLY_HERE": "1", "PATH": "elsewhere"})
+    monkeypatch.chdir(at.parent)
+
+    async def use(process: EngineProcess) -> Any:
+        return await process.ask("told")
+
+    parent, folder, environment = run(at, use)
+    assert (parent, folder) == (server._process.pid, str(at.parent))
+    assert environment == engine_process.environment(CONFIG)
+    assert "HOME" not in environment and environment["ONLY_HERE"] == "1"
+    assert capfd.readouterr().out == f"the output of {NAME}\n"
+
+
+def test_a_forks_core_can_be_named(at: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first variable that the actor has is set again."""
+    monkeypatch.setattr(os, "environ", {"SET_AGAIN": "1"} | os.environ)
+
+    async def use(process: EngineProcess) -> str:
+        return str(await process.ask("titled", "SET_AGAIN", "VLLM::EngineCore"))
+
+    assert run(at, use) == "VLLM::EngineCor"  # Linux keeps 15 characters
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_engines_are_forked_one_after_another(at: Path, at_once: bool) -> None:
+    """By one that imports at once, and by one that waits for the first."""
+    made = ForkServer(at, CONFIG, at_once)
+    try:
+
+        async def use(process: EngineProcess) -> Any:
+            return (await process.ask("told"))[0]
+
+        assert [run(at, use) for _ in range(3)] == [made._process.pid] * 3
+    finally:
+        made._process.kill()
+        made._process.wait()
+
+
+def test_one_that_ends_is_told_with_its_status(at: Path, server: ForkServer) -> None:
+    async def use(process: EngineProcess) -> Any:
+        engine, core = await process.ask("core")
+        assert process.processes() == (engine,)
+        os.kill(engine, signal.SIGTERM)
+        with pytest.raises(Died, match=rf"^{NAME} died: its process ended with status -15\n  last lines of .*log:"):
+            await process.ask("told")
+        return engine, core
+
+    engine, core = run(at, use)
+    assert ended(core) and ended(engine)
+    assert server._process.poll() is None
+
+
+def test_one_whose_actor_is_gone_ends_also_amid_something(at: Path, server: ForkServer) -> None:
+    async def use(process: EngineProcess) -> Any:
+        found = await process.ask("core")
+        asyncio.ensure_future(process.ask("held")).add_done_callback(lambda task: task.exception())
+        await asyncio.sleep(0.2)
+        process._process._server.close()  # type: ignore[attr-defined]
+        return found
+
+    assert all(map(ended, run(at, use)))
+
+
+def test_one_that_is_stopped_ends_when_it_is_killed(at: Path, server: ForkServer) -> None:
+    async def use(process: EngineProcess) -> Any:
+        engine, _ = await process.ask("core")
+        os.kill(engine, signal.SIGSTOP)
+        process._process.kill()
+        return await asyncio.to_thread(process._process.wait), engine
+
+    status, engine = run(at, use)
+    assert status == -signal.SIGKILL and ended(engine)
+
+
+def test_engines_end_with_the_server_and_the_server_with_who_began_it(at: Path) -> None:
+    command = [sys.executable, str(at.with_name("parent.py")), str(at.with_name("server.py")), str(at)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=dict(os.environ), **pipes) as parent:  # type: ignore[call-overload]
+        assert parent.stdout.readline() == b"begun\n"
+        (server,) = psutil.Process(parent.pid).children()
+
+        async def use(process: EngineProcess) -> Any:
+            found = await process.ask("core")
+            parent.kill()
+            with pytest.raises(Died, match="status -9"):
+                await process.ask("held")
+            return found
+
+        assert all(map(ended, run(at, use))) and ended(server.pid)
+
+
+@pytest.mark.parametrize("there", ["nothing", "its socket only", "one that does not answer"])
+def test_where_no_server_forks_it_the_actor_begins_one_itself(
+    at: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "FORKS_S", 0.5)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if there != "nothing":
+            listener.bind(str(at))
+        if there == "one that does not answer":
+            listener.listen(1)
+
+        async def use(process: EngineProcess) -> Any:
+            return (await process.ask("told"))[0]
+
+        assert run(at, use) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"\1", (1 << 20).to_bytes(8, "little") + b"half"], ids=["nothing", "one", "half"]
+)
+def test_who_asks_for_nothing_whole_is_left(at: Path, server: ForkServer, said: bytes) -> None:
+    """And the next engine is forked."""
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(at))
+        asker.sendall(said)
+
+    async def use(process: EngineProcess) -> Any:
+        return (await process.ask("told"))[0]
+
+    assert run(at, use) == server._process.pid
+
+
+def test_a_place_is_of_a_node_and_of_what_openmp_reads() -> None:
+    own = place(CONFIG, "a" * 56)
+    assert own == place(EngineConfig(cpu_threads=1, window=77), "a" * 56)
+    assert len({own, place(CONFIG, "b" * 56), place(EngineConfig(cpu_threads=2), "a" * 56)}) == 3
+
+
+def test_a_server_that_is_gone_has_lost_its_engines(at: Path, server: ForkServer) -> None:
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        process = Forked(at, Birth(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
+        server._process.kill()
+        assert process.wait() == -signal.SIGKILL == process.wait()
+        assert ended(process.pid)
+
+
+def ended(number: int, within_s: float = 30.0) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        try:
+            if psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
