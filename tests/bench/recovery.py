@@ -1,5 +1,5 @@
 """What it costs to replace an engine: from its end until its successor serves again, its weights proven, over a bare
-engine's start.
+engine's start; and what the other engine generates meanwhile, over what it does before.
 
     python -m tests.bench.recovery [--rounds 4]
 
@@ -30,9 +30,17 @@ from tests.faults import UnderWay, under_way
 from tests.runs import lines, small_arguments
 
 ENGINE = "student engine 0"
+OTHER = "student engine 1"
 PARTS = (ENGINE, f"{ENGINE} process", f"{ENGINE} core")
 SERVES = rf"{ENGINE} serves again, ([\d.]+) s after"
-SETTINGS = ("run.steps=100000", "run.max_policy_lag=1", "student.num_engines=2", "faults.max_restarts=100")
+SETTINGS = (
+    "run.steps=100000",
+    "run.max_policy_lag=1",
+    "student.num_engines=2",
+    "faults.max_restarts=100",
+    "observe.every_s=0.25",
+)
+STEPS_BEFORE = 8
 
 
 def steps(folder: Path) -> int:
@@ -49,15 +57,28 @@ def after_steps(run: UnderWay, folder: Path, more: int) -> None:
     run.wait_until(f"step {end}", lambda: steps(folder) >= end)
 
 
-def replaced(run: UnderWay, folder: Path, turn: int) -> tuple[float, float]:
-    """Kills a part of the engine: seconds until it serves again, and processor seconds of its successor by then."""
-    after_steps(run, folder, 3)
+def replaced(run: UnderWay, folder: Path, turn: int) -> tuple[float, float, float]:
+    """Kills a part of the engine: seconds until it serves again, processor seconds of its successor by then, and what
+    the other engine generates a second meanwhile, over that of the steps before."""
+    after_steps(run, folder, 2)
+    before = time.time()
+    after_steps(run, folder, STEPS_BEFORE)
     run.send(PARTS[turn % len(PARTS)], signal.SIGKILL)
-    begun = time.monotonic()
+    begun = time.time()
     run.wait_until("it serves again", partial(served_again, run, turn))
-    seconds = time.monotonic() - begun
+    end = time.time()
     found = run.processes()
-    return seconds, spent([found[ENGINE], found[f"{ENGINE} process"]])
+    spent_s = spent([found[ENGINE], found[f"{ENGINE} process"]])
+    return end - begun, spent_s, rate(folder, begun, end) / rate(folder, before, begun)
+
+
+def rate(folder: Path, begin: float, end: float) -> float:
+    """Tokens that the other engine generates a second between two times."""
+    samples = [sample for sample in lines(folder / "samples.jsonl") if begin <= sample["time"] <= end]
+    first, last = (
+        (one["time"], one["engines"][OTHER]["stats"]["generated_tokens"]) for one in samples[:: len(samples) - 1]
+    )
+    return float((last[1] - first[1]) / (last[0] - first[0]))
 
 
 def spent(processes: Sequence[psutil.Process]) -> float:
@@ -81,6 +102,9 @@ def main() -> None:
         with under_way(small_arguments(folder, f"model.path={model}", *SETTINGS)) as run:
             found = [replaced(run, folder, turn) for turn in range(rounds)]
         alone = [bare(model) for _ in range(rounds)]
+    shares = [share for _, _, share in found]
+    note = f"{min(shares):.3g} to {max(shares):.3g}"
+    Figure("the other engine's tokens/s meanwhile, over before", statistics.median(shares), ">= 0.9", note).say()
     for what, place in (("seconds", 0), ("processor seconds", 1)):
         ours, bares = ([one[place] for one in measured] for measured in (found, alone))
         target = "<= 1.3" if what == "seconds" else ""
