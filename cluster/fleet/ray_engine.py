@@ -7,7 +7,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
-from cluster.fleet.calls import ask
+from cluster.fleet.calls import Died, ask
 from cluster.fleet.ray_cluster import Footprint
 from evidence.records import Floats, Ids, RolloutRequest, Sample
 from rollout.config import SamplingConfig
@@ -21,14 +21,14 @@ class RayEngine:
         self._footprint: Footprint | None = None
 
     async def start(self) -> str:
+        """As `EngineClient.start`. Died where it was killed, as its actor may be: what stood before can start again."""
         try:
             host = str(await self._ask("start"))
             self._footprint = await self._ask("footprint")
             return host
         except RayTaskError as error:  # of whatever kind: vLLM's log says more than its errors
-            reason = one_line(error.cause).partition("  last lines of ")[0]  # which come below
-            said = f"{self.name} did not start: {reason}\n{await self._ask('log_tail')}"
-            raise RuntimeError(said) from None
+            said = f"{self.name} did not start: {one_line(error.cause)}\n{await self._ask('log_tail')}"
+            raise (Died if isinstance(error.cause, Died) else RuntimeError)(said) from None
 
     async def sample(
         self, requests: Sequence[RolloutRequest], sampling: SamplingConfig, seed: int, base: bool
@@ -73,6 +73,7 @@ class RayEngine:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says; its kind as well where that is a mistake in the code, which says little."""
-    said = " ".join(str(error).split())
+    """What an error says, without the log that it quotes; its kind as well where that is a mistake in the code, which
+    says little."""
+    said = " ".join(str(error).partition("\n  last lines of ")[0].split())
     return said if isinstance(error, (RuntimeError, ValueError, OSError)) else f"{type(error).__name__}: {said}"

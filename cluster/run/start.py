@@ -122,7 +122,8 @@ async def _survive(
                 raise Preempted(f"stopped by {stop.asked}, and {death}: --resume continues from what stands") from None
             if not (can_begin() and restarts.allow(time.monotonic())):
                 raise
-            sink.say(f"{death}; the services start again")
+            head, newline, log = str(death).partition("\n")
+            sink.say(f"{head}; the services start again{newline}{log}")
             resume, before = await has_shards(), str(death)
         except TimeoutError as error:  # of the placement: what died may have taken its node along
             if not before:

@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.config import Recipe
 from cluster.faults import FaultsConfig
+from cluster.fleet.calls import Died
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.launch import engine_environment
@@ -105,12 +106,16 @@ def test_an_engine_that_does_not_start_is_named(in_turn: bool) -> None:
         run_virtual(fleet.roster.start())
 
 
+DIED = "it died: its process ended with status -9"
+
+
 @pytest.mark.parametrize(
     ("cause", "said"),
     [
         (TypeError("got an unexpected keyword"), "TypeError: got an unexpected keyword"),
         (AttributeError("no attribute 'model'"), "AttributeError: no attribute 'model'"),
         (ValueError("no such dtype\n found"), "no such dtype found"),
+        (Died("it died: its process ended with status -9\n  last lines of a.log:\n    CUDA error"), DIED),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -124,6 +129,7 @@ def test_an_engine_that_fails_to_start_shows_its_log_whatever_it_raised(cause: E
     actor = SimpleNamespace(start=SimpleNamespace(remote=start), log_tail=SimpleNamespace(remote=log_tail))
     with pytest.raises(RuntimeError) as raised:
         asyncio.run(RayEngine("student engine 0", actor).start())
+    assert isinstance(raised.value, Died) == isinstance(cause, Died)  # after which what stood before starts again
     assert str(raised.value) == f"student engine 0 did not start: {said}\n  last lines of a.log:\n    CUDA error"
 
 
