@@ -138,27 +138,29 @@ class Nursery:
         self._selector.register(self._listener, selectors.EVENT_READ, self._fork)
         self._selector.register(self._woken, selectors.EVENT_READ, self._bury)
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select()[:1]:  # what it does may undo the next
                 if (born := key.data()) is not None:
                     return born
 
     def _fork(self) -> tuple[Birth, socket.socket] | None:
         asker, _ = self._listener.accept()
-        asked = _asked(asker)
-        if asked is None:
+        descriptors: list[int] = []  # its connection, output and errors
+        try:
+            birth = _asked(asker, descriptors)
+            pid = os.fork()
+        except (OSError, EOFError):  # not asked whole, nobody there any more, or no room for a process
             asker.close()
-            return None
-        birth, descriptors = asked
-        pid = os.fork()
-        if pid == 0:
-            self._leave(asker)
-            _settle(birth, descriptors)
-            return birth, socket.socket(fileno=descriptors[0])
-        for descriptor in descriptors:
-            os.close(descriptor)
-        self._askers[pid] = asker
-        self._selector.register(asker, selectors.EVENT_READ, partial(self._kill, pid))
-        _tell(asker, pid)
+        else:
+            if pid == 0:
+                self._leave(asker)
+                _settle(birth, descriptors[1:])
+                return birth, socket.socket(fileno=os.dup(descriptors[0]))
+            self._askers[pid] = asker
+            self._selector.register(asker, selectors.EVENT_READ, partial(self._kill, pid))
+            _tell(asker, pid)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         return None
 
     def _kill(self, pid: int) -> None:
@@ -187,25 +189,26 @@ class Nursery:
             one.close()
 
 
-def _asked(asker: socket.socket) -> tuple[Birth, list[int]] | None:
-    """What is to be forked, and its descriptors: its connection, output and errors. None where it does not arrive
-    whole."""
+def _asked(asker: socket.socket, descriptors: list[int]) -> Birth:
+    """What is to be forked; its descriptors are added to those given.
+
+    Raises:
+        OSError, EOFError: it does not arrive whole, or who asked is gone, who may have begun the engine itself: two
+            processes would read what that is asked.
+    """
     asker.settimeout(ASKS_S)
-    descriptors: list[int] = []
-    try:
-        size, descriptors, _, _ = socket.recv_fds(asker, SIZE, 1 + len(STREAMS))
-        return pickle.loads(_exactly(asker, int.from_bytes(size, "little"))), descriptors
-    except (OSError, EOFError):
-        for descriptor in descriptors:
-            os.close(descriptor)
-    return None
+    size, found, _, _ = socket.recv_fds(asker, SIZE, 1 + len(STREAMS))
+    descriptors += found
+    birth: Birth = pickle.loads(_exactly(asker, int.from_bytes(size, "little")))
+    if select.select([asker], [], [], 0)[0]:
+        raise ConnectionError("nobody waits for it")
+    return birth
 
 
-def _settle(birth: Birth, descriptors: Sequence[int]) -> None:
+def _settle(birth: Birth, output: Sequence[int]) -> None:
     """The fork has the actor's output, folder and environment."""
-    for descriptor, stream in zip(descriptors[1:], STREAMS, strict=True):
+    for descriptor, stream in zip(output, STREAMS, strict=True):
         os.dup2(descriptor, stream)
-        os.close(descriptor)
     os.chdir(birth.folder)
     for variable in os.environ.keys() - birth.environment.keys():
         del os.environ[variable]

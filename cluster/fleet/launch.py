@@ -89,8 +89,8 @@ def fork_servers(recipe: Recipe, plan: Plan) -> list[ForkServer]:
         return []
     nodes = sum(node["Alive"] for node in ray.nodes())
     here = ray.get_runtime_context().get_node_id()
-    configs = [recipe.student, *([] if recipe.teacher.url else [recipe.teacher])]
-    wanted = {place(config, here): config for config in configs}
+    configs = {"student": recipe.student, "teacher": recipe.teacher}
+    wanted = {place(config, here): config for pool, config in configs.items() if plan.shares[pool]}
     # Among many hosts there may be no engine on this one.
     return [ForkServer(at, config, at_once=nodes == 1) for at, config in wanted.items()]
 

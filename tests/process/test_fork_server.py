@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +17,20 @@ import pytest
 from cluster.fleet import engine_process, fork_server
 from cluster.fleet.calls import Died
 from cluster.fleet.engine_process import EngineProcess
-from cluster.fleet.fork_server import Birth, Forked, ForkServer, forked, place
+from cluster.fleet.fork_server import Birth, Forked, ForkServer, place
 from rollout.config import EngineConfig
-from tests.runs import ROOT
-
-NAME = "student engine 0"
-CONFIG = EngineConfig(cpu_threads=1)
-# The scripts of both processes, with an engine that says what it is, and whose core is a process that it forks.
-COMMON = """
-import asyncio, multiprocessing, os, sys, time
-from cluster.fleet import engine_process, fork_server
-
-class Engine:
-    def __init__(self, name, log):
-        print(f"the output of {name}", flush=True)
-
-    async def ask(self, method, *arguments):
-        return await getattr(self, method)(*arguments)
-
-    async def told(self):
-        return os.getppid(), os.getcwd(), dict(os.environ)
-
-    async def core(self):
-        self.forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
-        self.forked.start()
-        return os.getpid(), self.forked.pid
-
-    async def held(self):
-        time.sleep(600)
-
-    async def titled(self, variable, title):
-        import setproctitle
-
-        os.environ[variable] = "a longer value"
-        setproctitle.setproctitle(title)
-        return open("/proc/self/comm").read().strip()
-
-engine_process.HostedEngine = Engine
-engine_process.load_vllm = engine_process.fork_cores = lambda: None
-"""
-SERVER = COMMON + "fork_server.main(*sys.argv[1:])"
-OWN = COMMON + "engine_process.main(*sys.argv[1:])"
-PARENT = """
-import sys
-from pathlib import Path
-from cluster.fleet import fork_server
-from rollout.config import EngineConfig
-
-fork_server.SCRIPT = (sys.argv[1],)
-fork_server.ForkServer(Path(sys.argv[2]), EngineConfig(cpu_threads=1), at_once=True)
-print("begun", flush=True)
-sys.stdin.read()
-"""
+from tests.forking import CONFIG, NAME, ended, forked_by, place_for, run, serving
 
 
 @pytest.fixture
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a fork server of this test would listen."""
-    for name, script in (("server.py", SERVER), ("own.py", OWN), ("parent.py", PARENT)):
-        (tmp_path / name).write_text(script)
-    (tmp_path / "log").write_text("last line\n")
-    monkeypatch.setattr(fork_server, "SCRIPT", (str(tmp_path / "server.py"),))
-    monkeypatch.setattr(engine_process, "SCRIPT", (str(tmp_path / "own.py"),))
-    monkeypatch.setattr(os, "environ", os.environ | {"PYTHONPATH": str(ROOT)})
-    return tmp_path / "s"
+    return place_for(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def server(at: Path) -> Iterator[ForkServer]:
-    made = ForkServer(at, CONFIG, at_once=True)
-    yield made
-    made._process.kill()
-    made._process.wait()
-
-
-def run(at: Path, use: Callable[[EngineProcess], Awaitable[Any]]) -> Any:
-    """What `use` finds of an engine that asks there."""
-
-    async def asked() -> Any:
-        process = EngineProcess(NAME, str(at.with_name("log")), CONFIG, partial(forked, at))
-        try:
-            return await asyncio.wait_for(use(process), 60)
-        finally:
-            process._process.kill()
-            await asyncio.to_thread(process._process.wait)
-
-    return asyncio.run(asked())
+    with serving(at) as made:
+        yield made
 
 
 def test_a_fork_has_the_actors_environment_folder_and_output(
@@ -140,11 +66,7 @@ def test_engines_are_forked_one_after_another(at: Path, at_once: bool) -> None:
     """By one that imports at once, and by one that waits for the first."""
     made = ForkServer(at, CONFIG, at_once)
     try:
-
-        async def use(process: EngineProcess) -> Any:
-            return (await process.ask("told"))[0]
-
-        assert [run(at, use) for _ in range(3)] == [made._process.pid] * 3
+        assert [run(at, forked_by) for _ in range(3)] == [made._process.pid] * 3
     finally:
         made._process.kill()
         made._process.wait()
@@ -214,25 +136,7 @@ def test_where_no_server_forks_it_the_actor_begins_one_itself(
         if there == "one that does not answer":
             listener.listen(1)
 
-        async def use(process: EngineProcess) -> Any:
-            return (await process.ask("told"))[0]
-
-        assert run(at, use) == os.getpid()
-
-
-@pytest.mark.parametrize(
-    "said", [b"", b"\1", (1 << 20).to_bytes(8, "little") + b"half"], ids=["nothing", "one", "half"]
-)
-def test_who_asks_for_nothing_whole_is_left(at: Path, server: ForkServer, said: bytes) -> None:
-    """And the next engine is forked."""
-    with socket.socket(socket.AF_UNIX) as asker:
-        asker.connect(str(at))
-        asker.sendall(said)
-
-    async def use(process: EngineProcess) -> Any:
-        return (await process.ask("told"))[0]
-
-    assert run(at, use) == server._process.pid
+        assert run(at, forked_by) == os.getpid()
 
 
 def test_a_place_is_of_a_node_and_of_what_openmp_reads() -> None:
@@ -248,15 +152,3 @@ def test_a_server_that_is_gone_has_lost_its_engines(at: Path, server: ForkServer
         server._process.kill()
         assert process.wait() == -signal.SIGKILL == process.wait()
         assert ended(process.pid)
-
-
-def ended(number: int, within_s: float = 30.0) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        try:
-            if psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
