@@ -9,17 +9,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from cluster.fleet import engine_process, fork_server
+from cluster.config import load_recipe
+from cluster.fleet import engine_process, fork_server, launch
 from cluster.fleet.calls import Died
 from cluster.fleet.engine_process import EngineProcess
 from cluster.fleet.fork_server import Birth, Forked, ForkServer, place
+from cluster.fleet.placement import Share, make_plan
 from rollout.config import EngineConfig
 from tests.forking import CONFIG, NAME, ended, forked_by, place_for, run, serving
+from tests.runs import RECIPE
 
 
 @pytest.fixture
@@ -152,3 +156,27 @@ def test_a_server_that_is_gone_has_lost_its_engines(at: Path, server: ForkServer
         server._process.kill()
         assert process.wait() == -signal.SIGKILL == process.wait()
         assert ended(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "wanted"),
+    [
+        (["teacher.cpu_threads=1"], [True], [(1, True)]),
+        (["teacher.cpu_threads=2"], [True, False], [(1, True), (2, True)]),
+        (["teacher.cpu_threads=2"], [True, True], [(1, False), (2, False)]),
+        (["teacher.cpu_threads=2", "teacher.url=http://teacher:8000/v1"], [True], [(1, True)]),
+        (["teacher.cpu_threads=2", "learner.lora_rank=4"], [True], [(1, True)]),
+    ],
+    ids=["one", "two", "hosts", "url", "adapter"],
+)
+def test_a_host_has_a_server_for_each_configuration_of_which_there_are_engines(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], nodes: list[bool], wanted: list[tuple[int, bool]]
+) -> None:
+    """It imports before any engine asks where there is no other host."""
+    here = SimpleNamespace(get_node_id=lambda: "a" * 56)
+    context = {"nodes": lambda: [{"Alive": alive} for alive in nodes], "get_runtime_context": lambda: here}
+    monkeypatch.setattr(launch, "ray", SimpleNamespace(**context))
+    monkeypatch.setattr(launch, "ForkServer", lambda at, config, at_once: (config.cpu_threads, at_once))
+    recipe = load_recipe(RECIPE, ["student.cpu_threads=1", *settings])
+    assert launch.fork_servers(recipe, make_plan(recipe, [Share(8, 0)])) == wanted
+    assert not launch.fork_servers(recipe, make_plan(recipe, [Share(8, 8)]))

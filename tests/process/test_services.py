@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -457,10 +458,18 @@ def test_a_process_that_was_told_to_end_has_its_time_to() -> None:
 
 
 def test_own_processes_are_those_that_this_one_started_and_itself() -> None:
+    """And others that count with them, with what these started; one that is gone is none."""
     child = subprocess.Popen(["sleep", "600"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
     try:
         numbers = [number for number, _ in own_processes()]
         assert child.pid in numbers and numbers[-1] == os.getpid()
+        assert [number for number, _ in own_processes(child.pid, gone.pid)] == numbers
+        script = "from cluster.fleet.processes import *; print(*dict(own_processes(os.getppid())), os.getpid())"
+        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        *started, other, last, own = map(int, said.split())
+        assert child.pid in started and other == os.getpid() and last == own
     finally:
         child.kill()
         child.wait()
