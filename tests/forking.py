@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ NAME = "student engine 0"
 CONFIG = EngineConfig(cpu_threads=1)
 # The scripts of both processes, with an engine that says what it is, and whose core is a process that it forks.
 COMMON = """
-import asyncio, multiprocessing, os, sys, time
+import asyncio, multiprocessing, os, signal, sys, time
+from pathlib import Path
 from cluster.fleet import engine_process, fork_server
 
 class Engine:
@@ -40,6 +41,9 @@ class Engine:
         self.forked.start()
         return os.getpid(), self.forked.pid
 
+    async def woken(self):
+        return os.getpid(), signal.set_wakeup_fd(-1)
+
     async def held(self):
         time.sleep(600)
 
@@ -51,7 +55,8 @@ class Engine:
         return open("/proc/self/comm").read().strip()
 
 engine_process.HostedEngine = Engine
-engine_process.load_vllm = engine_process.fork_cores = lambda: None
+engine_process.load_vllm = Path(__file__).with_name("loaded").touch
+engine_process.fork_cores = lambda: None
 """
 SERVER = COMMON + "fork_server.main(*sys.argv[1:])"
 OWN = COMMON + "engine_process.main(*sys.argv[1:])"
@@ -107,13 +112,21 @@ async def forked_by(process: EngineProcess) -> Any:
     return (await process.ask("told"))[0]
 
 
-def ended(number: int, within_s: float = 30.0) -> bool:
+def until(is_so: Callable[[], bool], within_s: float = 30.0) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
-        try:
-            if psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
+        if is_so():
             return True
         time.sleep(0.05)
     return False
+
+
+def ended(number: int) -> bool:
+    """Within a while."""
+
+    def is_gone() -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return bool(psutil.Process(number).status() == psutil.STATUS_ZOMBIE)
+        return True
+
+    return until(is_gone)

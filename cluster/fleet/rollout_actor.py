@@ -81,7 +81,7 @@ class Rollouts:
         return await starting
 
     async def footprint(self) -> Footprint:
-        """The service's processes, without its engines."""
+        """The service's processes; of its engines only those that were forked here by now."""
         return own_footprint()
 
     async def resume(self, learned: list[str]) -> None:

@@ -22,7 +22,8 @@ from cluster.fleet.engine_process import EngineProcess
 from cluster.fleet.fork_server import Birth, Forked, ForkServer, place
 from cluster.fleet.placement import Share, make_plan
 from rollout.config import EngineConfig
-from tests.forking import CONFIG, NAME, ended, forked_by, place_for, run, serving
+from rollout.vllm_quirks.environment import cpu_environment
+from tests.forking import CONFIG, NAME, ended, forked_by, place_for, run, serving, until
 from tests.runs import RECIPE
 
 
@@ -41,6 +42,8 @@ def test_a_fork_has_the_actors_environment_folder_and_output(
     at: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The server's own have changed since: a variable more, one less, another value."""
+    began, wanted = psutil.Process(server._process.pid).environ(), engine_process.environment(CONFIG)
+    assert all(began[key] == wanted[key] for key in ("LD_PRELOAD", *cpu_environment({}, CONFIG)))
     changed = {key: value for key, value in os.environ.items() if key != "HOME"}
     monkeypatch.setattr(os, "environ", changed | {"ONLY_HERE": "1", "PATH": "elsewhere"})
     monkeypatch.chdir(at.parent)
@@ -68,12 +71,10 @@ def test_a_forks_core_can_be_named(at: Path, server: ForkServer, monkeypatch: py
 @pytest.mark.parametrize("at_once", [True, False])
 def test_engines_are_forked_one_after_another(at: Path, at_once: bool) -> None:
     """By one that imports at once, and by one that waits for the first."""
-    made = ForkServer(at, CONFIG, at_once)
-    try:
+    loaded = at.with_name("loaded")
+    with serving(at, at_once) as made:
+        assert until(loaded.exists, 30.0 if at_once else 2.0) == at_once
         assert [run(at, forked_by) for _ in range(3)] == [made._process.pid] * 3
-    finally:
-        made._process.kill()
-        made._process.wait()
 
 
 def test_one_that_ends_is_told_with_its_status(at: Path, server: ForkServer) -> None:
@@ -143,18 +144,57 @@ def test_where_no_server_forks_it_the_actor_begins_one_itself(
         assert run(at, forked_by) == os.getpid()
 
 
-def test_a_place_is_of_a_node_and_of_what_openmp_reads() -> None:
+def test_a_place_is_of_a_node_and_of_what_openmp_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     own = place(CONFIG, "a" * 56)
+    monkeypatch.setenv("ONLY_HERE", "1")
     assert own == place(EngineConfig(cpu_threads=1, window=77), "a" * 56)
     assert len({own, place(CONFIG, "b" * 56), place(EngineConfig(cpu_threads=2), "a" * 56)}) == 3
 
 
-def test_a_server_that_is_gone_has_lost_its_engines(at: Path, server: ForkServer) -> None:
+def test_a_service_that_starts_again_has_a_server_of_its_own(at: Path, server: ForkServer) -> None:
+    with serving(at) as successor:
+        assert run(at, forked_by) == successor._process.pid
+
+
+def test_a_fork_has_nothing_of_the_servers(at: Path, server: ForkServer) -> None:
+    """Beside another, whose actor's connection the server holds."""
+
+    async def use(process: EngineProcess) -> tuple[set[str], int]:
+        engine, woken = await process.ask("woken")
+        assert woken == -1 and not caught(engine) & 1 << signal.SIGCHLD - 1
+        return sockets(engine), caught(server._process.pid) & 1 << signal.SIGCHLD - 1
+
+    async def beside(process: EngineProcess) -> None:
+        await forked_by(process)
+        found, of_server = await asyncio.to_thread(run, at, use)
+        assert of_server and found and not found & sockets(server._process.pid)
+
+    run(at, beside)
+
+
+def sockets(number: int) -> set[str]:
+    found = {os.readlink(link) for link in Path(f"/proc/{number}/fd").iterdir()}
+    return {one for one in found if one.startswith("socket:")}
+
+
+def caught(number: int) -> int:
+    """The signals that the process has handlers for, a bit each."""
+    lines = Path(f"/proc/{number}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_is_gone_or_hangs_has_lost_its_engines(
+    at: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(fork_server, "ENDS_S", 0.5)
     mine, theirs = socket.socketpair()
     with mine, theirs:
         process = Forked(at, Birth(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
-        server._process.kill()
+        server._process.send_signal(number)
+        process.kill()
         assert process.wait() == -signal.SIGKILL == process.wait()
+        server._process.kill()
         assert ended(process.pid)
 
 

@@ -28,15 +28,19 @@ def server(at: Path) -> Iterator[ForkServer]:
         yield made
 
 
+@pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize(
     "said", [b"", b"\1", (1 << 20).to_bytes(8, "little") + b"half"], ids=["nothing", "one", "half"]
 )
-def test_who_asks_for_nothing_whole_is_left(at: Path, server: ForkServer, said: bytes) -> None:
+def test_who_asks_for_nothing_whole_is_left(at: Path, said: bytes, stays: bool) -> None:
     """And the next engine is forked."""
-    with socket.socket(socket.AF_UNIX) as asker:
+    at.with_name("server.py").write_text(f"{COMMON}fork_server.ASKS_S = 1.0\nfork_server.main(*sys.argv[1:])")
+    with serving(at) as made, socket.socket(socket.AF_UNIX) as asker:
         asker.connect(str(at))
         asker.sendall(said)
-    assert run(at, forked_by) == server._process.pid
+        if not stays:
+            asker.close()
+        assert run(at, forked_by) == made._process.pid
 
 
 def test_who_has_waited_too_long_shares_its_connection_with_nobody(
