@@ -112,13 +112,11 @@ async def forked_by(process: EngineProcess) -> Any:
     return (await process.ask("told"))[0]
 
 
-def until(is_so: Callable[[], bool], within_s: float = 30.0) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if is_so():
-            return True
+def until(is_so: Callable[[], bool], seconds: float = 120.0) -> bool:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
         time.sleep(0.05)
-    return False
+    return is_so()
 
 
 def ended(number: int) -> bool:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,7 @@ def test_engines_are_forked_one_after_another(at: Path, at_once: bool) -> None:
     """By one that imports at once, and by one that waits for the first."""
     loaded = at.with_name("loaded")
     with serving(at, at_once) as made:
-        assert until(loaded.exists, 30.0 if at_once else 2.0) == at_once
+        assert until(loaded.exists, 120.0 if at_once else 2.0) == at_once
         assert [run(at, forked_by) for _ in range(3)] == [made._process.pid] * 3
 
 
@@ -183,14 +184,27 @@ def caught(number: int) -> int:
     return next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
 
 
+@contextmanager
+def unread(at: Path) -> Iterator[Forked]:
+    """An engine's process of whose end only the server tells."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        yield Forked(at, Birth(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
+
+
+def test_one_that_has_ended_is_forgotten(at: Path, server: ForkServer) -> None:
+    with unread(at) as process:
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM == process.wait()
+    assert run(at, forked_by) == server._process.pid
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_is_gone_or_hangs_has_lost_its_engines(
     at: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(fork_server, "ENDS_S", 0.5)
-    mine, theirs = socket.socketpair()
-    with mine, theirs:
-        process = Forked(at, Birth(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
+    with unread(at) as process:
         server._process.send_signal(number)
         process.kill()
         assert process.wait() == -signal.SIGKILL == process.wait()

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,14 +17,9 @@ import pytest
 from cluster.fleet import scratch
 from cluster.fleet.processes import TRACKER, end_processes
 from cluster.fleet.scratch import HELD, LONGEST, PREFIX, RAY
+from tests import faults
+from tests.forking import until
 from tests.runs import ROOT
-
-
-def until(is_so: Callable[[], bool], seconds: float = 120.0) -> bool:
-    end = time.monotonic() + seconds
-    while not is_so() and time.monotonic() < end:
-        time.sleep(0.05)
-    return is_so()
 
 
 @pytest.fixture
@@ -212,3 +207,13 @@ def test_a_core_ends_with_the_process_that_started_it_whatever_it_is_doing(tmp: 
     for process in alive:
         process.kill()
     assert len(gone) == 2 and not alive  # the core, and the tracker of resources
+
+
+def test_a_core_that_ends_as_a_run_is_looked_at_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as gone:
+        core = psutil.Process(gone.pid)
+    monkeypatch.setattr(faults, "name_of", lambda _: faults.CORE)
+    run = SimpleNamespace(
+        process=SimpleNamespace(poll=lambda: None), _everyone=lambda: [core], _through=None, seen=set()
+    )
+    assert faults.UnderWay.processes(run) == {} and run.seen == {core}  # type: ignore[arg-type]
