@@ -45,13 +45,16 @@ class Child(Protocol):
     def wait(self) -> int: ...
 
 
-Begin = Callable[[str, str, EngineConfig, socket.socket], Child]  # of an engine: its name, its log, its end
+Begin = Callable[[str, str, EngineConfig], tuple[Child, socket.socket]]  # of an engine: its name, its log
 
 
-def begun(name: str, log: str, config: EngineConfig, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """The process of an engine begins, and imports vLLM while nothing is asked of it."""
-    words = [*SCRIPT, name, log, str(connection.fileno()), str(os.getpid())]
-    return subprocess.Popen([sys.executable, *words], pass_fds=[connection.fileno()], env=environment(config))
+def begun(name: str, log: str, config: EngineConfig) -> tuple[Child, socket.socket]:
+    """The process of an engine begins, and imports vLLM while nothing is asked of it; and the connection to it."""
+    mine, theirs = socket.socketpair()
+    with theirs:
+        words = [*SCRIPT, name, log, str(theirs.fileno()), str(os.getpid())]
+        command, env = [sys.executable, *words], environment(config)
+        return subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env), mine
 
 
 def environment(config: EngineConfig) -> dict[str, str]:
@@ -70,9 +73,7 @@ class EngineProcess:
 
     def __init__(self, name: str, log: str, config: EngineConfig, begin: Begin = begun) -> None:
         self.name, self.log = name, log
-        self._socket, theirs = socket.socketpair()
-        self._process = begin(name, log, config, theirs)
-        theirs.close()
+        self._process, self._socket = begin(name, log, config)
         self._numbers, self._asked = count(), dict[int, asyncio.Future[Any]]()
         self._writer: asyncio.StreamWriter | None = None
         self._opening = asyncio.Lock()

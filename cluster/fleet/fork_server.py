@@ -109,12 +109,14 @@ class Forked:
         return self.returncode
 
 
-def forked(at: Path, name: str, log: str, config: EngineConfig, connection: socket.socket) -> Child:
-    """The process of an engine, by the fork server `at` that place; where none answers, one of the actor's own."""
-    try:
-        return Forked(at, Birth(name, log, environment(config), str(Path.cwd())), connection)
-    except OSError:
-        return begun(name, log, config, connection)
+def forked(at: Path, name: str, log: str, config: EngineConfig) -> tuple[Child, socket.socket]:
+    """The process of an engine and the connection to it, by the fork server `at` that place; where none answers, one of
+    the actor's own, with a connection that no late fork reads."""
+    mine, theirs = socket.socketpair()
+    with theirs, suppress(OSError):
+        return Forked(at, Birth(name, log, environment(config), str(Path.cwd())), theirs), mine
+    mine.close()
+    return begun(name, log, config)
 
 
 class Nursery:
@@ -148,7 +150,7 @@ class Nursery:
         try:
             birth = _asked(asker, descriptors)
             pid = os.fork()
-        except (OSError, EOFError):  # not asked whole, nobody there any more, or no room for a process
+        except (OSError, EOFError):  # not asked whole, or no room for a process
             asker.close()
         else:
             if pid == 0:
@@ -193,15 +195,12 @@ def _asked(asker: socket.socket, descriptors: list[int]) -> Birth:
     """What is to be forked; its descriptors are added to those given.
 
     Raises:
-        OSError, EOFError: it does not arrive whole, or who asked is gone, who may have begun the engine itself: two
-            processes would read what that is asked.
+        OSError, EOFError: it does not arrive whole.
     """
     asker.settimeout(ASKS_S)
     size, found, _, _ = socket.recv_fds(asker, SIZE, 1 + len(STREAMS))
     descriptors += found
     birth: Birth = pickle.loads(_exactly(asker, int.from_bytes(size, "little")))
-    if select.select([asker], [], [], 0)[0]:
-        raise ConnectionError("nobody waits for it")
     return birth
 
 

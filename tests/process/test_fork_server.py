@@ -101,6 +101,7 @@ def test_one_whose_actor_is_gone_ends_also_amid_something(at: Path, server: Fork
         return found
 
     assert all(map(ended, run(at, use)))
+    assert run(at, forked_by) == server._process.pid
 
 
 def test_one_that_is_stopped_ends_when_it_is_killed(at: Path, server: ForkServer) -> None:
