@@ -293,14 +293,20 @@ def test_a_teacher_that_follows_is_lost_while_the_learner_learns(
 def test_no_rollout_is_scored_by_a_teacher_that_is_older_than_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """With a lag rollouts go on while a long probe is asked between two steps: time enough to be sampled and scored."""
-    ask, every = Mortal.texts, 2 if kind == "snapshot" else 1
+    """With a lag rollouts go on while the canary is scored, and while a long probe is asked between two steps: time
+    enough to be sampled and scored."""
+    ask, score, every = Mortal.texts, Learner.score, 2 if kind == "snapshot" else 1
 
     async def texts(engine: Mortal, *arguments: Any) -> list[list[str]]:
         await engine._work(20.0)
         return await ask(engine, *arguments)
 
+    async def canary(learner: Learner, *asked: Any) -> Floats:
+        await asyncio.sleep(20.0)
+        return await score(learner, *asked)
+
     monkeypatch.setattr(Mortal, "texts", texts)
+    monkeypatch.setattr(Learner, "score", canary)
     settings = f"teacher.kind={kind}", f"teacher.snapshot_every={every}", "run.probe_every=1", "faults.silent_s=60.0"
     run(tmp_path, {}, "run.max_policy_lag=1", *settings)
     shards = Manifest(RunDir(tmp_path).manifest).written().values()
