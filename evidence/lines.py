@@ -19,21 +19,47 @@ T = TypeVar("T")
 Line = Mapping[str, Any]
 LOCK_S = 60.0  # for which a writer waits for another one; a line takes milliseconds
 BLOCK = 1 << 16  # bytes that are read at once to find a file's last newline
+BITS, MOST_DIGITS = 64, 20  # of a whole number in a file; what is larger is no count, no time and no size
+MOST = 2.0**53  # of a time or a count that sums, floats and microseconds are made of
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text of a run.
+
+    Raises:
+        ValueError: it is no JSON, has a whole number of more than `BITS` bits, or is nested too deep to read.
+    """
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("found JSON that is nested too deep") from None
+
+
+def is_amount(value: float) -> bool:
+    """Whether sums, rounded numbers and microseconds can be made of it: it is finite, and not beyond `MOST`."""
+    return abs(value) <= MOST  # not a number is not
+
+
+def _whole(digits: str) -> int:
+    if len(digits) <= MOST_DIGITS and -(1 << BITS - 1) <= (number := int(digits)) < 1 << BITS - 1:
+        return number
+    few = digits if len(digits) <= MOST_DIGITS else f"{digits[:MOST_DIGITS]}..."
+    raise ValueError(f"found the whole number {few} of {len(digits.lstrip('-'))} digits, expected one of {BITS} bits")
 
 
 def read_lines(path: str | os.PathLike[str], parse: Callable[[Any], T], expected: str) -> Iterator[T]:
     """What `parse` makes of each whole line's value, in order; nothing where there is no file.
 
     Raises:
-        ValueError: a line is no JSON, or `parse` raised ValueError, KeyError, TypeError or AttributeError on it. The
-            message names the file, the line's number, what was found, and `expected`.
+        ValueError: `from_json` refuses a line, or `parse` raised ValueError, KeyError, TypeError or AttributeError on
+            it. The message names the file, the line's number, what was found, and `expected`.
     """
     content = b""
     with suppress(FileNotFoundError):
         content = Path(path).read_bytes()
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            parsed = parse(json.loads(line))
+            parsed = parse(from_json(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{os.fspath(path)}: line {number}: found {line[:200]!r} ({error}), expected {expected}"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from math import inf, isfinite
+from math import inf
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from evidence.lines import appending, read_lines
+from evidence.lines import MOST, appending, is_amount, read_lines
 
 R = TypeVar("R")
 FORMAT = 1  # of the lines that this version writes
@@ -190,8 +190,8 @@ def _checked(record: R) -> R:
         is_one = type(value) is dict if is_mapping else type(value) in types
         if not is_one or (is_mapping and not all(type(one) in types for one in value.values())):
             raise TypeError(f"{name}: found {value!r}, expected {kind}")
-        if type(value) is float and not isfinite(value):  # a time
-            raise TypeError(f"{name}: found {value!r}, expected a finite number")
+        if type(value) is float and not is_amount(value):  # a time
+            raise TypeError(f"{name}: found {value!r}, expected a finite number, at most {MOST:.0e} in size")
     return record
 
 

@@ -11,6 +11,7 @@ from cluster.report.arms import DECIDING
 from cluster.report.numbers import Source
 from cluster.resolved import ADDED, Key, read_resolved
 from cluster.run.record import Answer, ProbeRecord, StepRecord, read_answers, read_probes, read_steps
+from evidence.lines import from_json
 from evidence.manifest import Manifest
 from evidence.schema import shard_metadata
 from evidence.shards import Elsewhere, read_shard, shard_of
@@ -123,8 +124,12 @@ def _check_whole(folder: Path, stated: Collection[Key]) -> None:
 def _shard_metadata(folder: Path, follow: bool) -> dict[str, str]:
     """What the first shard says of model and code, or a report's record of it. A run whose shards were deleted, or are
     elsewhere, can still be reported."""
-    if (folder / SHARD).is_file():
-        return dict(json.loads((folder / SHARD).read_text(encoding="utf-8")))
+    file = folder / SHARD
+    if file.is_file():
+        try:
+            return dict(from_json(file.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: found no metadata of a shard ({error}), expected what a report wrote") from None
     for info in list(Manifest(folder / "manifest.jsonl").written().values())[:1]:
         with suppress(OSError, Elsewhere):
             found = shard_metadata(read_shard(shard_of(folder, info, follow)))

@@ -1,9 +1,9 @@
 """What of a line of a run's records is a number: one that is none is named, before anything is made of it."""
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
+from evidence.lines import MOST, is_amount
 from rollout.probe import Rate
 
 
@@ -35,8 +35,8 @@ def require_finite(values: Mapping[str, Any], none: bool = True) -> None:
     """The same of times: what is shown of a run is made of their sums."""
     require_numbers(values, none)
     for name, value in values.items():
-        if value is not None and not isfinite(value):
-            raise ValueError(f"{name}: found {value!r}, expected a finite number")
+        if value is not None and not is_amount(value):
+            raise ValueError(f"{name}: found {value!r}, expected a finite number, at most {MOST:.0e} in size")
 
 
 def require_some(values: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evidence.files import write_whole
+from evidence.lines import from_json
 from evidence.patience import remove_beside, retried_beside
 from learner.sealed import SealedFile, faults, size_fault
 
@@ -161,6 +162,6 @@ def _step(folder: Path) -> int:
 def _files(path: Path) -> tuple[SealedFile, ...]:
     """Those that a complete.json names; none where it is missing or damaged."""
     try:
-        return tuple(SealedFile(**file) for file in json.loads(path.read_bytes())["files"])
+        return tuple(SealedFile(**file) for file in from_json(path.read_bytes())["files"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ()

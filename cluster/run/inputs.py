@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster.config import TASK_PATHS, Recipe
 from cluster.models import hub_id, is_hub_id, pinned
 from evidence.files import file_sha256, write_whole
+from evidence.lines import from_json
 from rollout.tasks.base import Task
 
 Pins = dict[str, str]  # "KEY: FILE" to a digest, or a commit
@@ -129,6 +130,6 @@ def _is_same(begun: str | None, now: str | None) -> bool:
 def read_pins(path: Path) -> Pins:
     """ValueError names a file that is none."""
     try:
-        return dict(json.loads(path.read_bytes())["inputs"])
+        return dict(from_json(path.read_bytes())["inputs"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: found no inputs of a run ({error}), expected what its start wrote") from None

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from cluster.default_model import default_cache
 from evidence.files import write_whole
+from evidence.lines import from_json
 from rollout.render import Pair, Renderer
 
 SLACK = 8  # tokens by which an estimate may be too small
@@ -28,7 +29,7 @@ def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair
     digest = hashlib.sha256(json.dumps([renderer.identity, ordered]).encode()).hexdigest()
     path = default_cache() / "lengths" / f"{digest}.json"
     if path.is_file():
-        return dict(zip(ordered, json.loads(path.read_text(encoding="utf-8")), strict=True))
+        return dict(zip(ordered, from_json(path.read_text(encoding="utf-8")), strict=True))
     lengths = renderer.lengths(ordered)
     with suppress(OSError):  # a cache that cannot be written costs the time, not the run
         write_whole(path, json.dumps(lengths))

@@ -20,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evidence.lines import from_json
+
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
@@ -110,7 +112,7 @@ def read_owner(folder: Path) -> Owner | None:
     """Who says that it has the folder; None where nobody does. One of an older version has no lease, nor has what a
     host that lost its power left of the file."""
     try:
-        found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        found = from_json((folder / OWNER).read_text(encoding="utf-8"))
         return Owner(**found)
     except (FileNotFoundError, TypeError, ValueError):
         return None

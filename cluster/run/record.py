@@ -34,7 +34,7 @@ from cluster.run.planned import EnginePlan, MemoryPlan
 from evidence.advantage import RewardSums
 from evidence.diagnostics import TokenStats, summaries
 from evidence.files import write_whole
-from evidence.lines import append_line, read_lines
+from evidence.lines import append_line, from_json, read_lines
 from evidence.mismatch import Mismatch
 from evidence.rates import RATES
 from rollout.stages import StageTime
@@ -261,7 +261,7 @@ def read_gap(path: Path) -> Gap | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
         teacher, base = (rates_of(name, found[name]) for name in ("teacher", "base"))
         if not teacher.keys() <= base.keys():
             raise ValueError(f"base: found {', '.join(base)}, expected {', '.join(teacher)}")
@@ -278,6 +278,6 @@ def read_notes(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        return [str(note) for note in json.loads(path.read_bytes()).get("notes", [])]
+        return [str(note) for note in from_json(path.read_bytes()).get("notes", [])]
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: found no inputs of a run ({error}), expected what its start wrote") from None

@@ -12,6 +12,7 @@ from cluster.resolved import difference, of_today, read_resolved
 from cluster.run.inputs import Pins, read_pins
 from cluster.run.lock import LOCK, OWNER, FolderLock
 from evidence.files import write_whole
+from evidence.lines import from_json
 from evidence.patience import REMOVAL_S, Hung, bounded
 
 
@@ -45,7 +46,7 @@ class RunDir:
     def has_ended(self) -> bool:
         """Whether the run came to its end, and the model that it left is still in its export."""
         try:
-            return bool(json.loads(self.ended.read_bytes())["export"] == self._exported())
+            return bool(from_json(self.ended.read_bytes())["export"] == self._exported())
         except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
             return False
 

@@ -13,6 +13,7 @@ from cluster.fleet.canary import CanaryText
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.rundir import RunDir
 from evidence.files import write_whole
+from evidence.lines import from_json
 from evidence.patience import retried_beside
 from evidence.records import Floats, Ids
 
@@ -56,7 +57,7 @@ class TeacherCheck:
         if not self._path.exists():
             return None
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            kept = from_json(self._path.read_text(encoding="utf-8"))
             scores = np.array(kept["logprobs"], np.float32)
             if kept["text_ids"] != self._text[1].tolist() or len(scores) != len(self._text[1]):
                 raise ValueError("of another text")

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.sizing.cards import Card
+from evidence.lines import from_json
 
 FOLDER = Path("/tmp")  # of the host, whatever a process has for its temporary files
 LOCK, PREFIX = "edge-opd-gpus.lock", "edge-opd-gpu-"
@@ -121,7 +122,7 @@ def _standing(folder: Path) -> Iterator[Claim]:
                 if _taken(file, fcntl.LOCK_SH):
                     path.unlink()
                 else:
-                    yield Claim(**json.loads(os.read(file, LONGEST)))
+                    yield Claim(**from_json(os.read(file, LONGEST)))
             except (TypeError, ValueError):  # no claim
                 continue
             finally:

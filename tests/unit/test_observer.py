@@ -349,6 +349,7 @@ def test_a_torn_last_line_never_happened_and_a_newer_format_is_refused(tmp_path:
         (SAMPLES, "fault", 3, "str"),
         (SAMPLES, "time", float("nan"), "a finite number"),
         (TRACE, "end", float("inf"), "a finite number"),
+        (TRACE, "begin", -1e308, "a finite number, at most 9e+15 in size"),
         (TRACE, "begin", "now", "float"),
         (TRACE, "lane", 1, "str"),
     ],

@@ -406,15 +406,23 @@ def test_a_text_where_a_number_belongs_is_named_with_its_line(field: str, value:
             read_probes(path)
 
 
+SIZE = ", at most 9e+15 in size"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         ("step", None, "step: found None, expected a whole number"),
         ("step", 1.0, "step: found 1.0, expected a whole number"),
-        ("time", math.nan, "time: found nan, expected a finite number"),
-        ("pace_s", math.inf, "pace_s: found inf, expected a finite number"),
+        ("time", math.nan, "time: found nan, expected a finite number" + SIZE),
+        ("time", 1e308, "time: found 1e+308, expected a finite number" + SIZE),
+        ("pace_s", math.inf, "pace_s: found inf, expected a finite number" + SIZE),
         ("stages.sample.seconds", None, "stages.sample.seconds: found None, expected a number"),
-        ("stages.sample.tokens", math.nan, "stages.sample.tokens: found nan, expected a finite number"),
+        (
+            "stages.sample.tokens",
+            math.nan,
+            "stages.sample.tokens: found nan, expected a finite number, at most 9e+15 in size",
+        ),
         ("metrics.lr", "x", "metrics.lr: found 'x', expected a number"),
         ("metrics", None, "'NoneType' object is not iterable"),
         ("sums.all.active", None, "sums.all.active: found None, expected a number"),
@@ -448,7 +456,8 @@ def test_a_step_that_nothing_could_show_is_named_with_its_line(
         ({"counts": {"selfname": [None, 96]}}, "counts.selfname: found [None, 96], expected [k, n], k of n answers"),
         ({"step": None}, "step: found None, expected a whole number"),
         ({"verdicts": {"judged": "x"}}, "verdicts.judged: found 'x', expected a number"),
-        ({"time": math.nan}, "time: found nan, expected a finite number"),
+        ({"time": -1e308}, "time: found -1e+308, expected a finite number" + SIZE),
+        ({"time": math.nan}, "time: found nan, expected a finite number" + SIZE),
     ],
 )
 def test_a_probe_that_nothing_could_show_is_named_with_its_line(
