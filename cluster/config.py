@@ -269,7 +269,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         if path.is_dir():
             raise ValueError(f"{asked}{path}: found a folder, expected a recipe in TOML{meant}") from None
         raise ValueError(f"{asked}{path}: found no such file, expected a recipe in TOML{meant}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number or of brackets that Python does not read
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a recipe") from None
     named = own.pop("base", [])
     bases = [named] if isinstance(named, str) else named

@@ -72,7 +72,7 @@ def _tables(run: Path, path: Path) -> dict[str, Any]:
         raise ValueError(f"{run}: found no config.toml, expected a run directory")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number or of brackets that Python does not read
         raise ValueError(f"{path}: found text that is not TOML ({error}), expected a resolved recipe") from None
 
 

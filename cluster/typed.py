@@ -11,6 +11,7 @@ from rollout.config import TemplateVariables
 from rollout.tasks.rows import LONE_SURROGATE
 
 T = TypeVar("T")
+BITS = 63  # of a whole number, beside its sign: those that every TOML reader takes
 KINDS: dict[Any, str] = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", bool | str: "true, false or text",
 }  # fmt: skip
@@ -60,6 +61,9 @@ def _convert(kind: Any, value: Any, source: str, where: str, root: type) -> Any:
             raise ValueError(f"{source}: {where}: found {value!r}, expected {expected}")
         inner = inner[:1] * len(value) if many else inner
         return tuple(_convert(k, v, source, where, root) for k, v in zip(inner, value, strict=True))
+    if kind in (int, float) and type(value) is int and value.bit_length() > BITS:
+        found = f"a whole number of {value.bit_length()} bits"
+        raise ValueError(f"{source}: {where}: found {found}, expected {KINDS[kind]} of at most {BITS}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) not in (typing.get_args(kind) or (kind,)):
@@ -90,7 +94,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: found {override!r}, expected table.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number or brackets that Python does not read
         value = text
     if isinstance(value, date):  # no key is a date: run.date is text
         value = text

@@ -61,7 +61,7 @@ def load_sweep(path: Path) -> Sweep:
     """ValueError: the file, the key, what was found and what was expected; every cell's recipe is built once."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: found no sweep ({error}), expected a TOML file") from None
     _require(not (unknown := sorted(table.keys() - KEYS)), path, "", unknown, f"keys of {', '.join(sorted(KEYS))}")
     recipe, seeds, vary = table.get("recipe"), table.get("seeds", [0]), table.get("vary", {})

@@ -206,6 +206,30 @@ def test_set_reads_toml_values_and_bare_words(tmp_path: Path, text: str, value: 
     assert loaded.run.seed == 2  # its neighbours stay
 
 
+LONG, LONGER, NESTED = "1" * 400, "1" * 5000, "[" * 100_000
+
+
+@pytest.mark.parametrize(("key", "expected"), [("run.steps", "a whole number"), ("learner.lr", "a number")])
+@pytest.mark.parametrize(
+    ("number", "bits"), [(2**63, 64), (int(LONG), 1326), (-int(LONG), 1326)], ids=["64 bits", "long", "negative"]
+)
+def test_a_number_beyond_64_bits_is_refused(tmp_path: Path, key: str, expected: str, number: int, bits: int) -> None:
+    table, name = key.split(".")
+    said = f"{key}: found a whole number of {bits} bits, expected {expected} of at most 63"
+    path = write(tmp_path, f"[{table}]\n{name} = {number}\n")
+    assert refusal(path) == f"{path}: {said}"
+    path = write(tmp_path, "")
+    assert refusal(path, f"{key}={number}") == f"{path}: {said}"
+
+
+@pytest.mark.parametrize("text", [LONGER, NESTED], ids=["digits", "brackets"])
+def test_what_python_does_not_read_of_a_recipe_is_no_toml(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, f"[run]\nsteps = {text}\n")
+    assert refusal(path).startswith(f"{path}: found text that is not TOML (")
+    path = write(tmp_path, "")
+    assert refusal(path, f"run.steps={text}") == f"{path}: run.steps: found {text!r}, expected a whole number"
+
+
 def test_the_last_of_two_sets_wins_and_both_beat_the_file(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, "[run]\nsteps = 5"), ["run.steps=6", "run.steps=7"]).run.steps == 7
 
