@@ -188,6 +188,9 @@ class Recipe:
         )
         if self.probe.patience:
             self._check_patience()
+        pool = "student" if self.student.window == self.window else "teacher"
+        most, room = self.rollout.max_response_tokens, f"less than {pool}.window = {self.window}"
+        require(most < self.window, "rollout.max_response_tokens", most, f"{room}, which holds the prompt too")
 
     def _check_patience(self) -> None:
         patience, run = self.probe.patience, self.run

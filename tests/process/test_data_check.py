@@ -342,6 +342,11 @@ def test_a_column_that_neither_file_has_is_one_line(tmp_path: Path, capsys: pyte
             ["--set", "evidence.kind=contrastive"],
             "evidence.num_wrong_contexts: prompt rows-1: found 0 of them, expected at least",
         ),
+        (
+            json.dumps(ROWS[0]),
+            ["--set", "student.window=20"],
+            "rollout.max_response_tokens: found 40, expected less than student.window = 20, which holds the prompt too",
+        ),
     ],
 )
 def test_a_fault_of_the_whole_is_one_line(

@@ -96,6 +96,8 @@ def refusal(path: Path, *overrides: str) -> str:
         ("[evidence]\nkind = 'contrastive'\nnum_wrong_contexts = 0", "evidence.num_wrong_contexts", "0", "at least 1"),
         ("[evidence]\ntau = nan", "evidence.tau", "nan", "not NaN"),
         ("[student]\nwindow = 0", "student.window", "0", "at least 1"),
+        ("[student]\nwindow = 20", "rollout.max_response_tokens", "40", "less than student.window = 20, which holds"),
+        ("[teacher]\nwindow = 40", "rollout.max_response_tokens", "40", "less than teacher.window = 40, which holds"),
         ("[learner]\nstart_deadline_s = 0", "learner.start_deadline_s", "0.0", "more than 0 seconds"),
         ("[learner]\nstep_deadline_s = -1", "learner.step_deadline_s", "-1.0", "more than 0 seconds"),
         ("[teacher]\nwindow = 0", "teacher.window", "0", "at least 1"),
