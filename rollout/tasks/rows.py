@@ -54,14 +54,33 @@ def read_json(line: str, where: str, expected: str) -> Any:
     """The value of a line of JSON, also behind the mark that some programs write at the beginning of a file.
 
     Raises:
-        ValueError: it is none; ends with `expected`.
+        ValueError: it is none, which ends with `expected`, or has a key twice, of which json keeps the last alone.
     """
     try:
-        return json.loads(line.removeprefix("\ufeff"))
+        return json.loads(line.removeprefix("\ufeff"), object_pairs_hook=_object)
+    except _Again as again:
+        key = shown(again.key)
+        raise ValueError(f"{where}: found the key {key} twice, expected each key of an object once") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: found no valid JSON ({error.msg}), {expected}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
         raise ValueError(f"{where}: found JSON that Python does not read ({error}), {expected}") from error
+
+
+class _Again(Exception):
+    """A key that one object has twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise _Again(next(key for place, key in enumerate(names) if key in names[:place]))
+    return row
 
 
 def text_field(row: Row, key: str, where: str) -> str:

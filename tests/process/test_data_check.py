@@ -20,6 +20,7 @@ PROBES = [
     {"question": "Key 1 is whose?", "answer": "Ada", "tags": ["fact", "key"]},
     {"question": "2 + 2?", "answer": 4, "tags": "near"},
 ]
+TWICE = '{"question": "Who keeps key 3?", "context": "Ada does.", "context": "Bo does."}'
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -124,16 +125,17 @@ def test_what_is_said_of_the_template_is_what_the_start_of_a_run_says(
 
 
 def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = write(tmp_path / "rows.jsonl", [ROWS[0], {"question": None}, "{oops", ROWS[1] | {"context": ""}])
+    rows = write(tmp_path / "rows.jsonl", [ROWS[0], {"question": None}, "{oops", ROWS[1] | {"context": ""}, TWICE])
     repeated = {"question": "who keeps KEY 0", "answer": "Ada"}
     probe = write(tmp_path / "probe.jsonl", [*PROBES, repeated, PROBES[0]])
     assert main(["data", "check", rows, "--probe", probe]) == 2
     said = capsys.readouterr()
-    assert "  1 prompts, 3 rows at fault" in said.out and "  2 prompts, 2 rows at fault" in said.out
+    assert "  1 prompts, 4 rows at fault" in said.out and "  2 prompts, 2 rows at fault" in said.out
     assert [line.partition(" (")[0] for line in said.err.splitlines()] == [
         f"edge-opd: {rows}, line 2: found question = None, expected a text that is not blank",
         f"edge-opd: {rows}, line 3: found no valid JSON",
         f"edge-opd: {rows}, line 4: found context = '', expected a text that is not blank",
+        f"edge-opd: {rows}, line 5: found the key 'context' twice, expected each key of an object once",
         f"edge-opd: {probe}, line 3: found the question of {rows}, line 1 again, expected one that is only here",
         f"edge-opd: {probe}, line 4: found the question of {probe}, line 1 again, expected one that is only here",
     ]

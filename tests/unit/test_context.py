@@ -451,6 +451,14 @@ def turns(*parts: Any) -> dict[str, Any]:
 
 BAD: list[tuple[Any, str]] = [
     ("{oops", "found no valid JSON"),
+    (
+        '{"question": "Who?", "context": "Ada.", "question": "Who?"}',
+        "found the key 'question' twice, expected each key of an object once",
+    ),
+    (
+        '{"messages": [{"role": "user", "content": "Who?", "content": "Where?"}], "context": "Ada."}',
+        "found the key 'content' twice, expected each key",
+    ),
     ([1], "found a list, expected a JSON object"),
     (ROW | {"question": None}, "found question = None, expected a text that is not blank"),
     (ROW | {"question": "  "}, "found question = '  ', expected a text"),

@@ -67,6 +67,7 @@ def test_braces_and_latex_of_a_row_stay_as_they_are(tmp_path: Path, probe_file: 
     ("row", "message"),
     [
         ("{oops}", ", line 2: found no valid JSON"),
+        ('{"prompt_id": "b", "prompt_id": "c", "question": "q", "solution": "s"}', ", line 2: found the key 'prompt"),
         (
             {"prompt_id": "a", "question": "Q?"},
             ", line 2: found the keys prompt_id, question, expected a JSON object with the keys prompt_id, question, "

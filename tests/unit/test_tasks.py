@@ -323,6 +323,7 @@ GOOD = '{"prompt_id": "a", "question": "Name?"}\n'
     ("text", "message"),
     [
         (GOOD + "{oops}\n", ", line 2: found no valid JSON"),
+        (GOOD + '{"prompt_id": "q-2", "question": "A?", "question": "B"}\n', ", line 2: found the key 'question' tw"),
         (GOOD + "\n[1]\n", ", line 3: found a list, expected a JSON object with the keys prompt_id, question"),
         ('{"prompt_id": "a"}\n', ", line 1: found the keys prompt_id, expected"),
         ('{"prompt_id": "a", "question": "N?", "context": "r"}\n', ", line 1: found the keys context, prompt_id"),
