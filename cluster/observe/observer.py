@@ -20,7 +20,7 @@ from cluster.run.record import ProbeRecord, StepRecord
 from evidence.telemetry import Activity, Sample, Span
 
 CLOSE_S = 10.0  # for what the sinks have still to write when a run ends
-BACKLOG = 1000  # batches that wait for a sink; a sink that is slower loses what is beyond
+BACKLOG = 1000  # batches that wait for a sink; a sink that is slower loses what is beyond, but for the run's end
 
 # How a run ended: at its last step, since it was asked to, by a failure, or by one after which its services start again
 FINISHED, STOPPED, FAILED, RESTARTING = "finished", "stopped", "failed", "restarting"
@@ -58,20 +58,19 @@ class Feeder:
 
     def __init__(self, sink: Sink, say: Callable[[str], None]) -> None:
         self._sink, self._say, self.name = sink, say, sink.name
-        self._waiting: queue.Queue[Batch | None] = queue.Queue(BACKLOG)
+        self._waiting: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._has_lost = False
         self._thread = threading.Thread(target=self._run, name=f"observe-{sink.name}", daemon=True)
         self._thread.start()
 
     def put(self, batch: Batch | None) -> None:
-        """Never waits. None: there is nothing after it."""
+        """Never waits. None: there is nothing after it. How a run ended arrives however far behind the sink is."""
         if not self._thread.is_alive():
             return
-        try:
-            self._waiting.put_nowait(batch)
-        except queue.Full:
-            if not self._has_lost:
-                self._say(f"observe: {self.name}: too far behind the run; what is new until it goes on is lost there")
+        if batch is None or batch.ended or self._waiting.qsize() < BACKLOG:
+            self._waiting.put(batch)
+        elif not self._has_lost:
+            self._say(f"observe: {self.name}: too far behind the run; what is new until it goes on is lost there")
             self._has_lost = True
 
     def join(self, seconds: float) -> bool:

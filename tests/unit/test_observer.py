@@ -22,7 +22,7 @@ from cluster.fleet.calls import Died
 from cluster.fleet.fleet import Fleet
 from cluster.fleet.scheduler import EnginePool, Scheduler
 from cluster.observe.files import SAMPLES, TRACE, FileSink
-from cluster.observe.observer import Answer, Batch, Observer, Sink
+from cluster.observe.observer import Answer, Batch, Feeder, Observer, Sink
 from cluster.observe.timeline import CALLS, watching
 from cluster.run.boundary import ending
 from evidence.telemetry import (
@@ -260,6 +260,28 @@ def test_a_sink_that_loses_what_is_new_is_said_once_and_one_that_has_failed_lose
     ]
     never.set()
     assert observed(answers, [Failing(fail)]) == ["observe: failing: disk full; the run goes on without it"]
+
+
+def test_the_end_of_a_run_reaches_a_sink_that_is_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.observe.observer.BACKLOG", 2)
+    goes_on, written, said = threading.Event(), list[Batch](), list[str]()
+
+    class Slow:
+        name = "slow"
+
+        def write(self, batch: Batch) -> None:
+            assert goes_on.wait(60)
+            written.append(batch)
+
+    feeder = Feeder(Slow(), said.append)
+    for number in range(9):
+        feeder.put(Batch(float(number)))
+    feeder.put(Batch(9.0, ended="finished"))
+    feeder.put(None)
+    goes_on.set()
+    assert feeder.join(60)
+    assert written[-1] == Batch(9.0, ended="finished") and 3 <= len(written) <= 4
+    assert len(said) == 1 and "slow: too far behind the run" in said[0]
 
 
 @pytest.mark.parametrize(
