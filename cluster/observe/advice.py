@@ -116,17 +116,17 @@ def sentence(seen: Seen) -> str:
 
 
 def _moves(seen: Seen) -> dict[str, str]:
-    """What makes each stage faster. More engines or ranks on the same cores or the same GPU do not."""
+    """What to do for each stage to be faster. More engines or ranks on the same cores or the same GPU do not help."""
     pools = _pools(seen.recipe)
     sampler, scorer = pools["sample"], pools["score"]
     engines, ranks = ("", "") if seen.colocated else ("{}.num_engines, ", "learner.num_ranks, ")
-    keys = f": {engines.format(scorer)}{scorer}.max_num_batched_tokens, or {scorer}.dtype"
+    keys = f"{engines.format(scorer)}{scorer}.max_num_batched_tokens"
     return {
-        "sample": f"More or faster sampling: {engines.format(sampler)}{sampler}.max_num_seqs, or shorter responses",
-        "score": f"More or faster scoring{f' by {SERVER}' if scorer == SERVER else keys}",
-        "learn": f"A faster learner: {ranks}learner.micro_batch_tokens, or fewer prompts a step",
-        "push": "A faster push: weights.transport, or learner.lora_rank",
-        "verify": "Faster verdicts: more cores for the rollout service, or answers that are quicker to judge",
+        "sample": f"raise {engines.format(sampler)}{sampler}.max_num_seqs, or ask for shorter responses",
+        "score": f"make {SERVER} faster" if scorer == SERVER else f"raise {keys}, or narrow {scorer}.dtype",
+        "learn": f"raise {ranks}learner.micro_batch_tokens, or take fewer prompts a step",
+        "push": "change weights.transport, or set learner.lora_rank",
+        "verify": "give the rollout service more cores, or ask for answers that are quicker to judge",
     }
 
 
@@ -135,7 +135,7 @@ def _bottleneck(seen: Seen) -> Iterator[Advice]:
     first = next(iter(shares), "")
     if first not in moves:
         return
-    act = f"{moves[first]} moves the whole step."
+    act = f"For shorter steps, {moves[first]}."
     parts = _summed(step.learner_parts for step in seen.steps[-RECENT:])
     if first == "learn" and any(parts.values()):
         most = max(parts, key=parts.__getitem__)

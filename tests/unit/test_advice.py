@@ -96,6 +96,20 @@ def test_more_engines_or_ranks_are_advised_only_where_there_is_room_for_them() -
 
 
 @pytest.mark.parametrize("colocated", [False, True])
+@pytest.mark.parametrize("stage", ["sample", "score", "learn", "push", "verify"])
+@pytest.mark.parametrize("teacher", [{}, {"url": "http://127.0.0.1:8000/v1"}], ids=["engines", "server"])
+def test_an_advice_says_one_thing_after_another(teacher: dict[str, str], stage: str, colocated: bool) -> None:
+    """With a second colon nobody knows what the first one belongs to."""
+    recipe = replace(LAG, teacher=replace(LAG.teacher, **teacher))
+    waits = windows_of({("learner", "rollouts"): 1.0} | ({("rollout", "verify"): 1.9} if stage == "verify" else {}))
+    steps = steps_of(stages={"learn": StageTime(4.0, 9), stage: StageTime(9.0, 9)})
+    seen = Seen("run", recipe, steps, waits=waits, colocated=colocated)
+    found = [str(one) for one in advice(replace(seen, samples=[Sample(1.0, waiting={"teacher": 9})] * FEW))]
+    assert len(found) > 1 and found[0].startswith(f"{stage} takes ")
+    assert [one for one in found if one.count(": ") > 1] == []
+
+
+@pytest.mark.parametrize("colocated", [False, True])
 def test_what_shares_a_machine_is_known_of_a_runs_folder_and_of_its_page(tmp_path: Path, colocated: bool) -> None:
     run = observed_run(tmp_path / "run")
     append_plan(run / "memory.jsonl", MemoryPlan(1.0, "cuda", 512, {}, False, colocated=not colocated))
@@ -315,7 +329,7 @@ def test_a_learner_that_waits_for_rollouts_is_not_the_bottleneck() -> None:
     seen = Seen("run", LAG, steps_of(stages=stages), waits=windows_of({("learner", "rollouts"): 0.9}))
     of = "of the last 12 steps"
     assert sentence(seen) == f"The student's engines are the bottleneck: sample is 45% {of} (score 30%, learn 50%)."
-    assert str(advice(seen)[0]).startswith("sample takes 45% of the wall time. More or faster sampling: ")
+    assert str(advice(seen)[0]).startswith("sample takes 45% of the wall time. For shorter steps, raise ")
     learner = f"The learner is the bottleneck: learn is 50% {of} (sample 45%, score 30%)."
     assert sentence(replace(seen, recipe=Recipe())) == learner  # by turns, each waits for the other
     assert sentence(replace(seen, waits=windows_of({("learner", "rollouts"): 0.6}))) == learner
@@ -339,8 +353,9 @@ def test_a_verifier_that_all_wait_for_is_the_bottleneck() -> None:
     of = "of the last 12 steps"
     assert sentence(seen) == f"The verifier is the bottleneck: verify is 45% {of} (learn 40%, sample 30%, score 20%)."
     first, waiting = map(str, advice(seen))
-    assert first.startswith("verify takes 45% of the wall time. Faster verdicts: ") and "engines" not in waiting
-    assert waiting.startswith("the learner waited for rollouts in 50% of the time. It waits for the verifier: Faster")
+    assert first.startswith("verify takes 45% of the wall time. For shorter steps, give the rollout service more")
+    assert "engines" not in waiting
+    assert waiting.startswith("the learner waited for rollouts in 50% of the time. It waits for the verifier: give")
     assert "verify" not in sentence(replace(seen, waits=windows_of({("rollout", "verify"): 0.19})))
 
 
