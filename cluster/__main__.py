@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.errors import EXPECTED, PREEMPTED, Preempted, explained
+from cluster.errors import EXPECTED, INTERRUPTED, PREEMPTED, Preempted, explained
 from cluster.own_files import add_follow, require_own_files
 from rollout.ending import end_uncollected
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_own_files(vars(arguments))
         return int(arguments.act(arguments))
-    except Preempted as stop:
-        print(f"edge-opd: {stop}", file=sys.stderr)
-        return PREEMPTED
+    except (Preempted, KeyboardInterrupt) as stop:
+        print(f"edge-opd: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return PREEMPTED if isinstance(stop, Preempted) else INTERRUPTED
     except (BaseExceptionGroup, *EXPECTED) as error:
         lines, status = explained(error)
         print("\n".join(f"edge-opd: {line}" for line in lines), file=sys.stderr)

@@ -10,6 +10,7 @@ EXPECTED = (
     ModuleNotFoundError,
 )  # others are our own mistakes: a traceback
 
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended: as shells have it, 128 and the signal's number
 PREEMPTED = 75  # the exit status of a run that was asked to stop, and is to be resumed: EX_TEMPFAIL of sysexits.h
 
 

@@ -1,6 +1,7 @@
 """Python work over many things at once: a process a core, each with a part of them."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,8 +19,8 @@ def in_parts(work: Callable[[range], T], count: int) -> list[T]:
     """What `work` makes of consecutive ranges that cover range(count), in their order.
 
     Each but a small count's is made in a process that is forked from this one: it has what `work` reaches without being
-    sent it, and sends its answer alone. They end with this one. Not for a process with threads that hold locks, or with
-    a GPU.
+    sent it, and sends its answer alone. They end with this one, and once it is interrupted. Not for a process with
+    threads that hold locks, or with a GPU.
 
     Raises:
         RuntimeError: one of the processes was killed.
@@ -30,7 +31,12 @@ def in_parts(work: Callable[[range], T], count: int) -> list[T]:
         return [work(ranges[0])]
     try:
         with ProcessPoolExecutor(parts, multiprocessing.get_context("fork"), _hold, (work,)) as processes:
-            return list(processes.map(_do, ranges))
+            try:
+                return list(processes.map(_do, ranges))
+            except KeyboardInterrupt:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
     except BrokenProcessPool:
         way = "if the host ran out of memory, check the file in parts"
         raise RuntimeError(f"processes: found one of {parts} killed, expected all to end: {way}") from None
@@ -38,6 +44,7 @@ def in_parts(work: Callable[[range], T], count: int) -> list[T]:
 
 def _hold(work: Callable[[range], Any]) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the first one says so, and ends them
     end_with_parent()
     _work = work
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,46 @@ def work(part):
 forks.num_cores, forks.MANY = lambda: 2, 2
 forks.in_parts(work, 2)
 """
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from cluster import forks
+from cluster.__main__ import main
+from cluster.commands import data_file
+
+def look(rows, recipe, renderer, part):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where whoever began the tests ignores it
+data_file._look, forks.num_cores, forks.MANY = look, lambda: 2, 2
+sys.exit(main(["data", "check", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill"])
+def test_ctrl_c_ends_a_check_and_its_processes_with_one_line(
+    whole_group: bool, tmp_path: Path, default_model: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Who?", "context": "Ada."}\n' * 3)
+    command = [sys.executable, "-c", INTERRUPTED, str(rows)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as began:
+        assert began.stdout is not None
+        others = [int(began.stdout.readline()) for _ in range(2)]
+        (os.killpg if whole_group else os.kill)(began.pid, signal.SIGINT)
+        try:
+            _, said = began.communicate(timeout=60)
+        finally:
+            left = [one for one in others if Path(f"/proc/{one}").exists()]
+            for one in left:
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            began.kill()
+    assert (said, began.returncode, left) == ("edge-opd: interrupted\n", 130, [])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
