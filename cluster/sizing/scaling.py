@@ -42,7 +42,9 @@ ROLLOUTS_A_GPU = 16  # of a step
 SEQUENCES = 128  # that an engine runs at a time
 # What is reached of a GPU's limits: targets of this project, to be replaced by what `make test-gpu` finds.
 LEARNING, SCORING, DECODING = 0.40, 0.50, 0.60
-CONTROLLER = 5395.0  # rollouts a second: measured on two cores with 256 engines that are stand-ins (docs/benchmarks)
+# Rollouts a second, of docs/benchmarks/README.md: `python -m tests.bench.controller` on two cores without AVX-512, with
+# 256 stand-in engines whose rollouts take 0.25 s, so that the controller is the bound and not they.
+CONTROLLER = 6953.0
 # Bytes a second that weights leave a learner by, of the links' makers, and what of it a transfer reaches.
 LINKS: dict[str, float] = {
     "`ipc`, within a GPU's memory": 3.35e12 / 2,
@@ -203,7 +205,7 @@ def _rest() -> str:
             rows.append([name, str(gpus), f"{written / 1e6:.0f}", *shown])
     words = (
         "Formula of a shard: `shard_bytes`. The controller's load is the rollouts a second over the\n"
-        f"{CONTROLLER:,.0f} that it fed on two cores, measured with 256 engines that are stand-ins\n"
+        f"{CONTROLLER:,.0f} that it fed on two cores, measured with 256 stand-in engines that could do more\n"
         "([benchmarks](benchmarks/README.md))."
     )
     head = ["model", "GPUs", "shard, MB", "MB a second", "load of the controller"]

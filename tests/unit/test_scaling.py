@@ -30,6 +30,7 @@ from evidence.rule import EvidenceConfig, judge
 from evidence.schema import to_table
 from evidence.shards import write_shard
 from tests.fakes import scored_step
+from tests.pages import DOCS
 
 # Dimensions of SmolLM2-135M-Instruct, on which all of docs/benchmarks was measured.
 SMALL = ModelShape.decoder(
@@ -145,6 +146,13 @@ def test_work_that_grows_with_the_cluster_takes_as_long() -> None:
 
 def test_the_controller_is_no_bottleneck_on_the_page() -> None:
     assert all(ROLLOUTS_A_GPU * 512 / stages(name, 512).step < 0.1 * CONTROLLER for name in MODELS)
+
+
+def test_the_controller_s_figure_is_what_the_benchmarks_page_has() -> None:
+    """Of the engines that can do more than it: with slower ones the figure would be theirs."""
+    page = (DOCS / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| controller, 256 engines, which can do 65,536"))
+    assert row.split(" | ")[1] == f"{CONTROLLER:,.0f}"
 
 
 def test_every_model_and_size_is_on_the_page() -> None:
