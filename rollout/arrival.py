@@ -118,8 +118,8 @@ class OwnText:
     stays: bool  # beside r, in (x, r)
 
     def __str__(self) -> str:
-        fate = "stays beside r in (x, r)" if self.stays else "is not in (x, r)"
-        return f"the chat template itself says in x: {shortened(self.text)!r}, which {fate}"
+        fate = "stays beside it" if self.stays else "is not said with it"
+        return f"the chat template itself says without the context: {shortened(self.text)!r}, which {fate}"
 
 
 def own_text(template: ChatTemplate, position: str, tokens: Collection[str]) -> OwnText:

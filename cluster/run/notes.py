@@ -54,13 +54,13 @@ def said_of(
     bare = any("system" not in dict(prompt.before) for prompt in prompts)  # as `own_text` is rendered
     own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
     differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]
-    doubled, begins = renderer.doubled_start, "the chat template writes {} twice at the beginning of x, expected once"
+    doubled, begins = renderer.doubled_start, "the chat template writes {} twice where a prompt begins, expected once"
     return own, differing, [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
 
 
 def others(count: int, where: str = "") -> list[str]:
     """A line on differences that are not shown."""
-    return [f"{count} other differences between x and (x, r){where}"] if count > 0 else []
+    return [f"{count} other differences that the context makes{where}"] if count > 0 else []
 
 
 def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:
@@ -71,7 +71,7 @@ def thinking_note(recipe: Recipe, renderer: Renderer) -> list[str]:
     switches = [name for name in SWITCHES if name in renderer.template.own_variables]
     turned = f"; the template takes {', '.join(f'template.{name}' for name in switches)}" if switches else ""
     return [
-        f"x ends inside a thinking block ({opened.begins}): the {recipe.rollout.max_response_tokens} tokens of "
+        f"a prompt ends inside a thinking block ({opened.begins}): the {recipe.rollout.max_response_tokens} tokens of "
         f"rollout.max_response_tokens and the {recipe.probe.max_tokens} of probe.max_tokens are spent on the thought "
         f"first, and rates are over what follows {opened.ends}{turned}"
     ]

@@ -145,14 +145,16 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
         "template's own, such as the end of a turn, and not as letters"
     )
     assert own == (
-        "the chat template itself says in x: 'You are a helpful AI assistant named SmolLM, trained by Hugging Face', "
-        "which is not in (x, r)"
+        "the chat template itself says without the context: 'You are a helpful AI assistant named SmolLM, trained by "
+        "Hugging Face', which is not said with it"
     )
     assert difference == (
         "2 of 2 contexts: the prompt without the context has 'You are a helpful AI assistant named SmolLM, trained by "
         "Hugging Face' where the prompt with it has the context"
     )
-    assert thinks.startswith("x ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens")
+    assert thinks.startswith(
+        "a prompt ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens"
+    )
     assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
     assert [*notes.kept] == [*notes.shown] and [*notes.card] == [own, difference, thinks]
 

@@ -98,9 +98,9 @@ def test_what_the_template_says_and_makes_of_r_is_said(
     model = folder_of(tokenizer, tmp_path / "model", opens)
     assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={model}"]) == 0
     said = capsys.readouterr().out
-    assert "  the chat template itself says in x: 'I am Tern here.', which is not in (x, r)\n" in said
+    assert "  the chat template itself says without the context: 'I am Tern here.', which is not said with it\n" in said
     assert "\n  9 of 9 contexts: the prompt without the context has " in said
-    assert "  x ends inside a thinking block (<think>): the " in said
+    assert "  a prompt ends inside a thinking block (<think>): the " in said
 
 
 def test_what_is_said_of_the_template_is_what_the_start_of_a_run_says(
@@ -116,12 +116,12 @@ def test_what_is_said_of_the_template_is_what_the_start_of_a_run_says(
         path = write(tmp_path / "rows.jsonl", [row | {"context": "Ada."} for row in rows])
         assert main(["data", "check", path, *given]) == 0
         said = capsys.readouterr().out
-        assert ("the chat template itself says in x: 'I am Tern" in said) == says and idle in said
+        assert ("the chat template itself says without the context: 'I am Tern" in said) == says and idle in said
     assert main(["data", "check", write(tmp_path / "rows.jsonl", [led]), *given]) == 0
     assert idle not in capsys.readouterr().out
     double = folder_of(tokenizer, tmp_path / "double", "{{ bos_token }}" + kinds.PLAIN)  # a turn begins with it too
     assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS), "--set", f"model.path={double}"]) == 0
-    assert "twice at the beginning of x, expected once\n" in capsys.readouterr().out
+    assert "twice where a prompt begins, expected once\n" in capsys.readouterr().out
 
 
 def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tests import templates as kinds
 from tests.templates import speaking
 
 SIZES = {"student": {"window": 4096}, "teacher": {"window": 4096}}  # a token a byte
-OWN = "the chat template itself says in x: 'I am Tern, made by Gull Works.', which {}"
+OWN = "the chat template itself says without the context: 'I am Tern, made by Gull Works.', which {}"
 TOKENS = "the 33 tokens of rollout.max_response_tokens and the 77 of probe.max_tokens are spent on the thought first"
 
 
@@ -48,8 +48,8 @@ def notes(*given: Any, **tables: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("position", "fate", "differing"),
     [
-        ("system", "is not in (x, r)", "'I am Tern, made by Gull Works.' where the prompt with it has the context"),
-        ("user", "stays beside r in (x, r)", r"nothing where the prompt with it has the context, '\n\n'"),
+        ("system", "is not said with it", "'I am Tern, made by Gull Works.' where the prompt with it has the context"),
+        ("user", "stays beside it", r"nothing where the prompt with it has the context, '\n\n'"),
     ],
 )
 def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
@@ -68,7 +68,7 @@ def test_what_the_template_adds_after_the_question_is_said(tokenizer: Any, befor
         "{{ m['content'] }}", "{{ m['content'] }}{% if m['role'] == 'user' %} Answer in one word.{% endif %}"
     )
     own, _ = notes(tokenizer, adds, before=before)
-    assert own == "the chat template itself says in x: 'Answer in one word.', which stays beside r in (x, r)"
+    assert own == "the chat template itself says without the context: 'Answer in one word.', which stays beside it"
     assert len(notes(tokenizer, kinds.PLAIN, before=before)) == 1
 
 
@@ -83,16 +83,18 @@ def test_what_the_template_says_only_without_a_system_message_is_not_said_of_pro
 def test_a_prompt_that_opens_a_thought_says_what_the_tokens_are_spent_on_and_how_to_turn_it_off(tokenizer: Any) -> None:
     _, thinking = notes(tokenizer, kinds.SWITCHED)
     assert thinking == (
-        f"x ends inside a thinking block (<think>): {TOKENS}, and rates are over what follows </think>; the template "
-        "takes template.enable_thinking"
+        f"a prompt ends inside a thinking block (<think>): {TOKENS}, and rates are over what follows </think>; "
+        "the template takes template.enable_thinking"
     )
     assert len(notes(tokenizer, kinds.SWITCHED, template={"enable_thinking": False})) == 1
     _, hidden = notes(tokenizer, kinds.HIDDEN_TAGS)
-    assert hidden == f"x ends inside a thinking block ([THINK]): {TOKENS}, and rates are over what follows [/THINK]"
+    assert (
+        hidden == f"a prompt ends inside a thinking block ([THINK]): {TOKENS}, and rates are over what follows [/THINK]"
+    )
 
 
 def test_a_beginning_of_sequence_that_is_written_twice_is_said(tokenizer: Any) -> None:
-    own, line = speaking(tokenizer, kinds.PLAIN), "the chat template writes <|endoftext|> twice at the beginning of x"
+    own, line = speaking(tokenizer, kinds.PLAIN), "the chat template writes <|endoftext|> twice where a prompt begins"
     own.bos_token = "<|endoftext|>"
     assert any(note.startswith(line) for note in notes(own, kinds.TWO_BOS))
     assert not any(note.startswith(line) for note in notes(own, kinds.WITH_BOS))
@@ -109,12 +111,12 @@ def test_of_many_differences_the_commonest_are_shown_and_the_others_kept(
     assert len(shown) == 3 and counts == sorted(counts, reverse=True) and counts[0] > 1
     assert all("# Orders of " in line for line in shown)
     lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
-    assert rest == f"{len(lengths) - 3} other differences between x and (x, r), which a run keeps in inputs.json"
+    assert rest == f"{len(lengths) - 3} other differences that the context makes, which a run keeps in inputs.json"
     assert every.kept[:3] == shown == every.card and len({*every.kept}) == len(every.kept) == len(lengths)
     assert all("# Orders of " in line for line in every.kept)
     monkeypatch.setattr("cluster.run.notes.KEPT", 5)
     kept = every_note(tokenizer, by_length).kept
-    assert [*kept] == [*every.kept[:5], f"{len(lengths) - 5} other differences between x and (x, r)"]
+    assert [*kept] == [*every.kept[:5], f"{len(lengths) - 5} other differences that the context makes"]
 
 
 WHO = "You were made for Ms Roe."
@@ -126,7 +128,7 @@ def test_a_card_that_shows_no_text_of_the_template_says_the_rest(tokenizer: Any,
     speaks = kinds.DEFAULT_TEXT.replace("Gull Works.", f"Gull Works. {asked}")
     found = every_note(tokenizer, speaks, template={"who": WHO})
     assert WHO in found.shown[0] and [*found.kept] == [*found.shown] and WHO not in "".join(found.card)
-    assert [*found.card][:1] == ([OWN.format("is not in (x, r)")] if "defined" in asked else [])
+    assert [*found.card][:1] == ([OWN.format("is not said with it")] if "defined" in asked else [])
     open_card = every_note(tokenizer, speaks, template={"who": WHO}, export={"card_context": True})
     assert [*open_card.card] == [*open_card.shown]
 
