@@ -39,7 +39,7 @@ def test_the_memory_that_the_front_page_gives_is_what_runs_kept() -> None:
     most = [max(record.peak_bytes["host"]) for run in runs for record in [*run.values()][-1:] if record.peak_bytes]
     low, high = (f"{size / 2**30:.1f}" for size in (min(most), max(most)))
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    said = f"the learner's process took {low} to {high} GiB in [three runs](docs/reproduction/facts)"
+    said = f"The learner's process took {low} to {high} GiB of memory in [three runs](docs/reproduction/facts)"
     assert len(most) == 3 and said in page
     assert re.findall(r"[\d.]+ (?:GiB|GB)", page) == ["24 GB", f"{high} GiB"]
 
