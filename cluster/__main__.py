@@ -37,14 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from cluster.fleet.processes import collect_seldom
-
-    collect_seldom()  # before what takes longest to import
-    from cluster.config import load_recipe
-    from cluster.run.start import run_recipe
+    from cluster.commands.run import run
 
     resume = None if arguments.resume_auto else arguments.resume
-    return run_recipe(load_recipe(arguments.recipe, arguments.set), arguments.run_dir, resume)
+    return run(arguments.recipe, arguments.set, arguments.run_dir, resume)
 
 
 def _probe(arguments: argparse.Namespace) -> int:

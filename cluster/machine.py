@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.builds import CPU, installed
 from rollout.cores import cpu_fact, num_cores
 
 GIB = 1024**3
@@ -36,7 +37,9 @@ def free_gib(path: Path) -> float:
 
 
 def find_accelerators() -> list[Accelerator]:
-    """The GPUs that torch sees; none where torch is not installed."""
+    """The GPUs that torch sees; none where torch is not installed, or built for CPUs, which needs no import."""
+    if installed("torch").endswith(CPU):
+        return []
     try:
         import torch
     except ImportError:

@@ -18,6 +18,7 @@ from cluster.fleet.placement import Plan
 from cluster.fleet.ray_cluster import Footprint, own_footprint, settle
 from cluster.fleet.roster import News
 from cluster.models import resolve_model
+from cluster.torchless import rollout_makes_no_model
 from evidence.patience import retried_beside
 from evidence.records import EvidenceRecord, Floats, Ids, ShardInfo
 from evidence.schema import to_table
@@ -25,6 +26,7 @@ from evidence.shards import shard_name, write_shard
 from evidence.storage import join
 from evidence.telemetry import Sample, Span
 from rollout.config import SamplingConfig
+from rollout.transformers_quirks import find_no_torch
 from rollout.worker import StepRollouts
 
 
@@ -172,3 +174,5 @@ class RolloutActor(Rollouts):
         self._fork_servers = fork_servers(recipe, plan)
         engines = build_engines(recipe, plan, reserved, models)
         super().__init__(recipe, engines, models["student"], storage, metadata, plan.starts_in_turn)
+        if rollout_makes_no_model(recipe):
+            find_no_torch()
