@@ -25,6 +25,7 @@ from cluster.fleet.ray_quirks import (
     forget_worker_script,
     keep_token_private,
     see_own_gpus,
+    start_fewer_processes,
     stay_on_loopback,
 )
 from cluster.fleet.scratch import RAY, enter, hold, remove_left
@@ -54,6 +55,7 @@ def connect() -> None:
         ray.init(namespace=run, log_to_driver=False, logging_level="ERROR")
         return
     stay_on_loopback()
+    start_fewer_processes()
     ask_for_a_token(os.environ)
     ray.init(namespace=run, log_to_driver=False, logging_level="ERROR", **local_arguments(folder))
 

@@ -16,6 +16,9 @@ Each was seen in Ray 2.60.0; tests/engine/test_ray_contract.py fails by its name
   starts, changes it; docs/troubleshooting.md says so, and nothing is done about it here.
 - Every service listens on all interfaces, also of a local Ray, and 127.0.0.1 as the node's address is replaced by the
   host's own. Where clusters are off, as by default on macOS, all of them listen on the loopback: `stay_on_loopback`.
+- A local Ray starts three processes of Python, two seconds of a processor, of which a run asks nothing: of the
+  autoscaler, of the dashboard, also where that is off (`ray.init` waits for it), and for drivers that show logs. Two of
+  them listen, and answer everyone on the host: `start_fewer_processes`.
 - Once its head (gcs_server) is gone, `ray.nodes` and `remove_placement_group` do not return, and a minute later Ray
   ends the driver with status 1 and lines of its own: `cluster.fleet.head` (tests/engine/test_head.py).
 - A process that multiprocessing spawns in an actor runs Ray's worker script first, and so imports Ray, as one that it
@@ -32,6 +35,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 from cluster.sizing.cards import AS_LISTED, DEVICES, ORDER
@@ -69,6 +73,15 @@ def omp_threads(threads: int) -> dict[str, str]:
 def stay_on_loopback() -> None:
     """A local Ray that this process starts from now on is not seen by other hosts."""
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def start_fewer_processes() -> None:
+    """A local Ray that this process starts from now on has none for an autoscaler, a dashboard or drivers' logs."""
+    Node.start_monitor = Node.start_api_server = Node.start_log_monitor = _start_nothing
+
+
+def _start_nothing(node: Node, **asked: object) -> None:
+    pass
 
 
 def ask_for_a_token(environment: MutableMapping[str, str]) -> None:

@@ -13,8 +13,6 @@ ONE = (1, 1)
 # secret of the group: test_weights_flow_only_to_who_has_the_groups_secret.
 LOCAL: dict[str, dict[str, tuple[int, int]]] = {
     "edge-opd": {TOKEN: ONE},
-    "dashboard": {METRICS: ONE},  # without a page: only its modules that others need
-    "monitor": {METRICS: ONE},
     "gcs_server": {TOKEN: ONE},
     "raylet": {TOKEN: (2, 2)},
     "ray::DashboardAgent": {TOKEN: (2, 2), METRICS: ONE},

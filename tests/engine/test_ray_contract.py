@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import ray
 from ray._private import ray_constants, services
@@ -30,6 +31,7 @@ from cluster.fleet.ray_quirks import (
     omp_threads,
     reason,
     see_own_gpus,
+    start_fewer_processes,
     stay_on_loopback,
 )
 from tests.listeners import Watch, family
@@ -63,6 +65,7 @@ class Actor:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     stay_on_loopback()
+    start_fewer_processes()
     ask_for_a_token(os.environ)
     faulthandler.dump_traceback_later(300, exit=True)  # pytest's own limit is of the tests alone
     ray.init(
@@ -93,6 +96,12 @@ def told(actor: Any, method: str, *arguments: Any) -> Any:
 
 def test_the_version_is_the_one_that_was_seen() -> None:
     assert ray.__version__ == "2.60.0"
+
+
+def test_a_local_ray_has_no_process_that_a_run_asks_nothing_of(local_ray: None) -> None:
+    words = [word for process in psutil.Process().children() for word in process.cmdline()]
+    python = {Path(word).name for word in words if word.endswith(".py") and "/ray/" in word}
+    assert not python and any(word.endswith("gcs_server") for word in words)
 
 
 def test_no_one_class_is_above_the_errors_of_a_lost_actor() -> None:
