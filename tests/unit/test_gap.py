@@ -55,7 +55,8 @@ def test_ordinary_questions_without_a_context_do_not_hide_that_there_is_one_cont
 
 @pytest.mark.parametrize(("window", "count"), [(16, 24), (150, None), (512, 0)])
 def test_what_does_not_fit_is_not_asked_and_counted(tokenizer: Any, window: int, count: int | None) -> None:
-    recipe = build(Recipe, {"student": {"window": window}, "teacher": {"window": window}}, "R")
+    windows = {"student": {"window": window}, "teacher": {"window": window}}
+    recipe = build(Recipe, windows | {"rollout": {"max_response_tokens": 8}}, "R")
     renderer, questions = Renderer(tokenizer, "system"), gap_questions(build_task(recipe.task))
     lengths = [len(renderer.context_prompt_ids(probe.turns, context)) for probe, context in questions]
     left_out = sum(length >= window for length in lengths)
