@@ -56,7 +56,9 @@ class LearnerConfig:
     importance_clip: float = 0.0
     jsd_beta: float = 0.5  # jsd: the teacher's share in the mixture
     divergence_top_k: int = 0  # compares the teacher's K likeliest tokens and a tail; 0: the whole vocabulary
-    divergence_clip: float = 0.0  # the most that one token of the vocabulary can contribute, in nats; 0: no bound
+    # the most that one token of the vocabulary can contribute, in nats; 0: no bound. The least has none, so that with a
+    # small bound the sum can be below 0, and a step can lead away from the teacher
+    divergence_clip: float = 0.0
     updates_per_batch: int = 1  # optimizer steps on one step's rollouts
     # adamw: float32 master weights, moments and sums of the gradient, 16 bytes a parameter beyond the weights.
     # adamw_16bit: 8 bytes, with the same master weights; moments are rounded at random to bfloat16, and micro-batches
