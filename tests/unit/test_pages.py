@@ -12,13 +12,13 @@ from typing import get_type_hints
 import pytest
 
 from cluster.__main__ import COMMANDS, _parser
+from cluster.commands.doctor import MIN_MEMORY_GIB
 from cluster.config import Recipe
 from cluster.observe import monitoring
 from cluster.observe.alerts import ALERTS
 from cluster.recipe_page import expected, meanings, table_rows
 from cluster.resolved import LAYOUT, UNCHANGING
 from cluster.run.formats import FORMAT
-from cluster.run.record import read_steps
 from cluster.typed import build
 from evidence.diagnostics import MEANS
 from tests.pages import DOCS, MARK, PAGES, made
@@ -33,15 +33,9 @@ def test_a_made_page_is_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf-8") == made(page), "python -m tests.pages writes it again"
 
 
-def test_the_memory_that_the_front_page_gives_is_what_runs_kept() -> None:
-    """Of each run that has it: the most of the learner's process since its start."""
-    runs = [read_steps(path) for path in sorted(DOCS.glob("reproduction/facts/*/metrics.jsonl"))]
-    most = [max(record.peak_bytes["host"]) for run in runs for record in [*run.values()][-1:] if record.peak_bytes]
-    low, high = (f"{size / 2**30:.1f}" for size in (min(most), max(most)))
+def test_the_memory_that_the_front_page_gives_is_what_the_doctor_asks_for() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    said = f"The learner's process took {low} to {high} GiB of memory in [three runs](docs/reproduction/facts)"
-    assert len(most) == 3 and said in page
-    assert re.findall(r"[\d.]+ (?:GiB|GB)", page) == [f"{high} GiB"]
+    assert re.findall(r"[\d.]+ (?:GiB|GB)", page) == [f"{MIN_MEMORY_GIB:g} GiB"]
 
 
 def test_the_page_of_figures_says_which_format_is_written_and_what_each_mean_is_of() -> None:
