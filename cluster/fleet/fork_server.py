@@ -1,9 +1,9 @@
 """A process that has imported vLLM, and forks the CPU engines of its host: the import takes ten seconds of a processor,
 for each engine and for each that is replaced, and a fork none.
 
-rollout service                  fork server                              an engine's actor
-ForkServer ------- begins -----> imports, forks <--- Birth, descriptors --- Forked
-                                 the engine's process  -- number, status -->
+rollout service                  fork server                                     an engine's actor
+ForkServer ------- begins -----> imports, forks <--- ForkRequest, descriptors --- Forked
+                                 the engine's process ---- number, status ------>
 
 It ends with the rollout service, and so do the engines that it forked; one of them also as soon as its actor is gone.
 """
@@ -39,7 +39,7 @@ STREAMS = 1, 2  # output and errors, which go where the actor's do
 
 
 @dataclass(frozen=True)
-class Birth:
+class ForkRequest:
     """What an engine's process is to be: its name, its log, and the actor's environment and folder."""
 
     name: str
@@ -82,12 +82,12 @@ class Forked:
 
     returncode: int | None = None
 
-    def __init__(self, at: Path, birth: Birth, connection: socket.socket) -> None:
+    def __init__(self, at: Path, request: ForkRequest, connection: socket.socket) -> None:
         self._server = socket.socket(socket.AF_UNIX)
         try:
             self._server.settimeout(FORKS_S)
             self._server.connect(str(at))
-            content = pickle.dumps(birth)
+            content = pickle.dumps(request)
             socket.send_fds(self._server, [_bytes(len(content))], [connection.fileno(), *STREAMS])
             self._server.sendall(content)
             self.pid = _number(self._server)
@@ -114,12 +114,12 @@ def forked(at: Path, name: str, log: str, config: EngineConfig) -> tuple[Child, 
     the actor's own, with a connection that no late fork reads."""
     mine, theirs = socket.socketpair()
     with theirs, suppress(OSError):
-        return Forked(at, Birth(name, log, environment(config), str(Path.cwd())), theirs), mine
+        return Forked(at, ForkRequest(name, log, environment(config), str(Path.cwd())), theirs), mine
     mine.close()
     return begun(name, log, config)
 
 
-class Nursery:
+class ForkLoop:
     """The fork server's own side.
 
     listener: who wants an engine asks there.
@@ -132,31 +132,31 @@ class Nursery:
         self._askers: dict[int, socket.socket] = {}  # by the number of the process that each was given
         self._selector = selectors.DefaultSelector()
 
-    def birth(self) -> tuple[Birth, socket.socket]:
+    def serve(self) -> tuple[ForkRequest, socket.socket]:
         """Forks what is asked for, and kills what nobody asks for any more, without end. It returns in the forks only,
         to each what it is to be, and its connection."""
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # or the next line has no effect
         signal.set_wakeup_fd(self._wake.fileno())
         self._selector.register(self._listener, selectors.EVENT_READ, self._fork)
-        self._selector.register(self._woken, selectors.EVENT_READ, self._bury)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._reap)
         while True:
             for key, _ in self._selector.select()[:1]:  # what it does may undo the next
-                if (born := key.data()) is not None:
-                    return born
+                if (forked_here := key.data()) is not None:
+                    return forked_here
 
-    def _fork(self) -> tuple[Birth, socket.socket] | None:
+    def _fork(self) -> tuple[ForkRequest, socket.socket] | None:
         asker, _ = self._listener.accept()
         descriptors: list[int] = []  # its connection, output and errors
         try:
-            birth = _asked(asker, descriptors)
+            request = _asked(asker, descriptors)
             pid = os.fork()
         except (OSError, EOFError):  # not asked whole, or no room for a process
             asker.close()
         else:
             if pid == 0:
                 self._leave(asker)
-                _settle(birth, descriptors[1:])
-                return birth, socket.socket(fileno=os.dup(descriptors[0]))
+                _settle(request, descriptors[1:])
+                return request, socket.socket(fileno=os.dup(descriptors[0]))
             self._askers[pid] = asker
             self._selector.register(asker, selectors.EVENT_READ, partial(self._kill, pid))
             _tell(asker, pid)
@@ -166,11 +166,11 @@ class Nursery:
         return None
 
     def _kill(self, pid: int) -> None:
-        """Its actor is gone, or wants it gone. It is not buried yet, so that the number is its own."""
+        """Its actor is gone, or wants it gone. It is not reaped yet, so that the number is its own."""
         self._selector.unregister(self._askers[pid])
         os.kill(pid, signal.SIGKILL)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         self._woken.recv(1024)
         for pid in list(self._askers):
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -191,7 +191,7 @@ class Nursery:
             one.close()
 
 
-def _asked(asker: socket.socket, descriptors: list[int]) -> Birth:
+def _asked(asker: socket.socket, descriptors: list[int]) -> ForkRequest:
     """What is to be forked; its descriptors are added to those given.
 
     Raises:
@@ -200,18 +200,18 @@ def _asked(asker: socket.socket, descriptors: list[int]) -> Birth:
     asker.settimeout(ASKS_S)
     size, found, _, _ = socket.recv_fds(asker, SIZE, 1 + len(STREAMS))
     descriptors += found
-    birth: Birth = pickle.loads(_exactly(asker, int.from_bytes(size, "little")))
-    return birth
+    request: ForkRequest = pickle.loads(_exactly(asker, int.from_bytes(size, "little")))
+    return request
 
 
-def _settle(birth: Birth, output: Sequence[int]) -> None:
+def _settle(request: ForkRequest, output: Sequence[int]) -> None:
     """The fork has the actor's output, folder and environment."""
     for descriptor, stream in zip(output, STREAMS, strict=True):
         os.dup2(descriptor, stream)
-    os.chdir(birth.folder)
-    for variable in os.environ.keys() - birth.environment.keys():
+    os.chdir(request.folder)
+    for variable in os.environ.keys() - request.environment.keys():
         del os.environ[variable]
-    for variable, value in birth.environment.items():
+    for variable, value in request.environment.items():
         if os.environ.get(variable) != value:  # no other: see `environment`
             os.environ[variable] = value
 
@@ -249,8 +249,8 @@ def main(descriptor: str, parent: str, at_once: str) -> None:
     if not int(at_once):
         select.select([listener], [], [])
     engine_process.load()
-    birth, connection = Nursery(listener).birth()
-    engine_process.run(birth.name, birth.log, connection)
+    request, connection = ForkLoop(listener).serve()
+    engine_process.run(request.name, request.log, connection)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ ENGINES = ("student engine 0", "teacher engine 0")
 END_S = 7200.0
 
 
-def kill(run: UnderWay, folder: RunDir, moments: list[int]) -> int:
-    """Kills part of an engine once each of these steps is done; how many it has killed."""
+def kill(run: UnderWay, folder: RunDir, moments: list[int]) -> None:
+    """Kills part of an engine once each of these steps is done."""
     targets = cycle(f"{engine}{part}" for part in PARTS for engine in ENGINES)
     for moment, target in zip(moments, targets, strict=False):
         run.wait_until(f"step {moment}", lambda moment=moment: done(folder) >= moment, END_S)  # type: ignore[misc]
         run.send(target, signal.SIGKILL)
         print(f"after step {done(folder)}: {target} is killed", flush=True)
-    return len(moments)
 
 
 def done(folder: RunDir) -> int:

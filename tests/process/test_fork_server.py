@@ -20,7 +20,7 @@ from cluster.config import load_recipe
 from cluster.fleet import engine_process, fork_server, launch
 from cluster.fleet.calls import Died
 from cluster.fleet.engine_process import EngineProcess
-from cluster.fleet.fork_server import Birth, Forked, ForkServer, place
+from cluster.fleet.fork_server import Forked, ForkRequest, ForkServer, place
 from cluster.fleet.placement import Share, make_plan
 from rollout.config import EngineConfig
 from rollout.vllm_quirks.environment import cpu_environment
@@ -190,7 +190,7 @@ def unread(at: Path) -> Iterator[Forked]:
     """An engine's process of whose end only the server tells."""
     mine, theirs = socket.socketpair()
     with mine, theirs:
-        yield Forked(at, Birth(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
+        yield Forked(at, ForkRequest(NAME, "log", engine_process.environment(CONFIG), "/"), theirs)
 
 
 def test_one_that_has_ended_is_forgotten(at: Path, server: ForkServer) -> None:
