@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,12 @@ def test_a_process_that_was_killed_is_told_as_one(monkeypatch: pytest.MonkeyPatc
         in_parts(is_killed, 2)
 
 
-WORKING = """
+WORKING = r"""
 import os, sys, time
 from cluster import forks
 
 def work(part):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())  # one write: two processes share the line
     time.sleep(600)
 
 forks.num_cores, forks.MANY = lambda: 2, 2
@@ -68,14 +69,14 @@ forks.in_parts(work, 2)
 """
 
 
-INTERRUPTED = """
+INTERRUPTED = r"""
 import os, signal, sys, time
 from cluster import forks
 from cluster.__main__ import main
 from cluster.commands import data_file
 
 def look(rows, recipe, renderer, part):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())  # one write: two processes share the line
     time.sleep(600)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where whoever began the tests ignores it
@@ -84,40 +85,38 @@ sys.exit(main(["data", "check", sys.argv[1]]))
 """
 
 
+@contextmanager
+def working(script: str, *words: str) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """A program and the two processes that it works in; whatever a test finds, none of them is left behind."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", script, *words]
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as began:  # type: ignore[call-overload]
+        try:
+            yield began, [int(began.stdout.readline()) for _ in range(2)]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(began.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill"])
 def test_ctrl_c_ends_a_check_and_its_processes_with_one_line(
     whole_group: bool, tmp_path: Path, default_model: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Who?", "context": "Ada."}\n' * 3)
-    command = [sys.executable, "-c", INTERRUPTED, str(rows)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as began:
-        assert began.stdout is not None
-        others = [int(began.stdout.readline()) for _ in range(2)]
+    with working(INTERRUPTED, str(rows)) as (began, others):
         (os.killpg if whole_group else os.kill)(began.pid, signal.SIGINT)
-        try:
-            _, said = began.communicate(timeout=60)
-        finally:
-            left = [one for one in others if Path(f"/proc/{one}").exists()]
-            for one in left:
-                with suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
-            began.kill()
+        _, said = began.communicate(timeout=60)
+        left = [one for one in others if Path(f"/proc/{one}").exists()]
     assert (said, began.returncode, left) == ("edge-opd: interrupted\n", 130, [])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_its_processes_end_with_the_one_that_began_them(how: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", WORKING], stdout=subprocess.PIPE, text=True) as began:
-        assert began.stdout is not None
-        others = [int(began.stdout.readline()) for _ in range(2)]
+    with working(WORKING) as (began, others):
         began.send_signal(how)
-        began.wait()
+        began.wait(timeout=60)
         end = time.monotonic() + 20
         while (left := [one for one in others if Path(f"/proc/{one}").exists()]) and time.monotonic() < end:
             time.sleep(0.02)
-        for one in left:
-            os.kill(one, signal.SIGKILL)
     assert not left
