@@ -36,7 +36,7 @@ STEPS, PROMPTS, LAG = 48, 2, 1
 SETTINGS = (
     f"run.steps={STEPS}", f"run.max_policy_lag={LAG}", "run.checkpoint_every=5", "student.num_engines=2",
     "probe.samples=4", "probe.max_tokens=24", "faults.silent_s=5.0", "faults.store_s=20.0", "faults.max_restarts=20",
-    "learner.step_deadline_s=60.0", "rollout.deadline_s=60.0",
+    "learner.step_deadline_s=60.0", "rollout.deadline_s=60.0", "weights.deadline_s=40.0",
     "student.start_deadline_s=150.0", "teacher.start_deadline_s=150.0", "learner.start_deadline_s=150.0",
 )  # fmt: skip
 OF_A_KIND = {PARALLEL: ("student.tensor_parallel_size=2",)}
