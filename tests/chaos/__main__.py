@@ -27,7 +27,8 @@ from rich.table import Table
 from cluster.default_model import prepare_default_model
 from tests.chaos.places import Place, can_be, place_of
 from tests.chaos.schedule import BEGINS, PARALLEL, START, Planned, kind_of, schedule
-from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, records_of, trained_is_written
+from tests.chaos.summary import total
+from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, read, records_of, trained_is_written
 from tests.fakes import tiny_model
 from tests.faults import UnderWay, title_of, under_way
 from tests.runs import small_arguments
@@ -122,9 +123,7 @@ def report(outcomes: list[Outcome], out: Path) -> None:
         for fault in found.faults:
             table.add_row(str(found.seed), found.kind, *shown(fault), of_run[0], yes(fault.proven), *of_run[1:])
     Console().print(table)
-    faults = [fault for found in outcomes for fault in found.faults]
-    well, survived = sum(found.is_well for found in outcomes), sum(fault.survived for fault in faults)
-    Console().print(f"{len(faults)} faults, {survived} survived, in {len(outcomes)} runs, {well} of them well")
+    Console().print(total(outcomes))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([asdict(found) | {"well": found.is_well} for found in outcomes], indent=2) + "\n")
 
@@ -137,12 +136,6 @@ def shown(fault: Fault) -> list[str]:
 
 def yes(so: bool | None) -> str:
     return "-" if so is None else str(so)
-
-
-def read(out: Path) -> list[Outcome]:
-    """What `report` wrote."""
-    found = [{key: one[key] for key in one if key != "well"} for one in json.loads(out.read_text())]
-    return [Outcome(**one | {"faults": [Fault(**fault) for fault in one["faults"]]}) for one in found]
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What became of a run and of each of its faults, as its folder and its lines say."""
 
+import json
 import re
 import signal
 from collections import Counter
@@ -65,6 +66,12 @@ class Outcome:
     def is_well(self) -> bool:
         whole = self.status == 0 and self.groups_once and self.trained_is_written and not self.left_behind
         return whole and all(fault.survived and fault.proven is not False for fault in self.faults)
+
+
+def read(path: Path) -> list[Outcome]:
+    """Of a report."""
+    found = [{key: one[key] for key in one if key != "well"} for one in json.loads(path.read_text())]
+    return [Outcome(**one | {"faults": [Fault(**fault) for fault in one["faults"]]}) for one in found]
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
-from tests.chaos.__main__ import read, report
+from tests.chaos.__main__ import report
 from tests.chaos.schedule import (
     GAP,
     LATEST_S,
@@ -27,7 +27,8 @@ from tests.chaos.schedule import (
     schedule,
     shots,
 )
-from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, proven, trained_is_written
+from tests.chaos.summary import tables
+from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, proven, read, trained_is_written
 
 SEEDS = range(400)
 
@@ -179,3 +180,13 @@ def test_a_run_is_well_that_lacks_nothing(changes: dict[str, Any], tmp_path: Pat
     assert WELL.is_well and not poor.is_well
     report([WELL, poor], tmp_path / "chaos.json")
     assert read(tmp_path / "chaos.json") == [WELL, poor]
+
+
+def test_the_tables_of_a_report_count_each_fault() -> None:
+    core = replace(FAULT, target="teacher engine 0 core", signal="SIGSTOP", noticed_s=5.0, back_s=20.0, survived=False)
+    other = replace(core, target="student engine 1 core", noticed_s=7.0, back_s=None, survived=True)
+    said = tables([WELL, replace(WELL, seed=4, status=1, faults=[core, other])])
+    assert "4 faults, 3 survived, in 2 runs, 1 of them well.\n" in said
+    assert "\n| engine: core | SIGSTOP | 2 | 1 | 6.0 s (7.0) | 20.0 s (20.0) |\n" in said
+    assert "\n| learner | SIGKILL | 2 | 2 | 1.0 s (1.0) | - |\n" in said
+    assert "\n| 3 | three hosts | 2 | 1 | 1.6 | yes |\n| 4 | three hosts | 2 | 1 | 1.6 | no |\n" in said
