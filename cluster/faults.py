@@ -13,7 +13,7 @@ class FaultsConfig:
     # of one engine, or of all services, within restart_window_s; 0: what dies or hangs ends the run
     max_restarts: int = 3
     restart_window_s: float = 3600.0  # seconds in which restarts are counted
-    silent_s: float = 60.0  # seconds after which an engine that does not answer is hung, and replaced
+    silent_s: float = 60.0  # seconds after which an engine or the rollout service hangs that gives no answer
     teacher_check_every: int = 10  # steps between checks that a frozen teacher scores as at first; 0: at starts only
     # seconds for which a write or a read is tried again that the store of the shards or the run's disk refuses
     store_s: float = 300.0

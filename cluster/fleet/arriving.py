@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,23 @@ from pathlib import Path
 from evidence.patience import remove_beside, retried_beside
 
 
+async def arrive(
+    parts: AsyncIterator[tuple[str, bytes]], rest: Callable[[], Awaitable[object]], folder: Path, patience_s: float
+) -> None:
+    """The files of `folder`, once all parts have come, (file name, the next part of its bytes), and the rest is done.
+    A disk that refuses is tried again for `patience_s`."""
+    async with _room_beside(folder, patience_s) as arrived:
+        sizes = Counter[str]()
+        async for name, content in parts:
+            path = arrived / name
+            await retried_beside(patience_s, path, partial(_put, path, sizes[name], content))
+            sizes[name] += len(content)
+        await rest()
+        await _keep(arrived, folder, patience_s)
+
+
 @asynccontextmanager
-async def room_beside(folder: Path, patience_s: float) -> AsyncIterator[Path]:
+async def _room_beside(folder: Path, patience_s: float) -> AsyncIterator[Path]:
     """A folder beside `folder` for what arrives, which is gone afterwards."""
     make = partial(tempfile.mkdtemp, dir=folder.parent, prefix=".export-")
     room = Path(await retried_beside(patience_s, folder.parent, make))
@@ -20,16 +35,6 @@ async def room_beside(folder: Path, patience_s: float) -> AsyncIterator[Path]:
         yield room
     finally:
         await remove_beside(room)
-
-
-async def arrive(parts: AsyncIterator[tuple[str, bytes]], folder: Path, patience_s: float) -> None:
-    """Writes what arrives into `folder`: (file name, the next part of its bytes). A disk that refuses is tried again
-    for `patience_s`."""
-    sizes = Counter[str]()
-    async for name, content in parts:
-        path = folder / name
-        await retried_beside(patience_s, path, partial(_put, path, sizes[name], content))
-        sizes[name] += len(content)
 
 
 def _put(path: Path, at: int, content: bytes) -> None:
@@ -40,7 +45,7 @@ def _put(path: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
-async def keep(arrived: Path, folder: Path, patience_s: float) -> None:
+async def _keep(arrived: Path, folder: Path, patience_s: float) -> None:
     """Copies the files, each as patiently. Content alone, so that whom the umask says may read them: the folder that
     they arrived in is nobody else's."""
     await retried_beside(patience_s, folder, partial(folder.mkdir, exist_ok=True))

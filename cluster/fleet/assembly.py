@@ -36,7 +36,8 @@ class Services:
         failure: RuntimeError | None = None
         while workers := await self.rollout.enlist(pool):
             try:
-                await self.learner.open_transport(pool, self.transport, self.rollout.handle, workers)
+                opening = self.learner.open_transport(pool, self.transport, self.rollout.handle, workers)
+                await self.rollout.beside(opening)
             except RuntimeError as error:
                 failure = error
             else:

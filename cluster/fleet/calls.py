@@ -1,15 +1,16 @@
 """Calls of actors and services: each has a deadline that names whom it waited for, and each death is one line."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from cluster.fleet.ray_quirks import LOST, Died, lost
 
-__all__ = ["Died", "all_within", "ask", "each_within", "within"]
+__all__ = ["Died", "all_within", "ask", "beside", "each_within", "within"]
 from rollout.waits import Late, deadline
 
 T = TypeVar("T")
+LIFE_S = 5.0  # between two questions to a service that works whether it still answers
 DEATH_S = 10.0  # in which Ray tells of a process that is gone, after those that met it in a collective have failed
 
 
@@ -57,6 +58,21 @@ async def _death(tasks: Mapping[str, "asyncio.Task[Any]"], failure: BaseExceptio
         if not done:
             break
     return failure
+
+
+async def beside(work: Coroutine[Any, Any, T], life: Callable[[], Awaitable[object]]) -> T:
+    """`work`, given up when `life`, which is asked for again and again meanwhile, raises."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=LIFE_S))[0]:
+            sign = asyncio.ensure_future(life())
+            await asyncio.wait({task, sign}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await sign
+            sign.cancel()
+        return await task
+    finally:
+        task.cancel()
 
 
 async def each_within(seconds: float, name: str, what: str, stream: Any) -> AsyncIterator[Any]:

@@ -82,6 +82,9 @@ class Rollouts:
         self._stream = RolloutStream(self._worker, requests, *bounds, run.group_order, self._fleet.deadlines)
         return await starting
 
+    async def ping(self) -> None:
+        """Whether it answers."""
+
     async def footprint(self) -> Footprint:
         """The service's processes; of its engines only those that were forked here by now."""
         return own_footprint()

@@ -7,17 +7,18 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
 from cluster.config import Recipe
-from cluster.fleet.arriving import arrive, keep, room_beside
-from cluster.fleet.calls import all_within, ask, each_within, within
+from cluster.fleet.arriving import arrive
+from cluster.fleet.calls import all_within, ask, beside, each_within, within
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.fleet import ENDING_S, STOP_DEADLINE_S
 from cluster.fleet.learner_actor import Place
@@ -33,6 +34,8 @@ from rollout.config import SamplingConfig
 from rollout.stages import SERVICE as ROLLOUT
 from rollout.worker import StepRollouts
 
+T = TypeVar("T")
+STARTING = "start_deadline_s", "footprint", "start"  # while it reads models and rows it answers nothing else
 Watch = Callable[[str], AbstractContextManager[None]]  # around each call, by the method's name
 Note = Callable[[Iterable[Span]], None]  # what a service says of its own time
 
@@ -54,8 +57,7 @@ class RolloutService:
         own = self._recipe.student.start_deadline_s
         self._start_s = await self._ask(own, f"start of the {ROLLOUT}", "start_deadline_s")
         self._footprint = await self._ask(own, f"processes of the {ROLLOUT}", "footprint")
-        hosts = await self._ask(own + self._start_s + 2 * GRACE_S, "start of the engines", "start")
-        return dict(hosts)
+        return dict(await self._ask(own + self._start_s + 2 * GRACE_S, "start of the engines", "start"))
 
     async def resume(self, learned: list[str]) -> None:
         """Reports which groups the steps so far have learned from."""
@@ -137,9 +139,16 @@ class RolloutService:
         seconds = self._recipe.weights.deadline_s
         return await self._ask(rounds * seconds + GRACE_S, what, method, *arguments, seconds)
 
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work` that waits for the service, maybe long, since engines may start again meanwhile; Late as soon as the
+        service itself does not answer."""
+        seconds = self._recipe.faults.silent_s
+        return await beside(work, lambda: within(seconds, ROLLOUT, ask(ROLLOUT, self.handle, "ping")))
+
     async def _ask(self, seconds: float, what: str, method: str, *arguments: Any) -> Any:
+        work = within(seconds, what, ask(ROLLOUT, self.handle, method, *arguments))
         with self.watch(method):
-            return await within(seconds, what, ask(ROLLOUT, self.handle, method, *arguments))
+            return await (work if method in STARTING else self.beside(work))
 
     async def observe(self, seconds: float) -> tuple[Sample, list[Span]]:
         """The service now, and what its engines did since the last call; an engine has `seconds` to answer."""
@@ -219,9 +228,8 @@ class LearnerService:
 
     async def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes."""
-        return int(
-            (await self._ask(self._recipe.learner.step_deadline_s, "size of a checkpoint", "checkpoint_bytes"))[0]
-        )
+        seconds = self._recipe.learner.step_deadline_s
+        return int((await self._ask(seconds, "size of a checkpoint", "checkpoint_bytes"))[0])
 
     async def save(self, folder: Path, step: int) -> list[SealedFile]:
         """Every rank's files of a checkpoint, which then are on the disk."""
@@ -247,8 +255,7 @@ class LearnerService:
 
     async def rehearse_export(self, folder: Path) -> None:
         """Before the first step: everything but the weights is written beside `folder` and read again."""
-        seen = (await self.places())[0].sees_run
-        place = folder if seen else Path(tempfile.gettempdir()) / folder.name
+        place = folder if (await self.places())[0].sees_run else Path(tempfile.gettempdir()) / folder.name
         await self._ask(self._recipe.learner.start_deadline_s, "rehearsing the export", "rehearse_export", str(place))
 
     async def export(self, folder: Path, text: tuple[Ids, Ids]) -> None:
@@ -259,13 +266,10 @@ class LearnerService:
             await self._ask(seconds, what, "export", str(folder), *text)
             return
         first, *others = self.handles
-        parts = first.export_parts.options(num_returns="streaming").remote(*text)
-        beside = [handle.export.remote(str(folder), *text) for handle in others]
-        patience_s = self._recipe.faults.store_s
-        async with room_beside(folder, patience_s) as arrived:
-            await arrive(each_within(seconds, self._names()[0], what, parts), arrived, patience_s)
-            await within(seconds, what, asyncio.gather(*beside))
-            await keep(arrived, folder, patience_s)
+        stream = first.export_parts.options(num_returns="streaming").remote(*text)
+        rest = asyncio.gather(*(handle.export.remote(str(folder), *text) for handle in others))
+        parts = each_within(seconds, self._names()[0], what, stream)
+        await arrive(parts, partial(within, seconds, what, rest), folder, self._recipe.faults.store_s)
 
     @property
     def _writing_s(self) -> float:

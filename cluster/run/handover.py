@@ -96,7 +96,7 @@ class Handover:
         await self._connect(pool)
         while True:
             try:
-                sent = await self._learner.push(pool, version)
+                sent = await self._rollout.beside(self._learner.push(pool, version))
             except RuntimeError:
                 if not await self._connect(pool):
                     raise

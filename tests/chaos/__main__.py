@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.default_model import prepare_default_model
+from tests.bench.pairs import commit_of
 from tests.chaos.places import Place, can_be, place_of
 from tests.chaos.schedule import BEGINS, PARALLEL, START, Planned, kind_of, schedule
 from tests.chaos.summary import total
 from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, read, records_of, trained_is_written
 from tests.fakes import tiny_model
 from tests.faults import UnderWay, title_of, under_way
-from tests.runs import small_arguments
+from tests.runs import ROOT, small_arguments
 
 STEPS, PROMPTS, LAG = 48, 2, 1
 SETTINGS = (
@@ -67,7 +68,7 @@ def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
         print(said[-2000:], errors[-2000:], file=sys.stderr)
     faults = [fault_of(hit, lines, records_of(folder), status, LAG) for hit in hits]
     once, written = learned_once(folder, STEPS, PROMPTS), trained_is_written(folder, STEPS)
-    return Outcome(seed, kind, status, resumes, once, written, left, time.monotonic() - began, faults)
+    return Outcome(seed, kind, status, resumes, once, written, left, time.monotonic() - began, faults, commit_of(ROOT))
 
 
 def faults_of(run: UnderWay, place: Place, plan: Sequence[Planned], folder: Path, began: float) -> list[Hit]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tests.chaos.verdict import Fault, Outcome
 
 HEAD = "| hit | by | faults | survived | noticed after | stands again after |\n|---|---|---|---|---|---|"
-RUNS_HEAD = "| seed | run | faults | resumed by hand | minutes | well |\n|---|---|---|---|---|---|"
+RUNS_HEAD = "| seed | run | faults | resumed by hand | minutes | commit | well |\n|---|---|---|---|---|---|---|"
 
 
 def tables(outcomes: Sequence[Outcome]) -> str:
@@ -47,5 +47,5 @@ def _run(outcome: Outcome) -> str:
     well = "yes" if outcome.is_well else "no"
     return (
         f"| {outcome.seed} | {outcome.kind} | {len(outcome.faults)} | {outcome.resumes} | {outcome.wall_s / 60:.1f} | "
-        f"{well} |"
+        f"{outcome.commit[:7]} | {well} |"
     )

@@ -50,7 +50,7 @@ class Fault:
 @dataclass(frozen=True)
 class Outcome:
     """What became of one run. resumes: by the harness, after a fault that only a person mends: a driver's, or one amid
-    the start. left_behind: the processes that outlived it, by their titles."""
+    the start. left_behind: the processes that outlived it, by their titles. commit: of the code that ran."""
 
     seed: int
     kind: str
@@ -61,6 +61,7 @@ class Outcome:
     left_behind: list[str]
     wall_s: float
     faults: list[Fault]
+    commit: str
 
     @property
     def is_well(self) -> bool:

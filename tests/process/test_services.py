@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,10 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster import errors
 from cluster.config import Recipe, WeightsConfig, load_recipe
-from cluster.fleet import arriving, assembly, launch, learner_actor
+from cluster.faults import FaultsConfig
+from cluster.fleet import arriving, assembly, calls, launch, learner_actor
 from cluster.fleet.assembly import Services, require_common_folder
+from cluster.fleet.calls import Died
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
@@ -37,6 +39,7 @@ from rollout.render import Renderer
 from rollout.tasks import build_task
 from rollout.tasks.base import TaskPrompt
 from rollout.tasks.config import TaskConfig
+from rollout.waits import Late
 from tests.runs import RECIPE
 
 if TYPE_CHECKING:
@@ -122,6 +125,49 @@ def test_a_rollout_service_that_hangs_is_named() -> None:
     short = RolloutService(handle(advance=never), Recipe(rollout=type(recipe.rollout)(deadline_s=0.05)))
     with pytest.raises(TimeoutError, match=r"^rollout service at version 2: no answer within 0\.05 s$"):
         asyncio.run(short.advance(2, "ab"))
+
+
+QUIET = Recipe(faults=FaultsConfig(silent_s=0.1))
+DOES_NOT_ANSWER = r"^rollout service: no answer within 0\.1 s$"
+
+
+def stopped(**answers: Any) -> RolloutService:
+    """One that is stopped as soon as it works."""
+    return RolloutService(handle(**{"enlist": never, "ping": never} | answers), QUIET)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: stopped().enlist("student"),  # which would wait for every engine that may be replaced
+        lambda: Services(stopped(enlist=lambda _: 1), learner(handle(place=never))).connect("student"),
+        lambda: Handover(
+            Services(stopped(enlist=lambda _: 0), learner(handle(push=never))), [], WeightsConfig(), print
+        ).push("student", 3),
+    ],
+    ids=["alone", "opening", "push"],
+)
+def test_a_service_that_is_stopped_ends_whatever_waits_for_it(
+    wait: Callable[[], Coroutine[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "LIFE_S", 0.05)
+    with pytest.raises(Late, match=DOES_NOT_ANSWER):
+        asyncio.run(asyncio.wait_for(wait(), 5.0))
+
+
+def test_a_service_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pings: list[float] = []
+
+    async def slow(_: str) -> int:
+        await asyncio.sleep(0.3)
+        return 2
+
+    monkeypatch.setattr(calls, "LIFE_S", 0.05)
+    service = stopped(enlist=slow, ping=lambda: pings.append(time.monotonic()))
+    assert asyncio.run(service.enlist("student")) == 2 and len(pings) >= 3
+    died = stopped(ping=lambda: (_ for _ in ()).throw(Died("rollout service died")))
+    with pytest.raises(Died, match=r"^rollout service died$"):
+        asyncio.run(died.enlist("student"))
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError], ids=lambda kind: kind.__name__)
@@ -253,6 +299,9 @@ class TwoServices:
         self.asked: list[str] = []
         self.said, self._whole = list[str](), whole
         self._canaries = list(canaries) or [0.03]
+
+    async def beside(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return await work
 
     def __getattr__(self, name: str) -> Any:
         async def method(*arguments: Any) -> Any:

@@ -161,7 +161,7 @@ def test_a_folder_says_what_was_learned(
 
 
 FAULT = Fault("learner", "SIGKILL", STEPS, 9.0, 1.0, None, survived=True, proven=None)
-WELL = Outcome(3, THREE_HOSTS, 0, 1, True, True, [], 99.0, [FAULT, replace(FAULT, proven=True)])
+WELL = Outcome(3, THREE_HOSTS, 0, 1, True, True, [], 99.0, [FAULT, replace(FAULT, proven=True)], "c0ffee")
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,5 @@ def test_the_tables_of_a_report_count_each_fault() -> None:
     assert "4 faults, 3 survived, in 2 runs, 1 of them well.\n" in said
     assert "\n| engine: core | SIGSTOP | 2 | 1 | 6.0 s (7.0) | 20.0 s (20.0) |\n" in said
     assert "\n| learner | SIGKILL | 2 | 2 | 1.0 s (1.0) | - |\n" in said
-    assert "\n| 3 | three hosts | 2 | 1 | 1.6 | yes |\n| 4 | three hosts | 2 | 1 | 1.6 | no |\n" in said
+    runs = (f"| {seed} | three hosts | 2 | 1 | 1.6 | c0ffee | {well} |\n" for seed, well in ((3, "yes"), (4, "no")))
+    assert said.endswith("\n" + "".join(runs))
