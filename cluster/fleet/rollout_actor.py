@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Recipe
+from cluster.fleet.calls import Died
 from cluster.fleet.canary import CanaryText
 from cluster.fleet.engines import Maker
 from cluster.fleet.fleet import Fleet
@@ -27,6 +28,7 @@ from evidence.storage import join
 from evidence.telemetry import Sample, Span
 from rollout.config import SamplingConfig
 from rollout.transformers_quirks import find_no_torch
+from rollout.waits import Late
 from rollout.worker import StepRollouts
 
 
@@ -54,7 +56,12 @@ class Rollouts:
         return self._fleet.roster.start_deadline_s()
 
     async def start(self) -> dict[str, str]:
-        """The address of each engine's host, by the engine's name."""
+        """The address of each engine's host, by the engine's name.
+
+        Raises:
+            Died: an engine died or does not answer, and all may start again with what stands.
+            RuntimeError: names another that did not start.
+        """
         from cluster.requests import step_requests
         from rollout.stream import RolloutStream
         from rollout.tasks import build_task
@@ -80,7 +87,10 @@ class Rollouts:
         )
         bounds = run.steps, run.max_policy_lag, recipe.rollout.deadline_s
         self._stream = RolloutStream(self._worker, requests, *bounds, run.group_order, self._fleet.deadlines)
-        return await starting
+        try:
+            return await starting
+        except Late as late:
+            raise Died(str(late)) from None
 
     async def ping(self) -> None:
         """Whether it answers."""

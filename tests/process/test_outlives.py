@@ -141,10 +141,10 @@ async def drive(recipe: Recipe, folder: RunDir, faults: Any, acts: Acts) -> Any:
     said, resumes = list[str](), False
     while True:
         actor = actor_of(recipe, folder, make)
-        await actor.start()
         learner, sink = Learner(actor), MetricsSink(STEPS)
         sink.say = said.append  # type: ignore[method-assign]
         try:
+            await actor.start()
             await serve(recipe, folder, actor, learner, sink, resumes)
         except Died as death:
             said.append(f"{death}; the services start again")
@@ -259,6 +259,32 @@ def test_a_push_waits_for_as_many_starts_as_the_fleet_makes(tmp_path: Path, monk
     groups, _, said = run(tmp_path, {}, "student.num_engines=1", "student.start_deadline_s=10.0")
     assert sorted(groups) == GROUPS and len(started) == 4
     assert said.count("start of student engine 0: no answer within 10 s; it is replaced") == 2
+
+
+def test_services_start_once_more_where_an_engine_hangs_as_they_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, learn, started = Mortal.start, Learner.learn, list[str]()
+
+    async def dies_once(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        if shard.step == 1 and len(started) == 1:
+            raise Died("learner rank 0 died")
+        return await learn(learner, shard)
+
+    async def hangs_once(engine: Mortal) -> str:
+        started.extend([engine.name] * (engine.name == EVERYONE[0]))
+        if len(started) == 2:
+            engine.suffer("hung")
+        return await start(engine)
+
+    monkeypatch.setattr(Mortal, "start", hangs_once)
+    monkeypatch.setattr(Learner, "learn", dies_once)
+    groups, _, said = run(tmp_path, {}, "student.start_deadline_s=10.0")
+    assert sorted(groups) == GROUPS and len(started) == 3
+    assert [line for line in said.splitlines() if "start again" in line] == [
+        "learner rank 0 died; the services start again",
+        "start of student engine 0: no answer within 10 s; the services start again",
+    ]
 
 
 @pytest.mark.parametrize(("kind", "lag", "amid", "starts"), [
