@@ -41,6 +41,7 @@ NAMES = (
     "start",
     "start_checks",
     "recovery",
+    "outliving",
     "bfloat16_products",
     "many_rows",
     "page",

@@ -9,7 +9,6 @@ neighbours, and the processor time of the threads that show the run. Engines cou
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from cluster.run import start, watch
 from cluster.run.record import StepRecord, read_steps
 from cluster.run.rundir import RunDir
 from tests.bench.figures import Figure
+from tests.bench.turns import say as in_turns
 from tests.runs import RECIPE, SMALL
 
 LOCAL_SMOKE = RECIPE.with_name("local-smoke.toml")
@@ -90,12 +90,7 @@ def main() -> None:
 
 def say(walls: dict[int, float], sinks: list[Timed]) -> None:
     """walls: seconds by step."""
-    ratios = [
-        2 * walls[k] / (walls[k - 1] + walls[k + 1]) for k in walls if k % 2 == 0 and {k - 1, k + 1} <= walls.keys()
-    ]
-    spread = statistics.stdev(ratios) / len(ratios) ** 0.5
-    note = f"{len(ratios)} pairs, standard error {spread:.3f}, step {statistics.median(walls.values()):.2f} s"
-    Figure("watched step over one that is not", statistics.median(ratios), "<= 1.01", note).say()
+    in_turns("watched step over one that is not", walls, "<= 1.01")
     watched = sum(seconds for step, seconds in walls.items() if step % 2 == 0)
     parts = ", ".join(f"{sink.name} {sink.seconds / watched:.2%}" for sink in sinks)
     share = sum(sink.seconds for sink in sinks) / watched
