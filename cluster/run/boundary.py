@@ -31,10 +31,12 @@ OUTSIDE = (*READERS, RayError)  # of libraries, which are no ValueError or Runti
 
 
 @contextmanager
-def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
+def run_time(sink: MetricsSink, takes_input: bool = False, has_stood: bool = False) -> Iterator[None]:
     """What fails within it is one line a cause, with the stage that it ended.
 
     takes_input: whether a ValueError is bad input that shows only here, such as a teacher's server without a model.
+    has_stood: whether it is a start of what this run has started before: where that fails something died meanwhile,
+        such as one of an engine's workers, of which vLLM says only that it did not start.
 
     Raises:
         Died: a service or a rank is no more, or does not answer.
@@ -49,7 +51,7 @@ def run_time(sink: MetricsSink, takes_input: bool = False) -> Iterator[None]:
         lines, status = explained(ExceptionGroup("", causes))
         if takes_input and status == 2:
             raise ValueError("; ".join(lines)) from None
-        kind = Died if any(is_lost(error) for error in leaves(errors)) else RuntimeError
+        kind = Died if has_stood or any(is_lost(error) for error in leaves(errors)) else RuntimeError
         raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
 
 

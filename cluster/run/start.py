@@ -205,7 +205,7 @@ async def _serve(
     with exporting(recipe, folder) as exporters, announced(recipe, folder, called_end) as begun:
         async with running(recipe, plan, folder.config, storage, metadata) as services:
             activity = watch(services)
-            with run_time(sink, takes_input=True):
+            with run_time(sink, takes_input=True, has_stood=stood.is_set()):
                 hosts = await start(services, recipe, plan, storage, folder.root)
                 await services.learner.rehearse_export(folder.export)
                 stood.set()

@@ -68,6 +68,19 @@ def test_bad_input_that_shows_only_as_services_start_has_status_2(wrapped: bool)
     assert ended(ObjectStoreFullError("full"), takes_input=True)[1] == 1
 
 
+def test_a_start_that_fails_after_one_that_did_not_is_a_loss() -> None:
+    """vLLM says of a worker that was killed that its engine did not start."""
+    failure = ExceptionGroup("", [in_an_actor(RuntimeError("student engine 0 did not start: see root cause"))])
+    found = []
+    for has_stood in (False, True):
+        with pytest.raises(RuntimeError) as caught, run_time(MetricsSink(1), True, has_stood):
+            raise failure
+        found.append(caught.value)
+    assert str(found[0]) == str(found[1]) and [isinstance(error, Died) for error in found] == [False, True]
+    with pytest.raises(ValueError, match=r"^found 2 models$"), run_time(MetricsSink(1), True, has_stood=True):
+        raise ValueError("found 2 models")
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_mistake_of_ours_keeps_its_traceback(wrapped: bool) -> None:
     mistake = KeyError("ours")

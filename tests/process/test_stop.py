@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,7 @@ from cluster.run.handover import Pushed
 from cluster.run.pipeline import Pipeline
 from cluster.run.replay import Resumed
 from cluster.run.rundir import RunDir
-from cluster.run.start import _survive
+from cluster.run.start import _serve, _survive
 from cluster.run.stop import heeding
 from tests.process.test_checkpoints import Ranks
 from tests.runs import RECIPE, ROOT
@@ -269,6 +271,38 @@ def test_a_cluster_without_room_for_what_died_says_both(tmp_path: Path, monkeypa
     assert outcomes == []
 
 
+@pytest.mark.parametrize(("stands", "starts"), [(True, 4), (False, 1)])
+def test_a_start_that_fails_where_one_has_stood_is_tried_again_as_often_as_after_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands: bool, starts: int
+) -> None:
+    begun = list[int]()
+
+    async def begin(*_: Any) -> dict[str, str]:
+        begun.append(len(begun))
+        if len(begun) > 1 or not stands:
+            raise RuntimeError("student engine 0 did not start")
+        return {}
+
+    async def rehearse(_: Path) -> None:
+        pass
+
+    def dies(*_: Any) -> None:
+        raise Died("learner rank 0 died")
+
+    @asynccontextmanager
+    async def running(*_: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(learner=SimpleNamespace(rehearse_export=rehearse))
+
+    (tmp_path / "manifest.jsonl").write_text("")
+    within: Any = lambda *_: nullcontext()  # noqa: E731
+    stands_in = {"running": running, "start": begin, "Choice": dies, "exporting": within, "announced": within}
+    for name, stand_in in {**stands_in, "watch": lambda _: None}.items():
+        monkeypatch.setattr(f"cluster.run.start.{name}", stand_in)
+    with pytest.raises(RuntimeError, match=r"student engine 0 did not start$") as caught:
+        survived(RunDir(tmp_path), _serve, SimpleNamespace(asked=""), monkeypatch)
+    assert len(begun) == starts and isinstance(caught.value, Died) == stands
+
+
 def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run over services of which each start is `serve`."""
     recipe = load_recipe(RECIPE)
@@ -276,7 +310,7 @@ def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cluster.run.start._serve", serve)
     monkeypatch.setattr("cluster.run.start.plan_for", lambda _: plan)
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
-    inputs: Any = SimpleNamespace(model="")
+    inputs: Any = SimpleNamespace(model="", task=SimpleNamespace(rates=("self-name",)))
     asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))
 
 
