@@ -1,6 +1,5 @@
 """What we know of the variables that vLLM reads, in entries as this folder has them."""
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -49,13 +48,14 @@ def enter_cpu_environment(config: "EngineConfig") -> None:
 def enter_gpu_environment() -> None:
     """Sets the environment of a GPU engine's process, before vLLM is imported.
 
-    Seen: 0.32.0, samples with FlashInfer unless told otherwise, and takes for granted that it is installed; forks its
-        core where CUDA is not initialised yet, and torch 2.11.0 refuses a GPU to a fork of a process that has no more
-        than counted the GPUs.
-    Without: no engine starts where FlashInfer is not: "No module named 'flashinfer'"; none starts in a process of our
-        own: "Cannot re-initialize CUDA in forked subprocess".
+    Seen: 0.32.0, samples with FlashInfer unless told otherwise, and takes for granted that it is installed; warms it up
+        by a request with top-k and without a seed, for which FlashInfer 0.7.0 compiles with nvcc, and does without it
+        where a request has a seed, as all of ours that are sampled have; forks its core where CUDA is not initialised
+        yet, and torch 2.11.0 refuses a GPU to a fork of a process that has no more than counted the GPUs.
+    Without: no engine starts where FlashInfer is not: "No module named 'flashinfer'", nor where it is and CUDA's
+        compiler is not; the first start elsewhere takes minutes for kernels that nothing asks for; none starts in a
+        process of our own: "Cannot re-initialize CUDA in forked subprocess".
     Contract: test_flashinfer_is_taken_for_granted, test_a_core_is_forked_unless_told_otherwise
     """
-    if importlib.util.find_spec("flashinfer") is None:
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"

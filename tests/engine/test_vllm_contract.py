@@ -276,6 +276,7 @@ def test_a_placement_group_would_choose_ray(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_flashinfer_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import SamplingParams
     from vllm.v1.sample.ops import topk_topp_sampler as sampler
 
     monkeypatch.setattr(sampler, "current_platform", SimpleNamespace(is_cuda=lambda: True))
@@ -285,6 +286,8 @@ def test_flashinfer_is_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> Non
         sampler.flashinfer_sampler_supported()
     environment.enter_gpu_environment()
     assert sampler.flashinfer_sampler_supported() is False
+    warmed_up = SamplingParams.for_sampler_warmup()
+    assert warmed_up.top_k > 0 and warmed_up.seed is None, changed("it warms up without FlashInfer")
 
 
 def test_a_core_is_forked_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

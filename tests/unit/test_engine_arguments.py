@@ -1,5 +1,7 @@
 """What vLLM is told on a CPU and on a GPU."""
 
+import importlib.util
+import os
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from cluster.config import TeacherConfig
 from rollout.config import ALONE, EngineConfig
 from rollout.engine_arguments import engine_arguments
+from rollout.vllm_quirks.environment import enter_gpu_environment
 from rollout.vllm_quirks.scheduling import scheduling_arguments
 
 
@@ -29,6 +32,18 @@ def test_a_gpus_engine_has_cuda_graphs_and_the_card_that_nobody_planned() -> Non
     found = told(EngineConfig(), "cuda")
     assert found["enforce_eager"] is False and found["gpu_memory_utilization"] == ALONE
     assert "kv_cache_memory_bytes" not in found and "block_size" not in found
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+@pytest.mark.parametrize(("own", "expected"), [({}, "0"), ({"VLLM_USE_FLASHINFER_SAMPLER": "1"}, "1")])
+def test_a_gpus_engine_warms_no_sampler_up_that_takes_no_seeds(
+    is_installed: bool, own: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlashInfer's, which is compiled for it, with nvcc; unless the user asks for it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if is_installed else None)
+    monkeypatch.setattr(os, "environ", dict(own))
+    enter_gpu_environment()
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, 1_610_612_736), (2, 805_306_368)])
