@@ -25,11 +25,16 @@ check_machine() {
         *) fail "$python is Python $version, expected 3.11 to 3.13: make setup PYTHON=python3.12" ;;
     esac
     "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv with pip: install python3-venv"
-    [ "$device" = cuda ] && return
-    # DeepSpeed compiles one operator at its first start on a CPU.
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || fail "found no C++ compiler, which DeepSpeed needs: install g++"
+    # At its first start DeepSpeed compiles one operator on a CPU, and Triton what launches its kernels on a GPU.
+    local who=DeepSpeed
+    if [ "$device" = cuda ]; then
+        who=Triton
+        command -v "${CC:-gcc}" >/dev/null || command -v "${CC:-clang}" >/dev/null || fail "found no C compiler, which Triton needs: install gcc"
+    else
+        command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || fail "found no C++ compiler, which DeepSpeed needs: install g++"
+    fi
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_paths()["include"] + "/Python.h"))' ||
-        fail "$python has no headers (Python.h), which DeepSpeed needs: install python3-dev"
+        fail "$python has no headers (Python.h), which $who needs: install python3-dev"
 }
 
 make_venv() {

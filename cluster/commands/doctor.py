@@ -144,14 +144,15 @@ def check_build(packages: Mapping[str, str], has_accelerator: bool) -> list[Find
 
 
 def check_compiler() -> list[Finding]:
-    """DeepSpeed compiles an operator at its first start: that takes a C++ compiler, ninja and Python's headers."""
+    """At its first start DeepSpeed compiles an operator on a CPU, and Triton what launches its kernels on a GPU: that
+    takes compilers of C and C++, ninja and Python's headers."""
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     return [
         _check_program("C++ compiler", shlex.split(os.environ.get("CXX") or "c++")[0], "install g++, or set CXX"),
         _check_program("ninja", "ninja", f"put {Path(sys.executable).parent} on PATH, or install ninja"),
         Finding(f"Python headers: {headers.parent}")
         if headers.is_file()
-        else Finding(f"Python headers: found no {headers}, which DeepSpeed compiles against: install python-dev", True),
+        else Finding(f"Python headers: found no {headers}, which a first start compiles against: install python-dev", True),
     ]
 
 
@@ -159,7 +160,7 @@ def _check_program(what: str, program: str, remedy: str) -> Finding:
     found = shutil.which(program)
     if found:
         return Finding(f"{what}: {found}")
-    return Finding(f"{what}: found no {program!r} on PATH, which DeepSpeed's first start needs: {remedy}", True)
+    return Finding(f"{what}: found no {program!r} on PATH, which a first start needs: {remedy}", True)
 
 
 def check_accelerators(accelerators: Sequence[Accelerator]) -> list[Finding]:

@@ -25,6 +25,7 @@ elif given[:3] == ["-m", "pip", "install"]:
         calls.write(json.dumps([given[3:], asked]) + "\\n")
 elif given[:1] == ["-c"]:
     print("3.11")
+    sys.exit("Python.h" in given[1] and "BARE" in os.environ)
 """
 KEPT = """#!{python}
 import sys
@@ -48,16 +49,21 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def installed(copy: Path, device: str) -> list[tuple[list[str], str]]:
-    """The arguments of each `pip install` of a setup, and the requirements that it read."""
+def set_up(copy: Path, device: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """On a machine with compilers, unless the environment says otherwise."""
     calls, python = copy / "calls.jsonl", copy.parent / "bin" / "python"
     executable(python, PYTHON, calls)
     executable(python.with_name("edge-opd"), "#!/bin/sh\n", calls)
-    env = {"PATH": os.environ["PATH"], "CXX": "sh"}  # any program that is here
+    env = {"PATH": os.environ["PATH"], "CXX": "sh", "CC": "sh"} | environment  # any program that is here
     command = ["bash", "requirements/install.sh", str(python), device]
-    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=60)
+
+
+def installed(copy: Path, device: str) -> list[tuple[list[str], str]]:
+    """The arguments of each `pip install` of a setup, and the requirements that it read."""
+    done = set_up(copy, device)
     assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in calls.read_text().splitlines()]
+    return [tuple(json.loads(line)) for line in (copy / "calls.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -77,6 +83,17 @@ def test_a_setup_asks_pip_for_hashes(copy: Path, device: str) -> None:
     without = {"torch": lock.pop("torch")} if device == "cpu" else {}
     assert bare == [*(f"{name}=={version}" for name, version in without.items()), "."]
     assert checked == lock
+
+
+@pytest.mark.parametrize(("device", "who"), [("cpu", "DeepSpeed"), ("cuda", "Triton")])
+def test_a_setup_without_what_a_start_compiles_with_ends_before_it_installs(copy: Path, device: str, who: str) -> None:
+    """On a GPU too: an engine's first kernel is Triton's, which compiles its launcher in C (triton 3.7.1)."""
+    bare = set_up(copy, device, BARE="1")
+    assert bare.returncode == 1 and f"has no headers (Python.h), which {who} needs: install python3-dev" in bare.stderr
+    if device == "cuda":
+        missing = set_up(copy, device, CC="no-such-compiler")
+        assert missing.returncode == 1 and "found no C compiler, which Triton needs: install gcc" in missing.stderr
+    assert not (copy / "calls.jsonl").exists()
 
 
 def test_the_benchmarks_peer_is_installed_with_hashes() -> None:
