@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.sizing.cards import DEVICES
 from tests.cards import smi_program
+from tests.gpu.drive import kernels
 from tests.runs import ROOT
 
 TESTS = {
@@ -85,3 +89,19 @@ def test_a_test_that_hangs_leaves_time_for_the_others(tmp_path: Path) -> None:
     found = results(tmp_path, LONG="600", GPU_TEST_S="20")
     assert outcomes(found)["test_takes_too_long"] == "failed" and outcomes(found)["test_after"] == "passed"
     assert found["whole"]
+
+
+def test_a_gpus_time_is_that_of_its_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's profiler also lists the ranges that Python named, such as an optimizer's step, with the time of all that
+    ran in each; its own sums leave them out."""
+    cpu, cuda = torch.profiler.DeviceType.CPU, torch.profiler.DeviceType.CUDA
+    listed = [
+        SimpleNamespace(key=key, device_type=kind, is_user_annotation=named, self_device_time_total=1e6 * seconds)
+        for key, kind, named, seconds in [
+            ("norm", cuda, False, 1), ("gemm", cuda, False, 3), ("Optimizer.step#AdamW.step", cuda, True, 4),
+            ("aten::mm", cpu, False, 0),
+        ]
+    ]  # fmt: skip
+    watched = SimpleNamespace(key_averages=lambda: listed)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext(watched))
+    assert [*kernels(lambda: None).items()] == [("gemm", 3.0), ("norm", 1.0)]
