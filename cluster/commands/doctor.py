@@ -152,7 +152,9 @@ def check_compiler() -> list[Finding]:
         _check_program("ninja", "ninja", f"put {Path(sys.executable).parent} on PATH, or install ninja"),
         Finding(f"Python headers: {headers.parent}")
         if headers.is_file()
-        else Finding(f"Python headers: found no {headers}, which a first start compiles against: install python-dev", True),
+        else Finding(
+            f"Python headers: found no {headers}, which a first start compiles against: install python-dev", True
+        ),
     ]
 
 

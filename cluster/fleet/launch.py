@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,20 @@ def engine_environment(plan: Plan) -> dict[str, str]:
     return dict(IPC_ENVIRONMENT) if plan.transport == "ipc" else {}
 
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # what torch's is told, by either name
+EXPANDS = "expandable_segments"
+
+
+def whole_segments(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of `environment` is another in a process whose GPU memory others open by CUDA's handles: of segments that
+    expand they would take file descriptors out of it, which a container without the right to trace forbids."""
+    told = {name: environment[name].split(",") for name in ALLOCATOR if EXPANDS in environment.get(name, "")}
+    return {
+        name: ",".join([*(part.strip() for part in parts if EXPANDS not in part), f"{EXPANDS}:False"])
+        for name, parts in told.items()
+    }
+
+
 KEPT_SHAPES = 64  # by a learner on a CPU: those of a few packs
 
 
@@ -119,7 +134,7 @@ def learner_environment(plan: Plan) -> dict[str, str]:
     # and learner share the cores: a thread that waits spins for the gap between two short regions, and then sleeps.
     threads = omp_threads(plan.threads) | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
     if plan.device != "cpu":
-        return {"PATH": tools, **threads}
+        return {"PATH": tools, **threads, **(whole_segments(os.environ) if plan.transport == "ipc" else {})}
     # What a micro-batch frees is kept until its end (`learner.memory.give_back`), since a new page costs more than what
     # is written to it. oneDNN and torch's layer over it each keep what they made for the last 1024 shapes, and no two
     # packs have one length: a step of the default recipe added 70 MB (findings/torch-cpu-keeps-every-length.sh).

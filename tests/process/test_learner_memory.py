@@ -46,6 +46,19 @@ def test_a_learner_s_caches_are_bounded_on_a_cpu_alone() -> None:
     assert not bounds.keys() & on_gpu.keys() and on_gpu["OMP_NUM_THREADS"] == "16"
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_learner_whose_memory_an_engine_opens_has_no_segments_that_expand(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else the user asks of torch's allocator stays; where weights go over NCCL, all of it."""
+    monkeypatch.setenv(name, "max_split_size_mb:512, expandable_segments:True,roundup_power2_divisions:[256:1,512:2]")
+    told = learner_environment(Plan("cuda", "ipc", {}, 1, threads=16))
+    assert told[name] == "max_split_size_mb:512,roundup_power2_divisions:[256:1,512:2],expandable_segments:False"
+    assert name not in learner_environment(Plan("cuda", "nccl", {}, None, threads=16))
+    monkeypatch.setenv(name, "max_split_size_mb:512")
+    assert name not in learner_environment(Plan("cuda", "ipc", {}, 1, threads=16))
+
+
 @pytest.mark.skipif("avx512_bf16" not in cpu_flags(), reason="needs a processor with products in bfloat16")
 def test_a_learner_keeps_what_it_made_for_a_few_lengths_only() -> None:
     others = {key: value for key, value in os.environ.items() if "CACHE_CAPACITY" not in key}
