@@ -191,29 +191,73 @@ def norms() -> dict[str, list[Any]]:
     return results
 
 
-async def learner(model: str, tokens: str) -> Any:
-    """Seconds of the fastest learner step but the first over 16 rows of 1,024 tokens, and peak memory. tokens: of a
-    micro-batch."""
+def rows_of(number: int, response: int) -> list[Any]:
+    """Of random tokens, all with a weight, under prompts of 64 tokens each."""
     import numpy as np
-    import torch
 
     from evidence.records import TrainRow
 
+    rng, rows = np.random.default_rng(0), list[TrainRow]()
+    for index in range(number):
+        prompt, ids = (rng.integers(5, 40_000, size).astype(np.int32) for size in (64, response))
+        with_r, without = (-rng.random(response, np.float32) for _ in range(2))
+        evidence, weight = np.zeros(response, np.float32), np.ones(response, np.float32)
+        rows.append(TrainRow(str(index), False, prompt, prompt, ids, with_r, without, evidence, weight))
+    return rows
+
+
+def trainer_of(model: str, **told: Any) -> Any:
+    """A learner of one rank, which this process is."""
+    from tests.runs import free_port
+
+    port = str(free_port())
     os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29613"
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
     )
     from learner.config import LearnerConfig
     from learner.engine import ZeroEngine
-    from learner.report import PARTS
     from learner.train import Trainer
 
-    rng, rows = np.random.default_rng(0), list[TrainRow]()
-    for index in range(16):
-        prompt, response = (rng.integers(5, 40_000, size).astype(np.int32) for size in (64, 961))
-        streams = (-rng.random(961, np.float32), -rng.random(961, np.float32), np.zeros(961, np.float32))
-        rows.append(TrainRow(str(index), False, prompt, prompt, response, *streams, np.ones(961, np.float32)))
-    config = LearnerConfig(lr=1e-7, micro_batch_tokens=int(tokens))
-    trainer, seconds = Trainer(ZeroEngine(model, config), config), list[float]()
+    config = LearnerConfig(**told)
+    return Trainer(ZeroEngine(model, config), config)
+
+
+async def checkpoint(model: str, stage: str, optimizer: str, folder: str) -> Any:
+    """Digests of a learner's weights: as they begin, after a step, which is saved, after the next one, and as the
+    checkpoint has them."""
+    from cluster.weights.digest import WeightsDigest
+    from cluster.weights.source import export_groups
+
+    trainer = trainer_of(model, lr=1e-3, zero_stage=int(stage), optimizer=optimizer, micro_batch_tokens=512)
+    engine, rows, found = trainer.engine, rows_of(4, 65), list[str]()
+
+    def look() -> None:
+        digest = WeightsDigest()
+        for name, tensor in engine.full_tensors(export_groups(engine)):
+            digest.add(name, tensor)
+        found.append(digest.hexdigest())
+
+    look()
+    trainer.step(rows)
+    look()
+    engine.save(folder, {"step": 1})
+    trainer.step(rows)
+    look()
+    engine.load(folder, 1)
+    look()
+    trainer.step(rows)  # which its optimizer takes
+    return found
+
+
+async def learner(model: str, tokens: str) -> Any:
+    """Seconds of the fastest learner step but the first over 16 rows of 1,024 tokens, and peak memory. tokens: of a
+    micro-batch."""
+    import torch
+
+    from learner.report import PARTS
+
+    trainer, rows = trainer_of(model, lr=1e-7, micro_batch_tokens=int(tokens)), rows_of(16, 961)
+    seconds = list[float]()
     for _ in range(6):
         torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -238,7 +282,7 @@ def kernels(work: Callable[[], object]) -> dict[str, float]:
 
 
 ACTS: dict[str, Callable[..., Any]] = {
-    act.__name__: act for act in (numerics, sleeping, push, adapter, attention, learner)
+    act.__name__: act for act in (numerics, sleeping, push, adapter, attention, learner, checkpoint)
 }
 
 if __name__ == "__main__":

@@ -37,6 +37,20 @@ def test_attention_and_norms_by_their_kernels_are_those_without(tmp_path: Path, 
             assert kernel < max(2 * padded, 0.01)
 
 
+def test_a_checkpoint_brings_the_weights_back(default_model: Path, tmp_path: Path) -> None:
+    """Of each kind of optimizer state that a card holds."""
+    ways = [("1", "adamw"), ("3", "adamw"), ("1", "adamw_16bit"), ("2", "adamw_16bit")]
+    targets = {way: tmp_path / f"{'-'.join(way)}.json" for way in ways}
+    scripts = {
+        "-".join(way): ["checkpoint", str(target), str(default_model), *way, str(target.with_suffix(""))]
+        for way, target in targets.items()
+    }
+    side_by_side({name: ["-m", "tests.gpu.drive", *script] for name, script in scripts.items()})
+    for target in targets.values():
+        first, saved, later, back = json.loads(target.read_text())
+        assert back == saved and len({first, saved, later}) == 3
+
+
 def test_the_learners_speed_and_memory_on_a_model_of_1_b(cards: list[Card], tmp_path: Path, tell: TELL) -> None:
     model = tiny_model(tmp_path / "model", **ONE_B)  # type: ignore[arg-type]
     found, shape = driven("learner", tmp_path / "learner.json", str(model), str(TOKENS)), shape_of(str(model))
