@@ -107,6 +107,17 @@ def test_the_other_zero_stages_run_whole(stage: int, cards: list[Card], default_
     assert AutoConfig.from_pretrained(str(run_dir / "export")).model_type == "llama"
 
 
+def test_a_run_with_an_adapter_is_whole(cards: list[Card], tmp_path: Path) -> None:
+    """With CUDA graphs, which have a kind for requests with an adapter and one for those without."""
+    done = small_run(tmp_path / "run", "learner.lora_rank=8", "learner.lr=1e-3", "teacher.dtype=bfloat16")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "on cuda, weights over ray" in done.stdout
+    records = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [record["policy_version_max"] for record in records] == [0, 1]
+    assert all(record["canary"] < 0.1 for record in records)
+    assert AutoConfig.from_pretrained(str(tmp_path / "run" / "export")).model_type == "llama"
+
+
 BY_UUID = """
 import os
 from cluster.sizing.cards import settle_devices
