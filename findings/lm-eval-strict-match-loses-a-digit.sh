@@ -4,12 +4,11 @@
 #
 # The expression of the strict filter ends in a dot that is not escaped. It was meant to leave a sentence's full stop
 # out, and stands for any character but a line break. Where nothing or a line break follows, the last digit is that
-# character. In BBH, also with words: True is read as Tru, and (A) as (A. So a model that was trained to end an answer
-# as the data do, with its end token or a line break, loses all of them for a full stop. It is also paid for ten times
-# the answer. The answer that was read is in the samples (--log_samples) only. gsm8k_cot has a second filter,
-# flexible-extract, which reads 180; BBH with examples has this one only. The expression stands in gsm8k_cot,
-# gsm8k_platinum_cot and their zero-shot forms, 27 tasks of bbh_cot_fewshot, the strict filter of 27 of
-# bbh_cot_zeroshot, GPQA's with chain of thought and mmlu_flan_cot.
+# character. In BBH, also with words: True is read as Tru, and (A) as (A. So a model that ends its answer with its end
+# token or a line break loses them all for a full stop. It is also paid for ten times the answer. The answer that was
+# read is in the samples (--log_samples) only. gsm8k_cot has a second filter, flexible-extract, which reads 180; BBH
+# with examples has this one only. The expression stands in gsm8k_cot, gsm8k_platinum_cot and their zero-shot forms, 27
+# tasks of bbh_cot_fewshot, the strict filter of 27 of bbh_cot_zeroshot, GPQA's with chain of thought and mmlu_flan_cot.
 #
 # Seen, on Python 3.11 without a model: a model that says "... the answer is 180", by what follows
 #                          the filter reads     score where 180 is right   where 18 is right

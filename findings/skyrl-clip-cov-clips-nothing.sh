@@ -2,17 +2,17 @@
 # SkyRL 0.3.0: the policy loss clip_cov clips nothing, and the KL penalty of kl_cov is as many times too strong as a
 # mini-batch has tokens.
 #
-# A mean over tokens is made beforehand here: the trainer divides the advantages by the number of tokens, and a loss adds
-# up. A loss that is linear in the advantages notices nothing. These two are not. clip_cov leaves out some tokens whose
-# covariance of advantage and log-prob lies between 1 and 5. With advantages that were divided by 30,000 no token's does,
-# and what remains is the ordinary clipped loss under the other name. kl_cov adds ppo_kl_coef |log ratio| to a fifth of
-# the tokens, which nothing divides: the gradient is then the penalty's alone, the more so the larger a batch is, and
-# max_grad_norm hides its size. Where a log ratio is exactly 0, as in the first step on a batch, the penalty has no
-# gradient. The log shows a clip_ratio of 0 for clip_cov, and for kl_cov always. The other reductions divide beforehand
-# as well. verl has the same two losses and divides what they return.
+# A mean over tokens is made beforehand here: the trainer divides the advantages by the number of tokens, and a loss
+# adds up. A loss that is linear in the advantages notices nothing. These two are not. clip_cov leaves out some tokens
+# whose covariance of advantage and log-prob lies between 1 and 5. With advantages that were divided by 30,000 no
+# token's does, and what remains is the ordinary clipped loss under the other name. kl_cov adds ppo_kl_coef |log ratio|
+# to a fifth of the tokens, which nothing divides: the gradient is then the penalty's alone, the more so the larger a
+# batch is, and max_grad_norm hides its size. Where a log ratio is exactly 0, as in the first step on a batch, the
+# penalty has no gradient. The log shows a clip_ratio of 0 for clip_cov, and for kl_cov always. The other reductions
+# divide beforehand as well. verl has the same two losses and divides what they return.
 #
-# Seen, on Python 3.11 without a GPU: answers of 512 tokens, half of the advantages 1 and half -1, log-probs moved by 0.01
-# on average, defaults of both libraries
+# Seen, on Python 3.11 without a GPU: answers of 512 tokens, half of the advantages 1 and half -1, log-probs moved by
+# 0.01, one and the same setting in both libraries
 #                                  rows   SkyRL: as its trainer hands them on   advantages as they are   verl
 #   clip_cov, tokens left out         8     0                                    1                        1
 #   clip_cov, tokens left out        64     0                                    6                        6
@@ -28,7 +28,8 @@ cd "$folder"
 pinned() { grep -oE "^$1==[^ ;\\]*" "$lock"; }
 python3 -m venv env
 env/bin/pip install -qq --no-deps --no-compile "$(pinned torch)"
-env/bin/pip install -qq --no-compile -U setuptools filelock typing-extensions sympy networkx jinja2 fsspec "$(pinned numpy)"
+env/bin/pip install -qq --no-compile -U setuptools filelock typing-extensions sympy networkx jinja2 fsspec \
+    "$(pinned numpy)"
 env/bin/pip install -qq --no-compile --no-deps --target peers skyrl==0.3.0 verl==0.9.1
 
 cat >ask.py <<'EOF'

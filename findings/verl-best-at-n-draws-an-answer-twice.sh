@@ -2,13 +2,13 @@
 # verl 0.9.1: best@N in the validation figures is not pass@N. N answers are drawn with replacement from the N that there
 # are, so that a problem that one answer in eight solves counts as solved by 66%.
 #
-# An answer that is drawn twice leaves another one out. best@N, which at the largest N is one of the figures that the log
-# puts first (val-core), is too low, and by most for problems that are solved seldom, for which one looks at it. worst@N,
-# whether all answers are right, is too high for those that are solved often. maj@N is not the vote of the N answers, but
-# the mean of votes of which each lacks a third of them. So verl's figures are not those of another tool or a paper from
-# the same answers. Nor are they those of verl itself with more answers: from 64, best@8 is 3 points below pass@8 and not
-# 34. A policy that solves other problems and not more of them can rise in best@N and stay in pass@N. The docstring speaks
-# of bootstrap samples. Without bias is 1 - C(n - c, N) / C(n, N), for n answers with c right.
+# An answer that is drawn twice leaves another one out. best@N, which at the largest N is one of the figures that the
+# log puts first (val-core), is too low, and by most for problems that are solved seldom, for which one looks at it.
+# worst@N, whether all answers are right, is too high for those that are solved often. maj@N is not the vote of the N
+# answers, but the mean of votes of which each lacks a third of them. So verl's figures are not those of another tool or
+# a paper from the same answers. Nor are they those of verl itself with more answers: from 64, best@8 is 3 points below
+# pass@8 and not 34. A policy that solves the same problems more often rises in best@N, where pass@N stays. The
+# docstring speaks of bootstrap samples. Without bias is 1 - C(n - c, N) / C(n, N), for n answers with c right.
 #
 # Seen, on Python 3.11, without a model: validation figures of 20 problems in % (pass@8, all and vote: computed here)
 #   answers  right   best@8  pass@8   worst@8  all 8 right   maj@8  the vote
