@@ -31,7 +31,9 @@ _THOUSANDS = r"(?<![\p{N}.,:])\p{N}{1,3}(?:,\p{N}{3})+(?![\p{N},:])"
 _JOINT = "\u2009"  # a space between two parts of a number, at which no other begins or ends
 _BODY = r"\(\?!((?:[^()]|\((?1)\))*)\)"  # of a pattern without escapes and classes, where it says what must not follow
 _VARIANTS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of how a letter is drawn
+_PART = re.compile(r"\{(\d+)(?:,\d*)?\}|[\s\S]")  # of such a pattern: a repeat, or a character
 PATTERN_S = 2.0  # of a search
+DEEP, LARGE = 50, 200_000  # brackets in brackets, each some calls deep; characters with repeats, 0.3 to 0.4 kB each
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,14 @@ def _fault_of_text(answer: str) -> str:
 def _fault_of_pattern(answer: str) -> str:
     import regex
 
+    if fault := _fault_of_size(answer):
+        return fault
     try:
         pattern = regex.compile(answer)
     except regex.error as error:
         return f"{error}, expected a regular expression"
+    except RecursionError:  # of sets in sets
+        return "nested too deep to read, expected a regular expression"
     if not pattern.flags & regex.DOTALL and _stops_at_a_line(answer):
         return (
             "after (?! its . ends with the line, so that what is said on the next is not seen, expected (?s) at the "
@@ -128,11 +134,36 @@ def _fault_of_pattern(answer: str) -> str:
     return "it matches at the end of every answer, expected ^ before (?!" if pattern.search("\n", 1) else ""
 
 
+def _fault_of_size(answer: str) -> str:
+    """A pattern is compiled by calls in calls, and with its repeats written out, which may take more memory than there
+    is."""
+    sizes, last, deep = [0.0], 0.0, 0  # of the brackets that are open, and of what a repeat would be of
+    for part in _PART.finditer(_plain(answer)):
+        if part[1]:
+            more = last * (max(float(part[1]), 1.0) - 1.0)
+            sizes[-1], last = sizes[-1] + more, last + more
+        elif part[0] == "(":
+            sizes.append(0.0)
+            deep = max(deep, len(sizes) - 1)
+        else:
+            last = sizes.pop() if part[0] == ")" and len(sizes) > 1 else 1.0
+            sizes[-1] += last
+    if deep > DEEP:
+        return f"brackets {deep} deep, expected at most {DEEP}"
+    large = sum(sizes)
+    return f"{large:.0f} characters with its repeats written out, expected at most {LARGE}" if large > LARGE else ""
+
+
+def _plain(pattern: str) -> str:
+    """With x for each escape and class, which may hold any sign."""
+    return re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", pattern))
+
+
 def _stops_at_a_line(answer: str) -> bool:
     """Whether the pattern looks for what must not follow through any characters but a line's end, as in (?!.*Ada)."""
     import regex
 
-    plain = regex.sub(r"\[\^?\]?[^\]]*\]", "", regex.sub(r"\\.", "", answer))
+    plain = _plain(answer)
     bodies = regex.findall(_BODY, plain) if not regex.search(r"\(\?\w*s", plain) else []
     return any(regex.search(r"\.(?:[*+]|\{\d*,)", body) for body in bodies)
 

@@ -366,6 +366,29 @@ def test_a_dot_that_stops_nothing_short_is_no_fault(tmp_path: Path, pattern: str
     assert prompt_of(tmp_path, ROW | {"answer": {"regex": pattern}}).answer == pattern
 
 
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("(a" * 400 + ")" * 400, "brackets 400 deep, expected at most 50"),
+        ("(?V1)" + "[" * 1000 + "a" + "]" * 1000, "nested too deep to read, expected a regular expression"),
+        (r"\d{400000}", "400000 characters with its repeats written out, expected at most 200000"),
+        ("(ab{999}){1000}", "1000000 characters with its repeats written out, expected at most 200000"),
+        ("(?:[a-z]{700,}){600}", "421200 characters with its repeats written out, expected at most 200000"),
+    ],
+)
+def test_a_pattern_that_is_too_large_to_read_is_one_line(tmp_path: Path, pattern: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))}.*, line 1: found answer = .*") as raised:
+        prompt_of(tmp_path, ROW | {"answer": {"regex": pattern}})
+    assert str(raised.value).endswith(f" for the judge regex ({fault})")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(\d{4})-\d{2}" * 40, "(" * 50 + "a" + ")" * 50, r"\({9}[(]{9}a" * 60, "a{0,999999}b", "x{a", "a{,9}b"]
+)
+def test_a_pattern_of_many_small_parts_is_no_fault(tmp_path: Path, pattern: str) -> None:
+    assert prompt_of(tmp_path, ROW | {"answer": {"regex": pattern}}).answer == pattern
+
+
 def test_an_answer_has_the_recipe_s_judge_unless_it_names_its_own(tmp_path: Path) -> None:
     rows = [ROW | {"question": f"Q{n}", "answer": answer} for n, answer in enumerate(["a+", 4, {"text": "a"}, None])]
     prompts = task_of(tmp_path, rows, [PROBE | {"answer": "x"}], judge="regex").training_prompts()
