@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 T = TypeVar("T")
+Leaf = Callable[["pa.DataType"], "pa.DataType"]
 BATCH_ROWS = 1024
 FEW_ROWS = 16  # at a time, where one value may be large: values that repeat are stored once
 PART_BYTES = 1 << 20  # of a column in a row group; in a larger one a value may be large
@@ -40,19 +41,31 @@ def open_parquet(path: str) -> "pq.ParquetFile":
 
 
 def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """As `batches`, each row as Python's own values, times to the microsecond; also ValueError for a value of no such
-    type."""
+    """As `batches`, each row as Python's own values, times to the microsecond, 0.1 as 0.1 whatever its width; also
+    ValueError for a value of no such type."""
     for batch in batches(file, path, columns):
-        yield from _readable(lambda batch=batch: _in_microseconds(batch).to_pylist(), path)  # type: ignore[misc]
+        yield from _readable(lambda batch=batch: _pythons_own(batch).to_pylist(), path)  # type: ignore[misc]
 
 
-def _in_microseconds(batch: "pa.RecordBatch") -> "pa.RecordBatch":
-    """Pandas writes times in nanoseconds, which Python's own types do not hold; nor do they hold any zone."""
+def _pythons_own(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    """Pandas writes times in nanoseconds, which Python's own types do not hold; nor do they hold any zone. A number of
+    32 bits is another one in 64: 0.1 is 0.10000000149 there, but for one that is written out and read."""
     import pyarrow as pa
 
-    fields = [field.with_type(_coarser(field.type)) for field in batch.schema]
-    schema = pa.schema(fields)
-    return batch if schema.equals(batch.schema) else batch.cast(schema, safe=False)
+    coarse = _with(batch.schema, _coarser)
+    written, read = (
+        _with(coarse, lambda kind, to=to: to if pa.types.is_float32(kind) else kind)  # type: ignore[misc]
+        for to in (pa.string(), pa.float64())
+    )
+    for schema in (coarse, written, read):
+        batch = batch if schema.equals(batch.schema) else batch.cast(schema, safe=False)
+    return batch
+
+
+def _with(schema: "pa.Schema", leaf: "Leaf") -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([field.with_type(_changed(field.type, leaf)) for field in schema])
 
 
 def _lists() -> "dict[Callable[[Any], bool], Callable[[Any, pa.Field], pa.DataType]]":
@@ -65,6 +78,21 @@ def _lists() -> "dict[Callable[[Any], bool], Callable[[Any, pa.Field], pa.DataTy
     }
 
 
+def _changed(kind: "pa.DataType", leaf: "Leaf") -> "pa.DataType":
+    """The type with `leaf` of each type inside it."""
+    import pyarrow as pa
+
+    for is_one, made in _lists().items():
+        if is_one(kind):
+            return made(kind, kind.value_field.with_type(_changed(kind.value_type, leaf)))
+    if pa.types.is_map(kind):
+        key, item = (field.with_type(_changed(field.type, leaf)) for field in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, kind.keys_sorted)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_changed(field.type, leaf)) for field in kind])
+    return leaf(kind)
+
+
 def _coarser(kind: "pa.DataType") -> "pa.DataType":
     import pyarrow as pa
 
@@ -74,14 +102,6 @@ def _coarser(kind: "pa.DataType") -> "pa.DataType":
         return pa.duration("us")
     if pa.types.is_time64(kind) and kind.unit == "ns":
         return pa.time64("us")
-    for is_one, made in _lists().items():
-        if is_one(kind):
-            return made(kind, kind.value_field.with_type(_coarser(kind.value_type)))
-    if pa.types.is_map(kind):
-        key, item = (field.with_type(_coarser(field.type)) for field in (kind.key_field, kind.item_field))
-        return pa.map_(key, item, kind.keys_sorted)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_coarser(field.type)) for field in kind])
     return kind
 
 
