@@ -190,7 +190,7 @@ def _checked(record: R) -> R:
         is_one = type(value) is dict if is_mapping else type(value) in types
         if not is_one or (is_mapping and not all(type(one) in types for one in value.values())):
             raise TypeError(f"{name}: found {value!r}, expected {kind}")
-        if type(value) is float and not is_amount(value):  # a time
+        if type(value) in (float, int) and not is_amount(value):  # a time, or a count
             raise TypeError(f"{name}: found {value!r}, expected a finite number, at most {MOST:.0e} in size")
     return record
 

@@ -16,6 +16,7 @@ NEWEST = 240  # points of a longer one that are all shown
 NEWEST_VALUES = 3_000  # of all its series together
 STRIDE = 32  # points more or less of the newest: those before them are looked at as seldom
 OWN_PEAKS = 8  # series up to which each keeps its own peaks; of more the chart keeps its least and its greatest
+SMALLEST = -290  # power of ten, below which is nothing; a float's own least one has no inverse
 NAN = float("nan")
 
 Values = Mapping[str, float | None]
@@ -178,7 +179,7 @@ def rounded(values: NDArray[np.float64], digits: NDArray[np.float64]) -> NDArray
     """Values to so many significant digits, [R, 1] for each row: a chart shows no more, and a file is half as long."""
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log10(np.abs(values)))
-    scale = 10.0 ** (digits - 1 - np.where(np.isfinite(exponent), exponent, 0))
+    scale = 10.0 ** (digits - 1 - np.where(np.isfinite(exponent), np.maximum(exponent, SMALLEST), 0))
     return np.round(values * scale) / scale
 
 

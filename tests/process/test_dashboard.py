@@ -683,6 +683,14 @@ def test_of_a_long_chart_the_newest_points_are_all_there_and_of_each_bucket_befo
     assert json.loads(short.shown()).keys() == {"x", "series"}  # all of them are there
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_smallest_and_the_largest_numbers_are_drawn_and_nothing_is_said_on_the_terminal() -> None:
+    columns = Columns()
+    for x, value in enumerate((5e-324, 4e-308, -1e-300, 1.2345678e-200, 9.9e307, 0.0)):
+        columns.append(x, {"a": value})
+    assert json.loads(columns.shown())["series"]["a"] == [0.0, 0.0, 0.0, 1.2346e-200, 9.9e307, 0.0]
+
+
 def test_a_chart_of_very_many_series_has_its_newest_point() -> None:
     wide = Columns()
     for x in range(2 * STRIDE):
