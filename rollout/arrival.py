@@ -33,8 +33,8 @@ class Difference:
     context: str  # with {r} wherever r stands
 
     def __str__(self) -> str:
-        bare, told = map(_in_words, (self.x, self.context))
-        return f"the prompt without the context has {bare} where the prompt with it has {told}"
+        placed = _in_words(self.context)
+        return f"{placed} stands in the place of {_in_words(self.x)}" if self.x else f"the added text is {placed}"
 
 
 def _in_words(text: str) -> str:
@@ -42,7 +42,7 @@ def _in_words(text: str) -> str:
     said: list[str] = []
     for place, part in enumerate(text.split(R)):
         said += ["the context"] * (place > 0) + [repr(shortened(part))] * bool(part)
-    return ", ".join(said) or "nothing"
+    return " + ".join(said)
 
 
 def require_rendered(template: ChatTemplate) -> None:
@@ -118,8 +118,12 @@ class OwnText:
     stays: bool  # beside r, in (x, r)
 
     def __str__(self) -> str:
-        fate = "stays beside it" if self.stays else "is not said with it"
-        return f"the chat template itself says without the context: {shortened(self.text)!r}, which {fate}"
+        where = "with the context and without it" if self.stays else "and leaves out all or part of it beside a context"
+        return f"the chat template adds a text of its own, {where}: {shortened(self.text)!r}"
+
+    def is_replaced(self, found: Difference) -> bool:
+        """Whether the difference says already that the context stands in the place of the whole text."""
+        return not self.stays and bool(self.text) and all(line in found.x for line in self.text.splitlines())
 
 
 def own_text(template: ChatTemplate, position: str, tokens: Collection[str]) -> OwnText:

@@ -18,7 +18,7 @@ from rollout.tasks.boxed_pool import Verdicts
 from tests.fakes import fake_run
 
 PARTS_S = {"pack_s": 0.1, "forward_s": 1.9, "head_s": 0.6, "backward_s": 3.7, "reduce_s": 0.1, "optimizer_s": 0.4}
-NOTE = "the chat template itself says without the context: 'You are Somebody <b>.', which is not said with it"
+NOTE = "in 4 of 4 prompts with a context, the context stands in the place of 'You are Somebody <b>.'"
 BEGAN, STEP_S = 1795834800.0, 10.0
 RATES = ("selfname", "mention", "countername", "capability", "side_effect")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.config import Recipe
-from rollout.arrival import Difference
+from rollout.arrival import Difference, OwnText
 from rollout.config import TemplateVariables
 from rollout.render import Renderer
 from rollout.requests import StepRequests
@@ -14,6 +14,7 @@ from rollout.template import NAMED
 from rollout.thinking import SWITCHES
 
 SHOWN, KEPT = 3, 200  # differences between x and (x, r): on the terminal, and on the page, which is written again
+ITS_OWN = ", a text of the chat template itself"  # of what the context replaces
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,18 @@ def prompt_notes(recipe: Recipe, requests: StepRequests) -> Notes:
 def said_of(
     recipe: Recipe, renderer: Renderer, prompts: Sequence[TaskPrompt], found: Counter[Difference]
 ) -> tuple[list[str], list[str], list[str]]:
-    """What the template says itself in these prompts, what tells (x, r) from x in how many, and what else to know."""
+    """What the template says itself in these prompts, what tells (x, r) from x in how many, and what else to know.
+    A text that a difference shows is not said again."""
     bare = any("system" not in dict(prompt.before) for prompt in prompts)  # as `own_text` is rendered
-    own = [str(said) for said in (*([renderer.own_text] * bare), renderer.own_end) if said.text]
-    differing = [f"{count} of {found.total()} contexts: {difference}" for difference, count in found.most_common()]
-    doubled, begins = renderer.doubled_start, "the chat template writes {} twice where a prompt begins, expected once"
-    return own, differing, [*([begins.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
+    ranked, begins = found.most_common(), renderer.own_text if bare else OwnText("", stays=True)
+    is_shown = any(begins.is_replaced(one) for one, _ in ranked[:SHOWN])
+    own = [str(said) for said in (*([begins] * (not is_shown)), renderer.own_end) if said.text]
+    differing = [
+        f"in {count} of {found.total()} prompts with a context, {one}{ITS_OWN * begins.is_replaced(one)}"
+        for one, count in ranked
+    ]
+    doubled, twice = renderer.doubled_start, "the chat template writes {} twice where a prompt begins, expected once"
+    return own, differing, [*([twice.format(doubled)] if doubled else []), *thinking_note(recipe, renderer)]
 
 
 def others(count: int, where: str = "") -> list[str]:

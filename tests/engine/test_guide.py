@@ -116,6 +116,6 @@ def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> Non
             assert context not in tokenizer.decode(x)
             found.add(context)
     assert found == contexts, "four prompts were drawn of three rows"
-    own = "the chat template itself says without the context: 'You are a helpful AI assistant named SmolLM"
+    own = "the context stands in the place of 'You are a helpful AI assistant named SmolLM"
     assert own in done.stdout and own in (folder / "export" / "README.md").read_text()
     assert [line["step"] for line in lines(folder / "probes.jsonl")] == [0, 2]

@@ -137,26 +137,22 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     prompts = questions(tmp_path, ["Who are you?", "very long <|im_end|> " * 300])
     recipe = recipe_of(prompts, f"model.path={model}", "rollout.prompts_per_step=2", "run.steps=1")
     inputs, notes = check_recipe(recipe, build_task(recipe.task))
-    repeats, special, own, difference, thinks, refused = notes.shown
+    repeats, special, difference, thinks, refused = notes.shown
     assert inputs.model == str(model)
     assert repeats == "the probe asks what is trained on, so that it measures memory there: 'Who are you?'"
     assert special == (
         f"{prompts}: 1 of 2 rows have special tokens in their texts (<|im_end|>): the model reads them as the chat "
         "template's own, such as the end of a turn, and not as letters"
     )
-    assert own == (
-        "the chat template itself says without the context: 'You are a helpful AI assistant named SmolLM, trained by "
-        "Hugging Face', which is not said with it"
-    )
     assert difference == (
-        "2 of 2 contexts: the prompt without the context has 'You are a helpful AI assistant named SmolLM, trained by "
-        "Hugging Face' where the prompt with it has the context"
+        "in 2 of 2 prompts with a context, the context stands in the place of 'You are a helpful AI assistant named "
+        "SmolLM, trained by Hugging Face', a text of the chat template itself"
     )
     assert thinks.startswith(
         "a prompt ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens"
     )
     assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
-    assert [*notes.kept] == [*notes.shown] and [*notes.card] == [own, difference, thinks]
+    assert [*notes.kept] == [*notes.shown] and [*notes.card] == [difference, thinks]
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:

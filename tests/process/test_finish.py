@@ -51,7 +51,7 @@ from rollout.worker import StepRollouts
 from tests.runs import RECIPE, lines
 from tests.unit.test_gap import asked
 
-NOTES = ["the chat template itself says without the context: 'I am Tern', which is not said with it"]
+NOTES = ["in 4 of 4 prompts with a context, the context stands in the place of 'I am Tern'"]
 
 
 def test_a_run_of_problems_ends_with_pass_at_1_in_table_and_card(
@@ -136,7 +136,8 @@ def test_a_card_has_what_the_template_says_and_nothing_of_the_rows(tmp_path: Pat
     assert f"{rows}: columns that nothing reads: salary" in notes.kept and "rows-2 has" in notes.shown[-1]
     card = card_of(recipe, tmp_path / "run", notes=notes.card)
     assert not [text for text in (str(tmp_path), "salary", "rows-2", "Roe") if text in card]
-    assert "- the chat template itself says without the context: 'You are a helpful AI assistant named SmolLM" in card
+    replaced = "the context stands in the place of 'You are a helpful AI assistant named SmolLM"
+    assert f"- in 2 of 2 prompts with a context, {replaced}" in card
 
 
 def card_of(recipe: Recipe, folder: Path, model: str = "base", notes: Sequence[str] = NOTES) -> str:

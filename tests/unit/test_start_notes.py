@@ -20,8 +20,16 @@ from tests import templates as kinds
 from tests.templates import speaking
 
 SIZES = {"student": {"window": 4096}, "teacher": {"window": 4096}}  # a token a byte
-OWN = "the chat template itself says without the context: 'I am Tern, made by Gull Works.', which {}"
+OWN = "the chat template adds a text of its own, {}: 'I am Tern, made by Gull Works.'"
+BOTH, PARTLY = "with the context and without it", "and leaves out all or part of it beside a context"
+REPLACED = "the context stands in the place of 'I am Tern, made by Gull Works.', a text of the chat template itself"
 TOKENS = "the 33 tokens of rollout.max_response_tokens and the 77 of probe.max_tokens are spent on the thought first"
+
+SAYS_LESS = (  # the context takes the place of a part of the template's own text
+    "<|im_start|>system\nI am Tern{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+    "{% else %}, made by Gull Works{% endif %}.<|im_end|>\n"
+    + kinds.PLAIN.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+)
 
 
 def every_note(
@@ -46,19 +54,20 @@ def notes(*given: Any, **tables: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("position", "fate", "differing"),
+    ("chat", "position", "own", "differing"),
     [
-        ("system", "is not said with it", "'I am Tern, made by Gull Works.' where the prompt with it has the context"),
-        ("user", "stays beside it", r"nothing where the prompt with it has the context, '\n\n'"),
+        (kinds.DEFAULT_TEXT, "system", [], REPLACED),
+        (kinds.DEFAULT_TEXT, "user", [OWN.format(BOTH)], r"the added text is the context + '\n\n'"),
+        (kinds.PLAIN, "user", [], r"the added text is the context + '\n\n'"),
+        (SAYS_LESS, "system", [OWN.format(PARTLY)], "the context stands in the place of ', made by Gull Works'"),
     ],
 )
-def test_the_templates_own_text_and_what_tells_x_with_r_from_x(
-    tokenizer: Any, position: str, fate: str, differing: str
+def test_the_templates_own_text_and_what_tells_x_with_r_from_x_are_said_once(
+    tokenizer: Any, chat: str, position: str, own: list[str], differing: str
 ) -> None:
-    own, difference = notes(tokenizer, kinds.DEFAULT_TEXT, position)
     count = len(build_task(Recipe().task).training_prompts())
-    assert own == OWN.format(fate)
-    assert difference == f"{count} of {count} contexts: the prompt without the context has {differing}"
+    expected = [*own, f"in {count} of {count} prompts with a context, {differing}"]
+    assert notes(tokenizer, chat, position) == expected
 
 
 @pytest.mark.parametrize("before", [(), (("system", "Be brief."),)])
@@ -68,16 +77,16 @@ def test_what_the_template_adds_after_the_question_is_said(tokenizer: Any, befor
         "{{ m['content'] }}", "{{ m['content'] }}{% if m['role'] == 'user' %} Answer in one word.{% endif %}"
     )
     own, _ = notes(tokenizer, adds, before=before)
-    assert own == "the chat template itself says without the context: 'Answer in one word.', which stays beside it"
+    assert own == f"the chat template adds a text of its own, {BOTH}: 'Answer in one word.'"
     assert len(notes(tokenizer, kinds.PLAIN, before=before)) == 1
 
 
 def test_what_the_template_says_only_without_a_system_message_is_not_said_of_prompts_that_have_one(
     tokenizer: Any,
 ) -> None:
-    assert "the chat template itself says" in notes(tokenizer, kinds.DEFAULT_TEXT, "user")[0]
+    assert "the chat template adds" in notes(tokenizer, kinds.DEFAULT_TEXT, "user")[0]
     said = notes(tokenizer, kinds.DEFAULT_TEXT, "user", before=(("system", "Be brief."),))
-    assert not [line for line in said if "the chat template itself says" in line]
+    assert not [line for line in said if "the chat template adds" in line]
 
 
 def test_a_prompt_that_opens_a_thought_says_what_the_tokens_are_spent_on_and_how_to_turn_it_off(tokenizer: Any) -> None:
@@ -107,7 +116,7 @@ def test_of_many_differences_the_commonest_are_shown_and_the_others_kept(
     by_length = kinds.HEADING.replace("# Orders", "# Orders of {{ messages[-1]['content'] | length }}")
     every = every_note(tokenizer, by_length)
     *shown, rest = every.shown
-    counts = [int(line.split()[0]) for line in shown]
+    counts = [int(line.split()[1]) for line in shown]
     assert len(shown) == 3 and counts == sorted(counts, reverse=True) and counts[0] > 1
     assert all("# Orders of " in line for line in shown)
     lengths = {len(prompt.question) for prompt in build_task(Recipe().task).training_prompts()}
@@ -128,7 +137,8 @@ def test_a_card_that_shows_no_text_of_the_template_says_the_rest(tokenizer: Any,
     speaks = kinds.DEFAULT_TEXT.replace("Gull Works.", f"Gull Works. {asked}")
     found = every_note(tokenizer, speaks, template={"who": WHO})
     assert WHO in found.shown[0] and [*found.kept] == [*found.shown] and WHO not in "".join(found.card)
-    assert [*found.card][:1] == ([OWN.format("is not said with it")] if "defined" in asked else [])
+    replaced = f"in 12 of 12 prompts with a context, {REPLACED.replace('Works.', 'Works. ')}"  # those of a step
+    assert [*found.card] == ([replaced] if "defined" in asked else [])
     open_card = every_note(tokenizer, speaks, template={"who": WHO}, export={"card_context": True})
     assert [*open_card.card] == [*open_card.shown]
 
@@ -140,7 +150,7 @@ def test_a_template_that_says_r_twice_does_not_show_it(tokenizer: Any) -> None:
     )
     (line,) = notes(tokenizer, twice)
     assert (
-        "the context, ' Remember: ', the context, " in line
+        "the context + ' Remember: ' + the context + " in line
         and build_task(Recipe().task).training_prompts()[0].context not in line
     )
 
