@@ -24,7 +24,7 @@ from rollout.tasks.notes import SAID_WHOLE, UNREAD, sentence_of
 from rollout.tasks.problems import with_wrong_contexts
 
 SHOWN_FAULTS = 20
-SHOWN_ROWS = 10  # of those that do not fit
+SHOWN_ROWS, SHOWN_IN_FAULT = 10, 3  # of those that do not fit
 SHOWN_CHARS = 400  # of a text of the first row
 SPECIAL = "rows have special tokens in their texts, which the model reads as its own"
 
@@ -36,6 +36,7 @@ class Sizes:
     view: str
     tokens: Sequence[int]
     most: int
+    room: str  # the keys that set `most`
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
     if num_wrong_contexts(recipe.evidence):
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
 
-    views = _sizes(renderer, _views(prompts, recipe), recipe.window - recipe.rollout.max_response_tokens)
+    response = recipe.rollout.max_response_tokens
+    room = f"{_narrowest(recipe)} = {recipe.window} less rollout.max_response_tokens = {response}"
+    views = _sizes(renderer, _views(prompts, recipe), recipe.window - response, room)
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
     questions: list[tuple[str, ProbePrompt]] = []
     if task.probe_file:
@@ -88,11 +91,18 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
         if not probes.faults:  # a row at fault may be the one that has the tag
             check_main_tag(task, [one for _, one in questions])
         x = [(prompt.turns, "") for prompt in probes.prompts]
-        files.append((probes, _sizes(renderer, {"x": x}, recipe.student.window - 1)))
+        window = recipe.student.window
+        files.append((probes, _sizes(renderer, {"x": x}, window - 1, f"student.window = {window} less 1")))
     if task.chat_probes and prompts and task.probe_file:
         again = asking_again(ContextTask(task.name, CARD, tuple(prompts), tuple(one for _, one in questions)))
         questions += ((f"{task.prompts_file}, again with its context", one) for one in again.probes if one.context)
     return DataCheck(files, _too_long_to_ask(questions, recipe, renderer))
+
+
+def _narrowest(recipe: Recipe) -> str:
+    """The key of the window in which a training prompt has to fit, or both."""
+    windows = {"student.window": recipe.student.window, "teacher.window": recipe.teacher.window}
+    return " and ".join(key for key, window in windows.items() if window == recipe.window)
 
 
 def _views(prompts: Sequence[TaskPrompt], recipe: Recipe) -> dict[str, list[Pair]]:
@@ -120,8 +130,16 @@ def _too_long_to_ask(asked: Sequence[tuple[str, ProbePrompt]], recipe: Recipe, r
 def _fits_nowhere(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
     if not file.prompts or min(_longest(sizes)) <= sizes[0].most:
         return []
-    most = sizes[0].most
-    return [f"{file.path}: found {len(file.prompts)} prompts of more than {most} tokens, expected one that fits"]
+    return [
+        f"{file.path}: found {len(file.prompts)} prompts of more than {sizes[0].most} tokens"
+        f"{_listed(_oversized(file, sizes), SHOWN_IN_FAULT)}, expected one that fits {sizes[0].room}"
+    ]
+
+
+def _oversized(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
+    """The places of prompts that do not fit, each with its tokens."""
+    longest = zip(file.places, _longest(sizes), strict=True)
+    return [f"{where} ({tokens})" for where, tokens in longest if tokens > sizes[0].most]
 
 
 def _longest(sizes: Sequence[Sizes]) -> list[int]:
@@ -129,9 +147,9 @@ def _longest(sizes: Sequence[Sizes]) -> list[int]:
     return [max(tokens) for tokens in zip(*(size.tokens for size in sizes), strict=True)]
 
 
-def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int) -> list[Sizes]:
+def _sizes(renderer: Renderer, views: Mapping[str, Sequence[Pair]], most: int, room: str) -> list[Sizes]:
     lengths = lengths_near(renderer, {pair for pairs in views.values() for pair in pairs}, most)
-    return [Sizes(view, [lengths[pair] for pair in pairs], most) for view, pairs in views.items()]
+    return [Sizes(view, [lengths[pair] for pair in pairs], most, room) for view, pairs in views.items()]
 
 
 def to_text(check: DataCheck) -> str:
@@ -189,9 +207,8 @@ def _tokens(sizes: Sequence[Sizes]) -> list[str]:
 
 
 def _too_long(file: FileCheck, sizes: Sequence[Sizes]) -> list[str]:
-    most, longest = sizes[0].most, _longest(sizes)
-    found = [f"{where} ({tokens})" for where, tokens in zip(file.places, longest, strict=True) if tokens > most]
-    return [f"  {len(found)} do not fit: more than {most} tokens{_listed(found)}"]
+    found, first = _oversized(file, sizes), sizes[0]
+    return [f"  {len(found)} do not fit: more than {first.most} tokens ({first.room}){_listed(found)}"]
 
 
 def _rows_with(found: Sequence[tuple[str, str]], said: str) -> list[str]:
@@ -199,9 +216,9 @@ def _rows_with(found: Sequence[tuple[str, str]], said: str) -> list[str]:
     return [f"  {len(found)} {said}{_listed([f'{where} ({what})' for where, what in found])}"] if found else []
 
 
-def _listed(found: Sequence[str]) -> str:
-    more = f" and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
-    return f": {'; '.join(found[:SHOWN_ROWS])}{more}" if found else ""
+def _listed(found: Sequence[str], most: int = SHOWN_ROWS) -> str:
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f": {'; '.join(found[:most])}{more}" if found else ""
 
 
 def _having(file: FileCheck, what: Callable[[Prompt], str]) -> list[tuple[str, str]]:

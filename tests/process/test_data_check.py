@@ -44,11 +44,12 @@ def test_it_says_what_each_file_becomes(
         "  10 prompts, 0 rows at fault",
         "  contexts: 10 different; 0 rows without",
         "  answers by judge: none (9 rows), text (1 rows)",
-        f"  1 do not fit: more than 472 tokens: {rows}, line 10 ({tokens})",
+        "  1 do not fit: more than 472 tokens (student.window and teacher.window = 512 less "
+        f"rollout.max_response_tokens = 40): {rows}, line 10 ({tokens})\n",
         f"  first: {rows}, line 1\n    user: Who keeps key 0?\n    r: Ada keeps key 0.\n",
         f"{probe}: 2 rows, read as question",
         "  tags: fact (1 rows), key (1 rows), near (1 rows)",
-        "  0 do not fit: more than 511 tokens",
+        "  0 do not fit: more than 511 tokens (student.window = 512 less 1)\n",
         "    user: Key 1 is whose?\n    answer (text): Ada\n",
     ):
         assert text in said.out, text
@@ -221,7 +222,10 @@ def test_wrong_contexts_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     contrastive = ["evidence.kind=contrastive", "evidence.num_wrong_contexts=1"]
     assert main(["data", "check", rows, *(text for one in contrastive for text in ("--set", one))]) == 0
     said = capsys.readouterr().out
-    assert f"  1 do not fit: more than 472 tokens: {rows}, line 2 (" in said and "    x, wrong r " in said
+    assert (
+        re.search(rf"^  1 do not fit: more than 472 tokens \(.*\): {rows}, line 2 \(", said, re.MULTILINE)
+        and "    x, wrong r " in said
+    )
 
 
 def test_rows_whose_texts_have_special_tokens_are_counted(
@@ -311,7 +315,7 @@ def test_rows_looked_at_in_several_processes_are_told_as_in_one(
 
 
 def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = write(tmp_path / "rows.jsonl", [{"ask": "Who?", "doc": "Ada."}])
+    rows = write(tmp_path / "rows.jsonl", [{"ask": "Who?", "doc": "Ada."}] * 5)
     probe = write(tmp_path / "probe.jsonl", [{"ask": "Whose?", "answer": "Ada"}])
     recipe = tmp_path / "own.toml"
     recipe.write_text(
@@ -320,9 +324,16 @@ def test_a_recipe_gives_columns_windows_and_probe(tmp_path: Path, capsys: pytest
     )
     assert main(["data", "check", rows, "--recipe", str(recipe), "--set", "rollout.max_response_tokens=50"]) == 2
     said, errors = capsys.readouterr()
-    assert f"edge-opd: {rows}: found 1 prompts of more than 10 tokens, expected one that fits\n" == errors
-    assert "rows.jsonl: 1 rows, read as task.columns" in said and "probe.jsonl: 1 rows, read as task.columns" in said
-    assert f"  1 do not fit: more than 10 tokens: {rows}, line 1 (" in said
+    room, places = (
+        "student.window = 60 less rollout.max_response_tokens = 50",
+        (f"{rows}, line {n} (#)" for n in (1, 2, 3)),
+    )
+    assert re.sub(r"\(\d+\)", "(#)", errors) == (
+        f"edge-opd: {rows}: found 5 prompts of more than 10 tokens: {'; '.join(places)} and 2 more, "
+        f"expected one that fits {room}\n"
+    )
+    assert "rows.jsonl: 5 rows, read as task.columns" in said and "probe.jsonl: 1 rows, read as task.columns" in said
+    assert f"  5 do not fit: more than 10 tokens ({room}): {rows}, line 1 (" in said
 
 
 def test_a_column_that_neither_file_has_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
