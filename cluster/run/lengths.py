@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from cluster.default_model import default_cache
 from evidence.files import write_whole
@@ -28,12 +29,22 @@ def remembered_lengths(renderer: Renderer, pairs: Collection[Pair]) -> dict[Pair
         return dict(zip(ordered, renderer.lengths(ordered), strict=True))
     digest = hashlib.sha256(json.dumps([renderer.identity, ordered]).encode()).hexdigest()
     path = default_cache() / "lengths" / f"{digest}.json"
-    if path.is_file():
-        return dict(zip(ordered, from_json(path.read_text(encoding="utf-8")), strict=True))
-    lengths = renderer.lengths(ordered)
-    with suppress(OSError):  # a cache that cannot be written costs the time, not the run
-        write_whole(path, json.dumps(lengths))
+    lengths = _kept(path, digest, len(ordered))
+    if lengths is None:
+        lengths = renderer.lengths(ordered)
+        with suppress(OSError):  # a cache that cannot be written costs the time, not the run
+            write_whole(path, json.dumps({digest: lengths}))
     return dict(zip(ordered, lengths, strict=True))
+
+
+def _kept(path: Path, digest: str, count: int) -> list[int] | None:
+    """What the file says of the texts of this digest; None where it is damaged, of other texts, or not there."""
+    try:
+        lengths = from_json(path.read_bytes())[digest]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    is_whole = isinstance(lengths, list) and len(lengths) == count
+    return lengths if is_whole and all(type(length) is int and length > 0 for length in lengths) else None
 
 
 def lengths_near(renderer: Renderer, pairs: Collection[Pair], limit: int) -> dict[Pair, int]:

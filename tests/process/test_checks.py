@@ -184,6 +184,35 @@ def test_lengths_of_many_prompts_are_measured_once(
         remembered_lengths(renderer, [*pairs, ("another", "")])
 
 
+DAMAGES = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "not UTF-8": lambda text: b"\xff\xfe\x00",
+    "of other prompts": lambda text: text.replace('"', '"another ', 1),
+    "of another version": lambda text: json.dumps([7] * MANY),
+    "one too many": lambda text: text.replace("[", "[7, ", 1),
+    "a text among them": lambda text: text.replace("[", '["', 1).replace(",", '",', 1),
+    "no list": lambda text: f"{text.partition('[')[0]}{MANY}}}",
+    "too deep": lambda text: "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_lengths_are_measured_again_and_replaced(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setenv("EDGE_OPD_CACHE", str(tmp_path))
+    renderer, pairs = Renderer(tokenizer, "system"), [(f"Who is {number}?", "") for number in range(MANY)]
+    found = remembered_lengths(renderer, pairs)
+    (kept,) = (tmp_path / "lengths").iterdir()
+    whole = kept.read_text()
+    damaged = DAMAGES[damage](whole)
+    kept.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    assert kept.read_bytes() != whole.encode()
+    assert remembered_lengths(renderer, pairs) == found
+    assert kept.read_text() == whole
+
+
 def test_a_cache_that_cannot_be_written_is_no_fault(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
