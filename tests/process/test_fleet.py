@@ -2,6 +2,10 @@
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from ray.exceptions import RayTaskError
 
@@ -16,9 +21,10 @@ from cluster.config import Recipe
 from cluster.faults import FaultsConfig
 from cluster.fleet.calls import Died
 from cluster.fleet.canary import CanaryText
-from cluster.fleet.fleet import Fleet
+from cluster.fleet.fleet import ENDING_S, Fleet
 from cluster.fleet.launch import engine_environment
 from cluster.fleet.placement import Share, make_plan
+from cluster.fleet.processes import end_processes
 from cluster.fleet.ray_cluster import local_arguments
 from cluster.fleet.ray_engine import RayEngine
 from evidence.records import Floats, Ids
@@ -294,3 +300,48 @@ def test_every_engine_is_stopped_and_one_that_hangs_is_killed() -> None:
     engines = [FakeEngine(), Hung()]
     run_virtual(fleet_of(engines).stop())
     assert engines[0].told == [("stop",), ("kill",)] and engines[1].told == [("kill",)]
+
+
+ENDING = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end if sys.argv[2] == "ends" else signal.SIG_IGN)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+class WithProcess(FakeEngine):
+    """It tells its process to end and waits for nothing, as an engine's actor does."""
+
+    def __init__(self, ended: Path, what: str) -> None:
+        super().__init__()
+        self.process = psutil.Popen([sys.executable, "-c", ENDING, str(ended), what], stdout=subprocess.PIPE)
+        self.process.stdout.readline()  # it heeds signals
+        self.own = self.process.pid, self.process.create_time()
+
+    async def stop(self) -> None:
+        self.process.terminate()
+
+    def kill(self, grace_s: float = 0.0) -> None:
+        end_processes([self.own], grace_s)
+
+
+@pytest.mark.parametrize(("what", "grace_s"), [("ends", 120.0), ("hangs", 1.0)])
+def test_an_engine_that_was_stopped_has_its_grace_to_end_and_is_killed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, grace_s: float
+) -> None:
+    """The grace is ours here: a busy machine takes its time, and a test should not."""
+    assert ENDING_S > 0
+    monkeypatch.setattr("cluster.fleet.fleet.ENDING_S", grace_s)
+    engine, begun = WithProcess(tmp_path / "ended", what), time.monotonic()
+    asyncio.run(fleet_of([engine]).stop())
+    try:
+        was_killed = engine.process.wait(60) == -signal.SIGKILL
+        assert (was_killed, (tmp_path / "ended").exists()) == (what == "hangs", what == "ends")
+        assert what == "ends" or time.monotonic() - begun >= grace_s
+    finally:
+        end_processes([engine.own])
