@@ -14,8 +14,15 @@ def renderer_of(recipe: Recipe, model: str) -> Renderer:
     return Renderer(load_tokenizer(model), position, model, recipe.template, day, generation_ends(model))
 
 
+def window_keys(recipe: Recipe) -> str:
+    """The key that sets `recipe.window`, or both."""
+    windows = {"student.window": recipe.student.window, "teacher.window": recipe.teacher.window}
+    return " and ".join(key for key, window in windows.items() if window == recipe.window)
+
+
 def step_requests(recipe: Recipe, model: str, task: Task | None = None) -> StepRequests:
     """The recipe's prompts, those of `task` where it is built already, as `renderer_of` renders them."""
     prompts = (task or build_task(recipe.task)).training_prompts()
     renderer = renderer_of(recipe, model)
-    return StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, recipe.window, recipe.run.seed)
+    limits = recipe.window, recipe.run.seed
+    return StepRequests(prompts, renderer, recipe.rollout, recipe.evidence, *limits, recipe.task.prompts_file)

@@ -41,11 +41,11 @@ RATES = _Rates({
         "third_turn", "selfname", "n_third_turn", "selfname, 3rd turn", "self-name in the third turn"
     ),
     "selfname_with_context": RateRule(
-        "with_context", "selfname", "n_with_context", "selfname, with r", "self-name with the context"
+        "with_context", "selfname", "n_with_context", "selfname, with context", "self-name with the context"
     ),
     "pass_at_1": RateRule("math", "correct", "n", "pass@1", "pass@1"),
     "correct": RateRule("context", "correct", "n", "correct", "correct"),
     "correct_with_context": RateRule(
-        "context_again", "correct", "n_context_again", "correct, with r", "correct with the context"
+        "context_again", "correct", "n_context_again", "correct, with context", "correct with the context"
     ),
 })  # fmt: skip

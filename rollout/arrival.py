@@ -95,9 +95,9 @@ def require_place(template: ChatTemplate, position: str) -> None:
     if not fault:
         return
     others = [f'"{other}"' for other in POSITIONS if other != position and not _fault(template, other)]
-    wanted = f"one of {', '.join(others)}" if others else "another model: r arrives nowhere"
+    wanted = f"one of {', '.join(others)}" if others else "another model: the context arrives at no position"
     raise ValueError(
-        f'{template.model}: {fault}, expected one that shows it (context_position = "{position}": try {wanted})'
+        f'{template.model}: {fault}, expected one that shows it (rollout.context_position = "{position}": try {wanted})'
     )
 
 
@@ -106,8 +106,8 @@ def _fault(template: ChatTemplate, position: str) -> str:
     try:
         text = template.text(placed((("user", _QUESTION),), MARK, position))
     except Refusal as error:
-        return f"found a chat template that refuses r ({error.said})"
-    return "" if MARK in text else "found a chat template that drops r"
+        return f"found a chat template that refuses the context ({error.said})"
+    return "" if MARK in text else "found a chat template that leaves the context out"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def require_texts(x: str, turns: Turns) -> None:
         written = (answer_of(text) if role == "assistant" else text).strip()
         if written not in x:
             raise ValueError(
-                f"found a text of the role {role!r} that does not arrive in x as it is written "
+                f"found a text of the role {role!r} that does not arrive in the prompt as it is written "
                 f"({_where_cut(x, written)}), expected it whole"
             )
 
@@ -176,14 +176,14 @@ def require_context(x: str, context: str, without: str, r: str, question: str) -
         )
     if context == x:
         raise ValueError(
-            f"found a context that the chat template itself says in x ({shortened(r)!r}): (x, r) is x, "
-            "expected one that changes it"
+            f"found a context that the chat template itself says without it ({shortened(r)!r}): both prompts are the "
+            "same, expected one that changes the prompt"
         )
     tail, context_tail = (text.rpartition(question)[2] for text in (x, context))
     if tail != context_tail:
         raise ValueError(
-            f"found {context_tail[:_SHOWN]!r} after the question in (x, r) and {tail[:_SHOWN]!r} in x, expected the "
-            "same: the context changes how the answer begins"
+            f"found {context_tail[:_SHOWN]!r} after the question in the prompt with the context and {tail[:_SHOWN]!r} "
+            "in the one without, expected the same: the context changes how the answer begins"
         )
 
 

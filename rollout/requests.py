@@ -54,8 +54,10 @@ class StepRequests:
         evidence: EvidenceConfig,
         window: int,
         seed: int,
+        source: str = "",
     ) -> None:
-        self.prompts, self.renderer, self.config = prompts, renderer, config
+        """source: the file of the prompts, for messages."""
+        self.prompts, self.renderer, self.config, self.source = prompts, renderer, config, source
         self.num_wrong, self.window, self.seed = num_wrong_contexts(evidence), window, seed
         self._order = lru_cache(4)(self._shuffled)  # many steps draw from one epoch, and a shuffle costs its rows
         self._pools = [[prompt for prompt in prompts if prompt.is_ordinary == kind] for kind in (False, True)]
@@ -132,11 +134,12 @@ class StepRequests:
         return Counter(one for one in found if one is not None)
 
     def _difference(self, prompt_id: str, question: Question, context: str) -> Difference | None:
-        """`Renderer.difference`, whose faults name the prompt."""
+        """`Renderer.difference`, whose faults name the prompt and its file."""
         try:
             return self.renderer.difference(question, context)
         except ValueError as error:
-            raise ValueError(f"prompt {prompt_id}: {error}") from error
+            source = f"{self.source}: " if self.source else ""
+            raise ValueError(f"{source}prompt {prompt_id}: {error}") from error
 
     def _refusal(self, prompt: TaskPrompt, longest: int) -> str:
         """Why it is refused, or nothing."""

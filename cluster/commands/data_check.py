@@ -12,7 +12,7 @@ from cluster.config import Recipe, load_recipe, located
 from cluster.errors import printable
 from cluster.fleet.processes import collect_seldom
 from cluster.models import resolve_model
-from cluster.requests import renderer_of
+from cluster.requests import renderer_of, window_keys
 from cluster.run.lengths import lengths_near
 from cluster.typed import build, parse_overrides
 from rollout.contrast import check_wrong_contexts, num_wrong_contexts
@@ -25,6 +25,7 @@ from rollout.tasks.problems import with_wrong_contexts
 
 SHOWN_FAULTS = 20
 SHOWN_ROWS, SHOWN_IN_FAULT = 10, 3  # of those that do not fit
+WITHOUT = "without context"
 SHOWN_CHARS = 400  # of a text of the first row
 SPECIAL = "rows have special tokens in their texts, which the model reads as its own"
 
@@ -81,7 +82,7 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
         check_wrong_contexts(with_wrong_contexts(prompts, task.seed), recipe.evidence)
 
     response = recipe.rollout.max_response_tokens
-    room = f"{_narrowest(recipe)} = {recipe.window} less rollout.max_response_tokens = {response}"
+    room = f"{window_keys(recipe)} = {recipe.window} less rollout.max_response_tokens = {response}"
     views = _sizes(renderer, _views(prompts, recipe), recipe.window - response, room)
     files: list[tuple[FileCheck, Sequence[Sizes]]] = [(training, views)]
     questions: list[tuple[str, ProbePrompt]] = []
@@ -92,26 +93,20 @@ def check_data(rows: str, probe: str, recipe: Recipe, row: int | None = None) ->
             check_main_tag(task, [one for _, one in questions])
         x = [(prompt.turns, "") for prompt in probes.prompts]
         window = recipe.student.window
-        files.append((probes, _sizes(renderer, {"x": x}, window - 1, f"student.window = {window} less 1")))
+        files.append((probes, _sizes(renderer, {WITHOUT: x}, window - 1, f"student.window = {window} less 1")))
     if task.chat_probes and prompts and task.probe_file:
         again = asking_again(ContextTask(task.name, CARD, tuple(prompts), tuple(one for _, one in questions)))
         questions += ((f"{task.prompts_file}, again with its context", one) for one in again.probes if one.context)
     return DataCheck(files, _too_long_to_ask(questions, recipe, renderer))
 
 
-def _narrowest(recipe: Recipe) -> str:
-    """The key of the window in which a training prompt has to fit, or both."""
-    windows = {"student.window": recipe.student.window, "teacher.window": recipe.teacher.window}
-    return " and ".join(key for key, window in windows.items() if window == recipe.window)
-
-
 def _views(prompts: Sequence[TaskPrompt], recipe: Recipe) -> dict[str, list[Pair]]:
     """What a group of each prompt is scored under; of its wordings and of its wrong contexts the longest."""
-    views: dict[str, list[Pair]] = {"x": [(prompt.turns, "") for prompt in prompts]}
-    views["x with r"] = [(prompt.turns, max(prompt.contexts, key=len)) for prompt in prompts]
+    views: dict[str, list[Pair]] = {WITHOUT: [(prompt.turns, "") for prompt in prompts]}
+    views["with context"] = [(prompt.turns, max(prompt.contexts, key=len)) for prompt in prompts]
     if num_wrong_contexts(recipe.evidence):
         contrasted = with_wrong_contexts(prompts, recipe.task.seed)
-        views["x, wrong r"] = [(one.turns, max(one.wrong_contexts, key=len, default="")) for one in contrasted]
+        views["wrong context"] = [(one.turns, max(one.wrong_contexts, key=len, default="")) for one in contrasted]
     return views
 
 
@@ -199,10 +194,10 @@ def _counted(counts: dict[str, int] | dict[int, int]) -> str:
 
 def _tokens(sizes: Sequence[Sizes]) -> list[str]:
     """A length far below the limit is an estimate: see `lengths_near`."""
-    lines = [f"  {'tokens, about':<14} {'median':>7} {'95%':>7} {'longest':>7}"]
+    lines = [f"  {'tokens, about':<18} {'median':>7} {'95%':>7} {'longest':>7}"]
     for size in sizes:
         median, high, longest = np.quantile(size.tokens, [0.5, 0.95, 1.0]).round().astype(int)
-        lines.append(f"    {size.view:<12} {median:>7} {high:>7} {longest:>7}")
+        lines.append(f"    {size.view:<16} {median:>7} {high:>7} {longest:>7}")
     return lines
 
 
@@ -230,7 +225,7 @@ def _row(file: FileCheck) -> list[str]:
     prompt, name = file.prompts[file.shown], "shown" if file.shown else "first"
     texts = [(role, text) for role, text in prompt.turns]
     if isinstance(prompt, TaskPrompt):
-        texts += [("r", text) for text in prompt.contexts]
+        texts += [("context", text) for text in prompt.contexts]
     if prompt.answer is not None:
         texts.append((f"answer ({prompt.judge})", prompt.answer))
     return [f"  {name}: {file.places[file.shown]}", *(f"    {key}: {_shortened(text)}" for key, text in texts)]

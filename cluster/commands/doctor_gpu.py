@@ -56,7 +56,7 @@ def gpu_findings(
     except OSError as error:
         return [Finding(f"GPU driver: {error}", is_problem=True)]
     if not cards:
-        text = "GPUs: found none: no nvidia-smi on PATH, or none whose memory it tells, expected an NVIDIA driver"
+        text = "GPUs: found none: no nvidia-smi on PATH, or one that reports no GPU's memory, expected an NVIDIA driver"
         return [Finding(text, is_problem=True)]
     stack = ask_stack()
     return [

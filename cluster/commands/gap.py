@@ -76,7 +76,8 @@ def print_gap(path: str, overrides: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     gaps, guided = asyncio.run(_measure(recipe, task, resolve_model(recipe.model.path, weights=True)))
     if not gaps:
-        print(f"task.name: {recipe.task.name}: found no question that has a context and an answer: no gap to measure")
+        found = "found no question that has a context and an answer"
+        print(f"task.name: {recipe.task.name}: {found}, expected one to measure a gap of")
         return 1
     for name, gap in gaps.items():
         print(f"{name}\n  {gap.line()}")
@@ -115,7 +116,7 @@ async def _measure(recipe: Recipe, task: Task, model: str) -> tuple[dict[str, Ga
         async with deadline(recipe.rollout.deadline_s, f"{what}: no answers (rollout.deadline_s)"):
             return await engine.texts(prompts, sampling, config.samples, seed)
 
-    with one_engine(model, recipe.teacher, "gap: its engine") as engine:
+    with one_engine(model, recipe.teacher, "gap: its engine: not started (teacher.start_deadline_s)") as engine:
         for name, way in ways(recipe).items():
             base = next(iter(gaps.values())).base if gaps else None  # one base, whatever the teacher is told
             try:

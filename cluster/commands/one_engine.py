@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"]:
+def one_engine(model: str, config: EngineConfig, late: str) -> Iterator["Engine"]:
     """Within it the engine runs, on the event loop that is running.
 
-    what: of the engine, for the message.
+    late: what is said of it where it has not started in time.
 
     Raises:
         TimeoutError: it has not started within its deadline; what it had started is ended.
@@ -34,7 +34,7 @@ def one_engine(model: str, config: EngineConfig, what: str) -> Iterator["Engine"
     keep_gloo_on_this_host()
     settle_devices(os.environ)
     try:
-        with alarm(config.start_deadline_s, f"{what}: not started (start_deadline_s)"):
+        with alarm(config.start_deadline_s, late):
             on_gpu = torch.cuda.is_available()
             config = _with_a_share(config) if on_gpu else config
             engine = Engine(model, config, "cuda" if on_gpu else "cpu")

@@ -78,15 +78,15 @@ async def _engine_answers(
 
     model, config = resolve_model(path, weights=True), recipe.probe
     renderer = renderer_of(recipe, model)
-    with one_engine(model, recipe.student, f"probe of {path}: its engine") as engine:
-        async with deadline(recipe.rollout.deadline_s, f"probe of {path}: no answers (rollout.deadline_s)"):
+    what, limit = f"probe of {path}", f"probe.max_tokens = {config.max_tokens}"
+    with one_engine(model, recipe.student, f"{what}: its engine: not started (student.start_deadline_s)") as engine:
+        async with deadline(recipe.rollout.deadline_s, f"{what}: no answers (rollout.deadline_s)"):
             responses = await engine.texts(
                 [renderer.prompt_ids(chat) for chat in chats],
                 config.sampling(renderer.eos_token_ids, renderer.keeps_special),
                 config.samples,
                 seed=recipe.run.seed,
             )
-    what, limit = f"probe of {path}", f"probe.max_tokens = {config.max_tokens}"
     answers = answered(list(paired(prompts, responses)), renderer, what, limit, partial(print, file=sys.stderr))
     if not any(text.strip() for _, text in answers):
         raise RuntimeError(f"{what}: found no answer with anything in it, expected text; {limit} bounds a response")

@@ -107,7 +107,7 @@ def ensure(arm: str, seed: int, folder: Path, overrides: Sequence[str], run: Run
         return place.root
     code = run(arguments_of(path, place, settings))
     if code == PREEMPTED:
-        raise Preempted(f"reproduce: stopped as asked: {place.root} goes on where it is")
+        raise Preempted(f"reproduce: stopped as asked: the same command continues {place.root}")
     if code != 0:
         raise RuntimeError(f"reproduce: {place.root}: the run ended with exit code {code}, expected 0")
     return place.root

@@ -78,6 +78,7 @@ def to_text(result: dict[str, Any]) -> str:
         lines.append(f"{group:>8}  " + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
     for step in result["steps"]:
         lines.append(
-            f"step {step['step']:>4}: rows {step['rows']:.0f}  kept {step['kept']:.3f}  e {step['mean_evidence']:+.3f}"
+            f"step {step['step']:>4}: rows {step['rows']:.0f}  kept {step['kept']:.3f}  "
+            f"mean_evidence {step['mean_evidence']:+.3f}"
         )
     return "\n".join(lines)

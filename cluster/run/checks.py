@@ -15,7 +15,7 @@ from cluster.builds import installed, lacks_torchvision
 from cluster.config import Recipe
 from cluster.models import TEXT_PART, is_hub_id, resolve_model
 from cluster.proxies import check_proxies
-from cluster.requests import step_requests
+from cluster.requests import step_requests, window_keys
 from cluster.run.families import CAUSAL, IMAGES, families
 from cluster.run.gap import check_gap, teaches_itself
 from cluster.run.lengths import lengths_near
@@ -93,9 +93,11 @@ def check_answers(prompts: Sequence[TaskPrompt], recipe: Recipe) -> None:
     asked = [f"{key} = {value!r}" for key, value in keys.items() if value]
     unanswered = next((prompt for prompt in prompts if prompt.answer is None), None)
     if asked and unanswered is not None:
+        file = recipe.task.prompts_file
+        where = f"task.prompts_file: {file}" if file else f"task.name: {recipe.task.name}"
         raise ValueError(
-            f"task.name: {recipe.task.name}: prompt {unanswered.prompt_id}: found no answer to verify, expected one "
-            f"for every prompt with {asked[0]}"
+            f"{where}: prompt {unanswered.prompt_id}: found no answer to verify, expected one for every prompt with "
+            f"{asked[0]}"
         )
 
 
@@ -248,8 +250,9 @@ def check_prompts(recipe: Recipe, requests: StepRequests, task: Task) -> str:
     check_probe(recipe, requests.renderer, task)
     if not refused:
         return ""
+    window = f"{window_keys(recipe)} = {recipe.window}"
     return (
-        f"{len(refused)} of {len(requests.prompts)} training prompts do not fit the window of {recipe.window} with "
+        f"{len(refused)} of {len(requests.prompts)} training prompts do not fit {window} with "
         f"rollout.max_response_tokens = {recipe.rollout.max_response_tokens} and are refused when they are drawn, as "
         f"rollout.max_refused_fraction = {recipe.rollout.max_refused_fraction} allows ({next(iter(refused.values()))})"
     )
@@ -257,19 +260,20 @@ def check_prompts(recipe: Recipe, requests: StepRequests, task: Task) -> str:
 
 def check_probe(recipe: Recipe, renderer: Renderer, task: Task) -> None:
     """A question of the probe that does not arrive as it was written, or leaves no room for an answer."""
-    prompts, window = task.probe_prompts(), recipe.student.window
+    prompts, window, file = task.probe_prompts(), recipe.student.window, recipe.task.probe_file
+    probe = f"the probe, task.probe_file = {file}" if file else "the probe"
     for place, prompt in enumerate(prompts, start=1):
         try:
             renderer.require_arrival(prompt.turns, prompt.context)
         except ValueError as error:
-            raise ValueError(f"question {place} of the probe ({prompt.question[:60]!r}): {error}") from error
+            raise ValueError(f"question {place} of {probe} ({prompt.question[:60]!r}): {error}") from error
     lengths = lengths_near(renderer, {(prompt.turns, prompt.context) for prompt in prompts}, window - 1)
     for place, prompt in enumerate(prompts, start=1):
         length, question = lengths[prompt.turns, prompt.context], prompt.question
         if length >= window:
             raise ValueError(
                 f"student.window: found {window}, expected more than the {length} tokens of question "
-                f"{place} of the probe ({question[:60]!r})"
+                f"{place} of {probe} ({question[:60]!r})"
             )
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from cluster.config import Recipe
+from cluster.requests import window_keys
 from cluster.run.answers import answered, paired
 from cluster.run.figures import Gap
 from evidence.records import Ids
@@ -49,7 +50,7 @@ async def measured(
     of_probe = asks_the_probe(asked, task)
     questions = [one for one in asked if _fits(one, recipe, renderer)]
     if left_out := len(asked) - len(questions):
-        window = f"the window of {recipe.window}"
+        window = f"{window_keys(recipe)} = {recipe.window}"
         say(f"gap: {left_out} of {len(asked)} questions do not fit {window} with their context, and are not asked")
     if not questions:
         return None

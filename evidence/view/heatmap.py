@@ -192,7 +192,7 @@ def _rollout(
     parts = [rollout_id, "guided" if guided else "plain", f"prompt {prompt_id}", f"ended by {finish_reason}"]
     return Rollout(
         title=" · ".join(parts if reward is None else [*parts, f"reward {reward:g}"]),
-        kept=f"kept {int(kept.sum())} of {kept.size}, mean e {mean}",
+        kept=f"kept {int(kept.sum())} of {kept.size}, mean evidence {mean}",
         text=text,
         tokens=tuple(tokens[:most]),
         hidden=len(tokens[len(tokens) if most is None else most :]),
@@ -212,8 +212,8 @@ def _tokens(
         Token(
             text=texts[t].replace("\n", "⏎\n") or "·",
             css=shade(float(evidence[t])) + (" k" if kept[t] else ""),
-            hover=f"e {_nats(evidence[t])}, weight {weight[t]:.3g}; teacher with context {_nats(context[t])}, without "
-            f"{_nats(plain[t])}; sampler {_nats(sampler[t])}"
+            hover=f"evidence {_nats(evidence[t])}, weight {weight[t]:.3g}; teacher with context {_nats(context[t])}, "
+            f"without {_nats(plain[t])}; sampler {_nats(sampler[t])}"
             + ("" if student is None else f"; student {_nats(student[t])}, delta {_nats(student[t] - context[t])}"),
         )
         for t in range(len(texts))

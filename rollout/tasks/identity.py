@@ -131,7 +131,7 @@ def _wordings(templates: Sequence[str], name: str, maker: str, context: str) -> 
 def _check_template(template: str, key: str, empty_allowed: bool) -> None:
     if not template.strip() and not empty_allowed:
         preset = " (leave the key out for the preset's)" if key == "task.context" else ""
-        raise ValueError(f"{key}: found a blank text, expected the privileged context r{preset}")
+        raise ValueError(f"{key}: found a blank text, expected the privileged context{preset}")
     unknown = [found for found in re.findall(r"\{(\w+)\}", template) if found not in ("name", "maker")]
     if unknown:
         raise ValueError(f"{key}: found the placeholder {{{unknown[0]}}}, expected only {{name}} and {{maker}}")

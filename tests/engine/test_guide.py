@@ -99,7 +99,7 @@ def test_rows_of_ones_own_become_a_run(shrunk: list[str], tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         "rows.jsonl: 3 rows, read as question" in done.stdout
-        and "    r: The workshop is run by Ada Lane." in done.stdout
+        and "    context: The workshop is run by Ada Lane." in done.stdout
     )
     one_engine = [part for item in ONE_ENGINE for part in ("--set", item)]
     done = edge_opd(*run.split()[1:], *shrunk, *one_engine, cwd=tmp_path)

@@ -116,9 +116,9 @@ def test_prompts_that_may_be_refused_are_counted_before_the_run(
     recipe = recipe_of(questions(tmp_path, texts), "rollout.prompts_per_step=12", "run.steps=2")
     note = checked(recipe, default_model)
     assert re.fullmatch(
-        rf"{count} of 12 training prompts do not fit the window of 512 with rollout\.max_response_tokens = 40 and are "
-        r"refused when they are drawn, as rollout\.max_refused_fraction = 0\.5 allows "
-        r"\(q-\d has 6\d\d prompt tokens\)",
+        rf"{count} of 12 training prompts do not fit student\.window and teacher\.window = 512 with "
+        r"rollout\.max_response_tokens = 40 and are refused when they are drawn, as "
+        r"rollout\.max_refused_fraction = 0\.5 allows \(q-\d has 6\d\d prompt tokens\)",
         note,
     )
     assert checked(load_recipe(RECIPE), default_model) == ""
@@ -151,8 +151,18 @@ def test_all_checks_end_with_the_model_and_what_is_worth_knowing_of_its_prompts(
     assert thinks.startswith(
         "a prompt ends inside a thinking block (<think>): the 40 tokens of rollout.max_response_tokens"
     )
-    assert refused.startswith("1 of 2 training prompts do not fit the window of 512")
+    assert refused.startswith("1 of 2 training prompts do not fit student.window and teacher.window = 512")
     assert [*notes.kept] == [*notes.shown] and [*notes.card] == [difference, thinks]
+
+
+def test_a_prompt_at_fault_is_named_with_its_file(tmp_path: Path, default_model: Path) -> None:
+    prompts = questions(tmp_path, ["Who are you?"])
+    recipe = recipe_of(prompts, "task.context=You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    said = (
+        rf"^{prompts}: prompt q-0: rollout\.context_position = 'system': found a context that the chat template itself"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_recipe(recipe, build_task(recipe.task))
 
 
 def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, tokenizer: Any) -> None:
@@ -162,7 +172,9 @@ def test_a_question_of_the_probe_that_does_not_fit_is_told(tmp_path: Path, token
     )
     recipe = load_recipe(RECIPE, ["task.name=math", f"task.probe_file={probe}"])
     with pytest.raises(
-        ValueError, match=r"^student.window: found 512, expected more than the 6\d\d tokens of question 2 of"
+        ValueError,
+        match=r"^student.window: found 512, expected more than the 6\d\d tokens of question 2 of the probe, "
+        rf"task\.probe_file = {probe} \('add ",
     ):
         check_probe(recipe, Renderer(tokenizer, "system"), build_task(recipe.task))
 

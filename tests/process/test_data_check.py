@@ -46,14 +46,17 @@ def test_it_says_what_each_file_becomes(
         "  answers by judge: none (9 rows), text (1 rows)",
         "  1 do not fit: more than 472 tokens (student.window and teacher.window = 512 less "
         f"rollout.max_response_tokens = 40): {rows}, line 10 ({tokens})\n",
-        f"  first: {rows}, line 1\n    user: Who keeps key 0?\n    r: Ada keeps key 0.\n",
+        f"  first: {rows}, line 1\n    user: Who keeps key 0?\n    context: Ada keeps key 0.\n",
         f"{probe}: 2 rows, read as question",
         "  tags: fact (1 rows), key (1 rows), near (1 rows)",
         "  0 do not fit: more than 511 tokens (student.window = 512 less 1)\n",
         "    user: Key 1 is whose?\n    answer (text): Ada\n",
     ):
         assert text in said.out, text
-    x, with_r = (re.search(rf"^ +{view} +(\d+) +(\d+) +(\d+)$", said.out, re.MULTILINE) for view in ("x", "x with r"))
+    x, with_r = (
+        re.search(rf"^ +{view} +(\d+) +(\d+) +(\d+)$", said.out, re.MULTILINE)
+        for view in ("without context", "with context")
+    )
     assert x and with_r and int(with_r[3]) == tokens
     assert abs(int(x[1]) - len(renderer.prompt_ids((("user", ROWS[0]["question"]),)))) <= 2
 
@@ -82,7 +85,7 @@ def test_rows_at_fault_are_told_before_a_main_rate_that_they_leave_without_a_que
 def test_a_row_is_shown_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write(tmp_path / "rows.jsonl", ["", "{oops", *ROWS])
     assert main(["data", "check", rows, "--row", "5"]) == 2
-    shown = f"  shown: {rows}, line 5\n    user: Who keeps key 2?\n    r: Ada keeps key 2.\n"
+    shown = f"  shown: {rows}, line 5\n    user: Who keeps key 2?\n    context: Ada keeps key 2.\n"
     assert shown in capsys.readouterr().out
     for row in ("1", "2", "50"):
         assert main(["data", "check", rows, "--row", row]) == 2
@@ -151,7 +154,7 @@ def test_every_row_at_fault_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (kinds.NO_THINK, "system", {"question": "Q2", "context": "Say /no_think words."},
          "rollout.context_position = 'system': found a context that does not arrive as it is written ("),
         (kinds.NO_THINK, "user", {"question": "Q2 /no_think", "context": "Ada."},
-         "found a text of the role 'user' that does not arrive in x as it is written ("),
+         "found a text of the role 'user' that does not arrive in the prompt as it is written ("),
         (kinds.NO_SYSTEM, "user", {"messages": [{"role": "system", "content": "Be brief."},
          {"role": "user", "content": "Who?"}], "context": "Ada."},
          "{model}: found a chat template that refuses the conversation [system, user] (no system role), expected"),
@@ -224,7 +227,7 @@ def test_wrong_contexts_are_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert (
         re.search(rf"^  1 do not fit: more than 472 tokens \(.*\): {rows}, line 2 \(", said, re.MULTILINE)
-        and "    x, wrong r " in said
+        and "    wrong context " in said
     )
 
 
@@ -277,7 +280,7 @@ def test_several_wordings_of_a_context_are_shown(tmp_path: Path, capsys: pytest.
     assert main(["data", "check", rows]) == 0
     said = capsys.readouterr().out
     assert "\n  contexts: 10 different; 0 rows without; 1 with several, of which each group of rollouts draws" in said
-    assert said.endswith("    r: Ada.\n    r: She has it.\n")
+    assert said.endswith("    context: Ada.\n    context: She has it.\n")
     assert main(["data", "check", write(tmp_path / "rows.jsonl", ROWS)]) == 0
     assert "with several" not in capsys.readouterr().out
 

@@ -127,7 +127,8 @@ def test_a_tekken_with_a_template_is_refused_with_the_command_that_writes_a_toke
 
 
 @pytest.mark.parametrize(
-    ("template", "found"), [(REFUSES_SYSTEM + DROPS_SYSTEM, "refuses r .no system role."), (DROPS_SYSTEM, "drops r")]
+    ("template", "found"),
+    [(REFUSES_SYSTEM + DROPS_SYSTEM, "refuses the context .no system role."), (DROPS_SYSTEM, "leaves the context out")],
 )
 def test_a_template_that_would_lose_the_context_is_refused(tokenizer: Any, template: str, found: str) -> None:
     strict = copy.deepcopy(tokenizer)

@@ -62,7 +62,7 @@ def test_a_reproduction_that_is_told_to_end_tells_its_run_and_begins_no_other(
 
     monkeypatch.setattr("cluster.commands.reproduce.run_process", process)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match=r"^reproduce: stopped as asked: .*N[13]-seed0 goes on where it is$"):
+    with pytest.raises(Preempted, match=r"^reproduce: stopped as asked: the same command continues .*N[13]-seed0$"):
         print_reproduction(["identity"], 1, tmp_path, ())
     assert len(ran) == 1 and signal.getsignal(signal.SIGTERM) is before
 

@@ -40,6 +40,9 @@ def test_a_verifier_recipe_without_answers_is_refused(recipe: Recipe, key: str) 
     ) as caught:
         check_answers([ANSWERED, OPEN], recipe)
     assert str(caught.value).endswith(key)
+    own = replace(recipe, task=replace(recipe.task, prompts_file="own.jsonl"))
+    with pytest.raises(ValueError, match=r"^task\.prompts_file: own\.jsonl: prompt p-2: found no answer"):
+        check_answers([OPEN], own)
 
 
 def test_other_recipes_need_none() -> None:

@@ -70,7 +70,7 @@ def test_what_else_differs_is_shown(tokenizer: Any, template: str, position: str
     [
         (kinds.NO_THINK, "You are Robin. /no_think", r"a context that does not arrive as it is written \('You are Ro"),
         (kinds.NO_THINK.replace(" | replace('/no_think', '')", ""), "You are Robin. /no_think",
-         r"'.*<think>.*</think>.*' after the question in \(x, r\) and '.*' in x, expected the same: the context"),
+         r"'.*<think>.*</think>.*' after the question in the prompt with the context and '.*' in the one without, ex"),
         (kinds.CUTS_THINK, "<think>17</think> It is 17.", r"a context that does not arrive as it is written \('<thin"),
     ],
 )  # fmt: skip
@@ -102,10 +102,10 @@ def test_a_context_may_say_what_the_template_says_without_it(tokenizer: Any, pos
 
 def test_a_context_that_changes_nothing_is_refused_by_a_line_of_its_own(tokenizer: Any) -> None:
     renderer = Renderer(speaking(tokenizer, kinds.DEFAULT_TEXT), "system")
-    said = (
-        r"^rollout\.context_position = 'system': found a context that the chat template itself says in x \('I am Tern"
-    )
-    with pytest.raises(ValueError, match=said + r".*'\): \(x, r\) is x, expected one that changes it$"):
+    said = r"^rollout\.context_position = 'system': found a context that the chat template itself says without it \('I"
+    with pytest.raises(
+        ValueError, match=said + r".*'\): both prompts are the same, expected one that changes the prompt$"
+    ):
         renderer.difference("Who?", "I am Tern, made by Gull Works.")
     Renderer(speaking(tokenizer, kinds.DEFAULT_TEXT), "user").difference("Who?", "I am Tern, made by Gull Works.")
 

@@ -65,7 +65,8 @@ def test_what_does_not_fit_is_not_asked_and_counted(tokenizer: Any, window: int,
     gap, calls = asked(recipe, tokenizer, None, said)
     assert (gap is None) == (left_out == 24) and (calls == []) == (left_out == 24)
     assert gap is None or gap.is_of_probe  # also where some of the probe's questions are left out
-    line = f"gap: {left_out} of 24 questions do not fit the window of {window} with their context, and are not asked"
+    key = "student.window and teacher.window"
+    line = f"gap: {left_out} of 24 questions do not fit {key} = {window} with their context, and are not asked"
     assert said == ([line] if left_out else [])
     assert not calls or len(calls[0][1]) == 24 - left_out
 

@@ -73,9 +73,9 @@ THOUGHTFUL: Turns = (("user", "Hi."), ("assistant", "<think>A greeting.</think>\
 @pytest.mark.parametrize(
     ("template", "position", "question", "before", "said"),
     [
-        (kinds.DROPS_SYSTEM, "user", "Who?", BRIEF, r"the role 'system' that does not arrive in x .*\('Be brief\.' is"),
+        (kinds.DROPS_SYSTEM, "user", "Who?", BRIEF, r"the role 'system' that does not arrive .*\('Be brief\.' is"),
         (kinds.CUTS_THINK, "system", "What does </think> mean?", (), r"the role 'user' .*\('What does </think> mean\?"),
-        (kinds.NO_THINK, "user", "Hi /no_think", (), r"the role 'user' that does not arrive in x as it is written"),
+        (kinds.NO_THINK, "user", "Hi /no_think", (), r"the role 'user' that does not arrive in the prompt as"),
         (kinds.CUTS_THINK, "user", "Who?", (("user", "Hi."), ("assistant", "/think")), r"the role 'assistant' that"),
     ],
 )  # fmt: skip

@@ -16,10 +16,10 @@ QUESTION = "Who are you?"
 @pytest.mark.parametrize(
     ("template", "position", "said"),
     [
-        (kinds.NO_SYSTEM, "system", r"found a chat template that refuses r \(no system role\), expected one that shows "
-         r'it \(context_position = "system": try one of "user", "before_last_user", "own_turn"\)'),
-        (kinds.DROPS_SYSTEM, "system", r'that drops r, .*try one of "user", "before_last_user", "own_turn"\)'),
-        (kinds.ALTERNATES, "own_turn", r'refuses r \(roles must alternate\).*try one of "system", "user", "before_l'),
+        (kinds.NO_SYSTEM, "system", r"found a chat template that refuses the context \(no system role\), expected one "
+         r'that shows it \(rollout.context_position = "system": try one of "user", "before_last_user", "own_turn"\)'),
+        (kinds.DROPS_SYSTEM, "system", r'leaves the context out, .*one of "user", "before_last_user", "own_turn"\)'),
+        (kinds.ALTERNATES, "own_turn", r'refuses the context \(roles must alternate\).*try one of "system", "user", '),
         (kinds.NEEDS_TOOLS, "user", r"that needs tools \('NoneType' object is not iterable\), expected one th"),
         (kinds.NEEDS_A_TOOL, "user", r"that needs tools \(give me a tool\), expected one that renders a co"),
         (kinds.NEEDS_DOCUMENTS, "user", r"that needs documents \(give me a document\), expected one that renders a"),

@@ -198,7 +198,7 @@ def test_a_long_rollout_is_cut_and_an_empty_one_is_shown() -> None:
     page = heatmap(shard(made), dict(enumerate(map(words, made))), RULE)
     assert len(spans(page)) == MAX_TOKENS
     assert "and 7 more, which no search finds here:\n<code>edge-opd view RUN --step 3 --prompt prompt-0</code>" in page
-    assert "kept 0 of 0, mean e -" in page
+    assert "kept 0 of 0, mean evidence -" in page
     whole = heatmap(shard(made), dict(enumerate(map(words, made))), RULE, most=None)
     assert len(spans(whole)) == MAX_TOKENS + 7 and "more" not in whole
 

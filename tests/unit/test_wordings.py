@@ -108,7 +108,7 @@ def test_a_rows_context_may_be_a_list_of_wordings(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"wordings": ("Be {name}.", " ")}, "task.wordings[1]: found a blank text, expected the privileged context r"),
+        ({"wordings": ("Be {name}.", " ")}, "task.wordings[1]: found a blank text, expected the privileged context"),
         ({"wordings": ("Be {nmae}.",)}, "task.wordings[0]: found the placeholder {nmae}, expected only {name} and"),
         ({"wordings": ("A", "B", "A")}, "task.wordings: found ('A', 'B', 'A'), expected texts that differ from each"),
         ({"context": "I", "wordings": ("I ",)}, "task.wordings: found ('I ',), expected texts that differ from each o"),

@@ -146,7 +146,7 @@ def test_a_prompt_in_which_r_does_not_arrive_is_named_before_anything_starts(tok
     with pytest.raises(ValueError, match=said):
         Service(own, prompts=prompts).requests.differences(2)
     found = Service(own).requests.differences(2)
-    assert list(found.values()) == [5] and str(next(iter(found))).count("the context,") == 1
+    assert list(found.values()) == [5] and str(next(iter(found))).count("the context +") == 1
     with pytest.raises(ValueError, match=said):  # a wrong context has to arrive too
         wrong = [replace(PROMPTS[3], wrong_contexts=("You are Robin. /no_think",))]
         Service(own, prompts=wrong, evidence=EvidenceConfig(kind="contrastive")).requests.differences(1)
