@@ -50,7 +50,7 @@ def reproduce(axes: Sequence[str], seeds: int, folder: Path, overrides: Sequence
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown:
-        raise ValueError(f"reproduce: found axis {unknown[0]!r}, expected one of {', '.join(AXES)}")
+        raise ValueError(f"--axis: found {unknown[0]!r}, expected one of {', '.join(AXES)}")
     if seeds < 1:
         raise ValueError(f"--seeds: found {seeds}, expected at least 1")
     places = [(arm, seed) for seed in range(seeds) for axis in axes for arm in AXES[axis]]

@@ -61,6 +61,8 @@ def load_sweep(path: Path) -> Sweep:
     """ValueError: the file, the key, what was found and what was expected; every cell's recipe is built once."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: found no such file, expected a sweep in TOML") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: found no sweep ({error}), expected a TOML file") from None
     _require(not (unknown := sorted(table.keys() - KEYS)), path, "", unknown, f"keys of {', '.join(sorted(KEYS))}")

@@ -104,7 +104,7 @@ def test_a_folder_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def test_an_unknown_axis_and_no_seed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"found axis 'cooking', expected one of identity"):
+    with pytest.raises(ValueError, match=r"^--axis: found 'cooking', expected one of identity"):
         reproduce(["cooking"], 1, tmp_path, (), Runner())
     with pytest.raises(ValueError, match="--seeds: found 0, expected at least 1"):
         reproduce(["identity"], 0, tmp_path, (), Runner())

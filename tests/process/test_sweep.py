@@ -301,6 +301,11 @@ def test_a_file_that_is_no_sweep_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+def test_a_sweep_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^.*none\.toml: found no such file, expected a sweep in TOML$"):
+        load_sweep(tmp_path / "none.toml")
+
+
 def test_no_job_is_refused(sweep: Sweep, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--jobs: found 0, expected at least 1$"):
         run_sweep(sweep, tmp_path / "runs", 0, (), Runner(), print)
