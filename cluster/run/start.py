@@ -125,10 +125,12 @@ async def _survive(
             head, newline, log = str(death).partition("\n")
             sink.say(f"{head}; the services start again{newline}{log}")
             resume, before = await has_shards(), str(death)
-        except TimeoutError as error:  # of the placement: what died may have taken its node along
+        except TimeoutError as error:  # of the placement: what died may have taken its node along, until another comes
             if not before:
                 raise
-            raise RuntimeError(f"{error}; before that, {before}") from None
+            if not restarts.allow(time.monotonic()):
+                raise RuntimeError(f"{error}; before that, {before}") from None
+            sink.say(f"{error}; the services start again")
 
 
 async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: RunInputs) -> tuple[Recipe, Plan]:

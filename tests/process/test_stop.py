@@ -256,17 +256,22 @@ def test_a_death_before_the_first_shard_starts_services_again_that_have_stood(
         assert resumes == [False, bool(shards)]
 
 
-def test_a_cluster_without_room_for_what_died_says_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a node is gone with what was on it."""
-    outcomes = [Died("the Ray node of learner rank 1 died"), TimeoutError("placement: the cluster did not give 1 CPU")]
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_cluster_without_room_for_what_died_is_asked_again_until_a_node_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """As where a node is gone with what was on it. As often as after a death; then the run's end says both."""
+    none = TimeoutError("placement: the cluster did not give 1 CPU")
+    outcomes = [Died("the Ray node of learner rank 1 died"), none, none, None if comes else none]
 
     async def serve(*_: Any) -> None:
-        raise outcomes.pop(0)
+        if error := outcomes.pop(0):
+            raise error
 
     folder = RunDir(tmp_path)
     folder.manifest.write_text("")
-    said = "^placement: the cluster did not give 1 CPU; before that, the Ray node of learner rank 1 died$"
-    with pytest.raises(RuntimeError, match=said):
+    said = r"^placement: the cluster did not give 1 CPU; before that, the Ray node of learner rank 1 died$"
+    with nullcontext() if comes else pytest.raises(RuntimeError, match=said):
         survived(folder, serve, SimpleNamespace(asked=""), monkeypatch)
     assert outcomes == []
 
