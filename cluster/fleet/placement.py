@@ -58,8 +58,8 @@ class Plan:
 
     @property
     def strategy(self) -> str:
-        """Ray's name for how the bundles lie on the nodes."""
-        return "PACK" if self.num_nodes is None else "STRICT_SPREAD"
+        """Ray's name for how the bundles lie on the nodes. Where one is lost the others take its part if they can."""
+        return "PACK" if self.num_nodes is None else "SPREAD"
 
     def bundle(self, pool: str, index: int) -> int:
         """The place in `bundles` of engine or rank `index` of a pool."""

@@ -601,7 +601,7 @@ def test_cpu_ranks_divide_the_threads() -> None:
 def test_cpu_nodes_each_take_their_part() -> None:
     """Two engines and two ranks over three nodes, dealt out in turn; a head without CPUs counts for nothing."""
     plan = placed(Share(0, 0), Share(2, 0), Share(4, 0), Share(4, 0), ranks=2)
-    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cpu", "gloo", 3, "STRICT_SPREAD")
+    assert (plan.device, plan.transport, plan.num_nodes, plan.strategy) == ("cpu", "gloo", 3, "SPREAD")
     one = plan.shares["student"][0].cpus
     assert [bundle.cpus for bundle in plan.bundles] == [2 * one, one, one] and 2 * one <= 2
     places = [plan.bundle(*who) for who in (("student", 0), ("teacher", 0), ("learner", 0), ("learner", 1))]
