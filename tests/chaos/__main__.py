@@ -26,10 +26,11 @@ from rich.table import Table
 
 from cluster.default_model import prepare_default_model
 from tests.bench.pairs import commit_of
+from tests.chaos.outcome import Fault, Outcome, read
 from tests.chaos.places import Place, can_be, place_of
 from tests.chaos.schedule import BEGINS, PARALLEL, START, Planned, kind_of, schedule
 from tests.chaos.summary import total
-from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, read, records_of, trained_is_written
+from tests.chaos.verdict import Hit, fault_of, learned_once, records_of, trained_is_written
 from tests.fakes import tiny_model
 from tests.faults import UnderWay, title_of, under_way
 from tests.runs import ROOT, small_arguments

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from tests.chaos.verdict import Fault, Outcome
+from tests.chaos.outcome import Fault, Outcome
 
 HEAD = "| hit | by | faults | survived | noticed after | stands again after |\n|---|---|---|---|---|---|"
 RUNS_HEAD = "| seed | run | faults | resumed by hand | minutes | commit | well |\n|---|---|---|---|---|---|---|"

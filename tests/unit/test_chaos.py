@@ -13,6 +13,7 @@ from cluster.run.rundir import RunDir
 from evidence.manifest import Manifest
 from evidence.records import ShardInfo
 from tests.chaos.__main__ import report
+from tests.chaos.outcome import Fault, Outcome, read
 from tests.chaos.schedule import (
     GAP,
     LATEST_S,
@@ -28,7 +29,7 @@ from tests.chaos.schedule import (
     shots,
 )
 from tests.chaos.summary import tables
-from tests.chaos.verdict import Fault, Hit, Outcome, fault_of, learned_once, proven, read, trained_is_written
+from tests.chaos.verdict import Hit, fault_of, learned_once, proven, trained_is_written
 
 SEEDS = range(400)
 
