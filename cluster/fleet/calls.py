@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from cluster.fleet.ray_quirks import LOST, Died, lost
 
@@ -61,18 +61,21 @@ async def _death(tasks: Mapping[str, "asyncio.Task[Any]"], failure: BaseExceptio
 
 
 async def beside(work: Coroutine[Any, Any, T], life: Callable[[], Awaitable[object]]) -> T:
-    """`work`, given up when `life`, which is asked for again and again meanwhile, raises."""
-    task = asyncio.create_task(work)
+    """`work`, given up when `life`, which is asked for again and again meanwhile, raises. Where both fail at once it is
+    the failure of `work`."""
+    task, signs = asyncio.create_task(work), asyncio.create_task(_asked_on(life))
     try:
-        while not (await asyncio.wait({task}, timeout=LIFE_S))[0]:
-            sign = asyncio.ensure_future(life())
-            await asyncio.wait({task, sign}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                await sign
-            sign.cancel()
-        return await task
+        await asyncio.wait({task, signs}, return_when=asyncio.FIRST_COMPLETED)
+        return await (task if task.done() else signs)
     finally:
         task.cancel()
+        signs.cancel()
+
+
+async def _asked_on(life: Callable[[], Awaitable[object]]) -> NoReturn:
+    while True:
+        await asyncio.sleep(LIFE_S)
+        await life()
 
 
 async def each_within(seconds: float, name: str, what: str, stream: Any) -> AsyncIterator[Any]:

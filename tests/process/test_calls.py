@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from cluster.fleet.calls import Died, all_within, ask, each_within, within
+from cluster.fleet.calls import LIFE_S, Died, all_within, ask, beside, each_within, within
 from cluster.fleet.ray_quirks import local_rank, reason
 from tests.virtual_time import run_virtual
 
@@ -97,6 +97,40 @@ def dying(lost: Exception) -> Any:
         raise lost
 
     return SimpleNamespace(step=SimpleNamespace(remote=step))
+
+
+@pytest.mark.parametrize("amid_s", [LIFE_S / 2, 1.5 * LIFE_S], ids=["between two questions", "amid one"])
+def test_work_that_is_given_up_leaves_no_question_behind(amid_s: float) -> None:
+    """One would fail unheard as the service is killed, of which asyncio prints a traceback."""
+
+    async def drive() -> set[Any]:
+        others = asyncio.all_tasks()
+        task = asyncio.create_task(beside(answer("a", FOR_EVER), lambda: answer("here", FOR_EVER)))
+        await asyncio.sleep(amid_s)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.sleep(0.1)
+        return asyncio.all_tasks() - others
+
+    assert run_virtual(drive()) == set()
+
+
+@pytest.mark.parametrize(("work_s", "said"), [(1.5, "rank 1 died"), (2.5, "is silent")], ids=["work", "life"])
+def test_the_first_failure_of_work_and_life_ends_both(work_s: float, said: str) -> None:
+    """At once it is that of the work, which names more."""
+
+    async def silent() -> None:
+        await asyncio.sleep(LIFE_S / 2)
+        raise RuntimeError("is silent")
+
+    async def drive() -> set[Any]:
+        others = asyncio.all_tasks()
+        with pytest.raises(RuntimeError, match=said):
+            await beside(fail(work_s * LIFE_S), silent)
+        await asyncio.sleep(0.1)
+        return asyncio.all_tasks() - others
+
+    assert run_virtual(drive()) == set()
 
 
 def test_a_host_without_memory_is_reported_by_the_first_line_of_rays_account() -> None:
