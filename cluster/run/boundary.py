@@ -35,8 +35,8 @@ def run_time(sink: MetricsSink, takes_input: bool = False, has_stood: bool = Fal
     """What fails within it is one line a cause, with the stage that it ended.
 
     takes_input: whether a ValueError is bad input that shows only here, such as a teacher's server without a model.
-    has_stood: whether it is a start of what this run has started before: where that fails something died meanwhile,
-        such as one of an engine's workers, of which vLLM says only that it did not start.
+    has_stood: whether it is a start of what this run has started before: where a service fails in it something died
+        meanwhile, such as one of an engine's workers, of which vLLM says only that it did not start.
 
     Raises:
         Died: a service or a rank is no more, or does not answer.
@@ -51,8 +51,9 @@ def run_time(sink: MetricsSink, takes_input: bool = False, has_stood: bool = Fal
         lines, status = explained(ExceptionGroup("", causes))
         if takes_input and status == 2:
             raise ValueError("; ".join(lines)) from None
-        kind = Died if has_stood or any(is_lost(error) for error in leaves(errors)) else RuntimeError
-        raise kind(f"{sink.doing}: {'; '.join(lines)}") from None
+        # What a service raised is a RayError, and that this host's raylet is no more is none.
+        died = any(is_lost(error) or (has_stood and isinstance(error, RayError)) for error in leaves(errors))
+        raise (Died if died else RuntimeError)(f"{sink.doing}: {'; '.join(lines)}") from None
 
 
 def end_at_once(sink: MetricsSink, folder: RunDir, line: str, stop: Stop | None = None) -> NoReturn:

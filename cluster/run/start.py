@@ -47,6 +47,7 @@ NO_BFLOAT16 = (
     "expect several times the seconds a step of one with AVX-512"
 )
 
+STARTING = "starting engines and learner"
 ENDED = "resume: the run has ended already, so that nothing is left to train"
 
 
@@ -153,7 +154,7 @@ async def _planned(recipe: Recipe, folder: RunDir, sink: MetricsSink, inputs: Ru
         recipe, plan = await _with_memory(recipe, plan, model, said.append)
         for line in said:
             sink.say(line)
-    sink.stage("starting engines and learner")
+    sink.stage(STARTING)
     with run_time(sink):
         used = plan_in_use(recipe, plan, said)
         await retried_beside(recipe.faults.store_s, folder.memory, partial(append_plan, folder.memory, used))
@@ -202,6 +203,7 @@ async def _serve(
 ) -> None:
     """From the start of the services, which sets `stood` at its end, to the exported model; `Died` when a service or a
     rank is no more."""
+    sink.stage(STARTING)
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
     with exporting(recipe, folder) as exporters, announced(recipe, folder, called_end) as begun:
@@ -209,7 +211,8 @@ async def _serve(
             activity = watch(services)
             with run_time(sink, takes_input=True, has_stood=stood.is_set()):
                 hosts = await start(services, recipe, plan, storage, folder.root)
-                await services.learner.rehearse_export(folder.export)
+                if not stood.is_set():
+                    await services.learner.rehearse_export(folder.export)
                 stood.set()
             if len(set(hosts.values())) > 1:
                 sink.say("; ".join(f"{name} on {host}" for name, host in hosts.items()))

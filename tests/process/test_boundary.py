@@ -68,15 +68,25 @@ def test_bad_input_that_shows_only_as_services_start_has_status_2(wrapped: bool)
     assert ended(ObjectStoreFullError("full"), takes_input=True)[1] == 1
 
 
-def test_a_start_that_fails_after_one_that_did_not_is_a_loss() -> None:
-    """vLLM says of a worker that was killed that its engine did not start."""
-    failure = ExceptionGroup("", [in_an_actor(RuntimeError("student engine 0 did not start: see root cause"))])
+@pytest.mark.parametrize(
+    ("failure", "is_loss"),
+    [
+        (in_an_actor(RuntimeError("student engine 0 did not start: see root cause")), True),  # of a worker's death
+        (ObjectStoreFullError("full"), True),
+        (RuntimeError("the raylet of this host died, Ray's own process, and with it learner rank 0"), False),
+    ],
+    ids=["an actor's", "Ray's", "the driver's"],
+)
+def test_a_start_that_fails_after_one_that_did_not_is_a_loss_where_a_service_failed(
+    failure: Exception, is_loss: bool
+) -> None:
+    """Without this host's raylet nothing starts: a further start would wait for its placement."""
     found = []
     for has_stood in (False, True):
         with pytest.raises(RuntimeError) as caught, run_time(MetricsSink(1), True, has_stood):
-            raise failure
+            raise ExceptionGroup("", [failure])
         found.append(caught.value)
-    assert str(found[0]) == str(found[1]) and [isinstance(error, Died) for error in found] == [False, True]
+    assert str(found[0]) == str(found[1]) and [isinstance(error, Died) for error in found] == [False, is_loss]
     with pytest.raises(ValueError, match=r"^found 2 models$"), run_time(MetricsSink(1), True, has_stood=True):
         raise ValueError("found 2 models")
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from cluster.config import TeacherConfig, load_recipe
 from cluster.errors import Preempted
@@ -285,30 +286,54 @@ def test_a_start_that_fails_where_one_has_stood_is_tried_again_as_often_as_after
     async def begin(*_: Any) -> dict[str, str]:
         begun.append(len(begun))
         if len(begun) > 1 or not stands:
-            raise RuntimeError("student engine 0 did not start")
+            raise RayTaskError("start", "", RuntimeError("student engine 0 did not start")).as_instanceof_cause()
         return {}
 
-    async def rehearse(_: Path) -> None:
-        pass
+    said = r"^starting engines and learner: student engine 0 did not start$"
+    with pytest.raises(RuntimeError, match=said) as caught:
+        dying(tmp_path, begin, list[Path](), monkeypatch)
+    assert len(begun) == starts and isinstance(caught.value, Died) == stands
+
+
+def test_the_export_is_rehearsed_at_the_first_start_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that refuses later would end the run at a restart, or cost all of them."""
+    begun, rehearsed = list[int](), list[Path]()
+
+    async def begin(*_: Any) -> dict[str, str]:
+        begun.append(len(begun))
+        return {}
+
+    with pytest.raises(Died, match=r"^step 3: learning: learner rank 0 died$"):
+        dying(tmp_path, begin, rehearsed, monkeypatch)
+    assert len(begun) == 4 and rehearsed == [tmp_path / "export"]
+
+
+def dying(folder: Path, begin: Any, rehearsed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over services that start by `begin`, and die amid a step."""
+    sink = MetricsSink(9)
+
+    async def rehearse(place: Path) -> None:
+        rehearsed.append(place)
 
     def dies(*_: Any) -> None:
+        sink.stage("step 3: learning")
         raise Died("learner rank 0 died")
 
     @asynccontextmanager
     async def running(*_: Any) -> AsyncIterator[Any]:
         yield SimpleNamespace(learner=SimpleNamespace(rehearse_export=rehearse))
 
-    (tmp_path / "manifest.jsonl").write_text("")
+    (folder / "manifest.jsonl").write_text("")
     within: Any = lambda *_: nullcontext()  # noqa: E731
     stands_in = {"running": running, "start": begin, "Choice": dies, "exporting": within, "announced": within}
     for name, stand_in in {**stands_in, "watch": lambda _: None}.items():
         monkeypatch.setattr(f"cluster.run.start.{name}", stand_in)
-    with pytest.raises(RuntimeError, match=r"student engine 0 did not start$") as caught:
-        survived(RunDir(tmp_path), _serve, SimpleNamespace(asked=""), monkeypatch)
-    assert len(begun) == starts and isinstance(caught.value, Died) == stands
+    survived(RunDir(folder), _serve, SimpleNamespace(asked=""), monkeypatch, sink)
 
 
-def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def survived(
+    folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPatch, sink: MetricsSink | None = None
+) -> None:
     """The run over services of which each start is `serve`."""
     recipe = load_recipe(RECIPE)
     plan = make_plan(recipe, [Share(16.0, 0.0)])
@@ -316,7 +341,7 @@ def survived(folder: RunDir, serve: Any, stop: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cluster.run.start.plan_for", lambda _: plan)
     monkeypatch.setattr("cluster.run.start.check_caches", lambda *_: None)
     inputs: Any = SimpleNamespace(model="", task=SimpleNamespace(rates=("self-name",)))
-    asyncio.run(_survive(recipe, folder, MetricsSink(9), False, inputs, stop))
+    asyncio.run(_survive(recipe, folder, sink or MetricsSink(9), False, inputs, stop))
 
 
 def test_a_death_is_called_a_restart_as_long_as_one_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
