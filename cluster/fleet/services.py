@@ -102,7 +102,7 @@ class RolloutService:
     async def news(self, seconds: float, seen: int, wanted: dict[str, int]) -> News:
         """See `Roster.news`."""
         asked = ask(ROLLOUT, self.handle, "news", seconds, seen, wanted)  # beside another call: nothing to watch
-        news: News = await within(seconds + GRACE_S, f"{ROLLOUT}: news of the engines", asked)
+        news: News = await within(seconds + self._recipe.faults.silent_s, f"{ROLLOUT}: news of the engines", asked)
         return news
 
     async def enlist(self, pool: str) -> int:

@@ -27,6 +27,7 @@ from cluster.fleet.calls import Died
 from cluster.fleet.learner_actor import Place
 from cluster.fleet.placement import Share, make_plan
 from cluster.fleet.processes import LOG_DAYS, end_processes, own_processes, remove_old_logs
+from cluster.fleet.roster import News
 from cluster.fleet.scheduler import BATCHES, Scheduler
 from cluster.fleet.services import LearnerService, RolloutService
 from cluster.run.handover import ELSE, Handover, canary_texts
@@ -41,6 +42,7 @@ from rollout.tasks.base import TaskPrompt
 from rollout.tasks.config import TaskConfig
 from rollout.waits import Late
 from tests.runs import RECIPE
+from tests.virtual_time import run_virtual
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,6 +170,22 @@ def test_a_service_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatc
     died = stopped(ping=lambda: (_ for _ in ()).throw(Died("rollout service died")))
     with pytest.raises(Died, match=r"^rollout service died$"):
         asyncio.run(died.enlist("student"))
+
+
+@pytest.mark.parametrize(("busy_s", "is_late"), [(55.0, False), (65.0, True)])
+def test_a_service_that_is_asked_for_news_may_be_busy_as_long_as_another(busy_s: float, is_late: bool) -> None:
+    """As it is all the time while rollouts are waited for."""
+
+    async def busy(seconds: float, *_: Any) -> News:
+        await asyncio.sleep(seconds + busy_s)
+        return News(lines=("well",))
+
+    news = RolloutService(handle(news=busy), Recipe(faults=FaultsConfig(silent_s=60.0))).news(5.0, 0, {})
+    if is_late:
+        with pytest.raises(Late, match=r"^rollout service: news of the engines: no answer within 65 s$"):
+            run_virtual(news)
+    else:
+        assert run_virtual(news) == News(lines=("well",))
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError], ids=lambda kind: kind.__name__)
