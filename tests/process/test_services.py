@@ -172,6 +172,17 @@ def test_a_service_that_answers_may_take_its_time(monkeypatch: pytest.MonkeyPatc
         asyncio.run(died.enlist("student"))
 
 
+def test_a_service_that_starts_is_not_asked_whether_it_answers() -> None:
+    """It reads models and rows, and answers nothing meanwhile."""
+
+    def slow(found: Any) -> Callable[[], Coroutine[Any, Any, Any]]:
+        return lambda: asyncio.sleep(60.0, found)
+
+    hosts = {"student engine 0": "10.0.0.1"}
+    service = stopped(start_deadline_s=slow(100.0), footprint=slow(None), start=slow(hosts))
+    assert run_virtual(service.start()) == hosts
+
+
 @pytest.mark.parametrize(("busy_s", "is_late"), [(55.0, False), (65.0, True)])
 def test_a_service_that_is_asked_for_news_may_be_busy_as_long_as_another(busy_s: float, is_late: bool) -> None:
     """As it is all the time while rollouts are waited for."""

@@ -295,6 +295,14 @@ def test_a_start_that_fails_where_one_has_stood_is_tried_again_as_often_as_after
     assert len(begun) == starts and isinstance(caught.value, Died) == stands
 
 
+def test_bad_input_that_a_start_shows_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def begin(*_: Any) -> dict[str, str]:
+        raise ValueError("teacher.url: found 2 models")
+
+    with pytest.raises(ValueError, match=r"^teacher\.url: found 2 models$"):
+        dying(tmp_path, begin, list[Path](), monkeypatch)
+
+
 def test_the_export_is_rehearsed_at_the_first_start_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that refuses later would end the run at a restart, or cost all of them."""
     begun, rehearsed = list[int](), list[Path]()
