@@ -116,6 +116,7 @@ async def _survive(
 
     called_end, before = partial(ending, stop=stop, may_restart=may_restart), ""
     while True:
+        sink.stage(STARTING)
         try:
             return await _serve(recipe, folder, sink, resume, inputs, stop, plan, stood, called_end)
         except Died as death:
@@ -203,7 +204,6 @@ async def _serve(
 ) -> None:
     """From the start of the services, which sets `stood` at its end, to the exported model; `Died` when a service or a
     rank is no more."""
-    sink.stage(STARTING)
     storage = recipe.run.storage or str(folder.shards)
     metadata = shard_metadata(recipe, folder.root.name)
     with exporting(recipe, folder) as exporters, announced(recipe, folder, called_end) as begun:
