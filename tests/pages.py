@@ -14,6 +14,8 @@ from cluster import recipe_page
 from cluster.dashboard import panels
 from cluster.observe import metrics_page, monitoring
 from cluster.sizing import scaling
+from tests.chaos import summary
+from tests.chaos.outcome import read
 
 DOCS = Path(__file__).parents[1] / "docs"
 MONITORING = DOCS.parent / "cluster" / "examples" / "monitoring"
@@ -22,6 +24,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipe_page.tables,
     "metrics.md": partial(metrics_page.tables, panels.charts()),
     "scaling.md": scaling.tables,
+    "reproduction/chaos.md": lambda: summary.tables(read(DOCS / "reproduction" / "chaos.json")),
 }
 
 
