@@ -145,9 +145,11 @@ def is_server(process: psutil.Process | None) -> bool:
 
 
 def title_of(process: psutil.Process) -> str:
-    """What it is called, and its number."""
+    """What it is called, without the folder of its program, and its number."""
     with suppress(psutil.NoSuchProcess):
-        return f"{' '.join(process.cmdline())[:100]} ({process.pid}, {process.status()})"
+        program, *words = process.cmdline() or [process.name()]
+        title = " ".join([Path(program).name.strip(), *words])
+        return f"{title[:100]} ({process.pid}, {process.status()})"
     return f"({process.pid})"
 
 

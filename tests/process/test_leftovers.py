@@ -217,3 +217,12 @@ def test_a_core_that_ends_as_a_run_is_looked_at_is_none_of_it(monkeypatch: pytes
         process=SimpleNamespace(poll=lambda: None), _everyone=lambda: [core], _through=None, seen=set()
     )
     assert faults.UnderWay.processes(run) == {} and run.seen == {core}  # type: ignore[arg-type]
+
+
+def test_a_title_has_no_folder_of_the_machine() -> None:
+    """A report of chaos is committed."""
+    command = [sys.executable, "-c", "print(flush=True); import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None and started.stdout.readline() == b"\n"
+        title = faults.title_of(psutil.Process(started.pid))
+    assert title.startswith(f"{Path(sys.executable).name} -c print(") and f" ({started.pid}, " in title
