@@ -3,8 +3,8 @@
     services --ask, with a deadline--> Observer --Batch--> Feeder (a thread each) --> files, page, Ray, trackers
     the loop's records ----heard------^
 
-The loop never waits for it. A question that hangs or raises is a sample that says so; a sink that hangs holds up its
-own thread, and one that raises is reported once and dropped.
+The loop never waits for it, but at its end for a last answer. A question that hangs or raises is a sample that says so;
+a sink that hangs holds up its own thread, and one that raises is reported once and dropped.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.errors import Preempted
 from cluster.run.record import ProbeRecord, StepRecord
 from evidence.telemetry import Activity, Sample, Span
 
@@ -122,7 +123,7 @@ class Observer:
         self._ending = ending
         self._feeders = [Feeder(sink, say) for sink in sinks]
         self._new, self._heard = _New(), asyncio.Event()
-        self._silent = False
+        self._silent, self._is_over = False, False
 
     def step(self, record: StepRecord) -> None:
         """A step is done; it is shown at once."""
@@ -139,7 +140,11 @@ class Observer:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._task.cancel()
+        if error is None or isinstance(error, Preempted):
+            self._is_over = True  # the services stand, and are asked for what came since the last question
+            self._heard.set()
+        else:
+            self._task.cancel()
         await asyncio.wait([self._task])
         if not self._task.cancelled() and (own := self._task.exception()) is not None:
             self._say(f"observe: {own!r}; nothing was sampled after it")
@@ -155,15 +160,17 @@ class Observer:
                 )
 
     async def _rounds(self) -> None:
-        while True:
+        while not self._is_over:
             await self._sample()
             self._feed()
             end = time.monotonic() + self._every_s
-            while (left := end - time.monotonic()) > 0:
+            while not self._is_over and (left := end - time.monotonic()) > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):  # `wait_for` of Python 3.11 loses a cancellation at that moment
                         await self._heard.wait()
                     self._feed()
+        if not self._silent:
+            await self._sample()
 
     async def _sample(self) -> None:
         """One question, which has as long as the time between two."""

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,34 @@ def test_the_sinks_get_every_record_once_and_in_order() -> None:
     assert [record.step for record in sink.all("probes")] == [5]
     assert len(sink.all("samples")) >= 2 and set(map(repr, sink.all("samples"))) == {repr(SAMPLE)}
     assert [batch.ended for batch in sink.batches if batch.ended] == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [(None, 2), (Preempted("between two steps"), 2), (Died("rollout service died"), 1)],
+    ids=["finished", "stopped", "failed"],
+)
+def test_what_came_since_the_last_question_is_asked_for_while_the_services_stand(
+    error: Exception | None, asked: int
+) -> None:
+    sink, moments = Kept(), list[float]()
+
+    async def ask(seconds: float) -> Answer:
+        moments.append(float(len(moments)))
+        return replace(SAMPLE, time=moments[-1]), [Span("learner", "push", moments[-1], moments[-1] + 0.5)]
+
+    async def loop() -> None:
+        async with asyncio.timeout(30), Observer(ask, Activity(), [sink], 20.0, print):
+            while not sink.batches:
+                await asyncio.sleep(0.01)
+            if error is not None:
+                raise error
+
+    with pytest.raises(type(error)) if error is not None else nullcontext():
+        asyncio.run(loop())
+    assert sink.ended.wait(60)
+    assert [sample.time for sample in sink.all("samples")] == [0.0, 1.0][:asked]
+    assert [span.begin for span in sink.all("spans")] == [0.0, 1.0][:asked]
 
 
 @pytest.mark.parametrize(
