@@ -1,12 +1,12 @@
-"""What it costs to outlive faults that do not come: one real run, of which every second step is not looked after.
+"""What it costs to outlive faults that do not come: one real run, of which half of the steps are not looked after.
 
     python -m tests.bench.outliving [--steps 240] [--whole]
 
-In a step that is looked after the rollout service asks each engine whether it answers and gets on, the driver asks that
-service whether it answers and what is new of the engines, and before every tenth the frozen teacher is checked. In the
-others nothing of it happens. With --whole the steps are those of local-smoke; otherwise the default model has few and
-short rollouts, so that a step is short and what is asked in it a large part. What is written to the run's folder is the
-same in both. The figures are ratios of a step that is looked after to the mean of its neighbours.
+Of each two steps chance leaves one alone. In the other the rollout service asks each engine whether it answers and gets
+on, the driver asks that service whether it answers and what is new of the engines, and in one pair of five the frozen
+teacher is checked. With --whole the steps are those of local-smoke; otherwise the default model has few and short
+rollouts, so that a step is short and what is asked in it a large part. What is written to the run's folder is the same
+in both. The figures are ratios of a step that is looked after to the other of its pair.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from cluster.config import load_recipe
 from cluster.fleet import assembly
 from cluster.fleet.engines import EngineClient
 from cluster.fleet.seats import Seat
-from cluster.run import start
+from cluster.run import pipeline, start
 from cluster.run.pipeline import Pipeline
 from cluster.run.record import read_steps
+from cluster.run.teacher_check import TeacherCheck
 from tests.bench.recovery import spent
-from tests.bench.turns import say
+from tests.bench.turns import more, say
 from tests.bench.watching import LOCAL_SMOKE, WARM, WHOLE
 from tests.runs import RECIPE, SMALL
 
@@ -34,7 +35,7 @@ Actor = assembly.RolloutActor.__ray_metadata__.modified_class  # type: ignore[at
 
 
 class InTurns(Actor):  # type: ignore[misc, valid-type]
-    """Asks its engines in steps with an even number."""
+    """Asks its engines in the steps that are looked after."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -50,8 +51,16 @@ class InTurns(Actor):  # type: ignore[misc, valid-type]
         roster._ping = in_turns
 
     async def advance(self, version: int, weights_digest: str) -> None:
-        self._asks = version % 2 == 0
+        self._asks = more(version)
         await super().advance(version, weights_digest)
+
+
+class Checking(TeacherCheck):
+    """As often as in the recipe, and in steps that are looked after."""
+
+    def is_due(self, version: int) -> bool:
+        pairs = self._recipe.faults.teacher_check_every // 2
+        return more(version) and version // 2 % pairs == 0
 
 
 async def straight(work: Coroutine[Any, Any, Any]) -> Any:
@@ -60,16 +69,18 @@ async def straight(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Looking(Pipeline):
-    """Asks for news, and whether the service answers, in steps with an even number, in which the teacher's checks are
-    too. spent_s: processor seconds of the whole run at the end of each step."""
+    """Asks for news, and whether the service answers, in the steps that are looked after.
+
+    spent_s: processor seconds of the whole run at the end of each step.
+    """
 
     spent_s: ClassVar[dict[int, float]] = {}
 
     async def _attended(self, version: int, work: Coroutine[Any, Any, Any], scores: bool = True) -> Any:
-        return await (work if version % 2 else super()._attended(version, work, scores))
+        return await (super()._attended(version, work, scores) if more(version) else work)
 
     async def _step(self, step: int) -> None:
-        if step % 2:
+        if not more(step):
             vars(self.rollout)["beside"] = straight
         await super()._step(step)
         vars(self.rollout).pop("beside", None)
@@ -83,10 +94,10 @@ def main() -> None:
     arguments = parser.parse_args()
     setattr(assembly, "RolloutActor", ray.remote(InTurns))  # noqa: B010
     setattr(start, "Pipeline", Looking)  # noqa: B010
+    setattr(pipeline, "TeacherCheck", Checking)  # noqa: B010
     with tempfile.TemporaryDirectory() as temporary:
         recipe, settings = (LOCAL_SMOKE, WHOLE) if arguments.whole else (RECIPE, SMALL)
         made = load_recipe(recipe, [*settings, f"run.steps={arguments.steps}"])
-        assert made.faults.teacher_check_every % 2 == 0, "a check is in a step that is looked after"
         assert start.run_recipe(made, str(Path(temporary) / "run"), None) == 0
         records = read_steps(Path(temporary) / "run" / "metrics.jsonl")
     counted, at = [step for step in records if step >= WARM], Looking.spent_s

@@ -1,11 +1,12 @@
-"""What watching a run costs: one real run, of which every second step is watched, by everything that needs no network.
+"""What watching a run costs: one real run, of which half of the steps are watched, by everything that needs no network.
 
     python -m tests.bench.watching [--steps 60] [--whole]
 
 With --whole the steps are those of local-smoke; otherwise the default model has few and short rollouts, so that a step
-is short and what is shown of it a large part. In a watched step the observer asks, and files, page, Ray's figures and
-TensorBoard's are written; in the others it does nothing. The figures are the ratio of a watched step to the mean of its
-neighbours, and the processor time of the threads that show the run. Engines count in both (`tests.bench.counting`).
+is short and what is shown of it a large part. Of each two steps chance has one watched. In it the observer asks, and
+files, page, Ray's figures and TensorBoard's are written; in the other it does nothing. The figures are the ratio of a
+watched step to the other of its pair, and the processor time of the threads that show the run. Engines count in both
+(`tests.bench.counting`).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from cluster.run import start, watch
 from cluster.run.record import StepRecord, read_steps
 from cluster.run.rundir import RunDir
 from tests.bench.figures import Figure
+from tests.bench.turns import more
 from tests.bench.turns import say as in_turns
 from tests.runs import RECIPE, SMALL
 
@@ -42,12 +44,12 @@ class Timed:
 
 
 class InTurns(Observer):
-    """Watches steps with an even number. A step's record is shown in the step after it."""
+    """Watches one step of each two. A step's record is shown in the step after it."""
 
-    watches = True
+    watches = more(0)
 
     def step(self, record: StepRecord) -> None:
-        self.watches = record.step % 2 == 1
+        self.watches = more(record.step + 1)
         if self.watches:
             super().step(record)
 
@@ -91,7 +93,7 @@ def main() -> None:
 def say(walls: dict[int, float], sinks: list[Timed]) -> None:
     """walls: seconds by step."""
     in_turns("watched step over one that is not", walls, "<= 1.01")
-    watched = sum(seconds for step, seconds in walls.items() if step % 2 == 0)
+    watched = sum(seconds for step, seconds in walls.items() if more(step))
     parts = ", ".join(f"{sink.name} {sink.seconds / watched:.2%}" for sink in sinks)
     share = sum(sink.seconds for sink in sinks) / watched
     Figure("processor time of what shows it, of a watched step's", share, "<= 0.01", parts).say()
