@@ -59,6 +59,7 @@ def one(seed: int, model: Path, folder: Path, count: int) -> Outcome:
                 made = faults_of(run, place, plan[len(hits) :], folder, began)
                 hits += made
                 status, said, errors = run.end(END_S)
+                place.end_stopped()
                 left += map(title_of, run.left_behind())
                 lines += run.lines
             # Only a fault of this attempt is a reason for another.

@@ -42,6 +42,12 @@ class Place:
         raylet.wait(60)
         start_ray(self.second, self.env, *self.options)
 
+    def end_stopped(self) -> None:
+        """As a cluster's manager does: a node that does not answer is ended, with whatever its raylet still held."""
+        for raylet in self.raylets().values():
+            if raylet.status() == psutil.STATUS_STOPPED:
+                raylet.kill()
+
 
 def can_be(kind: str) -> bool:
     """Whether this user may make what a run of this kind needs."""
