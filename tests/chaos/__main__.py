@@ -162,6 +162,7 @@ def main() -> int:
                 print(f"seed {seed}: {kind_of(seed)} need root and iproute2: left out", file=sys.stderr)
                 continue
             outcomes.append(one(seed, model, Path(place) / f"run-{seed}", arguments.faults))
+            outcomes.sort(key=lambda found: found.seed)
             report(outcomes, arguments.out)
     return 0 if all(found.is_well for found in outcomes) else 1
 
