@@ -10,11 +10,12 @@ PEER := .venv/peer
 SMOKE := runs/local-smoke
 LOCKS := requirements/cpu.txt requirements/cuda.txt requirements/peer.txt
 # Runs that are timed, or whose engines take every core, have the machine to themselves. The other tests go two files at a
-# time, and so do those whose processes import or compute on one core for most of the time.
+# time, and so do those whose processes wait, import or compute on one core for most of the time. Unit tests are last: they
+# fill both cores to the end.
 PYTEST := $(BIN)/python -m pytest --durations=40 --durations-min=1
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 NARROW := $(patsubst %,tests/engine/test_%.py,zero recipes_learn experts http_teacher deepspeed_contract vllm_contract \
-	adapter mixed_steps failed_runs ray_contract)
+	adapter mixed_steps failed_runs ray_contract head ray_metrics)
 GPU_TESTS = $(if $(filter cuda,$(DEVICE)),,-m "not gpu")
 
 # `make setup` compiles no bytecode: what is imported is compiled once, and kept. Where that is forbidden, every process
@@ -53,7 +54,7 @@ quick: setup ## lint of the files changed since the last commit, and the unit te
 
 test: setup ## lint, then every test; those marked gpu only where there is one
 	@$(MAKE) --no-print-directory -j2 lint compiled
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) $(NARROW) tests/unit tests/process
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(PAIRS) $(NARROW) tests/process tests/unit
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(GPU_TESTS) $(NARROW:%=--ignore=%) tests/engine tests/gpu
 
 test-gpu: setup ## what only a GPU can prove, in about 8 minutes on one card; what was found in runs/gpu.json

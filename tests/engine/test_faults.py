@@ -15,7 +15,7 @@ from tests.runs import ONE_ENGINE, lines, small_arguments
 STEPS = 24
 MANY = (
     f"run.steps={STEPS}", "run.max_policy_lag=1", "run.checkpoint_every=10", "faults.silent_s=12.0",
-    "faults.grace_s=120.0", "weights.deadline_s=60.0",
+    "faults.grace_s=120.0", "weights.deadline_s=30.0",
 )  # fmt: skip
 
 
