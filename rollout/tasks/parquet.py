@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from evidence.require import first_line
 from rollout.tasks.rows import Row
 
@@ -44,7 +46,34 @@ def parquet_rows(file: "pq.ParquetFile", path: str, columns: Sequence[str] | Non
     """As `batches`, each row as Python's own values, times to the microsecond, 0.1 as 0.1 whatever its width; also
     ValueError for a value of no such type."""
     for batch in batches(file, path, columns):
-        yield from _readable(lambda batch=batch: _pythons_own(batch).to_pylist(), path)  # type: ignore[misc]
+        yield from _readable(lambda batch=batch: _values(_pythons_own(batch)), path)  # type: ignore[misc]
+
+
+def _values(batch: "pa.RecordBatch") -> list[Row]:
+    """Arrow writes a number of 16 bits out as the one of 64 that it is: the shortest one is numpy's to say."""
+    import pyarrow as pa
+
+    rows: list[Row] = batch.to_pylist()
+    wide = _with(batch.schema, lambda kind: pa.float64() if pa.types.is_float16(kind) else kind)
+    halves = [field for field in batch.schema if field.type != wide.field(field.name).type]
+    return [row | {field.name: _shortest(row[field.name], field.type) for field in halves} for row in rows]
+
+
+def _shortest(value: Any, kind: "pa.DataType") -> Any:
+    """The value with 0.1 for each number of 16 bits that is 0.0999755859375; whole numbers as they are."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if pa.types.is_float16(kind):
+        return value if value.is_integer() else float(str(np.float16(value)))
+    if any(is_one(kind) for is_one in _lists()):
+        return [_shortest(one, kind.value_type) for one in value]
+    if pa.types.is_map(kind):
+        return [(_shortest(key, kind.key_type), _shortest(item, kind.item_type)) for key, item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _shortest(value[field.name], field.type) for field in kind}
+    return value
 
 
 def _pythons_own(batch: "pa.RecordBatch") -> "pa.RecordBatch":

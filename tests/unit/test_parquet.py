@@ -103,14 +103,17 @@ def test_a_value_of_no_python_type_is_one_line(tmp_path: Path) -> None:
         list(file_rows(str(path), "task.prompts_file"))
 
 
-@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()], ids=str)
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
 def test_a_number_is_the_one_that_was_written_whatever_its_width(tmp_path: Path, kind: pa.DataType) -> None:
     """As an answer 0.10000000149 is another number than 0.1."""
     numbers = pa.array(np.array([0.1, 5.0, -2.25, np.inf], kind.to_pandas_dtype()), kind)
     objects = pa.StructArray.from_arrays([numbers, pa.array(["a", "b", "c", "d"])], ["number", "text"])
-    lists = pa.array([[0.1], [], None, [None]], pa.list_(pa.float64())).cast(pa.list_(kind))
+    few = pa.array(np.array([0.1, 0.0], kind.to_pandas_dtype()), kind, mask=np.array([False, True]))
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, None, 1, 2]), few)
+    maps = pa.MapArray.from_arrays([0, 1, 2, 3, 4], ["a"] * 4, numbers)
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"answer": numbers, "nested": objects, "lists": lists}), path)
+    pq.write_table(pa.table({"answer": numbers, "nested": objects, "lists": lists, "maps": maps}), path)
     rows = [row for _, row in file_rows(str(path), "task.prompts_file") if isinstance(row, dict)]
     assert [row["answer"] for row in rows] == [row["nested"]["number"] for row in rows] == [0.1, 5.0, -2.25, np.inf]
     assert [row["lists"] for row in rows] == [[0.1], [], None, [None]]
+    assert [row["maps"] for row in rows] == [[("a", row["answer"])] for row in rows]
