@@ -223,4 +223,6 @@ def _read_file(rows: str, name: str) -> str:
     path = Path(realpath(Path(rows).parent / name))
     if not any(path.is_relative_to(folder) for folder in (realpath(Path(rows).parent), Path(realpath(rows)).parent)):
         raise ValueError("it is elsewhere")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would wait for a writer for ever
+        raise ValueError("no regular file")
     return path.read_text(encoding="utf-8-sig")

@@ -1,6 +1,7 @@
 """The context task: what each layout of rows becomes, how answers are judged, and what is refused, by file and row."""
 
 import json
+import os
 import re
 import threading
 import time
@@ -221,6 +222,12 @@ def test_a_context_may_be_a_file_beside_the_rows(tmp_path: Path) -> None:
 def test_the_mark_at_the_beginning_of_a_context_file_is_no_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbfAda keeps it.")
     assert prompt_of(tmp_path, {"question": "Who?", "context_file": "key.txt"}).context == "Ada keeps it."
+
+
+def test_a_context_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    with pytest.raises(ValueError, match=r"line 1: found context_file = 'key' \(no regular file\), expected a text"):
+        prompt_of(tmp_path, {"question": "Who?", "context_file": "key"})
 
 
 def test_a_context_file_is_beside_the_rows_or_below(tmp_path: Path) -> None:
