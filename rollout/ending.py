@@ -26,6 +26,17 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
+def end_forks_with_their_parents() -> None:
+    """Whatever this process forks from now on, and what that forks in turn, is killed once the process that forked it
+    is no more: also one that ends before its fork has come to anything."""
+    forking = [os.getpid()]
+
+    def begin() -> None:
+        forking[0] = os.getpid()
+
+    os.register_at_fork(before=begin, after_in_child=lambda: end_with(forking[0]))
+
+
 def end_uncollected() -> None:
     """When this process ends, Python does not look for garbage among all it has, three times over: beside torch and
     vLLM that is seconds of a processor, and the memory is given back whatever was found."""

@@ -22,7 +22,7 @@ from cluster.fleet.calls import Died
 from cluster.fleet.hosted_engine import HostedEngine, log_tail
 from cluster.fleet.processes import collect_seldom
 from rollout.config import EngineConfig
-from rollout.ending import end_with
+from rollout.ending import end_forks_with_their_parents, end_with
 from rollout.engine import load_vllm
 from rollout.vllm_quirks.environment import cpu_environment
 from rollout.vllm_quirks.forking import fork_cores, preloaded
@@ -201,15 +201,10 @@ def load() -> None:
 def run(name: str, log: str, connection: socket.socket) -> NoReturn:
     """The engine, until the other end of the connection is gone."""
     os.set_inheritable(connection.fileno(), False)
-    os.register_at_fork(after_in_child=partial(_leave, connection))
+    os.register_at_fork(after_in_child=connection.close)  # the core's is not its own
+    end_forks_with_their_parents()
     asyncio.run(serve(HostedEngine(name, log), connection))
     os._exit(0)  # the actor is no more, and so is what would be told to end
-
-
-def _leave(connection: socket.socket) -> None:
-    """For the core: the connection is not its own, and it ends with the process that it was forked from."""
-    connection.close()
-    end_with(os.getppid())
 
 
 if __name__ == "__main__":
