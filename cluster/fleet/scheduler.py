@@ -49,7 +49,7 @@ class Load:
     sequences: int = 0
     tokens: int = 0
     is_lost: bool = False
-    _calls: "set[asyncio.Future[Any]]" = field(default_factory=set)
+    _calls: "dict[asyncio.Future[Any], None]" = field(default_factory=dict)  # in the order in which they began
 
     @property
     def place(self) -> "tuple[int, int, Load]":
@@ -59,7 +59,7 @@ class Load:
     async def run(self, call: Callable[[EngineClient], Awaitable[T]]) -> T:
         """What `call` makes of the engine; `_Lost` once `lose` is called, whether or not the engine answers."""
         task = asyncio.ensure_future(call(self.engine))
-        self._calls.add(task)
+        self._calls[task] = None
         try:
             return await task
         except asyncio.CancelledError:
@@ -68,10 +68,10 @@ class Load:
                 raise
             raise _Lost from None
         finally:
-            self._calls.discard(task)
+            self._calls.pop(task)
 
     def lose(self) -> None:
-        """Gives up every call."""
+        """Gives up every call, the oldest first, so that it is first where others have room."""
         self.is_lost = True
         for task in self._calls:
             task.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,25 @@ def test_where_all_ends_what_is_under_way_ends_with_it() -> None:
         assert (load.sequences, load.tokens, scheduler.num_waiting) == (0, 0, 0)
 
     run_virtual(drive())
+
+
+def test_what_a_lost_engine_had_begun_begins_again_in_the_same_order() -> None:
+    async def drive() -> list[int]:
+        lost, other = FakeEngine(), FakeEngine()
+        scheduler, begun = Scheduler([lost], 8), list[int]()
+
+        async def call(number: int, engine: EngineClient) -> None:
+            if engine is lost:
+                await asyncio.Event().wait()
+            begun.append(number)
+
+        work = [
+            asyncio.create_task(scheduler.run(Lane.SAMPLE, Work(1, 1), partial(call, number))) for number in range(16)
+        ]
+        await asyncio.sleep(1.0)
+        scheduler.lose(lost)
+        scheduler.open(other)
+        await asyncio.gather(*work)
+        return begun
+
+    assert run_virtual(drive()) == [*range(16)]
