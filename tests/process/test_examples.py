@@ -440,6 +440,12 @@ def test_the_rayjob_is_one_and_ends_with_its_run() -> None:
     assert spec["rayClusterSpec"]["rayVersion"] == locked_ray()
 
 
+def test_the_rayjob_is_tried_again_and_its_run_continues_then() -> None:
+    spec = rayjob()["spec"]
+    assert spec["backoffLimit"] >= 1, "KubeRay's default is 0: a run that was stopped stays so"
+    assert _parser().parse_args(shlex.split(spec["entrypoint"])[1:]).resume_auto
+
+
 def test_the_rayjobs_run_is_one_that_fits_its_workers() -> None:
     spec = rayjob()["spec"]
     recipe = check_edge_opd(shlex.split(spec["entrypoint"]), "/edge-opd")
