@@ -423,6 +423,19 @@ def test_one_flipped_bit_is_a_checksum_mismatch(tmp_path: Path) -> None:
         read_shard(info.uri, info)
 
 
+def test_a_shard_with_any_bit_turned_round_or_cut_at_any_byte_is_refused_by_name(tmp_path: Path) -> None:
+    info = write_shard(table(), str(tmp_path), "a.arrow")
+    path, content = Path(info.uri), Path(info.uri).read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        for found in (damaged, content[:place]):
+            path.unlink()  # a new file: the one before may be mapped
+            path.write_bytes(found)
+            with pytest.raises(ValueError, match=r"a\.arrow: (sha256: )?found .*, expected "):
+                read_shard(info.uri, info)
+
+
 @pytest.mark.parametrize("field", ["rows", "tokens"])
 def test_another_count_than_the_manifest_says(tmp_path: Path, field: str) -> None:
     info = write_shard(table(), str(tmp_path), "a.arrow")
