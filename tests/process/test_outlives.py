@@ -454,6 +454,39 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize(("every", "found"), [(2, 1), (0, 0)])
+def test_a_frozen_teacher_that_loses_its_weights_amid_a_run_is_named_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, found: int
+) -> None:
+    own = Learner.learn
+
+    async def learn(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        if shard.step == 2:
+            learner.engine(EVERYONE[2]).model = "lost"
+        return await own(learner, shard)
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    groups, _, said = run(tmp_path, {}, f"faults.teacher_check_every={every}")
+    what = r"check of the frozen teacher: teacher engine 0 differs from the first one by .*; it is replaced"
+    assert sorted(groups) == GROUPS and len(re.findall(what, said)) == found
+
+
+@pytest.mark.parametrize(("bound", "ends"), [(STEPS - 1, True), (STEPS, False)])
+def test_updates_that_are_skipped_end_a_run_beyond_their_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, ends: bool
+) -> None:
+    async def learn(learner: Learner, shard: ShardInfo) -> LearnedStep:
+        return LearnedStep(0.5, {}, 1.0, shard.tokens, 0, [], {}, nonfinite_updates=1)
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    settings = "faults.nonfinite=skip", f"faults.max_nonfinite={bound}"
+    if not ends:
+        assert sorted(run(tmp_path, {}, *settings)[0]) == GROUPS
+        return
+    with pytest.raises(RuntimeError, match=f"found {STEPS} rollouts and updates that are not finite, expected at most"):
+        run(tmp_path, {}, *settings)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 8.5, 12.0])
 def test_a_disk_that_is_read_only_for_a_while_ends_no_run(disk: Path, seconds: float) -> None:
     def mount(how: str) -> Callable[[], Any]:
