@@ -275,6 +275,24 @@ async def stand_still(fault: str, seconds: float) -> tuple[str, float]:
     return "".join(news.lines), after
 
 
+@pytest.mark.parametrize("after_s", [0.0, 1.0, 1.9, 7.3])
+def test_an_engine_without_work_that_dies_is_named_within_10_s(after_s: float) -> None:
+    async def act() -> tuple[str, float]:
+        engine = Mortal("student", 0, "student")
+        roster = Roster({"student": [lambda: engine]}, CONFIGS, FAULTS, (), False, Activity(), Deadlines())
+        await roster.start()
+        await asyncio.sleep(after_s)
+        engine.suffer("died")
+        begun = asyncio.get_running_loop().time()
+        news = await roster.news(60.0, 0, {})
+        took = asyncio.get_running_loop().time() - begun
+        roster.stop()
+        return "".join(news.lines), took
+
+    said, took = run_virtual(act())
+    assert said == "student engine 0 died: SIGKILL; it is replaced" and took <= 10.0
+
+
 def test_an_engine_that_answers_and_gets_no_further_is_named_and_replaced() -> None:
     said, after = run_virtual(stand_still("stuck", 500.0))
     assert said == "student engine 0: no token of 4 sequences within 30 s; it is replaced" and after < 40
