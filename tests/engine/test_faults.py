@@ -1,9 +1,11 @@
 """What a real run survives: its own processes are killed and stopped while it works."""
 
+import os
 import re
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.errors import PREEMPTED
@@ -45,9 +47,17 @@ def test_a_run_outlives_its_engines(tmp_path: Path, small_model: Path) -> None:
     assert not run.left_behind()
 
 
-@pytest.mark.parametrize(("ranks", "killed"), [(1, "0"), (2, "[01]")])
-def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(
-    tmp_path: Path, small_model: Path, ranks: int, killed: str
+def interrupt(run: UnderWay) -> None:
+    """As Ctrl-C in a terminal: whatever is in the driver's group of processes."""
+    driver = psutil.Process(run.process.pid)
+    for one in (driver, *driver.children(recursive=True)):
+        if os.getpgid(one.pid) == os.getpgid(driver.pid):
+            one.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("ranks", "killed", "asked"), [(1, "0", "SIGINT"), (2, "[01]", "SIGTERM")])
+def test_a_run_with_an_adapter_outlives_a_rank_and_its_engine_and_ends_well_when_it_is_asked_to(
+    tmp_path: Path, small_model: Path, ranks: int, killed: str, asked: str
 ) -> None:
     """Of two ranks, whose logs have one name, either is killed; the other's collectives fail beside its death."""
     run_dir = tmp_path / "run"
@@ -56,10 +66,15 @@ def test_a_run_outlives_a_rank_and_ends_well_when_it_is_asked_to(
         after_steps(run_dir, run, 2)
         run.send("learner", signal.SIGKILL)
         after_steps(run_dir, run, 2)
-        run.process.terminate()
+        if asked == "SIGINT":
+            run.send("student engine 0 core", signal.SIGKILL)
+            run.wait_until("its successor", lambda: "student engine 0 serves again" in run.said())
+            interrupt(run)
+        else:
+            run.process.terminate()
         status, said, errors = run.end()
     assert status == PREEMPTED, said[-3000:] + errors[-3000:]
-    stopped = re.fullmatch(r"edge-opd: stopped by SIGTERM after step (\d+): --resume .*", errors.strip())
+    stopped = re.fullmatch(rf"edge-opd: stopped by {asked} after step (\d+): --resume .*", errors.strip())
     assert stopped, errors
     assert (
         re.search(rf"learner rank {killed} died: .*; the services start again", said) and "resumed at step" in said
