@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# transformers 5.19.0: with longrope or dynamic RoPE a row's log-probs depend on the length of the rows beside it, and on
-# its own padding.
+# transformers 5.19.0: with longrope or dynamic RoPE a row's log-probs depend on the length of the rows beside it, and
+# on its own padding.
 #
 # These kinds choose their frequencies by the largest position of the whole batch. One row longer than the original
 # length turns all others: a short row's log-probs are then another model's. Phi-3, Phi-3.5 and Phi-4-mini are longrope
@@ -82,7 +82,9 @@ for kind, settings in KINDS.items():
         "beside a row of 30": logprobs(made, **batch(row, near))[0, :SHORT],
         "beside a row of 40": logprobs(made, **batch(row, long))[0, :SHORT],
         "left-padded to 40": logprobs(made, padded, attention_mask=mask)[0, -SHORT:],
-        "left-padded, with position_ids": logprobs(made, padded, attention_mask=mask, position_ids=positions)[0, -SHORT:],
+        "left-padded, with position_ids": logprobs(
+            made, padded, attention_mask=mask, position_ids=positions
+        )[0, -SHORT:],
         "packed before a sequence of 40": logprobs(made, torch.cat([row, long])[None], **packed)[0, :SHORT],
     }
     found[kind] = {name: (alone - other).abs().max().item() for name, other in others.items()}

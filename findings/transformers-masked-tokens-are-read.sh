@@ -71,7 +71,8 @@ def moved(one, other):
 found = {}
 for name, settings in FAMILIES.items():
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **COMMON, **settings), attn_implementation="eager")
+    config = AutoConfig.for_model(name, **COMMON, **settings)
+    made = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     made = made.eval().float()
     torch.manual_seed(1)
     row, others = torch.randint(3, 200, (LENGTH,)), torch.randint(3, 200, (HIDDEN,))

@@ -7,8 +7,7 @@
 # without a thought. SeedOssConfig has attention_dropout and residual_dropout of 0.1. Phi-3.5-MoE has none, but in
 # training mode its router draws the experts with Gumbel noise where it takes the best two otherwise.
 # The same row asked twice then has two log-probs, with the same weights: ratios are not 1 in the first step, and the KL
-# to a reference of the same weights is not 0. Nothing warns, and gradient checkpointing hides nothing of it. eval() ends
-# it; requires_grad and use_cache do not.
+# to a reference of the same weights is not 0. Nothing warns. eval() ends it.
 #
 # Seen, on Python 3.11 without a GPU: random models, 16 rows of 32 tokens, with the defaults of their configuration
 #                 mean |difference| of a token's log-prob, nats      share of ratios outside 0.8 to 1.2
